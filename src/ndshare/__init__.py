@@ -1,0 +1,1 @@
+"""Shared-memory NumPy arrays for parallel Python."""
