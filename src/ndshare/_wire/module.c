@@ -1,0 +1,79 @@
+/* ndshare._wire: what goes between processes, in C because every microsecond of it is paid per task.
+ *
+ * messages.c  whole messages with descriptors
+ * atomics.c   cells in shared memory
+ * here        `selective`, a filter for picklers
+ *
+ * The module has no state but one hint about descriptor numbers, and needs no lock.
+ */
+#include "wire.h"
+
+/* Pickler.reducer_override is called for every object that is not a plain builtin: in Python it would
+ * make the pickling of 100,000 small objects twice as slow. Only functions and classes need a decision. */
+static PyObject *
+selective_call(PyObject *callback, PyObject *obj)
+{
+    if (PyFunction_Check(obj) || PyType_Check(obj)) {
+        return PyObject_CallOneArg(callback, obj);
+    }
+    Py_RETURN_NOTIMPLEMENTED;
+}
+
+static PyMethodDef selective_def = {
+    "selective_filter", selective_call, METH_O,
+    PyDoc_STR("Call back for functions and classes; NotImplemented for anything else."),
+};
+
+static PyObject *
+selective(PyObject *Py_UNUSED(module), PyObject *callback)
+{
+    if (!PyCallable_Check(callback)) {
+        return PyErr_Format(PyExc_TypeError, "selective: %R is not callable", callback);
+    }
+    return PyCFunction_New(&selective_def, callback);
+}
+
+static PyMethodDef methods[] = {
+    {"send_message", (PyCFunction)(void (*)(void))ndshare_message_send, METH_FASTCALL,
+     PyDoc_STR("send_message(sock_fd, parts, fds, flags) -> bool\n\nOne message; False if it would block.")},
+    {"recv_message", (PyCFunction)(void (*)(void))ndshare_message_recv, METH_FASTCALL,
+     PyDoc_STR("recv_message(sock_fd, buffer, flags) -> (nbytes, fds) | None\n\n"
+               "One message into `buffer`; None if it would block, (0, ()) at the end of the stream.")},
+    {"cas_u8", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u8, METH_FASTCALL,
+     PyDoc_STR("cas_u8(buffer, offset, expected, new) -> bool")},
+    {"load_u8", (PyCFunction)(void (*)(void))ndshare_atomic_load_u8, METH_FASTCALL,
+     PyDoc_STR("load_u8(buffer, offset) -> int")},
+    {"store_u8", (PyCFunction)(void (*)(void))ndshare_atomic_store_u8, METH_FASTCALL,
+     PyDoc_STR("store_u8(buffer, offset, value)")},
+    {"add_u64", (PyCFunction)(void (*)(void))ndshare_atomic_add_u64, METH_FASTCALL,
+     PyDoc_STR("add_u64(buffer, offset, n) -> int\n\nThe value before.")},
+    {"load_u64", (PyCFunction)(void (*)(void))ndshare_atomic_load_u64, METH_FASTCALL,
+     PyDoc_STR("load_u64(buffer, offset) -> int")},
+    {"store_u64", (PyCFunction)(void (*)(void))ndshare_atomic_store_u64, METH_FASTCALL,
+     PyDoc_STR("store_u64(buffer, offset, value)")},
+    {"selective", selective, METH_O,
+     PyDoc_STR("selective(callback)\n\nA fast filter for Pickler.reducer_override.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "ndshare._wire",
+    .m_doc = PyDoc_STR("Messages, descriptors and atomics between processes."),
+    .m_size = 0,
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC
+PyInit__wire(void)
+{
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,22 @@
+/* Functions the files of ndshare._wire share. */
+#ifndef NDSHARE_WIRE_H
+#define NDSHARE_WIRE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#if PY_VERSION_HEX < 0x030D0000
+#define PyLong_AsInt _PyLong_AsInt
+#endif
+
+PyObject *ndshare_message_send(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_message_recv(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
+PyObject *ndshare_atomic_cas_u8(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_atomic_load_u8(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_atomic_store_u8(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_atomic_add_u64(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_atomic_load_u64(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_atomic_store_u64(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
+#endif
