@@ -48,10 +48,10 @@ _REMEDIES = {
 
 def _readable(nbytes: int) -> str:
     value = float(nbytes)
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value /= 1000
+    units = iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while value >= 1000 and (larger := next(units, None)):
+        value, unit = value / 1000, larger
     return f"{value:.4g} {unit}"
 
 
@@ -103,8 +103,8 @@ class CapacityError(NdshareError, MemoryError):
     def __str__(self) -> str:
         return (
             f"{_readable(self.asked)} of shared memory were asked for ({self.asked} bytes), "
-            f"{_readable(self.available)} are free; the limit that binds is the {self.limit}. Drop arrays or results, "
-            "call ndshare.trim(), work in smaller pieces, or raise that limit"
+            f"{_readable(self.available)} are free; the limit that binds is the {self.limit}. Drop arrays or "
+            "results, call ndshare.trim(), work in smaller pieces, or raise that limit"
         )
 
 
