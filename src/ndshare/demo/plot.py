@@ -50,15 +50,8 @@ def _surface(figure: Any, grid: Grid, search: Search) -> None:
     per_cent = 100 * search.errors
     row, column = search.best
     norm = LogNorm(per_cent.min(), max(per_cent.max(), 1.01 * per_cent.min()))
-    mesh = axes.pcolormesh(
-        grid.bandwidths,
-        grid.ridges,
-        per_cent,
-        norm=norm,
-        cmap="viridis_r",
-        shading="nearest",
-        rasterized=True,
-    )
+    across, up = _edges(grid.bandwidths), _edges(grid.ridges)
+    mesh = axes.pcolormesh(across, up, per_cent, norm=norm, cmap="viridis_r")
     levels = [level for level in (2, 5, 10, 20, 40) if per_cent.min() < level < per_cent.max()]
     if levels:
         lines = axes.contour(
