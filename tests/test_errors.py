@@ -10,12 +10,12 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 import ndshare
-from ndshare import errors, executor_errors
+from ndshare import _pool_errors, errors
 
 _CLASSES = sorted(
     {
         thing
-        for module in (errors, executor_errors)
+        for module in (errors, _pool_errors)
         for thing in vars(module).values()
         if isinstance(thing, type) and issubclass(thing, Exception) and thing.__module__.startswith("ndshare")
     },
@@ -31,6 +31,7 @@ BUILTINS = {
     "WorkerDiedError": BrokenProcessPool,
     "InitializerError": BrokenProcessPool,
     "InheritedError": RuntimeError,
+    "RemoteError": RuntimeError,
     "NdshareWarning": UserWarning,
     "RepeatedCopyWarning": UserWarning,
 }

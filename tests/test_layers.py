@@ -17,11 +17,13 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "demo", "bench"}),
     frozenset({"__init__"}),
     frozenset({"executor"}),
-    frozenset({"workers", "pool", "hub", "_zygote", "_worker"}),
+    frozenset(
+        {"workers", "pool", "tasks", "hub", "_zygote", "_worker", "_launcher", "_frames", "_caller_state"}
+    ),
     frozenset({"arrays", "transport", "reducers", "mainspace", "share"}),
     frozenset({"segments"}),
-    frozenset({"_heap", "_wire", "_platform"}),
-    frozenset({"errors", "executor_errors"}),
+    frozenset({"_heap", "_wire", "_platform", "cpus"}),
+    frozenset({"errors", "_pool_errors"}),
 )
 _LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

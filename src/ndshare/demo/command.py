@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ndshare import _platform
+from ndshare import cpus
 from ndshare.demo import digits, plot, ridge
 from ndshare.demo.grid import BLAS_THREADS, Grid, Search, pickled_bytes, search_parallel, search_serial
 from ndshare.demo.table import size, table
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     os.makedirs(arguments.out, exist_ok=True)
     train, held_out = digits.load()
     grid = Grid.make(arguments.quick)
-    workers: int = arguments.workers or _platform.cpu_count()
+    workers: int = arguments.workers or cpus.default_workers()
     print(
         f"{len(train)} digits to learn from, {len(held_out)} held out; {grid.shape[1]} bandwidths x "
         f"{grid.shape[0]} regularisations, {grid.folds}-fold cross-validation"
