@@ -236,7 +236,9 @@ def test_fork_grandchild_keeps_what_it_sees():
     assert address not in {x.ctypes.data for x in later}
     os.write(go, b"x")
     assert os.read(said, 1) == bytes([9])
-    for fd in (said, say, go):
+    os.close(say)
+    assert os.read(said, 1) == b""  # it has ended
+    for fd in (said, go):
         os.close(fd)
 
 
