@@ -129,6 +129,15 @@ class Worker:
 
     def on_ready(self, done: Todo) -> None:
         """Read its messages (under the hub's lock)."""
+        heard: list[Callable[[], None]] = []
+        try:
+            self._read(heard)
+        finally:
+            if heard and self.pool is not None:
+                done.append(self.pool.pump)  # first the next task, then the last results
+            done.extend(heard)
+
+    def _read(self, done: list[Callable[[], None]]) -> None:
         buffer = self.crew.buffer
         for _ in range(64):
             try:
@@ -222,8 +231,14 @@ class Crew:
         self.pools: set[Pool] = set()
         self.buffer = bytearray(frames.BUFFER_BYTES)
         self.ledger = segments.ledger_create(_LEDGER_SLOTS)
+        self.hub.flush = self._flush
         self._boards: list[tuple[int, mmap.mmap]] = []
         self._rows: list[tuple[int, int]] = []
+
+    def _flush(self) -> None:
+        for pool in list(self.pools):
+            if pool.held:
+                pool.pump()
 
     # ------------------------------------------------------------------ boards
 

@@ -2,13 +2,14 @@
  *
  * messages.c  whole messages with descriptors
  * atomics.c   cells in shared memory
- * here        `selective`, a filter for picklers; `die_with_parent`
+ * here        `selective`, a filter for picklers; `die_with_parent`, `here`
  *
  * The module has no state but one hint about descriptor numbers, and needs no lock.
  */
 #include "wire.h"
 
 #include <sys/prctl.h>
+#include <sys/stat.h>
 
 /* Pickler.reducer_override is called for every object that is not a plain builtin: in Python it would
  * make the pickling of 100,000 small objects twice as slow. Only functions and classes need a decision. */
@@ -48,6 +49,17 @@ die_with_parent(PyObject *Py_UNUSED(module), PyObject *number)
     Py_RETURN_NONE;
 }
 
+/* Identity of the working directory. os.getcwd() gives up the GIL and walks the tree: too dear per message. */
+static PyObject *
+here(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    struct stat status;
+    if (stat(".", &status) != 0) {
+        Py_RETURN_NONE;
+    }
+    return Py_BuildValue("(KK)", (unsigned long long)status.st_dev, (unsigned long long)status.st_ino);
+}
+
 static PyMethodDef methods[] = {
     {"send_message", (PyCFunction)(void (*)(void))ndshare_message_send, METH_FASTCALL,
      PyDoc_STR("send_message(sock_fd, parts, fds, flags) -> bool\n\nOne message; False if it would block.")},
@@ -68,6 +80,8 @@ static PyMethodDef methods[] = {
      PyDoc_STR("store_u64(buffer, offset, value)")},
     {"die_with_parent", die_with_parent, METH_O,
      PyDoc_STR("die_with_parent(signal)\n\nThe signal this process gets when the *thread* that forked it ends.")},
+    {"here", here, METH_NOARGS,
+     PyDoc_STR("here() -> (device, inode) | None\n\nIdentity of the working directory.")},
     {"selective", selective, METH_O,
      PyDoc_STR("selective(callback)\n\nA fast filter for Pickler.reducer_override.")},
     {NULL, NULL, 0, NULL},
