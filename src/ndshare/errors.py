@@ -3,6 +3,9 @@
 ::
 
     NdshareError
+    ├── SegmentError (OSError)              shared memory could not be made or mapped
+    │   └── SegmentGoneError                the memory a message names is not there any more
+    ├── CapacityError (MemoryError)         asked / free / the limit that binds
     └── WorkerError (RuntimeError)
         ├── WorkerDiedError (BrokenProcessPool)     a process ended under a task
         ├── InitializerError (BrokenProcessPool)    an initializer failed
@@ -18,6 +21,8 @@ survives pickling.
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +32,80 @@ if TYPE_CHECKING:
 
 class NdshareError(Exception):
     """Root of all errors that ndshare raises on its own account."""
+
+
+_REMEDIES = {
+    errno.EMFILE: "too many open files in this process: raise the limit (ulimit -n) or drop arrays",
+    errno.ENFILE: "too many open files on this machine: close some, or raise fs.file-max",
+    errno.ENOMEM: "the kernel has no memory or no mappings left: drop arrays, call ndshare.trim(), or raise "
+    "vm.max_map_count",
+    errno.ENOSPC: "no memory left for shared pages: drop arrays or call ndshare.trim()",
+    errno.EFBIG: "larger than files may be (ulimit -f): raise that limit",
+    errno.EPERM: "not allowed",
+    errno.ESTALE: "its owner has given it up",
+}
+
+
+def _readable(nbytes: int) -> str:
+    value = float(nbytes)
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value /= 1000
+    return f"{value:.4g} {unit}"
+
+
+class SegmentError(NdshareError, OSError):
+    """The system refused to make, map or lend shared memory.
+
+    Parameters
+    ----------
+    number : int
+        The errno.
+    doing : str
+        What was refused.
+    """
+
+    def __init__(self, number: int, doing: str) -> None:
+        super().__init__(number, doing)
+        self.number = number
+        self.doing = doing
+
+    def __str__(self) -> str:
+        name = errno.errorcode.get(self.number, str(self.number))
+        remedy = _REMEDIES.get(self.number, "see errno(3)")
+        return f"could not {self.doing}: {name}, {os.strerror(self.number)}; {remedy}"
+
+
+class SegmentGoneError(SegmentError):
+    """The memory that a message names is not there any more."""
+
+
+class CapacityError(NdshareError, MemoryError):
+    """A request for memory that cannot be met; nothing was taken.
+
+    Parameters
+    ----------
+    asked : int
+        Bytes that were asked for.
+    available : int
+        Bytes that could be had.
+    limit : str
+        The limit that binds.
+    """
+
+    def __init__(self, asked: int, available: int, limit: str) -> None:
+        super().__init__(asked, available, limit)
+        self.asked = asked
+        self.available = available
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"{_readable(self.asked)} of shared memory were asked for ({self.asked} bytes), "
+            f"{_readable(self.available)} are free; the limit that binds is the {self.limit}. Drop arrays or results, "
+            "call ndshare.trim(), work in smaller pieces, or raise that limit"
+        )
 
 
 class WorkerError(NdshareError, RuntimeError):
