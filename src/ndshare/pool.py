@@ -79,7 +79,7 @@ class Pool:
         self.threads = threads or max(1, cpus.default_workers() // max_workers)
         self.retries = retries
         self.own = bool(initializer or limit or env or preload)
-        self.idle_limit = max(64 << 20, segments.idle_limit() // max(2, max_workers))
+        self.idle_limit = max(64 << 20, segments.stats().idle_limit // max(2, max_workers))
         self.queue: collections.deque[TaskFuture] = collections.deque()
         self.workers: list[Worker] = []
         self.free: dict[Worker, None] = {}  # workers that could take more

@@ -1,0 +1,33 @@
+"""Timing against other libraries, in one run.
+
+::
+
+    work.py      what the workers compute
+    peers.py     the libraries, each behind the same three verbs
+    timing.py    alternating rounds
+    goal.py      what ndshare promises, and whether it was kept
+    arrays.py    cases: arrays there and back
+    tasks.py     cases: many small tasks
+    startup.py   cases: import, first result (fresh interpreters)
+    memory.py    case: one large shared array, many workers
+    machine.py   where the figures were taken
+    report.py    the figures as text and JSON
+    plot.py      the figures as a picture
+    command.py   ``ndshare bench executor``
+
+Imported by workers for `work`: nothing heavy here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``ndshare bench`` with the words of the command line; return the exit status."""
+    from ndshare.bench.command import main as run
+
+    return run(argv)
+
+
+__all__ = ["main"]

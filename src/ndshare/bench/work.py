@@ -1,0 +1,40 @@
+"""What the workers compute. Importable by name, so that every library can send it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_SMALL_SIZES = (1, 10, 100, 1000, 8000)  # elements: below every threshold of a recycling allocator
+
+
+def add_one(x: Any) -> Any:
+    """Return ``x + 1``: a new array or number."""
+    return x + 1
+
+
+def total(x: npt.NDArray[np.float64], _task: int = 0) -> float:
+    """Return the sum of `x`, which reads every page."""
+    return float(x.sum())
+
+
+def small_arrays(repeats: int) -> float:
+    """Return the seconds that ordinary code with small arrays takes.
+
+    Parameters
+    ----------
+    repeats
+        How often the block of statements runs for each size.
+    """
+    start = time.perf_counter()
+    for size in _SMALL_SIZES:
+        a = np.arange(size, dtype=np.float64)
+        for _ in range(repeats):
+            b = a * 2.0 + 1.0
+            c = np.concatenate((a, b))
+            d = c[::2].copy()
+            d -= d.mean()
+    return time.perf_counter() - start

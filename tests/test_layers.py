@@ -1,0 +1,105 @@
+"""Imports inside ndshare point downwards only."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_SOURCE = Path(__file__).parent.parent / "src" / "ndshare"
+
+# From the top to the ground. A module may import from its own layer and from those below it.
+# The package itself, ``ndshare``, only collects names: nothing below the tools may import it.
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"__main__"}),
+    frozenset({"cli", "demo", "bench"}),
+    frozenset({"__init__"}),
+    frozenset({"executor"}),
+    frozenset(
+        {"workers", "pool", "tasks", "hub", "_zygote", "_worker", "_launcher", "_frames", "_caller_state"}
+    ),
+    frozenset({"arrays", "transport", "reducers", "mainspace", "share"}),
+    frozenset({"segments"}),
+    frozenset({"_heap", "_wire", "_platform", "cpus"}),
+    frozenset({"errors", "_pool_errors"}),
+)
+_LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def _modules() -> list[Path]:
+    return sorted(_SOURCE.rglob("*.py"))
+
+
+def _unit(path: Path) -> str:
+    """Return the module or sub-package directly under ndshare that `path` belongs to."""
+    return path.relative_to(_SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_units(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """Yield ``(line, unit)`` for every import of something in ndshare, at any depth.
+
+    Parameters
+    ----------
+    tree
+        A parsed module.
+    package
+        The names of the package it lies in, such as ``("ndshare", "bench")``.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = list(package[: len(package) - node.level + 1]) if node.level else []
+            base = above + (node.module.split(".") if node.module else [])
+            targets = [[*base, alias.name] for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            if target[0] == "ndshare":
+                known = len(target) > 1 and target[1] in _LEVEL
+                yield node.lineno, target[1] if known else "__init__"
+
+
+def breaches(source: str, unit: str, package: tuple[str, ...] = ("ndshare",)) -> list[str]:
+    """Return one sentence per import in `source` that points to a layer above that of `unit`."""
+    return [
+        f"line {line}: {unit} imports {target}, which lies above it"
+        for line, target in imported_units(ast.parse(source), package)
+        if _LEVEL[target] < _LEVEL[unit]
+    ]
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(_SOURCE)))
+def test_imports_of_a_module_point_downwards(path: Path) -> None:
+    """No module imports, not even inside a function, from a layer above its own."""
+    unit = _unit(path)
+    assert unit in _LEVEL, f"{unit} has no layer: name one in LAYERS"
+    package = ("ndshare", *path.relative_to(_SOURCE).parts[:-1])
+    assert breaches(path.read_text(), unit, package) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from ndshare import executor",
+        "from ndshare.workers import Pool",
+        "import ndshare.executor",
+        "import ndshare",
+        "from ndshare import zeros",
+        "from . import workers",
+        "from .workers import Pool",
+        "def f():\n    if True:\n        from ndshare.workers import Pool",
+        "class A:\n    import ndshare.cli as c",
+    ],
+)
+def test_layers_upward_import_is_found(source: str) -> None:
+    """An upward import is found in each of its spellings."""
+    assert len(breaches(source, "segments")) == 1
+
+
+def test_layers_downward_import_passes() -> None:
+    """Imports of lower layers, of the own layer and of other packages are no breach."""
+    source = "import numpy\nfrom ndshare import _heap, errors\nfrom .segments import stage\nimport os.path"
+    assert breaches(source, "segments") == []

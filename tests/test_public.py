@@ -1,0 +1,146 @@
+"""The public names of ndshare: listed, documented, and without effect on import."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import types
+from pathlib import Path
+
+import pytest
+
+import ndshare
+
+_SOURCE = Path(__file__).parent.parent / "src" / "ndshare"
+
+_OBSERVE = """
+import json, os, sys, threading, warnings
+import concurrent.futures, multiprocessing, pickle, subprocess
+import numpy
+from numpy._core.multiarray import get_handler_name
+
+def observe():
+    return {
+        "threads": sorted(t.name for t in threading.enumerate()) + [len(sys._current_frames())],
+        "tasks": len(os.listdir("/proc/self/task")),
+        "children": [open(f"/proc/self/task/{t}/children").read() for t in os.listdir("/proc/self/task")]
+                    if os.path.exists("/proc/self/task/%d/children" % os.getpid()) else [],
+        "environment": sorted(os.environ.items()),
+        "descriptors": sorted(os.listdir("/proc/self/fd")),
+        "handler": get_handler_name(),
+        "filters": [str(f) for f in warnings.filters],
+        "signals": [str(__import__("signal").getsignal(n)) for n in range(1, 32)],
+        "start method": multiprocessing.get_start_method(allow_none=True),
+        "names": {m.__name__: {k: id(v) for k, v in vars(m).items() if not k.startswith("__")}
+                  for m in (os, pickle, subprocess, multiprocessing, threading, numpy)},
+        "pickled": sorted(k.__qualname__ for k in __import__("copyreg").dispatch_table),
+    }
+
+before = observe()
+import ndshare
+after = observe()
+# Submodules that an import made visible are no patch.
+for names in (before["names"], after["names"]):
+    for module, entries in names.items():
+        for name in list(entries):
+            if module + "." + name in sys.modules:
+                del entries[name]
+print(json.dumps([key for key in before if before[key] != after[key]]))
+print(json.dumps(sorted(m for m in ("cloudpickle", "tqdm", "threadpoolctl") if m in sys.modules)))
+"""
+
+
+def _public() -> dict[str, object]:
+    return {name: getattr(ndshare, name) for name in ndshare.__all__}
+
+
+def test_all_is_sorted_and_without_repetition() -> None:
+    """``__all__`` is sorted and names everything once."""
+    assert list(ndshare.__all__) == sorted(set(ndshare.__all__))
+
+
+def test_all_equals_reality() -> None:
+    """Every name without a leading underscore that ndshare holds is listed, and the other way round."""
+    held = {
+        name
+        for name, value in vars(ndshare).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType) and name != "annotations"
+    }
+    listed = {name for name in ndshare.__all__ if not name.startswith("__")}
+    held |= {name for name in listed if hasattr(ndshare, name)}  # looked up when first used
+    assert held == listed
+    for name in ndshare.__all__:
+        assert getattr(ndshare, name) is not None
+
+
+def test_dir_shows_every_public_name() -> None:
+    """``dir(ndshare)`` holds the public names, those that are looked up when first used too."""
+    assert set(ndshare.__all__) <= set(dir(ndshare))
+
+
+@pytest.mark.parametrize("name", [name for name in ndshare.__all__ if not name.startswith("__")])
+def test_public_name_is_documented(name: str) -> None:
+    """Every public name has a summary line and the numpydoc sections that its signature asks for."""
+    thing = getattr(ndshare, name)
+    if not callable(thing):
+        return
+    text = inspect.getdoc(thing)
+    assert text, f"{name} has no docstring"
+    assert text.splitlines()[0].rstrip().endswith((".", "?")), f"{name}: the summary is not one sentence"
+    if isinstance(thing, type) and issubclass(thing, BaseException):
+        return
+    parameters = [p.lstrip("*") for p in _parameters(thing)]
+    if parameters:
+        assert re.search(r"^Parameters\n-{10}$", text, re.MULTILINE), f"{name}: no Parameters section"
+        for parameter in parameters:
+            assert re.search(rf"^(.*[\s,*])?{parameter}\b.*$", _section(text, "Parameters"), re.MULTILINE), (
+                f"{name}: parameter {parameter} is not described"
+            )
+    if inspect.isfunction(thing) and inspect.signature(thing).return_annotation not in ("None", None):
+        assert re.search(r"^(Returns|Yields)\n-+$", text, re.MULTILINE), f"{name}: no Returns section"
+
+
+def _parameters(thing: object) -> list[str]:
+    try:
+        signature = inspect.signature(thing)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return []
+    return [name for name in signature.parameters if name not in ("self", "cls")]
+
+
+def _section(text: str, title: str) -> str:
+    match = re.search(rf"^{title}\n-+\n(.*?)(?=^\S.*\n---+$|\Z)", text, re.MULTILINE | re.DOTALL)
+    return match.group(1) if match else ""
+
+
+def test_import_changes_nothing(run_script) -> None:
+    """Importing ndshare starts nothing, opens nothing, sets nothing, patches nothing, stays light."""
+    changed, heavy = map(json.loads, run_script(_OBSERVE).stdout.splitlines())
+    assert changed == []
+    assert heavy == []
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    """``ndshare.__version__`` is the version that pip shows."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        installed = version("ndshare")
+    except PackageNotFoundError:
+        pytest.skip("not installed: run from the source tree")
+    assert ndshare.__version__ == installed
+
+
+def test_every_module_of_the_checkout_is_installed() -> None:
+    """No Python file is missing from the lists in the meson.build files."""
+    for path in _SOURCE.rglob("meson.build"):
+        listed = set(re.findall(r"'([^']+\.(?:py|pyi|typed))'", path.read_text()))
+        present = {
+            file.name
+            for file in path.parent.iterdir()
+            if file.suffix in (".py", ".pyi", ".typed") and file.is_file()
+        }
+        assert listed == present, path
+    for path in _SOURCE.rglob("*.py"):
+        assert (path.parent / "meson.build").exists(), f"{path.parent} has no meson.build"
