@@ -4,27 +4,110 @@
 
     NdshareError
     ├── SegmentError (OSError)              shared memory could not be made or mapped
-    │   └── SegmentGoneError                the memory a message names no longer exists
+    │   └── SegmentGoneError                the memory a message names is not there any more
     ├── CapacityError (MemoryError)         asked / free / the limit that binds
-    ├── TransportError (RuntimeError)       an object could not be sent or rebuilt
+    ├── TransportError (RuntimeError)           a message could not be rebuilt
+    ├── UnsendableGlobalError (TypeError)       a global of __main__ cannot be pickled
     └── WorkerError (RuntimeError)
-        ├── WorkerDiedError (BrokenProcessPool)     its process ended under a task
-        ├── InitializerError (BrokenProcessPool)    its initializer failed
-        └── InheritedError                          used in a forked child
+        ├── WorkerDiedError (BrokenProcessPool)     a process ended under a task
+        ├── InitializerError (BrokenProcessPool)    an initializer failed
+        ├── InheritedError                          an executor was used in a forked child
+        └── RemoteError                             a task's exception could not be sent as it was
 
     NdshareWarning (UserWarning)
     └── RepeatedCopyWarning     the same large array is copied again and again
 
 Each class takes plain facts as positional arguments and builds its text in ``__str__``, so it
-survives pickling. `WorkerDiedError` and `InitializerError` derive from
-`concurrent.futures.process.BrokenProcessPool`; that module is slow to import, so they live in
-`ndshare.executor_errors`.
+survives pickling.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ndshare._pool_errors import InitializerError as InitializerError
+    from ndshare._pool_errors import WorkerDiedError as WorkerDiedError
+
+
 class NdshareError(Exception):
     """Root of all errors that ndshare raises on its own account."""
+
+
+_REMEDIES = {
+    errno.EMFILE: "too many open files in this process: raise the limit (ulimit -n) or drop arrays",
+    errno.ENFILE: "too many open files on this machine: close some, or raise fs.file-max",
+    errno.ENOMEM: "the kernel has no memory or no mappings left: drop arrays, call ndshare.trim(), or raise "
+    "vm.max_map_count",
+    errno.ENOSPC: "no memory left for shared pages: drop arrays or call ndshare.trim()",
+    errno.EFBIG: "larger than files may be (ulimit -f): raise that limit",
+    errno.EPERM: "not allowed",
+    errno.ESTALE: "its owner has given it up",
+}
+
+
+def _readable(nbytes: int) -> str:
+    value = float(nbytes)
+    units = iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while value >= 1000 and (larger := next(units, None)):
+        value, unit = value / 1000, larger
+    return f"{value:.4g} {unit}"
+
+
+class SegmentError(NdshareError, OSError):
+    """The system refused to make, map or lend shared memory.
+
+    Parameters
+    ----------
+    number : int
+        The errno.
+    doing : str
+        What was refused.
+    """
+
+    def __init__(self, number: int, doing: str) -> None:
+        super().__init__(number, doing)
+        self.number = number
+        self.doing = doing
+
+    def __str__(self) -> str:
+        name = errno.errorcode.get(self.number, str(self.number))
+        remedy = _REMEDIES.get(self.number, "see errno(3)")
+        return f"could not {self.doing}: {name}, {os.strerror(self.number)}; {remedy}"
+
+
+class SegmentGoneError(SegmentError):
+    """The memory that a message names is not there any more."""
+
+
+class CapacityError(NdshareError, MemoryError):
+    """A request for memory that cannot be met; nothing was taken.
+
+    Parameters
+    ----------
+    asked : int
+        Bytes that were asked for.
+    available : int
+        Bytes that could be had.
+    limit : str
+        The limit that binds.
+    """
+
+    def __init__(self, asked: int, available: int, limit: str) -> None:
+        super().__init__(asked, available, limit)
+        self.asked = asked
+        self.available = available
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"{_readable(self.asked)} of shared memory were asked for ({self.asked} bytes), "
+            f"{_readable(self.available)} are free; the limit that binds is the {self.limit}. Drop arrays or "
+            "results, call ndshare.trim(), work in smaller pieces, or raise that limit"
+        )
 
 
 class TransportError(NdshareError, RuntimeError):
@@ -78,3 +161,73 @@ class UnsendableGlobalError(NdshareError, TypeError):
             f"another process: {self.reason}. Make it inside the function or in an initializer, or pass what is "
             "needed of it as an argument."
         )
+
+
+class WorkerError(NdshareError, RuntimeError):
+    """Something went wrong with a worker process rather than with the task it ran."""
+
+
+class InheritedError(WorkerError):
+    """An executor, or a future of one, was used in a forked child of the process that made it.
+
+    Parameters
+    ----------
+    what : str
+        What was used.
+    owner_pid : int
+        The process it belongs to.
+    pid : int
+        The process that used it.
+    """
+
+    def __init__(self, what: str, owner_pid: int, pid: int) -> None:
+        super().__init__(what, owner_pid, pid)
+        self.what = what
+        self.owner_pid = owner_pid
+        self.pid = pid
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} belongs to process {self.owner_pid} and was inherited by process {self.pid} through a "
+            "fork; its workers answer to their own process only. Make a new executor in this process."
+        )
+
+
+class RemoteError(WorkerError):
+    """Stands for an exception of a task that could not be pickled, or not be rebuilt from its pickle.
+
+    Parameters
+    ----------
+    type_name : str
+        Qualified name of the exception's class.
+    text : str
+        What ``str(exception)`` gave in the worker.
+    reason : str
+        Why the exception itself could not be sent.
+    """
+
+    def __init__(self, type_name: str, text: str, reason: str) -> None:
+        super().__init__(type_name, text, reason)
+        self.type_name = type_name
+        self.text = text
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.text} (the exception itself could not be sent: {self.reason})"
+
+
+class NdshareWarning(UserWarning):
+    """Root of all warnings that ndshare gives."""
+
+
+class RepeatedCopyWarning(NdshareWarning):
+    """The same large ordinary array was sent to workers several times, a copy each time."""
+
+
+def __getattr__(name: str) -> Any:
+    # These two derive from a class whose module takes longer to import than ndshare.
+    if name in {"WorkerDiedError", "InitializerError"}:
+        from ndshare import _pool_errors
+
+        return getattr(_pool_errors, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

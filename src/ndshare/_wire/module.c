@@ -2,11 +2,13 @@
  *
  * messages.c  whole messages with descriptors
  * atomics.c   cells in shared memory
- * here        `selective`, a filter for picklers
+ * here        `selective`, a filter for picklers; `die_with_parent`
  *
  * The module has no state but one hint about descriptor numbers, and needs no lock.
  */
 #include "wire.h"
+
+#include <sys/prctl.h>
 
 /* Pickler.reducer_override is called for every object that is not a plain builtin: in Python it would
  * make the pickling of 100,000 small objects twice as slow. Only functions, classes and subclasses of
@@ -48,6 +50,19 @@ selective(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
     return filter;
 }
 
+static PyObject *
+die_with_parent(PyObject *Py_UNUSED(module), PyObject *number)
+{
+    int signal_number = PyLong_AsInt(number);
+    if (signal_number == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (prctl(PR_SET_PDEATHSIG, signal_number) != 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"send_message", (PyCFunction)(void (*)(void))ndshare_message_send, METH_FASTCALL,
      PyDoc_STR("send_message(sock_fd, parts, fds, flags) -> bool\n\nOne message; False if it would block.")},
@@ -66,6 +81,8 @@ static PyMethodDef methods[] = {
      PyDoc_STR("load_u64(buffer, offset) -> int")},
     {"store_u64", (PyCFunction)(void (*)(void))ndshare_atomic_store_u64, METH_FASTCALL,
      PyDoc_STR("store_u64(buffer, offset, value)")},
+    {"die_with_parent", die_with_parent, METH_O,
+     PyDoc_STR("die_with_parent(signal)\n\nThe signal this process gets when the *thread* that forked it ends.")},
     {"selective", (PyCFunction)(void (*)(void))selective, METH_FASTCALL,
      PyDoc_STR("selective(on_named, base, on_subclass)\n\n"
                "A fast filter for Pickler.reducer_override: on_named gets functions and classes,\n"

@@ -1,0 +1,65 @@
+"""The messages between a process and its workers, as both ends read them.
+
+::
+
+    caller ──► worker   TASKS   records of (seq, kind, function, payload)
+                        STATE   sys.path, working directory, environment, filters, threads
+                        MAIN    names of the caller's __main__
+                        FUNCTION  what later records of kind ITEMS call
+                        FORGET  functions that are not needed any more
+                        INITIALIZER, FDS, QUIT
+    worker ──► caller   RESULT  seq, status, seconds, payload
+                        INITIALIZED, FDS, SOURCES
+
+A message is one SOCK_SEQPACKET datagram. Its descriptors are those of its records, in order. More
+descriptors than one message may carry (253) go ahead of it in FDS messages.
+
+Beside the socket each worker has a row of bytes on a *board* in shared memory, one per task in flight
+(``seq % ROW_BYTES``): `PENDING` until the worker takes the task by compare-and-swap (`STARTED`), or the
+caller takes it back the same way (`REVOKED`). So a task runs exactly once, a batch can be given to
+somebody else while its head is slow, and after a death it is known which task was running.
+"""
+
+from __future__ import annotations
+
+import struct
+
+# Kinds of messages, the first byte.
+TASKS = 1
+STATE = 2
+MAIN = 3
+FUNCTION = 4
+FORGET = 5
+INITIALIZER = 6
+FDS = 7
+QUIT = 8
+SOURCES = 9
+RESULT = 10
+INITIALIZED = 11
+
+HEAD = struct.Struct("<BBHI")  # kind, status or spare, descriptors or records, seq or token
+RECORD = struct.Struct("<IIIHH")  # seq, payload length, function token, descriptors, kind of record
+SECONDS = struct.Struct("<f")  # follows the head of a RESULT
+
+# Kinds of records.
+CALL = 0  # payload: (function, args, kwargs)
+ITEMS = 1  # payload: list of argument tuples for the function of that token
+
+# Status of a result.
+OK = 0
+ERROR = 1  # payload: (exception, traceback text)
+NO_MODULE = 2  # payload: the same; the worker lacks a module the payload names
+NO_MAIN = 3  # payload: the same; a name of __main__ could not be rebuilt
+
+# Bytes of a board row.
+PENDING = 0
+STARTED = 1
+REVOKED = 2
+ROW_BYTES = 1024
+BOARD_ROWS = 64
+
+# A message stays well below the socket buffer of 208 kB that many systems allow at most, so that two
+# are in the socket without blocking the sender.
+MESSAGE_MAX_BYTES = 64 * 1024
+BUFFER_BYTES = 256 * 1024
+FDS_MAX = 250

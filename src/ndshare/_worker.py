@@ -1,0 +1,329 @@
+"""The worker: receives tasks from one socket, runs them one at a time, answers on the same socket.
+
+::
+
+    TASKS ──► claim (board) ──► unpack ──► call ──► pack result ──► drop everything ──► lend or copy ──► RESULT
+
+Guarantees
+----------
+- Whatever a task raises, returns or fails to return reaches the caller as that task's outcome.
+- What a task returns is in shared memory already (NumPy allocates large blocks there) and is lent
+  without a copy if nothing in this process can reach it any more.
+- SIGINT interrupts a running task once, and is ignored between tasks.
+- Directory, environment, ``sys.path``, warning filters are the caller's as of the task's dispatch.
+
+Not guaranteed: module state that tasks leave behind stays until the worker ends, as under the standard
+library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import marshal
+import mmap
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from ndshare import _frames as frames
+from ndshare import _wire, cpus, mainspace, segments, transport
+from ndshare.errors import RemoteError
+
+#: Read by numerical libraries when they are loaded.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+def main(fds: tuple[int, ...], options: dict[str, Any]) -> None:
+    """Serve until told to quit, or until the caller's end of the socket is closed."""
+    _Worker(fds, options).serve()
+
+
+class _Worker:
+    def __init__(self, fds: tuple[int, ...], options: dict[str, Any]) -> None:
+        self.socket_fd, board_fd, ledger_fd = fds
+        self.board = mmap.mmap(board_fd, frames.BOARD_ROWS * frames.ROW_BYTES)
+        os.close(board_fd)
+        self.row = options["row"] * frames.ROW_BYTES
+        self.buffer = bytearray(frames.BUFFER_BYTES)
+        self.functions: dict[int, Any] = {}
+        self.early_fds: tuple[int, ...] = ()
+        self.main_failure: tuple[BaseException, str] | None = None
+        self.interruptible = False
+        self.threads = 1
+        self.overlay: dict[str, str] = options["overlay"]
+
+        signal.signal(signal.SIGINT, self._interrupt)
+        if (reseed := sys.modules.get("numpy.random")) is not None:
+            reseed.seed()  # else all workers draw the numbers of the zygote's generator
+        segments.ledger_attach(ledger_fd, options["ledger_slot"])
+        segments.set_idle_limit(options["idle_limit"])
+        segments.install_handler()
+        mainspace.install()
+        os.environ.update(self.overlay)
+        for name in options["preload"]:
+            importlib.import_module(name)
+        self.baseline = set(sys.modules)
+
+    # ------------------------------------------------------------------ receiving
+
+    def serve(self) -> None:
+        handlers: dict[int, Callable[[int, int, int, memoryview, tuple[int, ...]], None]] = {
+            frames.TASKS: self._on_tasks,
+            frames.STATE: self._on_state,
+            frames.MAIN: self._on_main,
+            frames.FUNCTION: self._on_function,
+            frames.FORGET: self._on_forget,
+            frames.INITIALIZER: self._on_initializer,
+            frames.SOURCES: self._on_sources,
+        }
+        view = memoryview(self.buffer)
+        while True:
+            received = self._receive()
+            if received is None or received[0] == 0:
+                return
+            size, fds = received
+            kind, status, count, number = frames.HEAD.unpack_from(self.buffer)
+            if kind == frames.FDS:
+                self.early_fds += fds
+                continue
+            if kind == frames.QUIT:
+                self._leave()
+                return
+            fds, self.early_fds = self.early_fds + fds, ()
+            handlers[kind](status, count, number, view[frames.HEAD.size : size], fds)
+
+    def _receive(self) -> tuple[int, tuple[int, ...]] | None:
+        while True:
+            try:
+                return _wire.recv_message(self.socket_fd, self.buffer, 0)
+            except OSError as error:
+                if error.errno != errno.EMFILE:  # the message waits in the socket until there is room
+                    return None
+            segments.trim()
+            time.sleep(0.01)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if self.interruptible:
+            self.interruptible = False
+            raise KeyboardInterrupt
+
+    def _leave(self) -> None:
+        import atexit
+
+        atexit._run_exitfuncs()
+
+    # ------------------------------------------------------------------ tasks
+
+    def _on_tasks(self, _status: int, count: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        at = 0
+        used = 0
+        for _ in range(count):
+            seq, length, token, nfds, kind = frames.RECORD.unpack_from(body, at)
+            at += frames.RECORD.size
+            payload = body[at : at + length]
+            at += length
+            own = fds[used : used + nfds]
+            used += nfds
+            if _wire.cas_u8(self.board, self.row + seq % frames.ROW_BYTES, frames.PENDING, frames.STARTED):
+                self._run(seq, kind, token, payload, own)
+            else:
+                for fd in own:
+                    os.close(fd)
+
+    def _run(self, seq: int, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> None:
+        began = time.perf_counter()
+        status = frames.OK
+        try:
+            try:
+                draft = self._call(kind, token, payload, fds)
+            finally:
+                self.interruptible = False
+            # Here nothing of the task is referenced any more, except by what the task itself kept.
+            parcel = draft.settle()
+            del draft
+        except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are outcomes too
+            status = frames.ERROR
+            if isinstance(error, _Unreadable):
+                status, error = error.status, error.cause
+            parcel = _pack_error(error)
+            del error
+        seconds = time.perf_counter() - began
+        self._answer(frames.RESULT, status, seq, frames.SECONDS.pack(seconds), parcel)
+
+    def _call(self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> transport.Draft:
+        self.interruptible = True
+        if self.main_failure is not None:
+            for fd in fds:
+                os.close(fd)
+            error, self.main_failure = self.main_failure, None
+            raise _Unreadable(frames.NO_MAIN, error[0])
+        try:
+            work = transport.unpack(payload, fds)
+        except ModuleNotFoundError as error:
+            raise _Unreadable(frames.NO_MODULE, error) from None
+        if kind == frames.CALL:
+            function, args, kwargs = work
+            del work
+            result = function(*args, **kwargs)
+            del args, kwargs
+        else:
+            function = self.functions[token]
+            if isinstance(function, _Unreadable):
+                raise function
+            result = [function(*args) for args in work]
+            del work
+        self.interruptible = False
+        del function
+        return transport.pack(result, lend_values=True)
+
+    # ------------------------------------------------------------------ everything else
+
+    def _on_main(self, _status: int, _count: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        try:
+            mainspace.apply(transport.unpack(body, fds))
+        except BaseException as error:  # noqa: BLE001 - the next task reports it
+            self.main_failure = (error, "")
+
+    def _on_function(self, _s: int, _count: int, token: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        try:
+            if self.main_failure is not None:
+                raise self.main_failure[0]
+            self.functions[token] = transport.unpack(body, fds)
+        except ModuleNotFoundError as error:
+            self.functions[token] = _Unreadable(frames.NO_MODULE, error)
+        except BaseException as error:  # noqa: BLE001 - its tasks report it
+            self.functions[token] = _Unreadable(frames.ERROR, error)
+
+    def _on_forget(self, _s: int, _count: int, token: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
+        self.functions.pop(token, None)
+
+    def _on_initializer(self, _s: int, _c: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        try:
+            self.interruptible = True
+            if self.main_failure is not None:
+                raise self.main_failure[0]
+            function, args = transport.unpack(body, fds)
+            function(*args)
+            self.interruptible = False
+        except BaseException as error:  # noqa: BLE001 - reported, then the worker ends
+            self.interruptible = False
+            self._answer(frames.INITIALIZED, frames.ERROR, 0, b"", _pack_error(error))
+            raise SystemExit(1) from None
+        self._answer(frames.INITIALIZED, frames.OK, 0, b"", transport.pack(None).settle())
+
+    def _on_state(self, fresh: int, _count: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
+        state = pickle.loads(body)
+        if fresh:
+            np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
+            self.functions.clear()
+            self.overlay = state["overlay"]
+        sys.path[:] = state["path"]
+        importlib.invalidate_caches()
+        if state["cwd"] is not None:
+            with contextlib.suppress(OSError):
+                os.chdir(state["cwd"])
+        self._set_environment(state["environ"] | self.overlay, state["threads"], state["threads_asked"])
+        warnings.filters[:] = state["filters"]  # type: ignore[index]
+        warnings._filters_mutated()  # type: ignore[attr-defined]
+
+    def _set_environment(self, wanted: dict[str, str], threads: int, asked: bool) -> None:
+        for name in THREAD_VARIABLES:
+            if asked or name not in wanted:
+                wanted[name] = str(threads)
+        for name in os.environ.keys() - wanted.keys():
+            del os.environ[name]
+        for name, value in wanted.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value
+        cpus.set_inside_worker(threads)
+        if threads != self.threads:
+            import threadpoolctl
+
+            threadpoolctl.threadpool_limits(threads)
+            self.threads = threads
+
+    def _on_sources(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
+        """Say from which files of the user's the modules here come, and how old the files are."""
+        found = []
+        for name in sys.modules.keys() - self.baseline:
+            path = getattr(sys.modules.get(name), "__file__", None)
+            if path and not path.startswith((sys.prefix, sys.base_prefix)):
+                with contextlib.suppress(OSError):
+                    found.append((path, os.stat(path).st_mtime_ns))
+        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0), marshal.dumps(found[:200])], ())
+
+    # ------------------------------------------------------------------ sending
+
+    def _answer(self, kind: int, status: int, seq: int, extra: bytes, parcel: transport.Parcel) -> None:
+        fds = parcel.descriptors()
+        try:
+            self._send([frames.HEAD.pack(kind, status, len(fds), seq), extra, parcel.data], fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+            parcel.release()
+
+    def _send(self, parts: list[bytes], fds: tuple[int, ...] | list[int]) -> None:
+        while len(fds) > frames.FDS_MAX:
+            self._send_one([frames.HEAD.pack(frames.FDS, 0, 0, 0)], fds[: frames.FDS_MAX])
+            fds = fds[frames.FDS_MAX :]
+        self._send_one(parts, fds)
+
+    def _send_one(self, parts: list[bytes], fds: tuple[int, ...] | list[int]) -> None:
+        while True:
+            try:
+                if _wire.send_message(self.socket_fd, parts, fds, 0):
+                    return
+            except OSError:
+                os._exit(1)  # the caller's process is gone or has given this worker up
+            time.sleep(0.001)  # too many descriptors in flight for this user
+
+
+class _Unreadable(Exception):
+    """What a task needs could not be rebuilt here."""
+
+    def __init__(self, status: int, cause: BaseException) -> None:
+        super().__init__(status, cause)
+        self.status = status
+        self.cause = cause
+
+
+def _pack_error(error: BaseException) -> transport.Parcel:
+    """The exception with its traceback as text; tried out, since many exceptions pickle but do not unpickle."""
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException as failure:  # noqa: BLE001 - __str__ of an exception is user code
+        text = f"{type(error).__qualname__} (its traceback could not be formatted: {failure!r})"
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    try:
+        parcel = transport.pack((error, text)).settle()
+        again = transport.unpack(parcel.data, parcel.descriptors())
+        if type(again[0]) is not type(error):
+            raise TypeError(f"its pickle gives a {type(again[0]).__qualname__}")
+    except BaseException as reason:  # noqa: BLE001 - whatever the exception's own code raises
+        try:
+            words = str(error)
+        except BaseException:  # noqa: BLE001
+            words = "<no text>"
+        stand_in = RemoteError(type(error).__qualname__, words[:10_000], f"{type(reason).__name__}: {reason}"[:1000])
+        parcel = transport.pack((stand_in, text[-20_000:])).settle()
+    return parcel

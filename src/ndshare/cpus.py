@@ -1,0 +1,28 @@
+"""How many workers a pool has when nobody says."""
+
+from __future__ import annotations
+
+from ndshare import _platform
+
+_inside_worker: int | None = None
+
+
+def default_workers() -> int:
+    """Number of workers by default.
+
+    Returns
+    -------
+    int
+        The smaller of the CPU affinity of this process and its container's CPU quota (rounded up), at
+        least 1. Inside a worker: the number of threads that worker was given, so that nested pools do
+        not multiply.
+    """
+    if _inside_worker is not None:
+        return _inside_worker
+    return _platform.cpu_count()
+
+
+def set_inside_worker(threads: int) -> None:
+    """Say that this process is a worker which has `threads` processors to itself."""
+    global _inside_worker  # noqa: PLW0603 - a fact about the whole process
+    _inside_worker = threads

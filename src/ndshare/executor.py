@@ -1,0 +1,327 @@
+"""`ProcessPoolExecutor`: the interface of `concurrent.futures`, on warm workers and shared memory."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import functools
+import itertools
+import os
+import signal
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from ndshare import cpus
+from ndshare.errors import InheritedError, RepeatedCopyWarning
+from ndshare.pool import Environment, Pool
+from ndshare.segments import is_shared
+from ndshare.tasks import TaskFuture
+from ndshare.workers import crew
+
+_T = TypeVar("_T")
+
+#: An ordinary array of this size, sent this often, is worth a hint.
+_HINT_BYTES = 1 << 20
+_HINT_TIMES = 3
+
+
+class ProcessPoolExecutor(concurrent.futures.Executor):
+    """Run calls in a pool of worker processes; arrays do not go through pickle.
+
+    Parameters
+    ----------
+    max_workers : int, optional
+        Number of processes at most. By default the smaller of the CPU affinity and the container's CPU
+        quota, at least 1.
+    mp_context : optional
+        Accepted for compatibility and ignored with a warning: workers are always forked from a clean
+        process that has never run the caller's code.
+    initializer : callable, optional
+        Called with `initargs` in each worker before its first task.
+    initargs : tuple, optional
+        Arguments of the initializer.
+    max_tasks_per_child : int, optional
+        A worker ends after so many tasks and is replaced.
+    snapshot : {"start", "submit"}, optional
+        When ordinary arguments are read: when the task is sent to a worker, as the standard library
+        does, or before `submit` returns.
+    threads_per_worker : int, optional
+        BLAS and OpenMP threads in each worker. By default the number of processors divided by
+        `max_workers`, at least 1; variables like ``OMP_NUM_THREADS`` in the environment take precedence
+        over the default for libraries that read them.
+    env : mapping, sequence of mappings or callable, optional
+        Environment variables on top of the caller's: for all workers, one mapping per worker, or a
+        function of the worker's number.
+    preload : iterable of str, optional
+        Names of modules that are imported once, before workers are forked.
+    retries : int, optional
+        How often a task whose *worker died* is tried again. A task that raises is never tried again.
+
+    Notes
+    -----
+    Shared arrays (`ndshare.share` and its like) arrive as the same memory, at the price of one
+    descriptor. Ordinary arrays are copied once; the worker has a private, writable copy. A result costs
+    no copy if nothing in the worker refers to it any more.
+
+    A worker that dies fails the task it was running with `WorkerDiedError`, which is a
+    `concurrent.futures.process.BrokenProcessPool`; the pool goes on. This is the one intended difference
+    from the standard library. Works without ``if __name__ == "__main__"``, from a notebook and from
+    threads.
+
+    References
+    ----------
+    The interface is that of `concurrent.futures.ProcessPoolExecutor` of Python 3.14.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ndshare
+    >>> with ndshare.ProcessPoolExecutor(2) as executor:
+    ...     future = executor.submit(np.add, np.arange(3), 1)
+    ...     future.result()
+    array([1, 2, 3])
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: object = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        snapshot: Literal["start", "submit"] = "start",
+        threads_per_worker: int | None = None,
+        env: Environment = None,
+        preload: Iterable[str] = (),
+        retries: int = 0,
+    ) -> None:
+        if max_workers is None:
+            max_workers = cpus.default_workers()
+        _check_count("max_workers", max_workers, 1)
+        if max_tasks_per_child is not None:
+            _check_count("max_tasks_per_child", max_tasks_per_child, 1)
+        if threads_per_worker is not None:
+            _check_count("threads_per_worker", threads_per_worker, 1)
+        _check_count("retries", retries, 0)
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be callable or None, got {initializer!r}")
+        if snapshot not in {"start", "submit"}:
+            raise ValueError(f"snapshot must be 'start' or 'submit', got {snapshot!r}")
+        if isinstance(preload, str):
+            raise TypeError(f"preload must be an iterable of module names, got the string {preload!r}; write [{preload!r}]")
+        if mp_context is not None:
+            warnings.warn(
+                f"mp_context={mp_context!r} is ignored: ndshare forks its workers from a clean process of its own",
+                stacklevel=2,
+            )
+        self._pool = Pool(
+            crew(),
+            max_workers,
+            initializer=initializer,
+            initargs=tuple(initargs),
+            limit=max_tasks_per_child,
+            env=env,
+            preload=tuple(preload),
+            threads=threads_per_worker,
+            retries=retries,
+        )
+        self._max_workers = max_workers
+        self._snapshot = snapshot
+        self._copied: dict[int, list[Any]] = {}
+        self._hinted = False
+        self._finalizer = weakref.finalize(self, self._pool.abandon)
+        self._finalizer.atexit = False
+
+    # ------------------------------------------------------------------ submit
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[_T]:
+        """Schedule ``fn(*args, **kwargs)`` and return its future.
+
+        Parameters
+        ----------
+        fn : callable
+            Anything that can be pickled, and lambdas, closures, functions of a notebook or a script.
+        *args, **kwargs
+            Arguments. Ordinary arrays are copied once, shared arrays arrive as the same memory. Do not
+            change them before the future is done, unless ``snapshot="submit"``.
+
+        Returns
+        -------
+        concurrent.futures.Future
+
+        Raises
+        ------
+        RuntimeError
+            After `shutdown`.
+        InheritedError
+            In a forked child of the process that made the executor.
+        """
+        self._check_usable()
+        if not self._hinted:
+            self._look_for_copies(fn, args, kwargs)
+        task = TaskFuture(self._pool, fn, args, kwargs)
+        if self._snapshot == "submit":
+            task.read_now(private=self._pool.retries > 0)
+        self._pool.submit(task)
+        return task
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., _T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[_T]:
+        """Apply `fn` to the items of the iterables, in order.
+
+        Parameters
+        ----------
+        fn : callable
+            Takes as many arguments as there are iterables. Sent once to each worker, not with each item.
+        *iterables : iterable
+            The shortest one decides.
+        timeout : float, optional
+            Seconds from this call after which ``__next__`` raises `TimeoutError`.
+        chunksize : int, optional
+            Items per task.
+        buffersize : int, optional
+            How many items may be submitted whose results have not been yielded. By default all items
+            are submitted at once.
+
+        Returns
+        -------
+        iterator
+            Of results, in the order of the items. An error of an item is raised where its result would be.
+        """
+        self._check_usable()
+        _check_count("chunksize", chunksize, 1)
+        if buffersize is not None:
+            _check_count("buffersize", buffersize, 1)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        token = next(self._pool.crew.tokens)
+        groups = _chunks(zip(*iterables, strict=False), chunksize)
+
+        def submit(group: list[tuple[Any, ...]]) -> TaskFuture:
+            task = TaskFuture(self._pool, fn, (), {})
+            task.token = token
+            task.items = group
+            if self._snapshot == "submit":
+                task.read_now(private=self._pool.retries > 0)
+            self._pool.submit(task)
+            return task
+
+        window = None if buffersize is None else max(1, -(-buffersize // chunksize))
+        futures = collections.deque(map(submit, itertools.islice(groups, window)))
+        return _results(futures, groups if window else iter(()), submit, deadline)
+
+    # ------------------------------------------------------------------ the end
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks, and end when those that were submitted are finished.
+
+        Parameters
+        ----------
+        wait : bool, optional
+            Return only when all futures are done.
+        cancel_futures : bool, optional
+            Cancel the futures that have not started.
+        """
+        self._pool.shutdown(wait=wait, cancel=cancel_futures)
+
+    def terminate_workers(self) -> None:
+        """End the workers by SIGTERM: futures that run fail, those that wait are cancelled."""
+        self._end_workers(signal.SIGTERM)
+
+    def kill_workers(self) -> None:
+        """End the workers by SIGKILL: futures that run fail, those that wait are cancelled."""
+        self._end_workers(signal.SIGKILL)
+
+    def _end_workers(self, number: int) -> None:
+        self._pool.kill(number)
+        self._pool.shutdown(wait=False, cancel=True)
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        # After Ctrl-C nobody wants the rest of the queue to be computed first.
+        interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
+        if interrupted:
+            self._pool.interrupt()
+        self.shutdown(wait=True, cancel_futures=interrupted)
+
+    # ------------------------------------------------------------------ checks
+
+    def _check_usable(self) -> None:
+        pool = self._pool
+        if pool.hub.pid != os.getpid():
+            raise InheritedError("this ProcessPoolExecutor", pool.hub.pid, os.getpid())
+        if pool.closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if sys.is_finalizing():
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    def _look_for_copies(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Say once that a large ordinary array is copied again and again."""
+        if isinstance(fn, functools.partial):
+            args = (*args, *fn.args, *fn.keywords.values())
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, np.ndarray) and value.nbytes >= _HINT_BYTES and not is_shared(value):
+                seen = self._copied.get(id(value))
+                if seen is None or seen[0]() is not value:
+                    if len(self._copied) > 64:
+                        self._copied = {k: v for k, v in self._copied.items() if v[0]() is not None}
+                    seen = self._copied[id(value)] = [weakref.ref(value), 0]
+                seen[1] += 1
+                if seen[1] == _HINT_TIMES and not self._hinted:
+                    self._hinted = True
+                    warnings.warn(
+                        f"an ordinary array of shape {value.shape} and dtype {value.dtype} is sent to a worker for the "
+                        f"third time: {_HINT_TIMES * value.nbytes:,} bytes are copied so far. Put it in shared memory "
+                        "once, x = ndshare.share(x), and send that.",
+                        RepeatedCopyWarning,
+                        stacklevel=3,
+                    )
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def _results(
+    futures: collections.deque[TaskFuture],
+    groups: Iterator[list[tuple[Any, ...]]],
+    submit: Callable[[list[tuple[Any, ...]]], TaskFuture],
+    deadline: float | None,
+) -> Iterator[Any]:
+    try:
+        while futures:
+            future = futures.popleft()
+            try:
+                results = future.result(None if deadline is None else deadline - time.monotonic())
+            except BaseException:
+                future.cancel()
+                raise
+            del future
+            results.reverse()
+            while results:
+                if len(results) == 1:
+                    for group in itertools.islice(groups, 1):
+                        futures.append(submit(group))
+                yield results.pop()
+    finally:
+        for future in futures:
+            future.cancel()

@@ -1,0 +1,225 @@
+"""One loop per process that hears its workers: whoever waits for a result runs it, else a thread.
+
+::
+
+    sockets of workers, zygotes ──► inner epoll ──► outer epoll ──► I/O thread
+                                        │
+                                        └──► a thread inside result(), while it leads
+
+A thread in ``Future.result()`` *leads*: it takes the inner epoll out of the outer one, so that the I/O
+thread sleeps on, and receives its own result. That saves two thread switches per round trip. Everything
+else (callbacks, `as_completed`, asyncio) is served by the I/O thread.
+
+Guarantees
+----------
+- Messages are read and tasks are taken off the books under one lock, so the report of a death can never
+  overtake a result. Results are rebuilt, and futures resolved, outside it.
+- A thread that resolves somebody's future while another thread leads rings the bell for the leader.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import heapq
+import itertools
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+
+#: What is to be done once the lock is free.
+Todo = collections.deque[Callable[[], None]]
+
+
+class Source(Protocol):
+    """Something with a descriptor that the hub listens to."""
+
+    def fileno(self) -> int:
+        """Descriptor that becomes readable."""
+
+    def on_ready(self, done: Todo) -> None:
+        """Read what is there, under the hub's lock; append what is to be done after it."""
+
+
+class Hub:
+    """The loop, its thread, its timers."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.RLock()
+        self._leader = threading.Lock()
+        self._leader_thread = 0
+        self._inner = select.epoll()
+        self._outer = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._inner.register(self._bell, select.EPOLLIN)
+        self._outer.register(self._inner, select.EPOLLIN)
+        self._outer.register(self._stop, select.EPOLLIN)
+        self._sources: dict[int, Source] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._todo: Todo = collections.deque()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    # ------------------------------------------------------------------ sources and timers
+
+    def listen(self, source: Source) -> None:
+        """Begin to hear a source; starts the I/O thread."""
+        with self.lock:
+            self._sources[source.fileno()] = source
+            self._inner.register(source.fileno(), select.EPOLLIN)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="ndshare-io", daemon=True)
+                self._thread.start()
+
+    def ignore(self, source: Source) -> None:
+        """Hear a source no more; call before its descriptor is closed."""
+        with self.lock:
+            if self._sources.pop(source.fileno(), None) is not None:
+                self._inner.unregister(source.fileno())
+
+    def hears(self, source: Source) -> bool:
+        """Whether the source is listened to."""
+        return self._sources.get(source.fileno()) is source
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call `action` in the I/O thread after `seconds`."""
+        with self.lock:
+            heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), action))
+        self._wake_thread()
+
+    def _wake_thread(self) -> None:
+        os.eventfd_write(self._stop, 1)
+
+    def ring(self) -> None:
+        """Make a leading thread look whether what it waits for has happened."""
+        if self._leader_thread not in {0, threading.get_ident()}:
+            os.eventfd_write(self._bell, 1)
+
+    # ------------------------------------------------------------------ the loop
+
+    def turn(self, timeout: float | None) -> None:
+        """Wait up to `timeout` seconds (None: for ever) for messages, and deal with them."""
+        events = self._inner.poll(timeout, 64)
+        if not events:
+            return
+        with self.lock:
+            for fd, _ in events:
+                if fd == self._bell:
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(self._bell)
+                elif (source := self._sources.get(fd)) is not None:
+                    source.on_ready(self._todo)
+        self.finish()
+
+    def finish(self) -> None:
+        """Do what was put off until the lock was free.
+
+        Ctrl-C may strike here, in a thread that waits for a result: the list belongs to the hub, so
+        that the I/O thread does the rest.
+        """
+        todo = self._todo
+        try:
+            while todo:
+                try:
+                    action = todo.popleft()
+                except IndexError:  # another thread took it
+                    break
+                action()
+        except BaseException:
+            self._wake_thread()
+            raise
+        self.ring()
+
+    def put_off(self, action: Callable[[], None]) -> None:
+        """Let the I/O thread do something once the lock is free."""
+        self._todo.append(action)
+        self._wake_thread()
+
+    def look(self, sources: Iterable[Source]) -> None:
+        """Deal with what is there from these sources, without waiting and without giving up the GIL."""
+        with self.lock:
+            for source in sources:
+                source.on_ready(self._todo)
+        if self._todo:
+            self.finish()
+
+    def drive(self, finished: Callable[[], bool], deadline: float | None) -> None:
+        """Run the loop in this thread until `finished`, or the deadline, or at once if another thread leads."""
+        me = threading.get_ident()
+        nested = self._leader_thread == me  # a callback that waits for another future
+        if not nested:
+            if not self._leader.acquire(blocking=False):
+                return
+            self._leader_thread = me
+        try:
+            if not nested:
+                self._outer.modify(self._inner, 0)
+            while not finished():
+                if deadline is None:
+                    self.turn(None)
+                else:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return
+                    self.turn(left)
+        finally:
+            if not nested:
+                self._leader_thread = 0
+                with contextlib.suppress(ValueError, OSError):  # stopped meanwhile
+                    self._outer.modify(self._inner, select.EPOLLIN)
+                self._leader.release()
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            with self.lock:
+                wait = self._timers[0][0] - time.monotonic() if self._timers else None
+            events = self._outer.poll(None if wait is None else max(wait, 0.0), 2)
+            for fd, _ in events:
+                if fd == self._stop:
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(self._stop)
+            if self._stopping:
+                return
+            try:
+                self.turn(0)
+                self.finish()
+                self._run_timers()
+            except Exception:  # noqa: BLE001 - one bad message must not deafen the process
+                sys.excepthook(*sys.exc_info())
+
+    def _run_timers(self) -> None:
+        while True:
+            with self.lock:
+                if not self._timers or self._timers[0][0] > time.monotonic():
+                    return
+                action = heapq.heappop(self._timers)[2]
+            action()
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Stop the thread and give the descriptors back. Sources must be gone."""
+        self._stopping = True
+        self._wake_thread()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self.forget()
+
+    def forget(self) -> None:
+        """Give the descriptors back, as a forked child must, where the thread does not exist."""
+        self._timers.clear()
+        self._sources.clear()
+        self._inner.close()
+        self._outer.close()
+        os.close(self._bell)
+        os.close(self._stop)
+
+

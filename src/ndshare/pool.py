@@ -1,0 +1,545 @@
+"""A pool: the queue of one executor, and how its tasks get to workers and back.
+
+::
+
+    submit ──► queue ──► batch ──► worker ──► result ──► future
+                 ▲          │
+                 └── taken back when the worker dies or its head is slow
+
+Policy
+------
+- A task goes to an idle worker; else a new worker is started up to `max_workers`; else it waits. Only
+  when tasks are short (`_PREFETCH_S`) is a worker sent more than it can run at once.
+- Many short tasks travel in one message: as many as make `_BATCH_S` of work, measured. An idle worker
+  takes back what another one has not begun.
+- Arguments are read when a task is dispatched, in the thread that dispatches it.
+- A worker's death fails the task it was running, or tries it again; what it had not begun runs elsewhere.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ndshare import _frames as frames
+from ndshare import cpus, mainspace, segments, transport
+from ndshare._pool_errors import InitializerError, WorkerDiedError
+from ndshare.hub import Todo
+from ndshare.tasks import RemoteTraceback, TaskFuture, describe
+from ndshare.workers import Crew, Worker, WorkerGoneError
+
+_BATCH_S = 1e-3
+_BATCH_TASKS = 60
+_PREFETCH_S = 20e-3
+#: A worker that does not react to Ctrl-C within this time is killed.
+_INTERRUPT_S = 0.6
+#: So many workers in a row may die before they have answered anything, then the tasks that wait fail.
+_STILLBORN = 3
+
+Environment = Mapping[str, str] | Sequence[Mapping[str, str]] | Callable[[int], Mapping[str, str]] | None
+
+
+class Pool:
+    """Workers of one executor and the tasks that wait for them."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        max_workers: int,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        limit: int | None = None,
+        env: Environment = None,
+        preload: tuple[str, ...] = (),
+        threads: int | None = None,
+        retries: int = 0,
+    ) -> None:
+        self.crew = crew
+        self.hub = crew.hub
+        self.max_workers = max_workers
+        self.initializer = initializer
+        self.initargs = initargs
+        self.limit = limit
+        self.env = env
+        self.preload = preload
+        self.threads_asked = threads is not None
+        self.threads = threads or max(1, cpus.default_workers() // max_workers)
+        self.retries = retries
+        self.own = bool(initializer or limit or env or preload)
+        self.idle_limit = max(64 << 20, segments.idle_limit() // max(2, max_workers))
+        self.queue: collections.deque[TaskFuture] = collections.deque()
+        self.workers: list[Worker] = []
+        self.free: dict[Worker, None] = {}  # workers that could take more
+        self.pending = 0  # tasks that are not finished
+        self.closed = False
+        self.killed = False
+        self.over = threading.Event()
+        self.seconds: float | None = None  # what a task takes, smoothed
+        self.functions: dict[int, Callable[..., Any]] = {}
+        self._numbers: list[int] = []  # worker numbers that are free again
+        self._next_number = 0
+        self._number_of: dict[Worker, int] = {}
+        self._stillborn = 0
+        self._submitted = 0
+        self.bytes_copied = 0
+        self.bytes_sent = 0
+        crew.pools.add(self)
+
+    # ------------------------------------------------------------------ tasks in
+
+    def submit(self, task: TaskFuture) -> None:
+        """Take a task on."""
+        with self.hub.lock:
+            self.pending += 1
+            self.queue.append(task)
+            saturated = not self.free and len(self.workers) >= self.max_workers
+        if not saturated:
+            self.pump()
+            return
+        self._submitted += 1
+        if self._submitted & 7 == 0:  # lend a hand with results, without a thread switch
+            self.hub.look(self.workers)
+
+    def forget_cancelled(self, task: TaskFuture) -> None:
+        """Let go of a task that its user has cancelled."""
+        with self.hub.lock:
+            if task.pool is None:
+                return
+            self.pending -= 1
+            with contextlib.suppress(ValueError):
+                self.queue.remove(task)
+            task.let_go()
+        task.set_running_or_notify_cancel()
+        self._when_empty()
+
+    def pump(self) -> None:
+        """Send as much as the workers can take."""
+        while True:
+            with self.hub.lock:
+                picked = self._pick()
+            if picked is None:
+                break
+            self._send(*picked)
+        self._when_empty()
+
+    def _pick(self) -> tuple[Worker, list[TaskFuture]] | None:
+        """Choose a worker and what it gets (under the hub's lock)."""
+        if not self.queue and not self._take_back():
+            return None
+        try:
+            worker = self._choose()
+        except Exception as error:  # noqa: BLE001 - no process, no descriptor, or the user's env()
+            if self.workers:
+                return None  # those that are there will do
+            task = self.queue.popleft()
+            self.crew.hub.put_off(lambda: self._fail(task, error))
+            return None
+        if worker is None:
+            return None
+        size = self._batch_size(worker)
+        batch: list[TaskFuture] = []
+        while self.queue and len(batch) < size:
+            task = self.queue[0]
+            if not task.running_since_dispatch:
+                if not task.set_running_or_notify_cancel():
+                    self.queue.popleft()
+                    continue
+                task.running_since_dispatch = True
+            if task.attempts and batch:
+                break  # one that has killed a worker goes alone
+            batch.append(self.queue.popleft())
+            if task.attempts:
+                break
+        if not batch:
+            return None
+        worker.sending = True
+        worker.batch = len(batch)
+        self.free.pop(worker, None)
+        return worker, batch
+
+    def _choose(self) -> Worker | None:
+        for worker in self.free:
+            if not worker.inflight:
+                return worker
+        if len(self.workers) < self.max_workers:
+            return self._hire()
+        if self.free and self.seconds is not None and self.seconds < _PREFETCH_S:
+            return next(iter(self.free))
+        return None
+
+    def _batch_size(self, worker: Worker) -> int:
+        if self.seconds is None or self.initializer is not None and not worker.proved:
+            return 1
+        fair = math.ceil(len(self.queue) / (2 * max(1, len(self.workers))))
+        size = max(1, min(_BATCH_TASKS, fair, int(_BATCH_S / max(self.seconds, 1e-6))))
+        return min(size, self.limit - worker.sent) if self.limit else size
+
+    def _take_back(self) -> bool:
+        """If a worker is idle and the queue empty: what other workers have not begun (under the lock)."""
+        if not any(not w.inflight for w in self.free):
+            return False
+        loaded = max(self.workers, key=lambda w: len(w.inflight), default=None)
+        if loaded is None or len(loaded.inflight) < 2:
+            return False
+        seqs = list(loaded.inflight)
+        for seq in reversed(seqs[1 + (len(seqs) - 1) // 2 :]):
+            if loaded.take_back(seq):
+                loaded.sent -= 1
+                self.queue.appendleft(loaded.inflight.pop(seq))
+        return bool(self.queue)
+
+    # ------------------------------------------------------------------ workers
+
+    def _hire(self) -> Worker:
+        number = self._numbers.pop() if self._numbers else self._next_number
+        if number == self._next_number:
+            self._next_number += 1
+        worker = self.crew.lease(self, self._overlay(number))
+        self._number_of[worker] = number
+        self.workers.append(worker)
+        return worker
+
+    def _overlay(self, number: int) -> dict[str, str]:
+        env = self.env
+        if env is None:
+            return {}
+        if callable(env):
+            env = env(number)
+        elif not isinstance(env, Mapping):
+            env = env[number % len(env)]
+        return {str(k): str(v) for k, v in env.items()}
+
+    def _dismiss(self, worker: Worker) -> None:
+        """Take a worker off the books (under the lock)."""
+        if worker in self._number_of:
+            self._numbers.append(self._number_of.pop(worker))
+            self.workers.remove(worker)
+        self.free.pop(worker, None)
+
+    def _offer(self, worker: Worker) -> None:
+        """Note that a worker can take more, or let it go when its time is over (under the lock)."""
+        if worker.leaving or worker.sending or worker not in self._number_of:
+            return
+        if self.limit and worker.sent >= self.limit:
+            if not worker.inflight:
+                self._dismiss(worker)
+                worker.quit()
+        elif len(worker.inflight) < max(2, worker.batch // 2 + 1):
+            self.free[worker] = None
+
+    # ------------------------------------------------------------------ sending
+
+    def _send(self, worker: Worker, batch: list[TaskFuture]) -> None:
+        failed: list[tuple[TaskFuture, BaseException]] = []
+        rest = collections.deque(batch)
+        parcels: list[transport.Parcel] = []
+        try:
+            self._prepare(worker)
+            while rest:
+                records: list[tuple[TaskFuture, transport.Parcel]] = []
+                size = nfds = 0
+                while rest and size < frames.MESSAGE_MAX_BYTES - transport.INLINE_MAX and nfds < 64:
+                    task = rest[0]
+                    try:
+                        parcel = self._parcel(worker, task)
+                    except WorkerGoneError:
+                        raise
+                    except Exception as error:  # noqa: BLE001 - the task's own error
+                        failed.append((task, error))
+                        rest.popleft()
+                        continue
+                    if task.parcel is None:
+                        parcels.append(parcel)
+                    records.append((task, parcel))
+                    rest.popleft()
+                    size += len(parcel.data) + frames.RECORD.size
+                    nfds += len(parcel.blocks)
+                if records:
+                    self._send_records(worker, records)
+        except WorkerGoneError:
+            pass  # the report of its death deals with what it was sent
+        finally:
+            for parcel in parcels:
+                parcel.release()
+            with self.hub.lock:
+                back = [task for task in batch if task in rest]
+                worker.sending = False
+                if worker.gone:
+                    worker.close()
+                    back = list(worker.inflight.values()) + back
+                    worker.inflight.clear()
+                self.queue.extendleft(reversed(back))
+                self._offer(worker)
+            for task, error in failed:
+                self._fail(task, error)
+            if failed:
+                self.hub.ring()
+
+    def _prepare(self, worker: Worker) -> None:
+        """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
+        version = (self.crew.state.refresh(), self.threads, self.threads_asked)
+        if worker.state_version != version:
+            fresh = worker.state_version is None
+            message = self.crew.state.message(
+                overlay=worker.overlay, threads=self.threads, threads_asked=self.threads_asked
+            )
+            self._send_bytes(worker, frames.STATE, int(fresh), 0, message)
+            worker.state_version = version
+            if fresh and self.initializer is not None:
+                draft = transport.pack((self.initializer, self.initargs))
+                self._send_names(worker, draft.needs)
+                self._send_parcel(worker, frames.INITIALIZER, 0, draft.settle())
+
+    def _parcel(self, worker: Worker, task: TaskFuture) -> transport.Parcel:
+        """What a task sends to this worker; sends first what the worker lacks for it."""
+        parcel = task.parcel or task.draft().settle()
+        if task.token and task.token not in worker.functions:
+            draft = transport.pack(task.function)
+            self._send_names(worker, draft.needs)
+            self._send_parcel(worker, frames.FUNCTION, task.token, draft.settle())
+            worker.functions.add(task.token)
+        self._send_names(worker, parcel.needs)
+        self.bytes_copied += parcel.nbytes_copied
+        return parcel
+
+    def _send_names(self, worker: Worker, needs: frozenset[str]) -> None:
+        if needs and (draft := mainspace.deliver(needs, worker.known_main)) is not None:
+            self._send_parcel(worker, frames.MAIN, 0, draft.settle())
+
+    def _send_parcel(self, worker: Worker, kind: int, number: int, parcel: transport.Parcel) -> None:
+        fds = parcel.descriptors()
+        try:
+            worker.send([frames.HEAD.pack(kind, 0, len(fds), number), parcel.data], fds)
+            self.bytes_sent += len(parcel.data)
+        finally:
+            for fd in fds:
+                os.close(fd)
+            parcel.release()
+
+    def _send_bytes(self, worker: Worker, kind: int, status: int, number: int, content: bytes) -> None:
+        worker.send([frames.HEAD.pack(kind, status, 0, number), content])
+        self.bytes_sent += len(content)
+
+    def _send_records(self, worker: Worker, records: list[tuple[TaskFuture, transport.Parcel]]) -> None:
+        parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0)]
+        fds: list[int] = []
+        try:
+            for task, parcel in records:
+                own = parcel.descriptors()
+                fds += own
+                with self.hub.lock:
+                    seq = worker.next_row_byte()
+                    worker.inflight[seq] = task
+                    worker.sent += 1
+                parts.append(frames.RECORD.pack(seq, len(parcel.data), task.token, len(own), task.kind))
+                parts.append(parcel.data)
+            message = b"".join(parts)
+            self.bytes_sent += len(message)
+            worker.send([message], fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    # ------------------------------------------------------------------ results
+
+    def on_result(
+        self,
+        worker: Worker,
+        seq: int,
+        status: int,
+        seconds: float,
+        body: bytes,
+        fds: tuple[int, ...],
+        done: Todo,
+    ) -> None:
+        """A worker has answered (under the hub's lock)."""
+        self._stillborn = 0
+        task = worker.inflight[seq]
+        done.append(lambda: self._resolve(worker, task, status, body, fds))
+        del worker.inflight[seq]
+        self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
+        self._offer(worker)
+
+    def _resolve(self, worker: Worker, task: TaskFuture, status: int, body: bytes, fds: tuple[int, ...]) -> None:
+        try:
+            if self.queue or not worker.inflight:
+                self.pump()  # first the next task, then the last result
+            self.bytes_sent += len(body)
+            value = transport.unpack(body, fds)
+            if status == frames.OK:
+                self._finish(task)
+                task.set_result(value)
+            elif status == frames.ERROR or not self._try_by_value(worker, task, value[0]):
+                self._fail(task, *value)
+        except BaseException as error:
+            if not task.done():  # a result that cannot be rebuilt is this task's error
+                self._fail(task, error)
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C, in the thread that waits
+        if self.closed:
+            self._when_empty()
+
+    def _try_by_value(self, worker: Worker, task: TaskFuture, error: BaseException) -> bool:
+        """Send a module by value that the worker could not import; False if that cannot help."""
+        name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        worker.known_main.clear()
+        worker.functions.discard(task.token)
+        if not name or name not in sys.modules or name in task.modules_tried:
+            return False
+        task.modules_tried.add(name)
+        transport.by_value_modules.add(name)
+        self._again([task])
+        return True
+
+    def _again(self, tasks: list[TaskFuture]) -> None:
+        with self.hub.lock:
+            self.queue.extendleft(reversed(tasks))
+        self.pump()
+
+    def _finish(self, task: TaskFuture) -> None:
+        with self.hub.lock:
+            if task.pool is not None:
+                self.pending -= 1
+                task.let_go()
+
+    def _fail(self, task: TaskFuture, error: BaseException, text: str = "") -> None:
+        if text:
+            error.__cause__ = RemoteTraceback(text)
+        self._finish(task)
+        task.set_exception(error)
+        self._when_empty()
+
+    # ------------------------------------------------------------------ failures
+
+    def on_initialized(
+        self, worker: Worker, status: int, body: bytes, fds: tuple[int, ...], done: Todo
+    ) -> None:
+        """The initializer has run in a worker (under the hub's lock)."""
+        if status == frames.OK:
+            for fd in fds:
+                os.close(fd)
+            return
+        worker.leaving = True
+        waiting = list(worker.inflight.values()) + list(self.queue)
+        worker.inflight.clear()
+        self.queue.clear()
+        self._dismiss(worker)
+        done.append(lambda: self._initializer_failed(waiting, body, fds))
+
+    def _initializer_failed(self, waiting: list[TaskFuture], body: bytes, fds: tuple[int, ...]) -> None:
+        try:
+            cause, text = transport.unpack(body, fds)
+        except BaseException as error:  # noqa: BLE001
+            cause, text = error, str(error)
+        for task in waiting:
+            failure = InitializerError(describe(self.initializer), text)
+            failure.__cause__ = cause
+            self._fail(task, failure)
+
+    def on_death(
+        self, worker: Worker, pid: int, code: int | None, peak: int, done: Todo
+    ) -> None:
+        """A worker has ended (under the hub's lock)."""
+        self._dismiss(worker)
+        tasks = sorted(worker.inflight.items())
+        worker.inflight.clear()
+        victims = [task for seq, task in tasks if worker.has_begun(seq)]
+        spared = [task for seq, task in tasks if not worker.has_begun(seq)]
+        if self.killed:
+            victims, spared = victims + spared, []
+        if not worker.proved and not worker.leaving and not victims:
+            self._stillborn += 1
+            if self._stillborn >= _STILLBORN:
+                spared += self.queue
+                self.queue.clear()
+                victims, spared = victims + spared, []
+                self._stillborn = 0
+        exit_code = code if code is not None and code >= 0 else None
+        number = -code if code is not None and code < 0 else None
+        lost: list[tuple[TaskFuture, BaseException]] = []
+        for task in victims:
+            task.attempts += 1
+            if task.attempts <= self.retries and not self.killed:
+                spared.insert(0, task)
+            else:
+                facts = (task.describe(), pid, exit_code, number, peak, task.attempts)
+                lost.append((task, WorkerDiedError(*facts)))
+        self.queue.extendleft(reversed(spared))
+
+        def tell() -> None:
+            for task, error in lost:
+                self._fail(task, error)
+            self.pump()
+
+        done.append(tell)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: interrupt what is running; a worker that does not react is killed."""
+        if self.hub.pid != os.getpid():
+            return
+        with self.hub.lock:
+            running = [(w, next(iter(w.inflight))) for w in self.workers if w.inflight]
+        for worker, _ in running:
+            worker.signal(signal.SIGINT)
+
+        def insist() -> None:
+            with self.hub.lock:
+                stuck = [w for w, seq in running if seq in w.inflight and w.has_begun(seq)]
+            for worker in stuck:
+                worker.signal(signal.SIGKILL)
+
+        if running:
+            self.hub.later(_INTERRUPT_S, insist)
+
+    # ------------------------------------------------------------------ the end
+
+    def shutdown(self, *, wait: bool, cancel: bool) -> None:
+        """Take no more tasks; end when those that were taken are finished."""
+        if self.hub.pid != os.getpid():
+            self.closed = True
+            return
+        with self.hub.lock:
+            self.closed = True
+            waiting = list(self.queue) if cancel else []
+        for task in waiting:
+            task.cancel()
+        self._when_empty()
+        if wait:
+            self.hub.drive(self.over.is_set, None)
+            self.over.wait()
+
+    def abandon(self) -> None:
+        """Let nobody wait: called by the garbage collector, so it takes no lock."""
+        if self.hub.pid == os.getpid():
+            self.closed = True
+            with contextlib.suppress(OSError):
+                self.hub.later(0.0, self._when_empty)
+
+    def kill(self, number: int) -> None:
+        """End all workers of this pool by a signal."""
+        with self.hub.lock:
+            self.killed = True
+            for worker in self.workers:
+                worker.signal(number)
+
+    def _when_empty(self) -> None:
+        """After the last task of a closed pool: give the workers back."""
+        if not self.closed or self.pending or self.over.is_set():
+            return
+        with self.hub.lock:
+            if self.pending:
+                return
+            self.crew.pools.discard(self)
+            for worker in list(self.workers):
+                self._dismiss(worker)
+                self.crew.release(worker)
+        self.over.set()
+        self.hub.ring()
