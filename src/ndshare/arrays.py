@@ -42,8 +42,8 @@ __all__ = [
 def _checked(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:
     if dtype.hasobject:
         raise TypeError(
-            f"{what}: an array of dtype {dtype} cannot be shared, because its items are Python objects (or point to "
-            "memory) of one process; use a numeric, string (S or U) or structured dtype"
+            f"{what}: an array of dtype {dtype} cannot be shared, because its items are Python objects (or "
+            "point to memory) of one process; use a numeric, string (S or U) or structured dtype"
         )
     return dtype
 
@@ -55,7 +55,9 @@ def _dimensions(shape: ShapeLike) -> tuple[int, ...]:
         return tuple(int(n.__index__()) for n in cast("Sequence[SupportsIndex]", shape))
 
 
-def _make(shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...] | None, zero: bool) -> NDArray[Any]:
+def _make(
+    shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...] | None, zero: bool
+) -> NDArray[Any]:
     if any(n < 0 for n in shape):
         raise ValueError(f"an array of shape {shape} was asked for; no dimension can be negative")
     nbytes = dtype.itemsize
@@ -84,8 +86,10 @@ def _create(shape: ShapeLike, dtype: DTypeLike, order: str, what: str, *, zero: 
     dimensions = _dimensions(shape) + kind.shape
     kind = kind.base
     if kind.itemsize == 0 and kind.char in "SU":
-        kind = np.dtype(f"{kind.str}1"[:2] + "1")  # as NumPy does: a string of no length gets room for one
-    strides = _dense_strides(dimensions, kind.itemsize, range(len(dimensions))[::-1]) if order == "F" else None
+        kind = np.dtype(f"{kind.char}1")  # as NumPy does: a string of no length gets room for one
+    strides = (
+        _dense_strides(dimensions, kind.itemsize, range(len(dimensions))[::-1]) if order == "F" else None
+    )
     return _make(dimensions, kind, strides, zero)
 
 
@@ -154,7 +158,15 @@ def full(
     return result
 
 
-def _like(prototype: ArrayLike, dtype: DTypeLike | None, order: str, shape: ShapeLike | None, what: str) -> NDArray[Any]:
+def _like(
+    prototype: ArrayLike,
+    dtype: DTypeLike | None,
+    order: str,
+    shape: ShapeLike | None,
+    what: str,
+    *,
+    zero: bool = False,
+) -> NDArray[Any]:
     model = np.asanyarray(prototype)
     kind = _checked(model.dtype if dtype is None else np.dtype(dtype), what)
     if order not in ("C", "F", "A", "K"):
@@ -170,27 +182,34 @@ def _like(prototype: ArrayLike, dtype: DTypeLike | None, order: str, shape: Shap
         axes = sorted(axes, key=lambda axis: -abs(model.strides[axis]))
     dimensions += kind.shape
     axes = [*axes, *range(len(axes), len(dimensions))]
-    return _make(dimensions, kind.base, _dense_strides(dimensions, kind.base.itemsize, axes), zero=False)
+    return _make(dimensions, kind.base, _dense_strides(dimensions, kind.base.itemsize, axes), zero)
 
 
 def empty_like(
-    prototype: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K", shape: ShapeLike | None = None
+    prototype: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: LikeOrder = "K",
+    shape: ShapeLike | None = None,
 ) -> NDArray[Any]:
     """Make a shared array with the shape, dtype and layout of another, content not set; see `empty`."""
     return _like(prototype, dtype, order, shape, "ndshare.empty_like")
 
 
 def zeros_like(
-    prototype: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K", shape: ShapeLike | None = None
+    prototype: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: LikeOrder = "K",
+    shape: ShapeLike | None = None,
 ) -> NDArray[Any]:
     """Make a shared array of zeros with the shape, dtype and layout of another; see `empty`."""
-    result = _like(prototype, dtype, order, shape, "ndshare.zeros_like")
-    result.fill(np.zeros((), result.dtype)[()])
-    return result
+    return _like(prototype, dtype, order, shape, "ndshare.zeros_like", zero=True)
 
 
 def ones_like(
-    prototype: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K", shape: ShapeLike | None = None
+    prototype: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: LikeOrder = "K",
+    shape: ShapeLike | None = None,
 ) -> NDArray[Any]:
     """Make a shared array of ones with the shape, dtype and layout of another; see `empty`."""
     result = _like(prototype, dtype, order, shape, "ndshare.ones_like")

@@ -10,6 +10,9 @@
 #include <errno.h>
 #include <unistd.h>
 
+#define PRIVATE "lend memory that is private to this process (copy-on-write, or by-value memory that was " \
+                "alive at a fork), copy it instead"
+
 PyTypeObject *ndshare_block_type;
 
 /* Takes over one handle (keeper: one user) that the caller has counted already. */
@@ -145,8 +148,7 @@ block_lend(PyObject *self, PyObject *Py_UNUSED(unused))
     if (block == NULL) {
         return NULL;
     }
-    ndshare_error error = {.number = EPERM, .doing = "lend memory that is private to this process "
-                           "(copy-on-write, or by-value memory that was alive at a fork); copy it"};
+    ndshare_error error = {.number = EPERM, .doing = PRIVATE};
     int fd = -1;
     ndshare_heap_lock();
     if (may_lend(block->segment)) {
@@ -162,6 +164,28 @@ block_lend(PyObject *self, PyObject *Py_UNUSED(unused))
     }
     ndshare_heap_unlock();
     return fd >= 0 ? PyLong_FromLong(fd) : ndshare_error_raise(&error);
+}
+
+/* A message that names several blocks of one slab carries one descriptor of it: the others are only
+ * marked. The caller holds that descriptor, and this block, until the message is sent. */
+static PyObject *
+block_mark_lent(PyObject *self, PyObject *Py_UNUSED(unused))
+{
+    ndshare_block *block = alive(self);
+    if (block == NULL) {
+        return NULL;
+    }
+    ndshare_heap_lock();
+    bool lendable = may_lend(block->segment);
+    if (lendable) {
+        mark_lent(block);
+    }
+    ndshare_heap_unlock();
+    if (!lendable) {
+        ndshare_error error = {.number = EPERM, .doing = PRIVATE};
+        return ndshare_error_raise(&error);
+    }
+    Py_RETURN_NONE;
 }
 
 static PyObject *
@@ -388,6 +412,8 @@ static PyMethodDef block_methods[] = {
                "Array whose lowest byte is `offset` bytes into the block. It keeps the memory by itself.")},
     {"lend", block_lend, METH_NOARGS,
      PyDoc_STR("lend()\n--\n\nNew descriptor of the segment that holds it; close it after sending.")},
+    {"mark_lent", block_mark_lent, METH_NOARGS,
+     PyDoc_STR("mark_lent()\n--\n\nAs `lend`, but another block's descriptor of the segment travels.")},
     {"release", block_release, METH_NOARGS, PyDoc_STR("release()\n--\n\nDrop this reference now; idempotent.")},
     {NULL, NULL, 0, NULL},
 };
