@@ -336,6 +336,7 @@ class Pool:
     def _send_names(self, worker: Worker, needs: frozenset[str]) -> None:
         if needs and (draft := mainspace.deliver(needs, worker.known_main)) is not None:
             self._send_parcel(worker, frames.MAIN, 0, draft.settle())
+            worker.known_main.update(draft.delivers or {})
 
     def _send_parcel(self, worker: Worker, kind: int, number: int, parcel: transport.Parcel) -> None:
         fds = parcel.descriptors()
