@@ -16,7 +16,8 @@
  *   - A block is LIVE exactly while users + handles > 0; users are arrays, handles are Block objects.
  *   - What was lent is reused only after flock(LOCK_EX | LOCK_NB) succeeded on the owner's descriptor,
  *     followed by LOCK_UN under the same lock of the heap: a lock kept would make the next lending fail.
- *   - A hold is released by close, never by LOCK_UN: a forked child shares its description.
+ *   - A hold is released by close, never by LOCK_UN: a forked child shares its description. Nothing is
+ *     mapped from a hold, because a mapping keeps its description, and the lock, alive.
  *   - Memory a forked child may still see (`fork_epoch`) is reused only when the fork token is free.
  *   - `detached` memory (remapped copy-on-write at a fork) is ordinary memory: never lent, never reused.
  *   - Where memory belongs is decided by its address, never by a size.

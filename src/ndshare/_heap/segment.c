@@ -132,16 +132,22 @@ failed:
     return NULL;
 }
 
-/* Read-only for everybody, the maker included: filled by write(2), so that there never was a writable
- * mapping, sealed, and only then mapped. Before Linux 6.7 a write-sealed file cannot be mapped
- * shared; a private mapping of it reads the same pages. */
+/* A mapping keeps the description it was made from, and with it its lock, alive: made from a hold it
+ * would be in use for ever. So every mapping of a received or read-only segment has a description of
+ * its own, without a lock. Opened read-only it can also never be made writable by mprotect. */
 static char *
-map_sealed(int fd, size_t size)
+map_anew(int fd, size_t size, int protection, int flags)
 {
-    char *base = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
-    if (base == MAP_FAILED && errno == EPERM) {
-        base = mmap(NULL, size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0);
+    char path[40];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int own = open(path, (protection & PROT_WRITE ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+    if (own < 0) {
+        return MAP_FAILED;
     }
+    char *base = mmap(NULL, size, protection, flags, own, 0);
+    int saved = errno;
+    close(own);
+    errno = saved;
     return base;
 }
 
@@ -162,6 +168,8 @@ write_all(int fd, const char *data, size_t size)
     return 0;
 }
 
+/* Read-only for everybody, the maker included: filled by write(2), so that there never was a writable
+ * mapping, sealed, and only then mapped. */
 ndshare_segment *
 ndshare_segment_seal(const char *const *parts, const size_t *sizes, size_t count, size_t size,
                      ndshare_error *error)
@@ -190,7 +198,7 @@ ndshare_segment_seal(const char *const *parts, const size_t *sizes, size_t count
         fail(error, "seal a read-only segment");
         goto failed;
     }
-    segment->base = map_sealed(fd, size);
+    segment->base = map_anew(fd, size, PROT_READ, MAP_SHARED | MAP_POPULATE);
     if (segment->base == MAP_FAILED) {
         fail(error, "map a read-only segment (mmap)");
         goto failed;
@@ -217,16 +225,16 @@ ndshare_segment_map(int fd, uint64_t uid, size_t size, int kind, ndshare_error *
     }
     char *base;
     if (kind == NDSHARE_SEALED) {
-        base = map_sealed(fd, size);
+        base = map_anew(fd, size, PROT_READ, MAP_SHARED | MAP_POPULATE);
     }
     else if (kind == NDSHARE_COPY) {
-        base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+        base = map_anew(fd, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE);
     }
     else {
         /* By-value segments have all their pages: mapping them at once costs 1 ms per 160 MB, taking
          * the faults one by one 11. A slab has holes that populating would fill. */
         int populate = kind == NDSHARE_VALUE ? MAP_POPULATE : 0;
-        base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | populate, fd, 0);
+        base = map_anew(fd, size, PROT_READ | PROT_WRITE, MAP_SHARED | populate);
     }
     if (base == MAP_FAILED) {
         fail(error, "map a received segment (mmap)");
