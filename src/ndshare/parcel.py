@@ -93,7 +93,7 @@ class Parcel:
         # The descriptors keep the owner from reusing any part of these segments; what is still missing
         # is that freeing one of these blocks has to wait for them.
         for block in self.neighbours:
-            os.close(block.lend())
+            block.mark_lent()
         return held
 
     def release(self) -> None:

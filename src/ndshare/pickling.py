@@ -54,7 +54,7 @@ by_value_modules: set[str] = set()
 """Modules the receivers cannot import: their functions and classes are sent by value."""
 
 _NOTHING: frozenset[str] = frozenset()
-_SLOT = pickle.PickleBuffer(bytearray(1))  # writable: a read-only one would be followed by another opcode
+SLOT = pickle.PickleBuffer(bytearray(1))  # writable: a read-only one would be followed by another opcode
 
 
 def _type_var(obj: Any) -> Any:
@@ -198,11 +198,11 @@ class Session:
                         array.flags.writeable,
                     )
                 )
-                return same, (_SLOT,)
+                return same, (SLOT,)
         if array.nbytes <= IN_BAND_MAX:
             return _reduce_small(array)
         self.notes.append(array)
-        return same, (_SLOT,)
+        return same, (SLOT,)
 
     def on_subclass(self, array: np.ndarray[Any, Any]) -> Any:
         """Take a subclass of ndarray apart."""
@@ -351,7 +351,7 @@ def finish(session: Session) -> Recording:
     parts = tuple(session.parts)
     if not session.notes and not session.needs and (session.lend or b"__main__" not in parts[0]):
         return Recording(parts)
-    notes = tuple([note for note in session.notes if note is not _SLOT]) if session.notes else ()
+    notes = tuple([note for note in session.notes if note is not SLOT]) if session.notes else ()
     if session.needs:
         return Recording(parts, notes, frozenset(session.needs))
     if not session.lend and b"__main__" in parts[0]:
