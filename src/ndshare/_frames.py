@@ -14,8 +14,8 @@
 A message is one SOCK_SEQPACKET datagram. Its descriptors are those of its records, in order. More
 descriptors than one message may carry (253) go ahead of it in FDS messages.
 
-Beside the socket each worker has a row of bytes on a *board* in shared memory, one per task in flight
-(``seq % ROW_BYTES``): `PENDING` until the worker takes the task by compare-and-swap (`STARTED`), or the
+Beside the socket each worker has a row on a *board* in shared memory: the prefix of the segments it owns,
+then one byte per task in flight (`cell`): `PENDING` until the worker takes the task by compare-and-swap (`STARTED`), or the
 caller takes it back the same way (`REVOKED`). So a task runs exactly once, a batch can be given to
 somebody else while its head is slow, and after a death it is known which task was running.
 """
@@ -57,6 +57,13 @@ STARTED = 1
 REVOKED = 2
 ROW_BYTES = 1024
 BOARD_ROWS = 64
+_CELLS_AT = 64
+
+
+def cell(row: int, seq: int) -> int:
+    """Where on the board the byte of a task is, for the row that begins at `row`."""
+    return row + _CELLS_AT + seq % (ROW_BYTES - _CELLS_AT)
+
 
 # A message stays well below the socket buffer of 208 kB that many systems allow at most, so that two
 # are in the socket without blocking the sender.

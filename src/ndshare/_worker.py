@@ -74,8 +74,10 @@ class _Worker:
         if (reseed := sys.modules.get("numpy.random")) is not None:
             reseed.seed()  # else all workers draw the numbers of the zygote's generator
         segments.ledger_attach(ledger_fd, options["ledger_slot"])
+        os.close(ledger_fd)
         segments.set_idle_limit(options["idle_limit"])
         segments.install_handler()
+        _wire.store_u64(self.board, self.row, segments.owner_prefix())
         mainspace.install()
         os.environ.update(self.overlay)
         for name in options["preload"]:
@@ -142,7 +144,7 @@ class _Worker:
             at += length
             own = fds[used : used + nfds]
             used += nfds
-            if _wire.cas_u8(self.board, self.row + seq % frames.ROW_BYTES, frames.PENDING, frames.STARTED):
+            if _wire.cas_u8(self.board, frames.cell(self.row, seq), frames.PENDING, frames.STARTED):
                 self._run(seq, kind, token, payload, own)
             else:
                 for fd in own:

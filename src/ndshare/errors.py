@@ -3,6 +3,11 @@
 ::
 
     NdshareError
+    ├── SegmentError (OSError)              shared memory could not be made or mapped
+    │   └── SegmentGoneError                the memory a message names is not there any more
+    ├── CapacityError (MemoryError)         asked / free / the limit that binds
+    ├── TransportError (RuntimeError)           a message could not be rebuilt
+    ├── UnsendableGlobalError (TypeError)       a global of __main__ cannot be pickled
     └── WorkerError (RuntimeError)
         ├── WorkerDiedError (BrokenProcessPool)     a process ended under a task
         ├── InitializerError (BrokenProcessPool)    an initializer failed
@@ -18,6 +23,8 @@ survives pickling.
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +34,133 @@ if TYPE_CHECKING:
 
 class NdshareError(Exception):
     """Root of all errors that ndshare raises on its own account."""
+
+
+_REMEDIES = {
+    errno.EMFILE: "too many open files in this process: raise the limit (ulimit -n) or drop arrays",
+    errno.ENFILE: "too many open files on this machine: close some, or raise fs.file-max",
+    errno.ENOMEM: "the kernel has no memory or no mappings left: drop arrays, call ndshare.trim(), or raise "
+    "vm.max_map_count",
+    errno.ENOSPC: "no memory left for shared pages: drop arrays or call ndshare.trim()",
+    errno.EFBIG: "larger than files may be (ulimit -f): raise that limit",
+    errno.EPERM: "not allowed",
+    errno.ESTALE: "its owner has given it up",
+}
+
+
+def _readable(nbytes: int) -> str:
+    value = float(nbytes)
+    units = iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while value >= 1000 and (larger := next(units, None)):
+        value, unit = value / 1000, larger
+    return f"{value:.4g} {unit}"
+
+
+class SegmentError(NdshareError, OSError):
+    """The system refused to make, map or lend shared memory.
+
+    Parameters
+    ----------
+    number : int
+        The errno.
+    doing : str
+        What was refused.
+    """
+
+    def __init__(self, number: int, doing: str) -> None:
+        super().__init__(number, doing)
+        self.number = number
+        self.doing = doing
+
+    def __str__(self) -> str:
+        name = errno.errorcode.get(self.number, str(self.number))
+        remedy = _REMEDIES.get(self.number, "see errno(3)")
+        return f"could not {self.doing}: {name}, {os.strerror(self.number)}; {remedy}"
+
+
+class SegmentGoneError(SegmentError):
+    """The memory that a message names is not there any more."""
+
+
+class CapacityError(NdshareError, MemoryError):
+    """A request for memory that cannot be met; nothing was taken.
+
+    Parameters
+    ----------
+    asked : int
+        Bytes that were asked for.
+    available : int
+        Bytes that could be had.
+    limit : str
+        The limit that binds.
+    """
+
+    def __init__(self, asked: int, available: int, limit: str) -> None:
+        super().__init__(asked, available, limit)
+        self.asked = asked
+        self.available = available
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"{_readable(self.asked)} of shared memory were asked for ({self.asked} bytes), "
+            f"{_readable(self.available)} are free; the limit that binds is the {self.limit}. Drop arrays or "
+            "results, call ndshare.trim(), work in smaller pieces, or raise that limit"
+        )
+
+
+class TransportError(NdshareError, RuntimeError):
+    """An object could not be rebuilt from a message.
+
+    Parameters
+    ----------
+    what : str
+        What was refused.
+    got : str
+        What the message or this process had instead.
+    remedy : str
+        What to do.
+    """
+
+    def __init__(self, what: str, got: str, remedy: str) -> None:
+        super().__init__(what, got, remedy)
+        self.what = what
+        self.got = got
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.got}; {self.remedy}."
+
+
+class UnsendableGlobalError(NdshareError, TypeError):
+    """A global of ``__main__`` that a task uses cannot be pickled.
+
+    Parameters
+    ----------
+    name : str
+        Name of the global.
+    type_name : str
+        Its type.
+    user : str
+        Who uses it: a function of ``__main__``, or "the task".
+    reason : str
+        What pickling it said.
+    """
+
+    def __init__(self, name: str, type_name: str, user: str, reason: str) -> None:
+        super().__init__(name, type_name, user, reason)
+        self.name = name
+        self.type_name = type_name
+        self.user = user
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the global {self.name!r} ({self.type_name}) of __main__, which {self.user} uses, cannot be sent to "
+            f"another process: {self.reason}. Make it inside the function or in an initializer, or pass what is "
+            "needed of it as an argument."
+        )
 
 
 class WorkerError(NdshareError, RuntimeError):

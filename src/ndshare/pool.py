@@ -25,7 +25,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ndshare import _frames as frames
@@ -38,6 +39,10 @@ from ndshare.workers import Crew, Worker, WorkerGoneError
 _BATCH_S = 1e-3
 _BATCH_TASKS = 60
 _PREFETCH_S = 20e-3
+#: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
+_BURST_S = 100e-6
+_BURST_TASKS = 32
+_TINY_S = 200e-6
 #: A worker that does not react to Ctrl-C within this time is killed.
 _INTERRUPT_S = 0.6
 #: So many workers in a row may die before they have answered anything, then the tasks that wait fail.
@@ -74,7 +79,7 @@ class Pool:
         self.threads = threads or max(1, cpus.default_workers() // max_workers)
         self.retries = retries
         self.own = bool(initializer or limit or env or preload)
-        self.idle_limit = max(64 << 20, segments.idle_limit() // max(2, max_workers))
+        self.idle_limit = max(64 << 20, segments.stats().idle_limit // max(2, max_workers))
         self.queue: collections.deque[TaskFuture] = collections.deque()
         self.workers: list[Worker] = []
         self.free: dict[Worker, None] = {}  # workers that could take more
@@ -88,7 +93,9 @@ class Pool:
         self._next_number = 0
         self._number_of: dict[Worker, int] = {}
         self._stillborn = 0
-        self._submitted = 0
+        self._burst = 0  # submits in quick succession
+        self._last_submit = 0.0
+        self.held = False  # tasks wait for more to come
         self.bytes_copied = 0
         self.bytes_sent = 0
         crew.pools.add(self)
@@ -97,16 +104,30 @@ class Pool:
 
     def submit(self, task: TaskFuture) -> None:
         """Take a task on."""
+        now = time.perf_counter()
+        self._burst = self._burst + 1 if now - self._last_submit < _BURST_S else 0
+        self._last_submit = now
         with self.hub.lock:
             self.pending += 1
             self.queue.append(task)
+            waiting = len(self.queue)
             saturated = not self.free and len(self.workers) >= self.max_workers
-        if not saturated:
-            self.pump()
-            return
-        self._submitted += 1
-        if self._submitted & 7 == 0:  # lend a hand with results, without a thread switch
+        if saturated or (self._burst > _BURST_TASKS and self.seconds is not None and self.seconds < _TINY_S):
+            if waiting & (_BURST_TASKS - 1):
+                if not self.held:
+                    self.held = True  # whoever waits next, or the I/O thread in a moment, sends them together
+                    self.hub.tick()
+                return
             self.hub.look(self.workers)
+        self.pump()
+
+    def submit_all(self, tasks: Iterable[TaskFuture]) -> None:
+        """Take many tasks on at once."""
+        with self.hub.lock:
+            before = len(self.queue)
+            self.queue.extend(tasks)
+            self.pending += len(self.queue) - before
+        self.pump()
 
     def forget_cancelled(self, task: TaskFuture) -> None:
         """Let go of a task that its user has cancelled."""
@@ -122,6 +143,7 @@ class Pool:
 
     def pump(self) -> None:
         """Send as much as the workers can take."""
+        self.held = False
         while True:
             with self.hub.lock:
                 picked = self._pick()
@@ -172,13 +194,14 @@ class Pool:
         if len(self.workers) < self.max_workers:
             return self._hire()
         if self.free and self.seconds is not None and self.seconds < _PREFETCH_S:
-            return next(iter(self.free))
+            if self.seconds > _TINY_S or len(self.queue) >= _BURST_TASKS:
+                return next(iter(self.free))
         return None
 
     def _batch_size(self, worker: Worker) -> int:
         if self.seconds is None or self.initializer is not None and not worker.proved:
             return 1
-        fair = math.ceil(len(self.queue) / (2 * max(1, len(self.workers))))
+        fair = math.ceil(len(self.queue) / max(1, len(self.workers)))
         size = max(1, min(_BATCH_TASKS, fair, int(_BATCH_S / max(self.seconds, 1e-6))))
         return min(size, self.limit - worker.sent) if self.limit else size
 
@@ -313,6 +336,7 @@ class Pool:
     def _send_names(self, worker: Worker, needs: frozenset[str]) -> None:
         if needs and (draft := mainspace.deliver(needs, worker.known_main)) is not None:
             self._send_parcel(worker, frames.MAIN, 0, draft.settle())
+            worker.known_main.update(draft.delivers or {})
 
     def _send_parcel(self, worker: Worker, kind: int, number: int, parcel: transport.Parcel) -> None:
         fds = parcel.descriptors()
@@ -358,7 +382,7 @@ class Pool:
         seconds: float,
         body: bytes,
         fds: tuple[int, ...],
-        done: Todo,
+        done: list[Callable[[], None]],
     ) -> None:
         """A worker has answered (under the hub's lock)."""
         self._stillborn = 0
@@ -370,8 +394,6 @@ class Pool:
 
     def _resolve(self, worker: Worker, task: TaskFuture, status: int, body: bytes, fds: tuple[int, ...]) -> None:
         try:
-            if self.queue or not worker.inflight:
-                self.pump()  # first the next task, then the last result
             self.bytes_sent += len(body)
             value = transport.unpack(body, fds)
             if status == frames.OK:
@@ -420,7 +442,7 @@ class Pool:
     # ------------------------------------------------------------------ failures
 
     def on_initialized(
-        self, worker: Worker, status: int, body: bytes, fds: tuple[int, ...], done: Todo
+        self, worker: Worker, status: int, body: bytes, fds: tuple[int, ...], done: list[Callable[[], None]]
     ) -> None:
         """The initializer has run in a worker (under the hub's lock)."""
         if status == frames.OK:
@@ -445,7 +467,7 @@ class Pool:
             self._fail(task, failure)
 
     def on_death(
-        self, worker: Worker, pid: int, code: int | None, peak: int, done: Todo
+        self, worker: Worker, pid: int, code: int | None, peak: int, done: list[Callable[[], None]]
     ) -> None:
         """A worker has ended (under the hub's lock)."""
         self._dismiss(worker)
@@ -518,10 +540,9 @@ class Pool:
 
     def abandon(self) -> None:
         """Let nobody wait: called by the garbage collector, so it takes no lock."""
-        if self.hub.pid == os.getpid():
+        if self.hub.pid == os.getpid() and not self.over.is_set():
             self.closed = True
-            with contextlib.suppress(OSError):
-                self.hub.later(0.0, self._when_empty)
+            self.hub.later(0.0, self._when_empty)
 
     def kill(self, number: int) -> None:
         """End all workers of this pool by a signal."""

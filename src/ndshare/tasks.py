@@ -62,13 +62,11 @@ class TaskFuture(concurrent.futures.Future[Any]):
             raise InheritedError("a future of an executor", pool.hub.pid, os.getpid())
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
+            if pool.held:
+                pool.pump()
             pool.hub.drive(self.done, deadline)
-            with self._condition:
-                while not self.done():
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        return
-                    self._condition.wait(left)
+            if not self.done() and (deadline is None or time.monotonic() < deadline):
+                pool.hub.wait(self._condition, self.done, deadline)
         except KeyboardInterrupt:
             pool.interrupt()
             raise

@@ -110,16 +110,16 @@ class Worker:
         """Number of a new task; its byte on the board says that nobody has taken it."""
         seq = self.next_seq
         self.next_seq = (seq + 1) & 0xFFFFFFFF
-        self.board[self.row + seq % frames.ROW_BYTES] = frames.PENDING
+        self.board[frames.cell(self.row, seq)] = frames.PENDING
         return seq
 
     def take_back(self, seq: int) -> bool:
         """Take a task back that the worker has not begun."""
-        return _wire.cas_u8(self.board, self.row + seq % frames.ROW_BYTES, frames.PENDING, frames.REVOKED)
+        return _wire.cas_u8(self.board, frames.cell(self.row, seq), frames.PENDING, frames.REVOKED)
 
     def has_begun(self, seq: int) -> bool:
         """Whether the worker took the task."""
-        return self.board[self.row + seq % frames.ROW_BYTES] == frames.STARTED
+        return self.board[frames.cell(self.row, seq)] == frames.STARTED
 
     def signal(self, number: int) -> None:
         """Send it a signal, through the zygote that knows whether it is still there."""
@@ -129,6 +129,15 @@ class Worker:
 
     def on_ready(self, done: Todo) -> None:
         """Read its messages (under the hub's lock)."""
+        heard: list[Callable[[], None]] = []
+        try:
+            self._read(heard)
+        finally:
+            if heard and self.pool is not None:
+                done.append(self.pool.pump)  # first the next task, then the last results
+            done.extend(heard)
+
+    def _read(self, done: list[Callable[[], None]]) -> None:
         buffer = self.crew.buffer
         for _ in range(64):
             try:
@@ -222,8 +231,15 @@ class Crew:
         self.pools: set[Pool] = set()
         self.buffer = bytearray(frames.BUFFER_BYTES)
         self.ledger = segments.ledger_create(_LEDGER_SLOTS)
+        segments.ledger_attach(self.ledger, 0)
+        self.hub.flush = self._flush
         self._boards: list[tuple[int, mmap.mmap]] = []
         self._rows: list[tuple[int, int]] = []
+
+    def _flush(self) -> None:
+        for pool in list(self.pools):
+            if pool.held:
+                pool.pump()
 
     # ------------------------------------------------------------------ boards
 
@@ -236,6 +252,7 @@ class Crew:
             self._rows = [(len(self._boards) - 1, n * frames.ROW_BYTES) for n in reversed(range(frames.BOARD_ROWS))]
         which, offset = self._rows.pop()
         fd, board = self._boards[which]
+        _wire.store_u64(board, offset, 0)
         return board, offset, fd, lambda: self._rows.append((which, offset))
 
     # ------------------------------------------------------------------ leasing
@@ -293,6 +310,7 @@ class Crew:
         """A worker's process has ended (under the hub's lock)."""
         worker.drain(done)
         del self.workers[worker.id]
+        segments.forget_owner(_wire.load_u64(worker.board, worker.row))
         segments.ledger_clear(worker.id % (_LEDGER_SLOTS - 1) + 1)
         if worker in self.idle:
             self.idle.remove(worker)

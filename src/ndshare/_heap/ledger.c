@@ -1,0 +1,149 @@
+/* The ledger of a pool: one memfd, one line per process, so that N workers that check at once do not
+ * each take the last gigabyte. A process writes its own line only.
+ *
+ *   reserved  bytes it is about to turn into pages; back to 0 when the kernel's own figures show them
+ *   in_use    bytes of segments it owns; only the simulated limit (NDSHARE_MEMORY_LIMIT) needs it
+ *
+ * Reserve first, then read the others' lines: two that race see each other, and may both be refused,
+ * never both be admitted. The pool clears the line of a process that died.
+ */
+#include "heap.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+typedef struct {
+    _Alignas(64) _Atomic uint64_t reserved;
+    _Atomic uint64_t in_use;
+} line;
+
+static line alone;              /* a process without a pool has a ledger of one line */
+static line *lines = &alone;
+static size_t n_lines = 1, own_line = 0;
+
+size_t
+ndshare_ledger_reserve(size_t nbytes)
+{
+    atomic_fetch_add(&lines[own_line].reserved, nbytes);
+    size_t sum = 0;
+    for (size_t i = 0; i < n_lines; i++) {
+        sum += atomic_load(&lines[i].reserved);
+    }
+    return sum > nbytes ? sum - nbytes : 0;
+}
+
+void
+ndshare_ledger_settle(size_t nbytes)
+{
+    uint64_t before = atomic_load(&lines[own_line].reserved), after;
+    do {
+        after = before > nbytes ? before - nbytes : 0;  /* cleared by mistake must not wrap around */
+    } while (!atomic_compare_exchange_weak(&lines[own_line].reserved, &before, after));
+}
+
+size_t
+ndshare_ledger_own_use(size_t own_bytes)
+{
+    size_t sum = own_bytes;
+    for (size_t i = 0; i < n_lines; i++) {
+        if (i != own_line) {
+            sum += atomic_load(&lines[i].in_use);
+        }
+    }
+    return sum;
+}
+
+void
+ndshare_ledger_publish(size_t own_bytes)
+{
+    atomic_store_explicit(&lines[own_line].in_use, own_bytes, memory_order_relaxed);
+}
+
+/* After a fork: the child is not the process of that line. The mapping stays, threads of the parent
+ * are gone. */
+void
+ndshare_ledger_leave(void)
+{
+    lines = &alone;
+    n_lines = 1;
+    own_line = 0;
+    atomic_store(&alone.reserved, 0);
+    atomic_store(&alone.in_use, 0);
+}
+
+PyObject *
+ndshare_ledger_create(PyObject *Py_UNUSED(module), PyObject *slots)
+{
+    Py_ssize_t n = PyLong_AsSsize_t(slots);
+    if (n == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (n < 1 || n > 1 << 20) {
+        return PyErr_Format(PyExc_ValueError, "ledger_create: slots is %zd; allowed is 1 to 1048576", n);
+    }
+    int fd = memfd_create("ndshare-ledger", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0 || ftruncate(fd, (off_t)((size_t)n * sizeof(line))) != 0
+        || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+        ndshare_error error = {.number = errno, .doing = "make the ledger of a pool"};
+        if (fd >= 0) {
+            close(fd);
+        }
+        return ndshare_error_raise(&error);
+    }
+    return PyLong_FromLong(fd);
+}
+
+PyObject *
+ndshare_ledger_attach(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2) {
+        return PyErr_Format(PyExc_TypeError, "ledger_attach takes a descriptor and a slot, got %zd arguments", nargs);
+    }
+    long fd = PyLong_AsLong(args[0]);
+    Py_ssize_t slot = PyLong_AsSsize_t(args[1]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    struct stat status;
+    if (fstat((int)fd, &status) != 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    size_t n = (size_t)status.st_size / sizeof(line);
+    if (slot < 0 || (size_t)slot >= n) {
+        return PyErr_Format(PyExc_ValueError, "ledger_attach: slot is %zd; this ledger has %zu", slot, n);
+    }
+    void *base = mmap(NULL, n * sizeof(line), PROT_READ | PROT_WRITE, MAP_SHARED, (int)fd, 0);
+    if (base == MAP_FAILED) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    ndshare_heap_lock();
+    if (lines != &alone) {
+        atomic_store(&lines[own_line].reserved, 0);
+        atomic_store(&lines[own_line].in_use, 0);
+    }
+    lines = base;
+    n_lines = n;
+    own_line = (size_t)slot;
+    atomic_store(&lines[own_line].reserved, 0);
+    ndshare_ledger_publish(ndshare_heap.own_bytes);
+    ndshare_heap_unlock();
+    Py_RETURN_NONE;
+}
+
+PyObject *
+ndshare_ledger_clear(PyObject *Py_UNUSED(module), PyObject *slot)
+{
+    Py_ssize_t index = PyLong_AsSsize_t(slot);
+    if (index == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (index < 0 || (size_t)index >= n_lines) {
+        return PyErr_Format(PyExc_ValueError, "ledger_clear: slot is %zd; this ledger has %zu", index, n_lines);
+    }
+    atomic_store(&lines[index].reserved, 0);
+    atomic_store(&lines[index].in_use, 0);
+    Py_RETURN_NONE;
+}

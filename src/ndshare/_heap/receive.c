@@ -1,0 +1,293 @@
+/* Segments of other processes: mappings are kept, holds are not.
+ *
+ * While an array or Block of a segment lives here, one descriptor with LOCK_SH tells its owner so. When
+ * the last one goes the hold is closed and the owner may recycle; the mapping stays (it needs no
+ * descriptor), because the same segment comes again and mapping anew costs more than a copy.
+ */
+#include "heap.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define CACHED_MOST 8192   /* mappings kept without a user, where max_map_count is not smaller */
+
+static size_t
+mappings_limit(void)
+{
+    static size_t limit = 0;
+    if (limit == 0) {
+        size_t most = 65530;
+        FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
+        if (file != NULL) {
+            if (fscanf(file, "%zu", &most) != 1) {
+                most = 65530;
+            }
+            fclose(file);
+        }
+        limit = most;
+    }
+    return limit;
+}
+
+/* Live by-value segments per owner: a handful of entries, found by a plain search. */
+void
+ndshare_receive_count(const ndshare_segment *segment, int change)
+{
+    uint64_t prefix = segment->uid >> 32;
+    for (size_t i = 0; i < ndshare_heap.n_owners; i++) {
+        if (ndshare_heap.owners[i].prefix == prefix) {
+            ndshare_heap.owners[i].live += (uint32_t)change;
+            if (ndshare_heap.owners[i].live == 0) {
+                ndshare_heap.owners[i] = ndshare_heap.owners[--ndshare_heap.n_owners];
+            }
+            return;
+        }
+    }
+    if (change < 0) {
+        return;
+    }
+    if (ndshare_heap.n_owners == ndshare_heap.cap_owners) {
+        size_t cap = ndshare_heap.cap_owners ? ndshare_heap.cap_owners * 2 : 16;
+        void *grown = realloc(ndshare_heap.owners, cap * sizeof *ndshare_heap.owners);
+        if (grown == NULL) {
+            return;  /* only the policy of should_copy_out suffers */
+        }
+        ndshare_heap.owners = grown;
+        ndshare_heap.cap_owners = cap;
+    }
+    ndshare_heap.owners[ndshare_heap.n_owners].prefix = prefix;
+    ndshare_heap.owners[ndshare_heap.n_owners++].live = 1;
+}
+
+static void
+drop(ndshare_segment *segment)
+{
+    if (segment->state == NDSHARE_CACHED) {
+        ndshare_link_remove(&segment->by_age);
+        ndshare_heap.cached_bytes -= segment->size;
+        ndshare_heap.cached_count--;
+    }
+    ndshare_table_remove(segment);
+    segment->punch = false;
+    ndshare_heap_doom(segment);
+}
+
+size_t
+ndshare_receive_trim(size_t bytes, size_t count)
+{
+    size_t before = ndshare_heap.cached_bytes;
+    while ((ndshare_heap.cached_bytes > bytes || ndshare_heap.cached_count > count)
+           && ndshare_heap.cache_lru.prev != &ndshare_heap.cache_lru) {
+        drop(NDSHARE_OF(ndshare_heap.cache_lru.prev, by_age));
+    }
+    return before - ndshare_heap.cached_bytes;
+}
+
+static void
+enter_use(ndshare_segment *segment)
+{
+    segment->state = NDSHARE_LIVE;
+    ndshare_heap.held_count++;
+    ndshare_heap.held_bytes += segment->size;
+    if (segment->kind == NDSHARE_VALUE) {
+        ndshare_receive_count(segment, 1);
+    }
+}
+
+void
+ndshare_receive_settle(ndshare_segment *segment)
+{
+    if (segment->origin == NDSHARE_INHERITED) {
+        drop(segment);
+        return;
+    }
+    ndshare_heap.held_count--;
+    ndshare_heap.held_bytes -= segment->size;
+    if (segment->kind == NDSHARE_VALUE) {
+        ndshare_receive_count(segment, -1);
+    }
+    if (segment->detached || segment->kind == NDSHARE_COPY) {
+        drop(segment);
+        return;
+    }
+    close(segment->fd);
+    segment->fd = -1;
+    segment->state = NDSHARE_CACHED;
+    ndshare_heap.cached_bytes += segment->size;
+    ndshare_heap.cached_count++;
+    ndshare_link_push(&ndshare_heap.cache_lru, &segment->by_age);
+    size_t most = mappings_limit() / 8;
+    ndshare_receive_trim(ndshare_heap.idle_limit, most < CACHED_MOST ? most : CACHED_MOST);
+}
+
+/* The segment is known here: use its mapping. NULL: it is another file under the same uid (two
+ * processes drew the same prefix), or nothing this process can still vouch for. */
+static ndshare_segment *
+resolve(ndshare_segment *segment, size_t size, int kind, int fd)
+{
+    struct stat status;
+    if (segment->size < size || fstat(fd, &status) != 0 || status.st_ino != segment->inode
+        || (segment->detached && kind != NDSHARE_COPY)) {
+        return NULL;
+    }
+    if (segment->origin == NDSHARE_OWN) {
+        if (segment->state == NDSHARE_AWAY) {
+            ndshare_pool_wake(segment);
+        }
+        else if (segment->state == NDSHARE_IDLE) {
+            return NULL;
+        }
+        segment->lent = true;  /* the sender may still have it */
+        if (segment->slots == NULL && segment->kind != NDSHARE_SEALED) {
+            segment->kind = (uint8_t)kind;
+        }
+        close(fd);
+    }
+    else if (segment->state == NDSHARE_CACHED) {
+        ndshare_link_remove(&segment->by_age);
+        ndshare_heap.cached_bytes -= segment->size;
+        ndshare_heap.cached_count--;
+        if (segment->kind != NDSHARE_SEALED) {
+            segment->kind = (uint8_t)kind;
+        }
+        segment->fd = fd;
+        enter_use(segment);
+    }
+    else {
+        close(fd);
+    }
+    segment->counts.handles++;
+    return segment;
+}
+
+/* Takes over `fd` in every case. Returns the segment with one handle on the whole of it. */
+static ndshare_segment *
+attach(uint64_t uid, size_t size, int kind, int fd, ndshare_error *error)
+{
+    bool copy = kind == NDSHARE_COPY, clash = false;
+    ndshare_heap_lock();
+    ndshare_segment *known = ndshare_table_uid(uid, copy), *found = NULL;
+    if (known != NULL) {
+        found = resolve(known, size, kind, fd);
+        if (found == NULL && known->state == NDSHARE_CACHED) {
+            drop(known);
+        }
+        else if (found == NULL) {
+            clash = true;  /* keep both: the newcomer gets a uid of ours, known to nobody */
+        }
+    }
+    ndshare_heap_unlock();
+    if (found != NULL) {
+        return found;
+    }
+    PyThreadState *thread = size >= ((size_t)1 << 20) ? PyEval_SaveThread() : NULL;
+    ndshare_segment *segment = ndshare_segment_map(fd, uid, size, kind, error);
+    if (thread != NULL) {
+        PyEval_RestoreThread(thread);
+    }
+    if (segment == NULL) {
+        close(fd);
+        return NULL;
+    }
+    segment->counts.handles = 1;
+    ndshare_heap_lock();
+    known = clash ? NULL : ndshare_table_uid(uid, copy);
+    if (known != NULL && (found = resolve(known, size, kind, fd)) != NULL) {
+        segment->fd = -1;  /* another thread was faster; its mapping is the one */
+        ndshare_heap_doom(segment);
+    }
+    else {
+        if (clash || known != NULL) {
+            segment->uid = ndshare_heap_next_uid();
+        }
+        if (ndshare_table_add(segment) == 0) {
+            found = segment;
+            enter_use(segment);
+        }
+        else {
+            *error = (ndshare_error){.number = ENOMEM, .doing = "register a received segment"};
+            ndshare_heap_doom(segment);
+        }
+    }
+    ndshare_heap_unlock();
+    return found;
+}
+
+PyObject *
+ndshare_receive_attach(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 4) {
+        return PyErr_Format(PyExc_TypeError, "attach takes uid, size, kind and fd; got %zd arguments", nargs);
+    }
+    uint64_t uid = PyLong_AsUnsignedLongLong(args[0]);
+    Py_ssize_t size = PyLong_AsSsize_t(args[1]);
+    long kind = PyLong_AsLong(args[2]), fd = PyLong_AsLong(args[3]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (size <= 0 || kind < NDSHARE_VALUE || kind > NDSHARE_COPY || fd < 0) {
+        if (fd >= 0) {
+            close((int)fd);
+        }
+        return PyErr_Format(PyExc_ValueError, "attach: size %zd, kind %ld, fd %ld; size must be positive, "
+                            "kind one of VALUE, SHARED, SEALED, COPY, and fd an open descriptor",
+                            size, kind, fd);
+    }
+    ndshare_error error = {0};
+    ndshare_segment *segment = attach(uid, (size_t)size, (int)kind, (int)fd, &error);
+    if (segment == NULL) {
+        return ndshare_error_raise(&error);
+    }
+    return ndshare_block_new(segment, segment->base, segment->size, true, false);
+}
+
+PyObject *
+ndshare_receive_should_copy_out(PyObject *Py_UNUSED(module), PyObject *object)
+{
+    if (!Py_IS_TYPE(object, ndshare_block_type)) {
+        return PyErr_Format(PyExc_TypeError, "should_copy_out takes a Block, got %R", (PyObject *)Py_TYPE(object));
+    }
+    ndshare_block *block = (ndshare_block *)object;
+    ndshare_heap_lock();
+    bool copy = false;
+    ndshare_segment *segment = block->segment;
+    if (segment != NULL && segment->kind == NDSHARE_VALUE && segment->origin == NDSHARE_RECEIVED) {
+        copy = ndshare_heap.held_count > ndshare_pool_descriptor_limit() / 2
+            || ndshare_heap.n_segments > mappings_limit() / 4
+            || ndshare_heap.held_bytes > ndshare_heap.idle_limit;
+        for (size_t i = 0; !copy && i < ndshare_heap.n_owners; i++) {
+            if (ndshare_heap.owners[i].prefix == segment->uid >> 32) {
+                copy = ndshare_heap.owners[i].live > 2;
+                break;
+            }
+        }
+    }
+    ndshare_heap_unlock();
+    return PyBool_FromLong(copy);
+}
+
+/* A dead process's segments never come again; the mappings kept of them are what still holds the pages. */
+PyObject *
+ndshare_receive_forget_owner(PyObject *Py_UNUSED(module), PyObject *prefix)
+{
+    uint64_t wanted = PyLong_AsUnsignedLongLong(prefix);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    size_t dropped = 0;
+    ndshare_heap_lock();
+    for (ndshare_link *link = ndshare_heap.cache_lru.next; link != &ndshare_heap.cache_lru;) {
+        ndshare_segment *segment = NDSHARE_OF(link, by_age);
+        link = link->next;
+        if (segment->uid >> 32 == wanted) {
+            drop(segment);
+            dropped++;
+        }
+    }
+    ndshare_heap_unlock();
+    return PyLong_FromSize_t(dropped);
+}

@@ -1,0 +1,313 @@
+/* One segment: a memfd and its mapping. System calls only; nothing here needs the lock of the heap.
+ *
+ * Every memfd is sealed against shrinking and growing from birth, so that no peer can make another one
+ * SIGBUS; pages are given back by punching holes. It is close-on-exec and, where the kernel knows it,
+ * not executable. Pages are made at birth (MADV_POPULATE_WRITE reports failure; a touch would kill).
+ */
+#include "heap.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+static int
+fail(ndshare_error *error, const char *doing)
+{
+    error->number = errno ? errno : EIO;
+    error->doing = doing;
+    error->limit = NULL;
+    return -1;
+}
+
+static int
+make_file(size_t size, ndshare_error *error)
+{
+    static atomic_bool noexec_unknown = false;
+    int fd = -1;
+    if (!atomic_load(&noexec_unknown)) {
+        fd = memfd_create("ndshare", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+        if (fd < 0 && errno == EINVAL) {
+            atomic_store(&noexec_unknown, true);
+        }
+    }
+    if (fd < 0 && atomic_load(&noexec_unknown)) {
+        fd = memfd_create("ndshare", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    }
+    if (fd < 0) {
+        return fail(error, "make a shared segment (memfd_create)");
+    }
+    if (ftruncate(fd, (off_t)size) != 0) {
+        fail(error, "size a shared segment (ftruncate)");
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+static ndshare_segment *
+describe(int fd, size_t size)
+{
+    struct stat status;
+    ndshare_segment *segment = calloc(1, sizeof *segment);
+    if (segment == NULL || fstat(fd, &status) != 0) {
+        free(segment);
+        return NULL;
+    }
+    segment->fd = fd;
+    segment->size = size;
+    segment->inode = status.st_ino;
+    segment->size_class = -1;
+    ndshare_link_init(&segment->by_class);
+    ndshare_link_init(&segment->by_age);
+    return segment;
+}
+
+int
+ndshare_segment_populate(ndshare_segment *segment, size_t offset, size_t nbytes, ndshare_error *error)
+{
+    size_t start = offset & ~(NDSHARE_PAGE - 1);
+    size_t stop = (offset + nbytes + NDSHARE_PAGE - 1) & ~(NDSHARE_PAGE - 1);
+    if (stop > segment->size) {
+        stop = segment->size;
+    }
+    int result;
+    do {
+        result = madvise(segment->base + start, stop - start, MADV_POPULATE_WRITE);
+    } while (result != 0 && (errno == EINTR || errno == EAGAIN));
+    if (result != 0 && errno == EINVAL) {  /* before Linux 5.14 */
+        result = fallocate(segment->fd, 0, (off_t)start, (off_t)(stop - start));
+    }
+    if (result != 0) {
+        return fail(error, "give a shared segment its pages");
+    }
+    return 0;
+}
+
+ndshare_segment *
+ndshare_segment_make(size_t size, bool populate, ndshare_error *error)
+{
+    int fd = make_file(size, error);
+    if (fd < 0) {
+        return NULL;
+    }
+    ndshare_segment *segment = describe(fd, size);
+    if (segment == NULL) {
+        fail(error, "describe a shared segment");
+        close(fd);
+        return NULL;
+    }
+    segment->origin = NDSHARE_OWN;
+    segment->base = MAP_FAILED;
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+        fail(error, "seal a shared segment");
+        goto failed;
+    }
+    segment->base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (segment->base == MAP_FAILED) {
+        fail(error, "map a shared segment (mmap)");
+        goto failed;
+    }
+    if (populate) {
+        if (ndshare_segment_populate(segment, 0, size, error) < 0) {
+            goto failed;
+        }
+        segment->resident = size;
+    }
+    return segment;
+failed:
+    ndshare_segment_destroy(segment);
+    return NULL;
+}
+
+/* A mapping keeps the description it was made from, and with it its lock, alive: made from a hold it
+ * would be in use for ever. So every mapping of a received or read-only segment has a description of
+ * its own, without a lock. Opened read-only it can also never be made writable by mprotect. */
+static char *
+map_anew(int fd, size_t size, int protection, int flags)
+{
+    char path[40];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int own = open(path, (protection & PROT_WRITE ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+    if (own < 0) {
+        return MAP_FAILED;
+    }
+    char *base = mmap(NULL, size, protection, flags, own, 0);
+    int saved = errno;
+    close(own);
+    errno = saved;
+    return base;
+}
+
+static int
+write_all(int fd, const char *data, size_t size)
+{
+    while (size > 0) {
+        ssize_t written = write(fd, data, size);
+        if (written < 0 && errno == EINTR) {
+            continue;
+        }
+        if (written <= 0) {
+            return -1;
+        }
+        data += written;
+        size -= (size_t)written;
+    }
+    return 0;
+}
+
+/* Read-only for everybody, the maker included: filled by write(2), so that there never was a writable
+ * mapping, sealed, and only then mapped. */
+ndshare_segment *
+ndshare_segment_seal(const char *const *parts, const size_t *sizes, size_t count, size_t size,
+                     ndshare_error *error)
+{
+    int fd = make_file(size, error);
+    if (fd < 0) {
+        return NULL;
+    }
+    ndshare_segment *segment = describe(fd, size);
+    if (segment == NULL) {
+        fail(error, "describe a shared segment");
+        close(fd);
+        return NULL;
+    }
+    segment->origin = NDSHARE_OWN;
+    segment->kind = NDSHARE_SEALED;
+    segment->readonly = true;
+    segment->base = MAP_FAILED;
+    for (size_t i = 0; i < count; i++) {
+        if (write_all(fd, parts[i], sizes[i]) != 0) {
+            fail(error, "fill a read-only segment (write)");
+            goto failed;
+        }
+    }
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+        fail(error, "seal a read-only segment");
+        goto failed;
+    }
+    segment->base = map_anew(fd, size, PROT_READ, MAP_SHARED | MAP_POPULATE);
+    if (segment->base == MAP_FAILED) {
+        fail(error, "map a read-only segment (mmap)");
+        goto failed;
+    }
+    segment->resident = size;
+    return segment;
+failed:
+    ndshare_segment_destroy(segment);
+    return NULL;
+}
+
+/* A peer's segment. What it says about itself is not believed: size and seals come from the kernel. */
+ndshare_segment *
+ndshare_segment_map(int fd, uint64_t uid, size_t size, int kind, ndshare_error *error)
+{
+    struct stat status;
+    int seals = fcntl(fd, F_GET_SEALS);
+    int wanted = F_SEAL_SHRINK | (kind == NDSHARE_SEALED ? F_SEAL_WRITE : 0);
+    if (fstat(fd, &status) != 0 || seals < 0 || (seals & wanted) != wanted
+        || (size_t)status.st_size < size || size == 0) {
+        errno = EINVAL;
+        fail(error, "map a received segment: the descriptor is not the segment the message names");
+        return NULL;
+    }
+    char *base;
+    if (kind == NDSHARE_SEALED) {
+        base = map_anew(fd, size, PROT_READ, MAP_SHARED | MAP_POPULATE);
+    }
+    else if (kind == NDSHARE_COPY) {
+        base = map_anew(fd, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE);
+    }
+    else {
+        /* By-value segments have all their pages: mapping them at once costs 1 ms per 160 MB, taking
+         * the faults one by one 11. A slab has holes that populating would fill. */
+        int populate = kind == NDSHARE_VALUE ? MAP_POPULATE : 0;
+        base = map_anew(fd, size, PROT_READ | PROT_WRITE, MAP_SHARED | populate);
+    }
+    if (base == MAP_FAILED) {
+        fail(error, "map a received segment (mmap)");
+        return NULL;
+    }
+    ndshare_segment *segment = describe(fd, size);
+    if (segment == NULL) {
+        fail(error, "describe a received segment");
+        munmap(base, size);
+        return NULL;
+    }
+    segment->uid = uid;
+    segment->base = base;
+    segment->kind = (uint8_t)kind;
+    segment->origin = NDSHARE_RECEIVED;
+    segment->readonly = kind == NDSHARE_SEALED;
+    return segment;
+}
+
+/* `dup` would share the description and with it the lock: only opening anew makes a hold of its own.
+ * The plain LOCK_SH waits for a prober at most; the caller holds the memory by another right. */
+int
+ndshare_segment_reopen(int fd, ndshare_error *error)
+{
+    char path[40];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int hold = open(path, O_RDWR | O_CLOEXEC);
+    if (hold < 0 && (errno == EACCES || errno == EPERM || errno == ETXTBSY)) {
+        hold = open(path, O_RDONLY | O_CLOEXEC);
+    }
+    if (hold < 0) {
+        return fail(error, "lend a shared segment (open a descriptor of its own)");
+    }
+    int locked;
+    do {
+        locked = flock(hold, LOCK_SH);
+    } while (locked != 0 && errno == EINTR);
+    if (locked != 0) {
+        fail(error, "lend a shared segment (flock)");
+        close(hold);
+        return -1;
+    }
+    return hold;
+}
+
+bool
+ndshare_segment_probe(int fd)
+{
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        return false;
+    }
+    flock(fd, LOCK_UN);
+    return true;
+}
+
+void
+ndshare_segment_punch(ndshare_segment *segment, size_t offset, size_t nbytes)
+{
+    (void)!fallocate(segment->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)nbytes);
+}
+
+void
+ndshare_segment_destroy(ndshare_segment *segment)
+{
+    if (segment->punch && segment->fd >= 0) {
+        ndshare_segment_punch(segment, 0, segment->size);
+    }
+    if (segment->base != NULL && segment->base != MAP_FAILED) {
+        munmap(segment->base, segment->size);
+    }
+    if (segment->fd >= 0) {
+        close(segment->fd);
+    }
+    free(segment->slots);
+    free(segment);
+}

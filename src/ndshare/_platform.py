@@ -1,0 +1,105 @@
+"""Facts about the machine and system calls that Python has no function for.
+
+Everything ndshare asks of the operating system from Python is asked here. Linux only: memfd, locks that
+belong to an open file description, and /proc have no equal elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from typing import Final
+
+__all__ = ["cpu_count", "cpu_quota", "is_alive", "process_start_time", "require_linux"]
+
+_CGROUP_ROOT: Final = "/sys/fs/cgroup"
+
+
+def require_linux() -> None:
+    """Refuse to go on where ndshare cannot work.
+
+    Raises
+    ------
+    ImportError
+        On another system than Linux, without memfd, or without /proc.
+    """
+    if not sys.platform.startswith("linux") or not hasattr(os, "memfd_create"):
+        raise ImportError(
+            f"ndshare needs Linux (memfd_create, /proc); this is {sys.platform!r}, where it cannot work"
+        )
+    if not os.path.exists("/proc/self/fd"):
+        raise ImportError("ndshare needs /proc to lend memory, and it is not mounted here; mount it first")
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def _groups(controller: str) -> list[tuple[str, bool]]:
+    """Directories of this process's control groups for `controller`, innermost first, and whether v2."""
+    found: list[tuple[str, bool]] = []
+    for line in (_read("/proc/self/cgroup") or "").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers == "":
+            unified = os.path.exists(f"{_CGROUP_ROOT}/cgroup.controllers")
+            mount, v2 = (_CGROUP_ROOT if unified else f"{_CGROUP_ROOT}/unified"), True
+        elif controller in controllers.split(","):
+            mount, v2 = f"{_CGROUP_ROOT}/{controllers}", False
+            if not os.path.isdir(mount):
+                mount = f"{_CGROUP_ROOT}/{controller}"
+        else:
+            continue
+        # Inside a container the path may be the host's: then the mount itself is the group.
+        path = mount + group if os.path.isdir(mount + group) else mount
+        while len(path) >= len(mount):
+            found.append((path.rstrip("/"), v2))
+            path = os.path.dirname(path.rstrip("/"))
+    return found
+
+
+def cpu_quota() -> float | None:
+    """Return how many CPUs the container may use on average, or None without a limit."""
+    quotas: list[float] = []
+    for path, v2 in _groups("cpu"):
+        if v2:
+            words = (_read(f"{path}/cpu.max") or "max").split()
+            if words[0] != "max" and len(words) == 2:
+                quotas.append(int(words[0]) / int(words[1]))
+        else:
+            quota = int(_read(f"{path}/cpu.cfs_quota_us") or -1)
+            period = int(_read(f"{path}/cpu.cfs_period_us") or 0)
+            if quota > 0 and period > 0:
+                quotas.append(quota / period)
+    return min(quotas, default=None)
+
+
+def cpu_count() -> int:
+    """Return how many workers make sense: CPU affinity and container quota, at least 1."""
+    allowed = len(os.sched_getaffinity(0))
+    quota = cpu_quota()
+    return max(1, allowed if quota is None else min(allowed, math.ceil(quota)))
+
+
+def process_start_time(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot; None if it is gone.
+
+    With the pid it names a process for good: pids are reused, the pair is not.
+    """
+    text = _read(f"/proc/{pid}/stat")
+    # The second field is the command in parentheses and may itself contain spaces and parentheses.
+    return None if text is None else int(text.rpartition(")")[2].split()[19])
+
+
+def is_alive(pid: int, start_time: int | None = None) -> bool:
+    """Return whether the process runs (a zombie does not)."""
+    text = _read(f"/proc/{pid}/stat")
+    if text is None:
+        return False
+    words = text.rpartition(")")[2].split()
+    return words[0] not in "ZX" and (start_time is None or int(words[19]) == start_time)
