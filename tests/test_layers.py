@@ -20,7 +20,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"workers", "pool", "tasks", "hub", "_zygote", "_worker", "_launcher", "_frames", "_caller_state"}
     ),
-    frozenset({"arrays", "transport", "reducers", "mainspace", "share"}),
+    frozenset(
+        {"arrays", "sharing", "transport", "parcel", "staging", "pickling", "reducers", "memmaps", "layout"}
+        | {"mainspace", "functions", "cloud"}
+    ),
     frozenset({"segments"}),
     frozenset({"_heap", "_wire", "_platform", "cpus"}),
     frozenset({"errors", "_pool_errors"}),
