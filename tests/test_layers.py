@@ -20,10 +20,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"workers", "pool", "tasks", "hub", "_zygote", "_worker", "_launcher", "_frames", "_caller_state"}
     ),
-    frozenset(
-        {"arrays", "sharing", "transport", "parcel", "staging", "pickling", "reducers", "memmaps", "layout"}
-        | {"mainspace", "functions", "cloud"}
-    ),
+    frozenset({"sharing", "mainspace"}),
+    frozenset({"transport"}),
+    frozenset({"arrays", "cloud", "functions", "layout", "memmaps", "parcel", "pickling", "reducers", "staging"}),
     frozenset({"segments"}),
     frozenset({"_heap", "_wire", "_platform", "cpus"}),
     frozenset({"errors", "_pool_errors"}),

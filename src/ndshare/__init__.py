@@ -1,9 +1,12 @@
-"""Shared-memory NumPy arrays for parallel Python."""
+"""Shared-memory NumPy arrays for parallel Python.
+
+Data is put into shared memory once, every process works on the same pages, results come back without
+a copy, and nothing is left behind whatever dies.
+"""
 
 from __future__ import annotations
 
-import importlib as _importlib
-from typing import TYPE_CHECKING, Any
+import typing as _typing
 
 from ndshare.arrays import (
     array,
@@ -31,7 +34,7 @@ from ndshare.errors import (
 )
 from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from ndshare._pool_errors import InitializerError, WorkerDiedError
     from ndshare.executor import ProcessPoolExecutor
     from ndshare.sharing import share
@@ -55,7 +58,6 @@ __all__ = [
     "UnsendableGlobalError",
     "WorkerDiedError",
     "WorkerError",
-    "__version__",
     "array",
     "empty",
     "empty_like",
@@ -73,19 +75,22 @@ __all__ = [
     "zeros_like",
 ]
 
-# What takes longer to import than the arrays, or pulls in `concurrent.futures.process`.
+# Loaded when first asked for: workers, pickling and the standard library's executors take longer to import
+# than everything else here.
 _LATER = {
-    "InitializerError": "_pool_errors",
-    "ProcessPoolExecutor": "executor",
-    "WorkerDiedError": "_pool_errors",
-    "share": "sharing",
-    "shutdown": "workers",
+    "InitializerError": "ndshare._pool_errors",
+    "ProcessPoolExecutor": "ndshare.executor",
+    "WorkerDiedError": "ndshare._pool_errors",
+    "share": "ndshare.sharing",
+    "shutdown": "ndshare.workers",
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     if name in _LATER:
-        value = getattr(_importlib.import_module(f"ndshare.{_LATER[name]}"), name)
+        import importlib
+
+        value = getattr(importlib.import_module(_LATER[name]), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
