@@ -2,7 +2,7 @@
 
 ::
 
-    TASKS ──► claim (board) ──► unpack ──► call ──► pack result ──► drop everything ──► lend or copy ──► RESULT
+    TASKS ──► claim (board) ──► unpack ──► call ──► pack ──► drop everything ──► lend or copy ──► RESULT
 
 Guarantees
 ----------
@@ -161,9 +161,9 @@ class _Worker:
             # Here nothing of the task is referenced any more, except by what the task itself kept.
             parcel = draft.settle()
             del draft
-        except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are outcomes too
+        except BaseException as error:
             status = frames.ERROR
-            if isinstance(error, _Unreadable):
+            if isinstance(error, _UnreadableError):
                 status, error = error.status, error.cause
             parcel = _pack_error(error)
             del error
@@ -176,11 +176,11 @@ class _Worker:
             for fd in fds:
                 os.close(fd)
             error, self.main_failure = self.main_failure, None
-            raise _Unreadable(frames.NO_MAIN, error[0])
+            raise _UnreadableError(frames.NO_MAIN, error[0])
         try:
             work = transport.unpack(payload, fds)
         except ModuleNotFoundError as error:
-            raise _Unreadable(frames.NO_MODULE, error) from None
+            raise _UnreadableError(frames.NO_MODULE, error) from None
         if kind == frames.CALL:
             function, args, kwargs = work
             del work
@@ -188,7 +188,7 @@ class _Worker:
             del args, kwargs
         else:
             function = self.functions[token]
-            if isinstance(function, _Unreadable):
+            if isinstance(function, _UnreadableError):
                 raise function
             result = [function(*args) for args in work]
             del work
@@ -201,7 +201,7 @@ class _Worker:
     def _on_main(self, _status: int, _count: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
         try:
             mainspace.apply(transport.unpack(body, fds))
-        except BaseException as error:  # noqa: BLE001 - the next task reports it
+        except BaseException as error:
             self.main_failure = (error, "")
 
     def _on_function(self, _s: int, _count: int, token: int, body: memoryview, fds: tuple[int, ...]) -> None:
@@ -210,9 +210,9 @@ class _Worker:
                 raise self.main_failure[0]
             self.functions[token] = transport.unpack(body, fds)
         except ModuleNotFoundError as error:
-            self.functions[token] = _Unreadable(frames.NO_MODULE, error)
-        except BaseException as error:  # noqa: BLE001 - its tasks report it
-            self.functions[token] = _Unreadable(frames.ERROR, error)
+            self.functions[token] = _UnreadableError(frames.NO_MODULE, error)
+        except BaseException as error:
+            self.functions[token] = _UnreadableError(frames.ERROR, error)
 
     def _on_forget(self, _s: int, _count: int, token: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
         self.functions.pop(token, None)
@@ -225,7 +225,7 @@ class _Worker:
             function, args = transport.unpack(body, fds)
             function(*args)
             self.interruptible = False
-        except BaseException as error:  # noqa: BLE001 - reported, then the worker ends
+        except BaseException as error:
             self.interruptible = False
             self._answer(frames.INITIALIZED, frames.ERROR, 0, b"", _pack_error(error))
             raise SystemExit(1) from None
@@ -299,7 +299,7 @@ class _Worker:
             time.sleep(0.001)  # too many descriptors in flight for this user
 
 
-class _Unreadable(Exception):
+class _UnreadableError(Exception):
     """What a task needs could not be rebuilt here."""
 
     def __init__(self, status: int, cause: BaseException) -> None:
@@ -309,10 +309,10 @@ class _Unreadable(Exception):
 
 
 def _pack_error(error: BaseException) -> transport.Parcel:
-    """The exception with its traceback as text; tried out, since many exceptions pickle but do not unpickle."""
+    """The exception and its traceback as text; tried out: many exceptions pickle but do not unpickle."""
     try:
         text = "".join(traceback.format_exception(error))
-    except BaseException as failure:  # noqa: BLE001 - __str__ of an exception is user code
+    except BaseException as failure:
         text = f"{type(error).__qualname__} (its traceback could not be formatted: {failure!r})"
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -321,11 +321,13 @@ def _pack_error(error: BaseException) -> transport.Parcel:
         again = transport.unpack(parcel.data, parcel.descriptors())
         if type(again[0]) is not type(error):
             raise TypeError(f"its pickle gives a {type(again[0]).__qualname__}")
-    except BaseException as reason:  # noqa: BLE001 - whatever the exception's own code raises
+    except BaseException as reason:
         try:
             words = str(error)
-        except BaseException:  # noqa: BLE001
+        except BaseException:
             words = "<no text>"
-        stand_in = RemoteError(type(error).__qualname__, words[:10_000], f"{type(reason).__name__}: {reason}"[:1000])
+        stand_in = RemoteError(
+            type(error).__qualname__, words[:10_000], f"{type(reason).__name__}: {reason}"[:1000]
+        )
         parcel = transport.pack((stand_in, text[-20_000:])).settle()
     return parcel

@@ -115,10 +115,14 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         if snapshot not in {"start", "submit"}:
             raise ValueError(f"snapshot must be 'start' or 'submit', got {snapshot!r}")
         if isinstance(preload, str):
-            raise TypeError(f"preload must be an iterable of module names, got the string {preload!r}; write [{preload!r}]")
+            raise TypeError(
+                f"preload must be an iterable of module names, got the string {preload!r}; write "
+                f"[{preload!r}]"
+            )
         if mp_context is not None:
             warnings.warn(
-                f"mp_context={mp_context!r} is ignored: ndshare forks its workers from a clean process of its own",
+                f"mp_context={mp_context!r} is ignored: ndshare forks its workers from a clean process of "
+                "its own",
                 stacklevel=2,
             )
         self._pool = Pool(
@@ -172,7 +176,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         self._pool.submit(task)
         return task
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., _T],
         *iterables: Iterable[Any],
@@ -281,9 +285,9 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 if seen[1] == _HINT_TIMES and not self._hinted:
                     self._hinted = True
                     warnings.warn(
-                        f"an ordinary array of shape {value.shape} and dtype {value.dtype} is sent to a worker for the "
-                        f"third time: {_HINT_TIMES * value.nbytes:,} bytes are copied so far. Put it in shared memory "
-                        "once, x = ndshare.share(x), and send that.",
+                        f"an ordinary array of shape {value.shape} and dtype {value.dtype} is sent to a "
+                        f"worker for the third time: {_HINT_TIMES * value.nbytes:,} bytes are copied so far. "
+                        "Put it in shared memory once, x = ndshare.share(x), and send that.",
                         RepeatedCopyWarning,
                         stacklevel=3,
                     )

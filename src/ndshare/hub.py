@@ -33,7 +33,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-
 #: How long the I/O thread waits before it takes over from a thread that has stopped leading.
 _PARK_S = 3e-3
 
@@ -166,7 +165,7 @@ class Hub:
             self.finish()
 
     def drive(self, finished: Callable[[], bool], deadline: float | None) -> None:
-        """Run the loop in this thread until `finished`, or the deadline, or at once if another thread leads."""
+        """Run the loop here until `finished` or the deadline; return at once if another thread leads."""
         me = threading.get_ident()
         if self._leader_thread == me:  # a callback that waits for another future
             self._lead(finished, deadline)
@@ -194,7 +193,9 @@ class Hub:
                     return
                 self.turn(left)
 
-    def wait(self, condition: threading.Condition, finished: Callable[[], bool], deadline: float | None) -> None:
+    def wait(
+        self, condition: threading.Condition, finished: Callable[[], bool], deadline: float | None
+    ) -> None:
         """Wait while another thread runs the loop."""
         with self.lock:
             self._waiters += 1
@@ -249,15 +250,13 @@ class Hub:
                 if fd == self._stop:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._stop)
-            if self._stopping:
-                return
             try:
                 if not self._parked:
                     self.turn(0)
                 self.finish()
                 self.flush()
                 self._run_timers()
-            except Exception:  # noqa: BLE001 - one bad message must not deafen the process
+            except Exception:
                 sys.excepthook(*sys.exc_info())
 
     def _run_timers(self) -> None:
@@ -289,5 +288,3 @@ class Hub:
         stop, self._stop = self._stop, -1
         os.close(bell)
         os.close(stop)
-
-

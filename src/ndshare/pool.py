@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -33,7 +34,7 @@ from ndshare import _frames as frames
 from ndshare import cpus, mainspace, segments, transport
 from ndshare._pool_errors import InitializerError, WorkerDiedError
 from ndshare.hub import Todo
-from ndshare.tasks import RemoteTraceback, TaskFuture, describe
+from ndshare.tasks import RemoteTracebackError, TaskFuture, describe
 from ndshare.workers import Crew, Worker, WorkerGoneError
 
 _BATCH_S = 1e-3
@@ -158,11 +159,9 @@ class Pool:
             return None
         try:
             worker = self._choose()
-        except Exception as error:  # noqa: BLE001 - no process, no descriptor, or the user's env()
-            if self.workers:
-                return None  # those that are there will do
-            task = self.queue.popleft()
-            self.crew.hub.put_off(lambda: self._fail(task, error))
+        except Exception as error:
+            if not self.workers:  # else those that are there will do
+                self.hub.put_off(functools.partial(self._fail, self.queue.popleft(), error))
             return None
         if worker is None:
             return None
@@ -193,13 +192,14 @@ class Pool:
                 return worker
         if len(self.workers) < self.max_workers:
             return self._hire()
-        if self.free and self.seconds is not None and self.seconds < _PREFETCH_S:
-            if self.seconds > _TINY_S or len(self.queue) >= _BURST_TASKS:
-                return next(iter(self.free))
+        if self.seconds is None or self.seconds > _PREFETCH_S:
+            return None
+        if self.seconds > _TINY_S or len(self.queue) >= _BURST_TASKS:
+            return next(iter(self.free), None)
         return None
 
     def _batch_size(self, worker: Worker) -> int:
-        if self.seconds is None or self.initializer is not None and not worker.proved:
+        if self.seconds is None or (self.initializer is not None and not worker.proved):
             return 1
         fair = math.ceil(len(self.queue) / max(1, len(self.workers)))
         size = max(1, min(_BATCH_TASKS, fair, int(_BATCH_S / max(self.seconds, 1e-6))))
@@ -275,7 +275,7 @@ class Pool:
                         parcel = self._parcel(worker, task)
                     except WorkerGoneError:
                         raise
-                    except Exception as error:  # noqa: BLE001 - the task's own error
+                    except Exception as error:
                         failed.append((task, error))
                         rest.popleft()
                         continue
@@ -301,8 +301,8 @@ class Pool:
                     worker.inflight.clear()
                 self.queue.extendleft(reversed(back))
                 self._offer(worker)
-            for task, error in failed:
-                self._fail(task, error)
+            for task, reason in failed:
+                self._fail(task, reason)
             if failed:
                 self.hub.ring()
 
@@ -392,7 +392,9 @@ class Pool:
         self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
         self._offer(worker)
 
-    def _resolve(self, worker: Worker, task: TaskFuture, status: int, body: bytes, fds: tuple[int, ...]) -> None:
+    def _resolve(
+        self, worker: Worker, task: TaskFuture, status: int, body: bytes, fds: tuple[int, ...]
+    ) -> None:
         try:
             self.bytes_sent += len(body)
             value = transport.unpack(body, fds)
@@ -434,7 +436,7 @@ class Pool:
 
     def _fail(self, task: TaskFuture, error: BaseException, text: str = "") -> None:
         if text:
-            error.__cause__ = RemoteTraceback(text)
+            error.__cause__ = RemoteTracebackError(text)
         self._finish(task)
         task.set_exception(error)
         self._when_empty()
@@ -459,16 +461,14 @@ class Pool:
     def _initializer_failed(self, waiting: list[TaskFuture], body: bytes, fds: tuple[int, ...]) -> None:
         try:
             cause, text = transport.unpack(body, fds)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             cause, text = error, str(error)
         for task in waiting:
             failure = InitializerError(describe(self.initializer), text)
             failure.__cause__ = cause
             self._fail(task, failure)
 
-    def on_death(
-        self, worker: Worker, pid: int, code: int | None, peak: int, done: list[Callable[[], None]]
-    ) -> None:
+    def on_death(self, worker: Worker, pid: int, code: int | None, peak: int, done: Todo) -> None:
         """A worker has ended (under the hub's lock)."""
         self._dismiss(worker)
         tasks = sorted(worker.inflight.items())
@@ -551,12 +551,15 @@ class Pool:
             for worker in self.workers:
                 worker.signal(number)
 
+    def _is_over(self) -> bool:
+        return self.closed and not self.pending and not self.over.is_set()
+
     def _when_empty(self) -> None:
         """After the last task of a closed pool: give the workers back."""
-        if not self.closed or self.pending or self.over.is_set():
+        if not self._is_over():
             return
         with self.hub.lock:
-            if self.pending:
+            if not self._is_over():  # somebody else has done it
                 return
             self.crew.pools.discard(self)
             for worker in list(self.workers):

@@ -26,7 +26,9 @@ class TaskFuture(concurrent.futures.Future[Any]):
     Everything of the standard class holds: `as_completed`, `wait`, callbacks, `asyncio.wrap_future`.
     """
 
-    def __init__(self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.pool: Pool | None = pool
         self.function: Callable[..., Any] | None = function
@@ -130,7 +132,7 @@ def describe(function: Any) -> str:
     return f"{module}.{name}()" if module else f"{name}()"
 
 
-class RemoteTraceback(Exception):
+class RemoteTracebackError(Exception):
     """The worker's traceback, as the cause of the exception that a task raised."""
 
     def __init__(self, text: str) -> None:

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ndshare import _frames as frames
 from ndshare import _wire, _zygote, segments
@@ -249,7 +249,9 @@ class Crew:
             fd = os.memfd_create("ndshare-board", os.MFD_CLOEXEC)
             os.ftruncate(fd, frames.BOARD_ROWS * frames.ROW_BYTES)
             self._boards.append((fd, mmap.mmap(fd, frames.BOARD_ROWS * frames.ROW_BYTES)))
-            self._rows = [(len(self._boards) - 1, n * frames.ROW_BYTES) for n in reversed(range(frames.BOARD_ROWS))]
+            self._rows = [
+                (len(self._boards) - 1, n * frames.ROW_BYTES) for n in reversed(range(frames.BOARD_ROWS))
+            ]
         which, offset = self._rows.pop()
         fd, board = self._boards[which]
         _wire.store_u64(board, offset, 0)
@@ -267,7 +269,9 @@ class Crew:
             worker.quit()
             worker = None
         if worker is None:
-            worker = Worker(self, self._zygote(ZygoteSpec.of(overlay, pool.preload)), overlay, pool.idle_limit)
+            worker = Worker(
+                self, self._zygote(ZygoteSpec.of(overlay, pool.preload)), overlay, pool.idle_limit
+            )
         worker.pool = pool
         worker.sent = 0
         worker.state_version = None
@@ -398,7 +402,7 @@ _registered = False
 
 def crew() -> Crew:
     """The crew of this process, made when first asked for."""
-    global _crew, _registered  # noqa: PLW0603 - one per process, by nature
+    global _crew, _registered
     with _crew_lock:
         if _crew is None:
             _crew = Crew()
@@ -420,7 +424,7 @@ def shutdown() -> None:
     >>> import ndshare
     >>> ndshare.shutdown()
     """
-    global _crew  # noqa: PLW0603
+    global _crew
     with _crew_lock:
         crew, _crew = _crew, None
     if crew is not None:
@@ -428,10 +432,8 @@ def shutdown() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _crew, _crew_lock  # noqa: PLW0603
+    global _crew, _crew_lock
     _crew_lock = threading.Lock()
     crew, _crew = _crew, None
     if crew is not None:
         crew.forget()
-
-
