@@ -115,6 +115,7 @@ def test_search_in_parallel_equals_serial_in_every_bit() -> None:
     assert pickled_bytes(grid, distances, labels, folds) > 6 * distances.nbytes
 
 
+@pytest.mark.leaves("open descriptor")  # matplotlib keeps the font files that it used open
 def test_plot_of_constant_errors_is_drawn(tmp_path: Path) -> None:
     """A surface without any relief, or without any error, makes a picture all the same."""
     grid = Grid.make(quick=True)
