@@ -37,9 +37,8 @@ SOURCES = 9
 RESULT = 10
 INITIALIZED = 11
 
-HEAD = struct.Struct("<BBHI")  # kind, status or spare, descriptors or records, seq or token
+HEAD = struct.Struct("<BBHIf")  # kind, status, number of records, seq or token, seconds it took
 RECORD = struct.Struct("<IIIHH")  # seq, payload length, function token, descriptors, kind of record
-SECONDS = struct.Struct("<f")  # follows the head of a RESULT
 
 # Kinds of records.
 CALL = 0  # payload: (function, args, kwargs)

@@ -97,7 +97,7 @@ class Zygote:
     def kill(self, worker_id: int, number: int) -> None:
         """Send a signal to a worker, if it is still there."""
         with contextlib.suppress(OSError):
-            self._tell((_zygote.KILL, worker_id, number), ())
+            self._tell((_zygote.KILL, worker_id, int(number)), ())
 
     def _tell(self, message: tuple[Any, ...], fds: tuple[int, ...]) -> None:
         _wire.send_message(self.control.fileno(), [marshal.dumps(message)], fds, 0)

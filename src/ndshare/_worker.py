@@ -30,7 +30,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -102,7 +102,7 @@ class _Worker:
             if received is None or received[0] == 0:
                 return
             size, fds = received
-            kind, status, count, number = frames.HEAD.unpack_from(self.buffer)
+            kind, status, count, number, _ = frames.HEAD.unpack_from(self.buffer)
             if kind == frames.FDS:
                 self.early_fds += fds
                 continue
@@ -168,7 +168,7 @@ class _Worker:
             parcel = _pack_error(error)
             del error
         seconds = time.perf_counter() - began
-        self._answer(frames.RESULT, status, seq, frames.SECONDS.pack(seconds), parcel)
+        self._answer(frames.RESULT, status, seq, seconds, parcel)
 
     def _call(self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> transport.Draft:
         self.interruptible = True
@@ -227,9 +227,9 @@ class _Worker:
             self.interruptible = False
         except BaseException as error:
             self.interruptible = False
-            self._answer(frames.INITIALIZED, frames.ERROR, 0, b"", _pack_error(error))
+            self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, _pack_error(error))
             raise SystemExit(1) from None
-        self._answer(frames.INITIALIZED, frames.OK, 0, b"", transport.pack(None).settle())
+        self._answer(frames.INITIALIZED, frames.OK, 0, 0.0, transport.pack(None).settle())
 
     def _on_state(self, fresh: int, _count: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
         state = pickle.loads(body)
@@ -270,26 +270,30 @@ class _Worker:
             if path and not path.startswith((sys.prefix, sys.base_prefix)):
                 with contextlib.suppress(OSError):
                     found.append((path, os.stat(path).st_mtime_ns))
-        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0), marshal.dumps(found[:200])], ())
+        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(found[:200])], ())
 
     # ------------------------------------------------------------------ sending
 
-    def _answer(self, kind: int, status: int, seq: int, extra: bytes, parcel: transport.Parcel) -> None:
+    def _answer(self, kind: int, status: int, seq: int, seconds: float, parcel: transport.Parcel) -> None:
+        head = frames.HEAD.pack(kind, status, 0, seq, seconds)
+        if not parcel.blocks:
+            self._send_one((head, parcel.data), ())
+            return
         fds = parcel.descriptors()
         try:
-            self._send([frames.HEAD.pack(kind, status, len(fds), seq), extra, parcel.data], fds)
+            self._send([head, parcel.data], fds)
         finally:
             for fd in fds:
                 os.close(fd)
             parcel.release()
 
-    def _send(self, parts: list[bytes], fds: tuple[int, ...] | list[int]) -> None:
+    def _send(self, parts: Sequence[bytes], fds: Sequence[int]) -> None:
         while len(fds) > frames.FDS_MAX:
-            self._send_one([frames.HEAD.pack(frames.FDS, 0, 0, 0)], fds[: frames.FDS_MAX])
+            self._send_one([frames.HEAD.pack(frames.FDS, 0, 0, 0, 0.0)], fds[: frames.FDS_MAX])
             fds = fds[frames.FDS_MAX :]
         self._send_one(parts, fds)
 
-    def _send_one(self, parts: list[bytes], fds: tuple[int, ...] | list[int]) -> None:
+    def _send_one(self, parts: Sequence[bytes], fds: Sequence[int]) -> None:
         while True:
             try:
                 if _wire.send_message(self.socket_fd, parts, fds, 0):

@@ -213,18 +213,19 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         token = next(self._pool.crew.tokens)
         groups = _chunks(zip(*iterables, strict=False), chunksize)
 
-        def submit(group: list[tuple[Any, ...]]) -> TaskFuture:
+        def task_of(group: list[tuple[Any, ...]]) -> TaskFuture:
             task = TaskFuture(self._pool, fn, (), {})
             task.token = token
             task.items = group
             if self._snapshot == "submit":
                 task.read_now(private=self._pool.retries > 0)
-            self._pool.submit(task)
             return task
 
         window = None if buffersize is None else max(1, -(-buffersize // chunksize))
-        futures = collections.deque(map(submit, itertools.islice(groups, window)))
-        return _results(futures, groups if window else iter(()), submit, deadline)
+        futures = collections.deque(map(task_of, itertools.islice(groups, window)))
+        self._pool.submit_all(futures)
+        more = map(task_of, groups) if window else iter(())
+        return _results(self._pool, futures, more, deadline)
 
     # ------------------------------------------------------------------ the end
 
@@ -306,10 +307,7 @@ def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[
 
 
 def _results(
-    futures: collections.deque[TaskFuture],
-    groups: Iterator[list[tuple[Any, ...]]],
-    submit: Callable[[list[tuple[Any, ...]]], TaskFuture],
-    deadline: float | None,
+    pool: Pool, futures: collections.deque[TaskFuture], more: Iterator[TaskFuture], deadline: float | None
 ) -> Iterator[Any]:
     try:
         while futures:
@@ -322,9 +320,9 @@ def _results(
             del future
             results.reverse()
             while results:
-                if len(results) == 1:
-                    for group in itertools.islice(groups, 1):
-                        futures.append(submit(group))
+                if len(results) == 1 and (task := next(more, None)) is not None:
+                    futures.append(task)
+                    pool.submit(task)
                 yield results.pop()
     finally:
         for future in futures:

@@ -60,6 +60,7 @@ class Hub:
         self._leader_thread = 0
         self._led = 0  # how often a thread has led or lent a hand
         self._parked = False  # the I/O thread does not hear the workers
+        self._ticking = False  # the I/O thread counts the time that it is parked
         self._waiters = 0  # threads that wait for the leader
         self._inner = select.epoll()
         self._outer = select.epoll()
@@ -220,12 +221,13 @@ class Hub:
                 if not self._parked and self._stop >= 0:
                     self._outer.modify(self._inner, 0)
                     self._parked = True
-            self._wake_thread()  # to count the time
+        if not self._ticking:
+            self._ticking = True
+            self._wake_thread()
 
     def tick(self) -> None:
         """Have `flush` called by the I/O thread within `_PARK_S`."""
         self._park()
-        self._wake_thread()
 
     def _unpark(self) -> None:
         if self._parked:
@@ -239,12 +241,12 @@ class Hub:
         while not self._stopping:
             with self.lock:
                 wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-                if self._parked:
-                    if self._led != led:
-                        led = self._led
-                        wait = _PARK_S if wait is None else min(wait, _PARK_S)
-                    elif not self._leader_thread:  # nobody has led for a while; a leader unparks by itself
-                        self._unpark()
+                self._ticking = self._parked and self._led != led
+                if self._ticking:
+                    led = self._led
+                    wait = _PARK_S if wait is None else min(wait, _PARK_S)
+                elif self._parked and not self._leader_thread:  # a leader unparks by itself when it leaves
+                    self._unpark()
             events = self._outer.poll(wait, 2)
             for fd, _ in events:
                 if fd == self._stop:

@@ -12,12 +12,15 @@ gives them back warm. `shutdown` ends them and the zygotes; the next use starts 
 from __future__ import annotations
 
 import atexit
+import collections
 import errno
+import functools
 import itertools
 import marshal
 import mmap
 import os
 import select
+import signal
 import socket
 import threading
 import time
@@ -41,6 +44,10 @@ _IDLE_S = 300.0
 _LEDGER_SLOTS = 1024
 #: What the socket buffers are set to where the system allows; the usual default is 208 kB.
 _SOCKET_BYTES = 1 << 20
+
+
+#: A task, the status, the payload and the descriptors of its result.
+Answer = tuple["TaskFuture", int, bytes, tuple[int, ...]]
 
 
 class WorkerGoneError(Exception):
@@ -92,10 +99,10 @@ class Worker:
 
     # ------------------------------------------------------------------ sending
 
-    def send(self, parts: list[bytes], fds: Sequence[int] = ()) -> None:
+    def send(self, parts: Sequence[bytes], fds: Sequence[int] = ()) -> None:
         """Send one message; descriptors stay the caller's. Waits while the socket is full."""
         while len(fds) > frames.FDS_MAX:
-            self.send([frames.HEAD.pack(frames.FDS, 0, 0, 0)], fds[: frames.FDS_MAX])
+            self.send([frames.HEAD.pack(frames.FDS, 0, 0, 0, 0.0)], fds[: frames.FDS_MAX])
             fds = fds[frames.FDS_MAX :]
         try:
             while not _wire.send_message(self.socket.fileno(), parts, fds, socket.MSG_DONTWAIT):
@@ -106,7 +113,7 @@ class Worker:
             self.leaving = True
             raise WorkerGoneError(str(error)) from error
 
-    def next_row_byte(self) -> int:
+    def next_task(self) -> int:
         """Number of a new task; its byte on the board says that nobody has taken it."""
         seq = self.next_seq
         self.next_seq = (seq + 1) & 0xFFFFFFFF
@@ -129,19 +136,24 @@ class Worker:
 
     def on_ready(self, done: Todo) -> None:
         """Read its messages (under the hub's lock)."""
-        heard: list[Callable[[], None]] = []
+        answers: collections.deque[Answer] = collections.deque()
         try:
-            self._read(heard)
+            self._read(answers, done)
         finally:
-            if heard and self.pool is not None:
-                done.append(self.pool.pump)  # first the next task, then the last results
-            done.extend(heard)
+            pool = self.pool
+            if answers and pool is not None:
+                pool.offer(self)
+                done.append(pool.pump)  # first the next task, then the last results
+                done.append(functools.partial(pool.resolve, self, answers))
 
-    def _read(self, done: list[Callable[[], None]]) -> None:
+    def _read(self, answers: collections.deque[Answer], done: Todo) -> None:
         buffer = self.crew.buffer
+        view = self.crew.view
+        inflight = self.inflight
+        fd = self.socket.fileno()
         for _ in range(64):
             try:
-                received = _wire.recv_message(self.socket.fileno(), buffer, socket.MSG_DONTWAIT)
+                received = _wire.recv_message(fd, buffer, socket.MSG_DONTWAIT)
             except OSError as error:
                 if error.errno == errno.EMFILE:  # it waits in the socket until there is room
                     done.append(_make_room)
@@ -154,25 +166,26 @@ class Worker:
             size, fds = received
             if size == 0:  # it ended, or closed its socket: then it is of no use
                 self.crew.hub.ignore(self)
-                self.signal(9)
+                self.signal(signal.SIGKILL)
                 return
-            kind, status, _count, seq = frames.HEAD.unpack_from(buffer)
-            self.proved = True
-            if kind == frames.FDS:
-                self._early_fds += fds
-                continue
-            fds, self._early_fds = self._early_fds + fds, ()
+            kind, status, _count, seq, seconds = frames.HEAD.unpack_from(buffer)
+            if self._early_fds:
+                fds, self._early_fds = self._early_fds + fds, ()
+            body = bytes(view[frames.HEAD.size : size])
             if kind == frames.RESULT:
-                (seconds,) = frames.SECONDS.unpack_from(buffer, frames.HEAD.size)
-                body = bytes(memoryview(buffer)[frames.HEAD.size + frames.SECONDS.size : size])
-                assert self.pool is not None
-                self.pool.on_result(self, seq, status, seconds, body, fds, done)
+                # Appended before it is taken off the books: should Ctrl-C strike between the two, the
+                # worker counts as stuck and is replaced, and nobody waits for ever.
+                answers.append((inflight[seq], status, body, fds))
+                del inflight[seq]
+                self.proved = True
+                self.pool.took(seconds)  # type: ignore[union-attr]  # it has one as long as tasks are in flight
+            elif kind == frames.FDS:
+                self._early_fds = fds
             elif kind == frames.INITIALIZED:
-                body = bytes(memoryview(buffer)[frames.HEAD.size : size])
-                assert self.pool is not None
-                self.pool.on_initialized(self, status, body, fds, done)
+                self.proved = True
+                self.pool.on_initialized(self, status, body, fds, done)  # type: ignore[union-attr]  # the same
             elif kind == frames.SOURCES:
-                self.sources = marshal.loads(memoryview(buffer)[frames.HEAD.size : size])
+                self.sources = marshal.loads(body)
 
     def drain(self, done: Todo) -> None:
         """Read all that a dead worker left in its socket (under the hub's lock)."""
@@ -199,7 +212,7 @@ class Worker:
         """Ask it to end after what it has been sent."""
         self.leaving = True
         with suppress(WorkerGoneError):
-            self.send([frames.HEAD.pack(frames.QUIT, 0, 0, 0)])
+            self.send([frames.HEAD.pack(frames.QUIT, 0, 0, 0, 0.0)])
 
     def outdated(self) -> bool:
         """Whether a source file that it has imported has changed since."""
@@ -230,6 +243,7 @@ class Crew:
         self.idle: list[Worker] = []
         self.pools: set[Pool] = set()
         self.buffer = bytearray(frames.BUFFER_BYTES)
+        self.view = memoryview(self.buffer)
         self.ledger = segments.ledger_create(_LEDGER_SLOTS)
         segments.ledger_attach(self.ledger, 0)
         self.hub.flush = self._flush
@@ -290,7 +304,7 @@ class Crew:
         worker.idle_since = time.monotonic()
         worker.functions.clear()
         with suppress(WorkerGoneError):
-            worker.send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0)])
+            worker.send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0)])
         self.idle.append(worker)
         self.hub.later(_IDLE_S + 1, self._reap)
 
