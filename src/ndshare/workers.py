@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ndshare import _frames as frames
 from ndshare import _wire, _zygote, segments
@@ -36,7 +36,7 @@ from ndshare.hub import Hub, Todo
 
 if TYPE_CHECKING:
     from ndshare.pool import Pool
-    from ndshare.tasks import TaskFuture
+    from ndshare.tasks import Task
 
 #: An idle shared worker ends after this time.
 _IDLE_S = 300.0
@@ -47,7 +47,7 @@ _SOCKET_BYTES = 1 << 20
 
 
 #: A task, the status, the payload and the descriptors of its result.
-Answer = tuple["TaskFuture", int, bytes, tuple[int, ...]]
+Answer = tuple["Task", int, bytes, tuple[int, ...]]
 
 
 class WorkerGoneError(Exception):
@@ -63,7 +63,7 @@ class Worker:
         self.id = next(crew.ids)
         self.pid = 0
         self.pool: Pool | None = None
-        self.inflight: dict[int, TaskFuture] = {}
+        self.inflight: dict[int, Task] = {}
         self.next_seq = 0
         self.sending = False
         self.batch = 1  # tasks in the last message
