@@ -20,7 +20,11 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"workers", "pool", "tasks", "hub", "_zygote", "_worker", "_launcher", "_frames", "_caller_state"}
     ),
-    frozenset({"arrays", "transport", "reducers", "mainspace", "share"}),
+    frozenset({"sharing", "mainspace"}),
+    frozenset({"transport"}),
+    frozenset(
+        {"arrays", "cloud", "functions", "layout", "memmaps", "parcel", "pickling", "reducers", "staging"}
+    ),
     frozenset({"segments"}),
     frozenset({"_heap", "_wire", "_platform", "cpus"}),
     frozenset({"errors", "_pool_errors"}),

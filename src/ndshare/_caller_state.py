@@ -11,6 +11,8 @@ import sys
 import warnings
 from typing import Any
 
+from ndshare import _wire
+
 
 class CallerState:
     """The caller's process-wide settings, with a version that changes when they do."""
@@ -22,20 +24,21 @@ class CallerState:
 
     def refresh(self) -> int:
         """Look whether anything changed, and return the version."""
-        try:
-            cwd = os.getcwd()
-        except FileNotFoundError:  # somebody removed it
-            cwd = None
+        here = _wire.here()
         environ = os.environ._data  # type: ignore[attr-defined]  # bytes: a copy of os.environ takes 30 µs
         seen = self._seen
         if (
             not seen
-            or seen[0] != cwd
+            or seen[0] != here
             or seen[1] != sys.path
             or seen[2] != environ
             or seen[3] != warnings.filters
         ):
-            self._seen = (cwd, list(sys.path), dict(environ), list(warnings.filters))
+            self._seen = (here, list(sys.path), dict(environ), list(warnings.filters))
+            try:
+                cwd = os.getcwd()
+            except FileNotFoundError:  # somebody removed it
+                cwd = None
             base = cwd or "/"
             self._content = {
                 "cwd": cwd,
@@ -57,6 +60,6 @@ def _importable(entry: tuple[Any, ...]) -> bool:
         return False
     try:
         pickle.dumps(entry)
-    except Exception:  # noqa: BLE001 - a filter that cannot travel is left out
+    except Exception:
         return False
     return True

@@ -6,6 +6,8 @@
     ├── SegmentError (OSError)              shared memory could not be made or mapped
     │   └── SegmentGoneError                the memory a message names is not there any more
     ├── CapacityError (MemoryError)         asked / free / the limit that binds
+    ├── TransportError (RuntimeError)           a message could not be rebuilt
+    ├── UnsendableGlobalError (TypeError)       a global of __main__ cannot be pickled
     └── WorkerError (RuntimeError)
         ├── WorkerDiedError (BrokenProcessPool)     a process ended under a task
         ├── InitializerError (BrokenProcessPool)    an initializer failed
@@ -108,6 +110,59 @@ class CapacityError(NdshareError, MemoryError):
         )
 
 
+class TransportError(NdshareError, RuntimeError):
+    """An object could not be rebuilt from a message.
+
+    Parameters
+    ----------
+    what : str
+        What was refused.
+    got : str
+        What the message or this process had instead.
+    remedy : str
+        What to do.
+    """
+
+    def __init__(self, what: str, got: str, remedy: str) -> None:
+        super().__init__(what, got, remedy)
+        self.what = what
+        self.got = got
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.got}; {self.remedy}."
+
+
+class UnsendableGlobalError(NdshareError, TypeError):
+    """A global of ``__main__`` that a task uses cannot be pickled.
+
+    Parameters
+    ----------
+    name : str
+        Name of the global.
+    type_name : str
+        Its type.
+    user : str
+        Who uses it: a function of ``__main__``, or "the task".
+    reason : str
+        What pickling it said.
+    """
+
+    def __init__(self, name: str, type_name: str, user: str, reason: str) -> None:
+        super().__init__(name, type_name, user, reason)
+        self.name = name
+        self.type_name = type_name
+        self.user = user
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the global {self.name!r} ({self.type_name}) of __main__, which {self.user} uses, cannot be "
+            f"sent to another process: {self.reason}. Make it inside the function or in an initializer, or "
+            "pass what is needed of it as an argument."
+        )
+
+
 class WorkerError(NdshareError, RuntimeError):
     """Something went wrong with a worker process rather than with the task it ran."""
 
@@ -133,8 +188,8 @@ class InheritedError(WorkerError):
 
     def __str__(self) -> str:
         return (
-            f"{self.what} belongs to process {self.owner_pid} and was inherited by process {self.pid} through a "
-            "fork; its workers answer to their own process only. Make a new executor in this process."
+            f"{self.what} belongs to process {self.owner_pid} and was inherited by process {self.pid} "
+            "through a fork; its workers answer to their own process only. Make a new executor here."
         )
 
 

@@ -21,7 +21,7 @@ from ndshare import cpus
 from ndshare.errors import InheritedError, RepeatedCopyWarning
 from ndshare.pool import Environment, Pool
 from ndshare.segments import is_shared
-from ndshare.tasks import TaskFuture
+from ndshare.tasks import ItemsTask, MapRun, TaskFuture
 from ndshare.workers import crew
 
 _T = TypeVar("_T")
@@ -115,10 +115,14 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         if snapshot not in {"start", "submit"}:
             raise ValueError(f"snapshot must be 'start' or 'submit', got {snapshot!r}")
         if isinstance(preload, str):
-            raise TypeError(f"preload must be an iterable of module names, got the string {preload!r}; write [{preload!r}]")
+            raise TypeError(
+                f"preload must be an iterable of module names, got the string {preload!r}; write "
+                f"[{preload!r}]"
+            )
         if mp_context is not None:
             warnings.warn(
-                f"mp_context={mp_context!r} is ignored: ndshare forks its workers from a clean process of its own",
+                f"mp_context={mp_context!r} is ignored: ndshare forks its workers from a clean process of "
+                "its own",
                 stacklevel=2,
             )
         self._pool = Pool(
@@ -172,7 +176,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         self._pool.submit(task)
         return task
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., _T],
         *iterables: Iterable[Any],
@@ -206,21 +210,21 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         if buffersize is not None:
             _check_count("buffersize", buffersize, 1)
         deadline = None if timeout is None else time.monotonic() + timeout
-        token = next(self._pool.crew.tokens)
+        run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
+        weakref.finalize(run, self._pool.forget_function, run.token).atexit = False
         groups = _chunks(zip(*iterables, strict=False), chunksize)
 
-        def submit(group: list[tuple[Any, ...]]) -> TaskFuture:
-            task = TaskFuture(self._pool, fn, (), {})
-            task.token = token
-            task.items = group
+        def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
+            task = ItemsTask(run, group)
             if self._snapshot == "submit":
                 task.read_now(private=self._pool.retries > 0)
-            self._pool.submit(task)
             return task
 
         window = None if buffersize is None else max(1, -(-buffersize // chunksize))
-        futures = collections.deque(map(submit, itertools.islice(groups, window)))
-        return _results(futures, groups if window else iter(()), submit, deadline)
+        tasks = collections.deque(map(task_of, itertools.islice(groups, window)))
+        self._pool.submit_all(tasks)
+        more = map(task_of, groups) if window else iter(())
+        return _results(self._pool, tasks, more, deadline)
 
     # ------------------------------------------------------------------ the end
 
@@ -281,9 +285,9 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 if seen[1] == _HINT_TIMES and not self._hinted:
                     self._hinted = True
                     warnings.warn(
-                        f"an ordinary array of shape {value.shape} and dtype {value.dtype} is sent to a worker for the "
-                        f"third time: {_HINT_TIMES * value.nbytes:,} bytes are copied so far. Put it in shared memory "
-                        "once, x = ndshare.share(x), and send that.",
+                        f"an ordinary array of shape {value.shape} and dtype {value.dtype} is sent to a "
+                        f"worker for the third time: {_HINT_TIMES * value.nbytes:,} bytes are copied so far. "
+                        "Put it in shared memory once, x = ndshare.share(x), and send that.",
                         RepeatedCopyWarning,
                         stacklevel=3,
                     )
@@ -302,26 +306,18 @@ def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[
 
 
 def _results(
-    futures: collections.deque[TaskFuture],
-    groups: Iterator[list[tuple[Any, ...]]],
-    submit: Callable[[list[tuple[Any, ...]]], TaskFuture],
-    deadline: float | None,
+    pool: Pool, tasks: collections.deque[ItemsTask], more: Iterator[ItemsTask], deadline: float | None
 ) -> Iterator[Any]:
     try:
-        while futures:
-            future = futures.popleft()
-            try:
-                results = future.result(None if deadline is None else deadline - time.monotonic())
-            except BaseException:
-                future.cancel()
-                raise
-            del future
+        while tasks:
+            results = tasks[0].result(None if deadline is None else deadline - time.monotonic())
+            tasks.popleft()
             results.reverse()
             while results:
-                if len(results) == 1:
-                    for group in itertools.islice(groups, 1):
-                        futures.append(submit(group))
+                if len(results) == 1 and (task := next(more, None)) is not None:
+                    tasks.append(task)
+                    pool.submit(task)
                 yield results.pop()
     finally:
-        for future in futures:
-            future.cancel()
+        for task in tasks:
+            task.cancel()

@@ -7,8 +7,10 @@
                                         └──► a thread inside result(), while it leads
 
 A thread in ``Future.result()`` *leads*: it takes the inner epoll out of the outer one, so that the I/O
-thread sleeps on, and receives its own result. That saves two thread switches per round trip. Everything
-else (callbacks, `as_completed`, asyncio) is served by the I/O thread.
+thread sleeps on, and receives its own result. That saves two thread switches per round trip. A thread
+that submits faster than workers take lends a hand the same way. When it stops, the I/O thread is left
+parked for a moment (`_PARK_S`): most likely the next call comes at once. Everything else (callbacks,
+`as_completed`, asyncio) is served by the I/O thread.
 
 Guarantees
 ----------
@@ -31,6 +33,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from ndshare import _frames, _wire
+
+#: How long the I/O thread waits before it takes over from a thread that has stopped leading.
+_PARK_S = 3e-3
 
 #: What is to be done once the lock is free.
 Todo = collections.deque[Callable[[], None]]
@@ -54,6 +60,10 @@ class Hub:
         self.lock = threading.RLock()
         self._leader = threading.Lock()
         self._leader_thread = 0
+        self._led = 0  # how often a thread has led or lent a hand
+        self._parked = False  # the I/O thread does not hear the workers
+        self._ticking = False  # the I/O thread counts the time that it is parked
+        self._waiters = 0  # threads that wait for the leader
         self._inner = select.epoll()
         self._outer = select.epoll()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -62,6 +72,7 @@ class Hub:
         self._outer.register(self._inner, select.EPOLLIN)
         self._outer.register(self._stop, select.EPOLLIN)
         self._sources: dict[int, Source] = {}
+        self.flush: Callable[[], None] = lambda: None
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._todo: Todo = collections.deque()
@@ -96,12 +107,16 @@ class Hub:
         self._wake_thread()
 
     def _wake_thread(self) -> None:
-        os.eventfd_write(self._stop, 1)
+        with self.lock:  # against close(): a descriptor's number is somebody else's at once
+            if self._stop >= 0:
+                os.eventfd_write(self._stop, 1)
 
     def ring(self) -> None:
         """Make a leading thread look whether what it waits for has happened."""
         if self._leader_thread not in {0, threading.get_ident()}:
-            os.eventfd_write(self._bell, 1)
+            with self.lock:
+                if self._bell >= 0:
+                    os.eventfd_write(self._bell, 1)
 
     # ------------------------------------------------------------------ the loop
 
@@ -145,6 +160,7 @@ class Hub:
 
     def look(self, sources: Iterable[Source]) -> None:
         """Deal with what is there from these sources, without waiting and without giving up the GIL."""
+        self._park()
         with self.lock:
             for source in sources:
                 source.on_ready(self._todo)
@@ -152,47 +168,100 @@ class Hub:
             self.finish()
 
     def drive(self, finished: Callable[[], bool], deadline: float | None) -> None:
-        """Run the loop in this thread until `finished`, or the deadline, or at once if another thread leads."""
+        """Run the loop here until `finished` or the deadline; return at once if another thread leads."""
         me = threading.get_ident()
-        nested = self._leader_thread == me  # a callback that waits for another future
-        if not nested:
-            if not self._leader.acquire(blocking=False):
-                return
-            self._leader_thread = me
+        if self._leader_thread == me:  # a callback that waits for another future
+            self._lead(finished, deadline)
+            return
+        if not self._leader.acquire(blocking=False):
+            return
+        self._leader_thread = me
+        began = time.monotonic()
         try:
-            if not nested:
-                self._outer.modify(self._inner, 0)
-            while not finished():
-                if deadline is None:
-                    self.turn(None)
-                else:
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        return
-                    self.turn(left)
+            self._park()
+            self._lead(finished, deadline)
         finally:
-            if not nested:
-                self._leader_thread = 0
-                with contextlib.suppress(ValueError, OSError):  # stopped meanwhile
+            self._leader_thread = 0
+            self._leader.release()
+            if self._waiters or time.monotonic() - began > _PARK_S:
+                self._unpark()
+
+    def _lead(self, finished: Callable[[], bool], deadline: float | None) -> None:
+        while not finished():
+            _wire.spin(self._inner.fileno(), _frames.SPIN_US)
+            if deadline is None:
+                self.turn(None)
+            else:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                self.turn(left)
+
+    def wait(
+        self, condition: threading.Condition, finished: Callable[[], bool], deadline: float | None
+    ) -> None:
+        """Wait while another thread runs the loop."""
+        with self.lock:
+            self._waiters += 1
+        try:
+            if not self._leader_thread:
+                self._unpark()
+            with condition:
+                while not finished():
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        return
+                    condition.wait(left)
+        finally:
+            with self.lock:
+                self._waiters -= 1
+
+    def _park(self) -> None:
+        """Keep the I/O thread from hearing the workers for `_PARK_S` after the last call."""
+        self._led += 1
+        if not self._parked:
+            with self.lock:
+                if not self._parked and self._stop >= 0:
+                    self._outer.modify(self._inner, 0)
+                    self._parked = True
+        if not self._ticking:
+            self._ticking = True
+            self._wake_thread()
+
+    def tick(self) -> None:
+        """Have `flush` called by the I/O thread within `_PARK_S`."""
+        self._park()
+
+    def _unpark(self) -> None:
+        if self._parked:
+            with self.lock:
+                if self._parked and self._stop >= 0:
+                    self._parked = False
                     self._outer.modify(self._inner, select.EPOLLIN)
-                self._leader.release()
 
     def _serve(self) -> None:
+        led = -1
         while not self._stopping:
             with self.lock:
-                wait = self._timers[0][0] - time.monotonic() if self._timers else None
-            events = self._outer.poll(None if wait is None else max(wait, 0.0), 2)
+                wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+                self._ticking = self._parked and self._led != led
+                if self._ticking:
+                    led = self._led
+                    wait = _PARK_S if wait is None else min(wait, _PARK_S)
+                elif self._parked and not self._leader_thread:  # a leader unparks by itself when it leaves
+                    self._unpark()
+            events = self._outer.poll(wait, 2)
             for fd, _ in events:
                 if fd == self._stop:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._stop)
-            if self._stopping:
-                return
             try:
-                self.turn(0)
+                if not self._parked:
+                    self.turn(0)
                 self.finish()
+                self.flush()
                 self._run_timers()
-            except Exception:  # noqa: BLE001 - one bad message must not deafen the process
+            except Exception:
                 sys.excepthook(*sys.exc_info())
 
     def _run_timers(self) -> None:
@@ -211,7 +280,8 @@ class Hub:
         self._wake_thread()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        self.forget()
+        with self.lock:
+            self.forget()
 
     def forget(self) -> None:
         """Give the descriptors back, as a forked child must, where the thread does not exist."""
@@ -219,7 +289,7 @@ class Hub:
         self._sources.clear()
         self._inner.close()
         self._outer.close()
-        os.close(self._bell)
-        os.close(self._stop)
-
-
+        bell, self._bell = self._bell, -1
+        stop, self._stop = self._stop, -1
+        os.close(bell)
+        os.close(stop)

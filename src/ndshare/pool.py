@@ -20,24 +20,30 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ndshare import _frames as frames
 from ndshare import cpus, mainspace, segments, transport
 from ndshare._pool_errors import InitializerError, WorkerDiedError
 from ndshare.hub import Todo
-from ndshare.tasks import RemoteTraceback, TaskFuture, describe
-from ndshare.workers import Crew, Worker, WorkerGoneError
+from ndshare.tasks import RemoteTracebackError, Task, describe
+from ndshare.workers import Answer, Crew, Worker, WorkerGoneError
 
 _BATCH_S = 1e-3
 _BATCH_TASKS = 60
 _PREFETCH_S = 20e-3
+#: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
+_BURST_S = 100e-6
+_BURST_TASKS = 32
+_TINY_S = 200e-6
 #: A worker that does not react to Ctrl-C within this time is killed.
 _INTERRUPT_S = 0.6
 #: So many workers in a row may die before they have answered anything, then the tasks that wait fail.
@@ -74,8 +80,8 @@ class Pool:
         self.threads = threads or max(1, cpus.default_workers() // max_workers)
         self.retries = retries
         self.own = bool(initializer or limit or env or preload)
-        self.idle_limit = max(64 << 20, segments.idle_limit() // max(2, max_workers))
-        self.queue: collections.deque[TaskFuture] = collections.deque()
+        self.idle_limit = max(64 << 20, segments.stats().idle_limit // max(2, max_workers))
+        self.queue: collections.deque[Task] = collections.deque()
         self.workers: list[Worker] = []
         self.free: dict[Worker, None] = {}  # workers that could take more
         self.pending = 0  # tasks that are not finished
@@ -88,40 +94,58 @@ class Pool:
         self._next_number = 0
         self._number_of: dict[Worker, int] = {}
         self._stillborn = 0
-        self._submitted = 0
+        self._burst = 0  # submits in quick succession
+        self._last_submit = 0.0
+        self.held = False  # tasks wait for more to come
         self.bytes_copied = 0
         self.bytes_sent = 0
         crew.pools.add(self)
 
     # ------------------------------------------------------------------ tasks in
 
-    def submit(self, task: TaskFuture) -> None:
+    def submit(self, task: Task) -> None:
         """Take a task on."""
+        now = time.perf_counter()
+        self._burst = self._burst + 1 if now - self._last_submit < _BURST_S else 0
+        self._last_submit = now
         with self.hub.lock:
             self.pending += 1
             self.queue.append(task)
+            waiting = len(self.queue)
             saturated = not self.free and len(self.workers) >= self.max_workers
-        if not saturated:
-            self.pump()
-            return
-        self._submitted += 1
-        if self._submitted & 7 == 0:  # lend a hand with results, without a thread switch
-            self.hub.look(self.workers)
-
-    def forget_cancelled(self, task: TaskFuture) -> None:
-        """Let go of a task that its user has cancelled."""
-        with self.hub.lock:
-            if task.pool is None:
+        if saturated or (self._burst > _BURST_TASKS and self.seconds is not None and self.seconds < _TINY_S):
+            if waiting & (_BURST_TASKS - 1):
+                if not self.held:
+                    self.held = True  # whoever waits next, or the I/O thread in a moment, sends them together
+                    self.hub.tick()
                 return
+            self.hub.look(self.workers)
+        self.pump()
+
+    def submit_all(self, tasks: Iterable[Task]) -> None:
+        """Take many tasks on at once."""
+        with self.hub.lock:
+            before = len(self.queue)
+            self.queue.extend(tasks)
+            self.pending += len(self.queue) - before
+        self.pump()
+
+    def withdraw(self, task: Task) -> bool:
+        """Let go of a task that its user cancels; False if it has been sent to a worker."""
+        with self.hub.lock:
+            if task.pool is None or task.dispatched:
+                return False
             self.pending -= 1
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):  # not there: it is just being passed over
                 self.queue.remove(task)
+                task.start()  # tells those that wait: it is cancelled, not running
             task.let_go()
-        task.set_running_or_notify_cancel()
         self._when_empty()
+        return True
 
     def pump(self) -> None:
         """Send as much as the workers can take."""
+        self.held = False
         while True:
             with self.hub.lock:
                 picked = self._pick()
@@ -130,29 +154,27 @@ class Pool:
             self._send(*picked)
         self._when_empty()
 
-    def _pick(self) -> tuple[Worker, list[TaskFuture]] | None:
+    def _pick(self) -> tuple[Worker, list[Task]] | None:
         """Choose a worker and what it gets (under the hub's lock)."""
         if not self.queue and not self._take_back():
             return None
         try:
             worker = self._choose()
-        except Exception as error:  # noqa: BLE001 - no process, no descriptor, or the user's env()
-            if self.workers:
-                return None  # those that are there will do
-            task = self.queue.popleft()
-            self.crew.hub.put_off(lambda: self._fail(task, error))
+        except Exception as error:
+            if not self.workers:  # else those that are there will do
+                self.hub.put_off(functools.partial(self._fail, self.queue.popleft(), error))
             return None
         if worker is None:
             return None
         size = self._batch_size(worker)
-        batch: list[TaskFuture] = []
+        batch: list[Task] = []
         while self.queue and len(batch) < size:
             task = self.queue[0]
-            if not task.running_since_dispatch:
-                if not task.set_running_or_notify_cancel():
+            if not task.dispatched:
+                if not task.start():
                     self.queue.popleft()
                     continue
-                task.running_since_dispatch = True
+                task.dispatched = True
             if task.attempts and batch:
                 break  # one that has killed a worker goes alone
             batch.append(self.queue.popleft())
@@ -171,14 +193,16 @@ class Pool:
                 return worker
         if len(self.workers) < self.max_workers:
             return self._hire()
-        if self.free and self.seconds is not None and self.seconds < _PREFETCH_S:
-            return next(iter(self.free))
+        if self.seconds is None or self.seconds > _PREFETCH_S:
+            return None
+        if self.seconds > _TINY_S or len(self.queue) >= _BURST_TASKS:
+            return next(iter(self.free), None)
         return None
 
     def _batch_size(self, worker: Worker) -> int:
-        if self.seconds is None or self.initializer is not None and not worker.proved:
+        if self.seconds is None or (self.initializer is not None and not worker.proved):
             return 1
-        fair = math.ceil(len(self.queue) / (2 * max(1, len(self.workers))))
+        fair = math.ceil(len(self.queue) / max(1, len(self.workers)))
         size = max(1, min(_BATCH_TASKS, fair, int(_BATCH_S / max(self.seconds, 1e-6))))
         return min(size, self.limit - worker.sent) if self.limit else size
 
@@ -224,7 +248,7 @@ class Pool:
             self.workers.remove(worker)
         self.free.pop(worker, None)
 
-    def _offer(self, worker: Worker) -> None:
+    def offer(self, worker: Worker) -> None:
         """Note that a worker can take more, or let it go when its time is over (under the lock)."""
         if worker.leaving or worker.sending or worker not in self._number_of:
             return
@@ -237,14 +261,14 @@ class Pool:
 
     # ------------------------------------------------------------------ sending
 
-    def _send(self, worker: Worker, batch: list[TaskFuture]) -> None:
-        failed: list[tuple[TaskFuture, BaseException]] = []
+    def _send(self, worker: Worker, batch: list[Task]) -> None:
+        failed: list[tuple[Task, BaseException]] = []
         rest = collections.deque(batch)
         parcels: list[transport.Parcel] = []
         try:
             self._prepare(worker)
             while rest:
-                records: list[tuple[TaskFuture, transport.Parcel]] = []
+                records: list[tuple[Task, transport.Parcel]] = []
                 size = nfds = 0
                 while rest and size < frames.MESSAGE_MAX_BYTES - transport.INLINE_MAX and nfds < 64:
                     task = rest[0]
@@ -252,16 +276,17 @@ class Pool:
                         parcel = self._parcel(worker, task)
                     except WorkerGoneError:
                         raise
-                    except Exception as error:  # noqa: BLE001 - the task's own error
+                    except Exception as error:
                         failed.append((task, error))
                         rest.popleft()
                         continue
-                    if task.parcel is None:
-                        parcels.append(parcel)
                     records.append((task, parcel))
                     rest.popleft()
-                    size += len(parcel.data) + frames.RECORD.size
-                    nfds += len(parcel.blocks)
+                    size += len(parcel.data)
+                    if parcel.blocks:
+                        nfds += len(parcel.blocks)
+                        if task.parcel is None:
+                            parcels.append(parcel)
                 if records:
                     self._send_records(worker, records)
         except WorkerGoneError:
@@ -270,21 +295,24 @@ class Pool:
             for parcel in parcels:
                 parcel.release()
             with self.hub.lock:
-                back = [task for task in batch if task in rest]
+                back = list(rest)
                 worker.sending = False
                 if worker.gone:
                     worker.close()
                     back = list(worker.inflight.values()) + back
                     worker.inflight.clear()
                 self.queue.extendleft(reversed(back))
-                self._offer(worker)
-            for task, error in failed:
-                self._fail(task, error)
+                self.offer(worker)
+            for task, reason in failed:
+                self._fail(task, reason)
             if failed:
                 self.hub.ring()
 
     def _prepare(self, worker: Worker) -> None:
         """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
+        while worker.stale:
+            worker.functions.discard(token := worker.stale.pop())
+            self._send_bytes(worker, frames.FORGET, 0, token, b"")
         version = (self.crew.state.refresh(), self.threads, self.threads_asked)
         if worker.state_version != version:
             fresh = worker.state_version is None
@@ -298,7 +326,7 @@ class Pool:
                 self._send_names(worker, draft.needs)
                 self._send_parcel(worker, frames.INITIALIZER, 0, draft.settle())
 
-    def _parcel(self, worker: Worker, task: TaskFuture) -> transport.Parcel:
+    def _parcel(self, worker: Worker, task: Task) -> transport.Parcel:
         """What a task sends to this worker; sends first what the worker lacks for it."""
         parcel = task.parcel or task.draft().settle()
         if task.token and task.token not in worker.functions:
@@ -306,18 +334,20 @@ class Pool:
             self._send_names(worker, draft.needs)
             self._send_parcel(worker, frames.FUNCTION, task.token, draft.settle())
             worker.functions.add(task.token)
-        self._send_names(worker, parcel.needs)
+        if parcel.needs:
+            self._send_names(worker, parcel.needs)
         self.bytes_copied += parcel.nbytes_copied
         return parcel
 
     def _send_names(self, worker: Worker, needs: frozenset[str]) -> None:
         if needs and (draft := mainspace.deliver(needs, worker.known_main)) is not None:
             self._send_parcel(worker, frames.MAIN, 0, draft.settle())
+            worker.known_main.update(draft.delivers or {})
 
     def _send_parcel(self, worker: Worker, kind: int, number: int, parcel: transport.Parcel) -> None:
         fds = parcel.descriptors()
         try:
-            worker.send([frames.HEAD.pack(kind, 0, len(fds), number), parcel.data], fds)
+            worker.send([frames.HEAD.pack(kind, 0, 0, number, 0.0), parcel.data], fds)
             self.bytes_sent += len(parcel.data)
         finally:
             for fd in fds:
@@ -325,96 +355,91 @@ class Pool:
             parcel.release()
 
     def _send_bytes(self, worker: Worker, kind: int, status: int, number: int, content: bytes) -> None:
-        worker.send([frames.HEAD.pack(kind, status, 0, number), content])
+        worker.send([frames.HEAD.pack(kind, status, 0, number, 0.0), content])
         self.bytes_sent += len(content)
 
-    def _send_records(self, worker: Worker, records: list[tuple[TaskFuture, transport.Parcel]]) -> None:
-        parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0)]
+    def _send_records(self, worker: Worker, records: list[tuple[Task, transport.Parcel]]) -> None:
+        parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0, 0.0)]
         fds: list[int] = []
         try:
-            for task, parcel in records:
-                own = parcel.descriptors()
-                fds += own
-                with self.hub.lock:
-                    seq = worker.next_row_byte()
+            with self.hub.lock:
+                for task, parcel in records:
+                    own = parcel.descriptors() if parcel.blocks else ()
+                    fds += own
+                    seq = worker.next_task()
                     worker.inflight[seq] = task
-                    worker.sent += 1
-                parts.append(frames.RECORD.pack(seq, len(parcel.data), task.token, len(own), task.kind))
-                parts.append(parcel.data)
+                    data = parcel.data
+                    kind = frames.ITEMS if task.token else frames.CALL
+                    parts += (frames.RECORD.pack(seq, len(data), task.token, len(own), kind), data)
+            worker.sent += len(records)
             message = b"".join(parts)
             self.bytes_sent += len(message)
-            worker.send([message], fds)
+            worker.send((message,), fds)
         finally:
             for fd in fds:
                 os.close(fd)
 
     # ------------------------------------------------------------------ results
 
-    def on_result(
-        self,
-        worker: Worker,
-        seq: int,
-        status: int,
-        seconds: float,
-        body: bytes,
-        fds: tuple[int, ...],
-        done: Todo,
-    ) -> None:
-        """A worker has answered (under the hub's lock)."""
+    def took(self, seconds: float) -> None:
+        """Note how long a task took (under the hub's lock)."""
         self._stillborn = 0
-        task = worker.inflight[seq]
-        done.append(lambda: self._resolve(worker, task, status, body, fds))
-        del worker.inflight[seq]
         self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
-        self._offer(worker)
 
-    def _resolve(self, worker: Worker, task: TaskFuture, status: int, body: bytes, fds: tuple[int, ...]) -> None:
+    def resolve(self, worker: Worker, answers: collections.deque[Answer]) -> None:
+        """Rebuild results and resolve their futures, without the lock."""
         try:
-            if self.queue or not worker.inflight:
-                self.pump()  # first the next task, then the last result
+            while answers:
+                self._resolve(worker, *answers.popleft())
+        except BaseException:  # Ctrl-C, in the thread that waits: the I/O thread does the rest
+            self.hub.put_off(functools.partial(self.resolve, worker, answers))
+            raise
+        if self.closed:
+            self._when_empty()
+
+    def _resolve(self, worker: Worker, task: Task, status: int, body: bytes, fds: tuple[int, ...]) -> None:
+        try:
             self.bytes_sent += len(body)
             value = transport.unpack(body, fds)
             if status == frames.OK:
                 self._finish(task)
-                task.set_result(value)
+                task.succeed(value)
             elif status == frames.ERROR or not self._try_by_value(worker, task, value[0]):
                 self._fail(task, *value)
         except BaseException as error:
             if not task.done():  # a result that cannot be rebuilt is this task's error
                 self._fail(task, error)
             if not isinstance(error, Exception):
-                raise  # Ctrl-C, in the thread that waits
-        if self.closed:
-            self._when_empty()
+                raise
 
-    def _try_by_value(self, worker: Worker, task: TaskFuture, error: BaseException) -> bool:
+    def _try_by_value(self, worker: Worker, task: Task, error: BaseException) -> bool:
         """Send a module by value that the worker could not import; False if that cannot help."""
         name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         worker.known_main.clear()
         worker.functions.discard(task.token)
         if not name or name not in sys.modules or name in task.modules_tried:
             return False
-        task.modules_tried.add(name)
+        task.modules_tried |= {name}
         transport.by_value_modules.add(name)
         self._again([task])
         return True
 
-    def _again(self, tasks: list[TaskFuture]) -> None:
+    def _again(self, tasks: list[Task]) -> None:
         with self.hub.lock:
             self.queue.extendleft(reversed(tasks))
         self.pump()
 
-    def _finish(self, task: TaskFuture) -> None:
+    def _finish(self, task: Task) -> None:
         with self.hub.lock:
             if task.pool is not None:
                 self.pending -= 1
                 task.let_go()
 
-    def _fail(self, task: TaskFuture, error: BaseException, text: str = "") -> None:
+    def _fail(self, task: Task, error: BaseException, text: str = "") -> None:
         if text:
-            error.__cause__ = RemoteTraceback(text)
+            error.__cause__ = RemoteTracebackError(text)
         self._finish(task)
-        task.set_exception(error)
+        task.fail(error)
         self._when_empty()
 
     # ------------------------------------------------------------------ failures
@@ -434,19 +459,17 @@ class Pool:
         self._dismiss(worker)
         done.append(lambda: self._initializer_failed(waiting, body, fds))
 
-    def _initializer_failed(self, waiting: list[TaskFuture], body: bytes, fds: tuple[int, ...]) -> None:
+    def _initializer_failed(self, waiting: list[Task], body: bytes, fds: tuple[int, ...]) -> None:
         try:
             cause, text = transport.unpack(body, fds)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             cause, text = error, str(error)
         for task in waiting:
             failure = InitializerError(describe(self.initializer), text)
             failure.__cause__ = cause
             self._fail(task, failure)
 
-    def on_death(
-        self, worker: Worker, pid: int, code: int | None, peak: int, done: Todo
-    ) -> None:
+    def on_death(self, worker: Worker, pid: int, code: int | None, peak: int, done: Todo) -> None:
         """A worker has ended (under the hub's lock)."""
         self._dismiss(worker)
         tasks = sorted(worker.inflight.items())
@@ -464,7 +487,7 @@ class Pool:
                 self._stillborn = 0
         exit_code = code if code is not None and code >= 0 else None
         number = -code if code is not None and code < 0 else None
-        lost: list[tuple[TaskFuture, BaseException]] = []
+        lost: list[tuple[Task, BaseException]] = []
         for task in victims:
             task.attempts += 1
             if task.attempts <= self.retries and not self.killed:
@@ -480,6 +503,14 @@ class Pool:
             self.pump()
 
         done.append(tell)
+
+    def forget_function(self, token: int) -> None:
+        """Have the workers forget the function of a map that is over; the garbage collector calls this."""
+        if self.hub.pid == os.getpid():
+            with self.hub.lock:
+                for worker in self.workers:
+                    if token in worker.functions:
+                        worker.stale.append(token)
 
     def interrupt(self) -> None:
         """Ctrl-C: interrupt what is running; a worker that does not react is killed."""
@@ -518,10 +549,9 @@ class Pool:
 
     def abandon(self) -> None:
         """Let nobody wait: called by the garbage collector, so it takes no lock."""
-        if self.hub.pid == os.getpid():
+        if self.hub.pid == os.getpid() and not self.over.is_set():
             self.closed = True
-            with contextlib.suppress(OSError):
-                self.hub.later(0.0, self._when_empty)
+            self.hub.later(0.0, self._when_empty)
 
     def kill(self, number: int) -> None:
         """End all workers of this pool by a signal."""
@@ -530,12 +560,15 @@ class Pool:
             for worker in self.workers:
                 worker.signal(number)
 
+    def _is_over(self) -> bool:
+        return self.closed and not self.pending and not self.over.is_set()
+
     def _when_empty(self) -> None:
         """After the last task of a closed pool: give the workers back."""
-        if not self.closed or self.pending or self.over.is_set():
+        if not self._is_over():
             return
         with self.hub.lock:
-            if self.pending:
+            if not self._is_over():  # somebody else has done it
                 return
             self.crew.pools.discard(self)
             for worker in list(self.workers):

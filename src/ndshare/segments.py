@@ -260,6 +260,19 @@ class Stats:
 
 
 def stats() -> Stats:
-    """Return what this process has in shared memory, and which limit binds."""
+    """Say what this process has in shared memory, and which limit binds.
+
+    Returns
+    -------
+    Stats
+        Numbers as attributes; its ``repr`` is a short report.
+
+    Examples
+    --------
+    >>> import ndshare
+    >>> a = ndshare.zeros(1_000_000)
+    >>> ndshare.stats().shared_bytes >= a.nbytes
+    True
+    """
     raw: dict[str, Any] = _heap.stats()
     return Stats(**{field.name: raw[field.name] for field in fields(Stats)})

@@ -2,37 +2,53 @@
  *
  * messages.c  whole messages with descriptors
  * atomics.c   cells in shared memory
- * here        `selective`, a filter for picklers; `die_with_parent`
+ * here        `selective`, a filter for picklers; `die_with_parent`, `here`
  *
  * The module has no state but one hint about descriptor numbers, and needs no lock.
  */
 #include "wire.h"
 
 #include <sys/prctl.h>
+#include <sys/stat.h>
 
 /* Pickler.reducer_override is called for every object that is not a plain builtin: in Python it would
- * make the pickling of 100,000 small objects twice as slow. Only functions and classes need a decision. */
+ * make the pickling of 100,000 small objects twice as slow. Only functions, classes and subclasses of
+ * one more type (arrays) need a decision. */
 static PyObject *
-selective_call(PyObject *callback, PyObject *obj)
+selective_call(PyObject *rules, PyObject *obj)
 {
     if (PyFunction_Check(obj) || PyType_Check(obj)) {
-        return PyObject_CallOneArg(callback, obj);
+        return PyObject_CallOneArg(PyTuple_GET_ITEM(rules, 0), obj);
+    }
+    PyTypeObject *base = (PyTypeObject *)PyTuple_GET_ITEM(rules, 1);
+    if (Py_TYPE(obj) != base && PyType_IsSubtype(Py_TYPE(obj), base)) {
+        return PyObject_CallOneArg(PyTuple_GET_ITEM(rules, 2), obj);
     }
     Py_RETURN_NOTIMPLEMENTED;
 }
 
 static PyMethodDef selective_def = {
     "selective_filter", selective_call, METH_O,
-    PyDoc_STR("Call back for functions and classes; NotImplemented for anything else."),
+    PyDoc_STR("Call back for functions, classes and subclasses of a type; NotImplemented for anything else."),
 };
 
 static PyObject *
-selective(PyObject *Py_UNUSED(module), PyObject *callback)
+selective(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (!PyCallable_Check(callback)) {
-        return PyErr_Format(PyExc_TypeError, "selective: %R is not callable", callback);
+    if (nargs != 3) {
+        return PyErr_Format(PyExc_TypeError, "selective takes 3 arguments, got %zd", nargs);
     }
-    return PyCFunction_New(&selective_def, callback);
+    if (!PyCallable_Check(args[0]) || !PyType_Check(args[1]) || !PyCallable_Check(args[2])) {
+        return PyErr_Format(PyExc_TypeError, "selective takes (callable, type, callable), got (%R, %R, %R)",
+                            args[0], args[1], args[2]);
+    }
+    PyObject *rules = PyTuple_Pack(3, args[0], args[1], args[2]);
+    if (rules == NULL) {
+        return NULL;
+    }
+    PyObject *filter = PyCFunction_New(&selective_def, rules);
+    Py_DECREF(rules);
+    return filter;
 }
 
 static PyObject *
@@ -48,12 +64,29 @@ die_with_parent(PyObject *Py_UNUSED(module), PyObject *number)
     Py_RETURN_NONE;
 }
 
+/* Identity of the working directory. os.getcwd() gives up the GIL and walks the tree: too dear per message. */
+static PyObject *
+here(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    struct stat status;
+    if (stat(".", &status) != 0) {
+        Py_RETURN_NONE;
+    }
+    return Py_BuildValue("(KK)", (unsigned long long)status.st_dev, (unsigned long long)status.st_ino);
+}
+
 static PyMethodDef methods[] = {
     {"send_message", (PyCFunction)(void (*)(void))ndshare_message_send, METH_FASTCALL,
      PyDoc_STR("send_message(sock_fd, parts, fds, flags) -> bool\n\nOne message; False if it would block.")},
     {"recv_message", (PyCFunction)(void (*)(void))ndshare_message_recv, METH_FASTCALL,
      PyDoc_STR("recv_message(sock_fd, buffer, flags) -> (nbytes, fds) | None\n\n"
                "One message into `buffer`; None if it would block, (0, ()) at the end of the stream.")},
+    {"recv_answers", (PyCFunction)(void (*)(void))ndshare_message_recv_all, METH_FASTCALL,
+     PyDoc_STR("recv_answers(sock_fd, buffer, most, out) -> int\n\n"
+               "Append up to `most` waiting messages (kind, status, number, seconds, body, fds) to the list `out`.\n"
+               "0: that was all; EAGAIN: there may be more; EPIPE: the end; else an errno.")},
+    {"spin", (PyCFunction)(void (*)(void))ndshare_message_spin, METH_FASTCALL,
+     PyDoc_STR("spin(fd, microseconds)\n\nReturn when `fd` is readable, or the time is over.")},
     {"cas_u8", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u8, METH_FASTCALL,
      PyDoc_STR("cas_u8(buffer, offset, expected, new) -> bool")},
     {"load_u8", (PyCFunction)(void (*)(void))ndshare_atomic_load_u8, METH_FASTCALL,
@@ -68,8 +101,12 @@ static PyMethodDef methods[] = {
      PyDoc_STR("store_u64(buffer, offset, value)")},
     {"die_with_parent", die_with_parent, METH_O,
      PyDoc_STR("die_with_parent(signal)\n\nThe signal this process gets when the *thread* that forked it ends.")},
-    {"selective", selective, METH_O,
-     PyDoc_STR("selective(callback)\n\nA fast filter for Pickler.reducer_override.")},
+    {"here", here, METH_NOARGS,
+     PyDoc_STR("here() -> (device, inode) | None\n\nIdentity of the working directory.")},
+    {"selective", (PyCFunction)(void (*)(void))selective, METH_FASTCALL,
+     PyDoc_STR("selective(on_named, base, on_subclass)\n\n"
+               "A fast filter for Pickler.reducer_override: on_named gets functions and classes,\n"
+               "on_subclass gets instances of subclasses of base.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,0 +1,119 @@
+"""The second attempt: what pickle cannot do, cloudpickle can.
+
+Imported, and cloudpickle with it (20 ms), when the first object turns up that needs it: a class made
+in a function, a lambda of an importable module, a class of ``__main__`` that is sent by definition.
+Functions of ``__main__`` still go the way of `ndshare.functions`, so that they share one namespace.
+
+A class that is sent by value carries its attributes, and rebuilding it sets them on the class the
+receiver has by the same tracker id. Towards a worker that is right. Back to the caller it would
+overwrite the caller's own class with what a worker did to its copy, so a class that came from the
+caller goes back as its id alone.
+"""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import cloudpickle.cloudpickle as _impl
+import numpy as np
+
+from ndshare._wire import selective
+from ndshare.errors import TransportError
+from ndshare.functions import MAIN_NAMES
+from ndshare.pickling import Recording, Session, finish
+
+_MAKERS = (_impl._make_skeleton_class, _impl._make_skeleton_enum)
+
+# Classes this process was sent by its caller; those it was sent by its own workers are not in here.
+_from_caller: weakref.WeakSet[type] = weakref.WeakSet()
+
+
+class _CloudSession(Session):
+    """A session that takes apart what `Session` gives up."""
+
+    def __init__(self, pickler: Any) -> None:
+        super().__init__()
+        self.pickler = pickler
+        ours = dict(self.table)
+        self.table.update(_impl.Pickler._dispatch_table)
+        self.table.update(ours)
+        self.look_for_late()
+
+    def on_named(self, obj: Any) -> Any:
+        reduced = super().on_named(obj)
+        if reduced is NotImplemented and obj.__module__ not in MAIN_NAMES:
+            reduced = _impl.Pickler.reducer_override(self.pickler, obj)
+            if type(reduced) is tuple and reduced[0] in _MAKERS:
+                return self.beyond(obj)
+        return reduced
+
+    def beyond(self, obj: Any) -> Any:
+        if isinstance(obj, type):
+            return _reduce_class(obj, reply=self.lend)
+        if isinstance(obj, types.FunctionType):
+            return self.pickler._dynamic_function_reduce(obj)
+        if isinstance(obj, types.ModuleType):
+            facts = {name: value for name, value in vars(obj).items() if name != "__builtins__"}
+            return types.ModuleType, (obj.__name__,), facts, None, None, _fill_module
+        return _impl.Pickler._dispatch_table[type(obj)](obj)
+
+
+class _CloudPickler(_impl.Pickler):  # type: ignore[misc, unused-ignore]
+    session: ClassVar[None]
+    reducer_override: Callable[[Any], Any]
+
+
+def record(obj: object, *, lend: bool, defining: frozenset[str]) -> Recording:
+    """Pickle an object as `ndshare.pickling.record` does, with cloudpickle's help."""
+    pickler = _CloudPickler.__new__(_CloudPickler)
+    session = _CloudSession(pickler)
+    session.lend = lend
+    session.defining = defining
+    pickler.__init__(session, 5, buffer_callback=session.notes.append)  # type: ignore[misc]
+    pickler.dispatch_table = session.table
+    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass)
+    try:
+        pickler.dump(obj)
+        return finish(session)
+    finally:
+        pickler.clear_memo()
+        session.clear()
+        session.pickler = None  # a cycle: nothing of this message may wait for the garbage collector
+
+
+def _reduce_class(cls: type, *, reply: bool) -> tuple[Any, ...]:
+    if reply and cls in _from_caller:
+        return find_class, (_impl._get_or_create_tracker_id(cls), cls.__qualname__)
+    make, facts, state, *_ = _impl._dynamic_class_reduce(cls)
+    state[0].setdefault(
+        "__qualname__", cls.__qualname__
+    )  # cloudpickle drops it: Outer.Inner would become Inner
+    return make_class, (make, facts, reply), state, None, None, _impl._class_setstate
+
+
+def make_class(make: Callable[..., type], facts: tuple[Any, ...], reply: bool) -> type:
+    """Return the class of `_reduce_class`, still without its attributes."""
+    cls = make(*facts)
+    if not reply:
+        _from_caller.add(cls)
+    return cls
+
+
+def find_class(tracker_id: str, name: str) -> type:
+    """Return the class that this process once sent under a tracker id."""
+    cls = _impl._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)
+    if cls is None:
+        raise TransportError(
+            f"an instance of class {name} came back",
+            "but the class itself no longer exists here",
+            "keep a reference to the class while its tasks run",
+        )
+    found: type = cls
+    return found
+
+
+def _fill_module(module: types.ModuleType, facts: dict[str, Any]) -> None:
+    vars(module).update(facts)

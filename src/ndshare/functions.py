@@ -1,0 +1,235 @@
+"""Functions of the caller's ``__main__``: by name where they have one, else by their code.
+
+A function that can be found as ``__main__.name`` travels as that name: sender and receiver share
+one namespace (see `ndshare.mainspace`), so the receiver has it already. What cannot be found by
+name - a lambda, a closure, a function replaced by its decorated self - travels as its code and is
+given the receiver's ``__main__`` as its globals. cloudpickle makes a new, private namespace for
+every message instead, so that ``global model`` in an initializer never reaches a task.
+
+Guarantees
+----------
+* Closures may refer to themselves and share cells; both survive.
+* `names_used` finds every global that the byte code names, in nested functions and class bodies
+  too. Names made up at run time (``globals()[...]``, ``exec``) cannot be found.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import functools
+import marshal
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+MAIN_NAMES = frozenset(("__main__", "__mp_main__"))
+"""Names a main program goes by: multiprocessing's spawn runs it under the second."""
+
+_CACHE_MAX = 2048
+_NAME_OPS = frozenset(
+    ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_NAME")
+)
+
+# Names every module has of its own: the receiver's are right there.
+_OWN_NAMES = frozenset(
+    ("__annotations__", "__builtins__", "__cached__", "__doc__", "__loader__", "__name__", "__spec__")
+)
+
+
+class Names(NamedTuple):
+    """What a code object names, nested code included."""
+
+    globals: frozenset[str]
+    attributes: frozenset[str]
+
+
+# Keyed by id, because hashing a code object hashes all of its constants; the value keeps the key alive.
+_names: dict[int, tuple[types.CodeType, Names]] = {}
+_marshalled: dict[int, tuple[types.CodeType, bytes]] = {}
+_loaded: dict[bytes, types.CodeType] = {}
+
+
+def main_namespace() -> dict[str, Any]:
+    """Return the namespace of this process's ``__main__``."""
+    return sys.modules["__main__"].__dict__
+
+
+def find_in_main(qualname: str) -> object:
+    """Return what a dotted name means in ``__main__``, or None."""
+    namespace = main_namespace()
+    if "." not in qualname:
+        return namespace.get(qualname)
+    root, *rest = qualname.split(".")
+    found = namespace.get(root)
+    for part in rest:
+        found = getattr(found, part, None)
+    return found
+
+
+def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _nested(constant)
+
+
+def _scan(code: types.CodeType) -> Names:
+    used: set[str] = set()
+    attributes: set[str] = set()
+    for one in _nested(code):
+        attributes.update(one.co_names)
+        for instruction in dis.get_instructions(one):
+            if instruction.opname in _NAME_OPS:
+                used.add(instruction.argval)
+            elif instruction.opname == "IMPORT_NAME":
+                used.add("__package__")  # what a relative import inside a function starts from
+    namespace = main_namespace()
+    return Names(
+        frozenset(name for name in used - _OWN_NAMES if name in namespace or not hasattr(builtins, name)),
+        frozenset(attributes),
+    )
+
+
+def names_used(code: types.CodeType) -> Names:
+    """Return the globals and attributes that a code object names; looked at once per code object."""
+    found = _names.get(id(code))
+    if found is None:
+        if len(_names) >= _CACHE_MAX:
+            _names.clear()
+        found = _names[id(code)] = (code, _scan(code))
+    return found[1]
+
+
+def needs_of(function: types.FunctionType) -> Iterator[str]:
+    """Yield what a function needs of its caller's ``__main__``.
+
+    Plain names, and full names of submodules: ``import xml.etree`` binds only ``xml``, and a
+    receiver that imports ``xml`` has no ``xml.etree``.
+    """
+    names = names_used(function.__code__)
+    yield from names.globals
+    namespace = function.__globals__
+    for name in names.globals:
+        value = namespace.get(name)
+        if type(value) is types.ModuleType and hasattr(value, "__path__"):
+            yield from _submodules(value.__name__, names.attributes)
+
+
+def _submodules(package: str, attributes: frozenset[str]) -> Iterator[str]:
+    prefix = package + "."
+    for name in list(sys.modules):
+        if name.startswith(prefix) and attributes.issuperset(name[len(prefix) :].split(".")):
+            yield name
+
+
+def reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
+    """Return how to make the function anew in the receiver's ``__main__``.
+
+    The cells of its closure must be pickled *empty* (`make_cell`): their contents follow in the
+    state, after the function has been memoized, so that a closure may contain itself.
+    """
+    code = function.__code__
+    cached = _marshalled.get(id(code))
+    if cached is None:
+        if len(_marshalled) >= _CACHE_MAX:
+            _marshalled.clear()
+        cached = _marshalled[id(code)] = (code, marshal.dumps(code))
+    closure = function.__closure__
+    state = (
+        function.__module__,
+        function.__qualname__,
+        function.__doc__,
+        function.__defaults__,
+        function.__kwdefaults__,
+        function.__annotations__,
+        function.__dict__,
+        getattr(function, "__type_params__", ()),
+        None if closure is None else tuple(_contents(cell) for cell in closure),
+    )
+    return make_function, (cached[1], function.__name__, closure), state, None, None, fill_function
+
+
+def _contents(cell: types.CellType) -> tuple[Any, ...]:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:  # a variable that is not assigned yet
+        return ()
+
+
+def make_cell() -> types.CellType:
+    """Return an empty cell."""
+    return types.CellType()
+
+
+def make_function(code: bytes, name: str, closure: tuple[types.CellType, ...] | None) -> types.FunctionType:
+    """Return the function of `reduce_function`, still without its state."""
+    loaded = _loaded.get(code)
+    if loaded is None:
+        if len(_loaded) >= _CACHE_MAX:
+            _loaded.clear()
+        loaded = _loaded[code] = marshal.loads(code)
+    return types.FunctionType(loaded, main_namespace(), name, None, closure)
+
+
+def fill_function(function: Any, state: tuple[Any, ...]) -> None:
+    """Give a function made by `make_function` its state."""
+    module, qualname, doc, defaults, kwdefaults, annotations, attributes, type_params, contents = state
+    function.__module__ = module
+    function.__qualname__ = qualname
+    function.__doc__ = doc
+    function.__defaults__ = defaults
+    function.__kwdefaults__ = kwdefaults
+    function.__annotations__ = annotations
+    function.__dict__.update(attributes)
+    if type_params:
+        function.__type_params__ = type_params
+    for cell, content in zip(function.__closure__ or (), contents or (), strict=True):
+        if content:
+            cell.cell_contents = content[0]
+
+
+def reduce_cached(cached: Any) -> tuple[Any, ...]:
+    """Return how to make a `functools.lru_cache` of a function anew."""
+    parameters = cached.cache_parameters()
+    attributes = {
+        name: value
+        for name, value in cached.__dict__.items()
+        if name not in ("__wrapped__", "cache_parameters")  # lru_cache sets these itself
+    }
+    return remake_cached, (cached.__wrapped__, parameters["maxsize"], parameters["typed"], attributes)
+
+
+def remake_cached(
+    wrapped: Callable[..., Any], maxsize: int | None, typed: bool, attributes: dict[str, Any]
+) -> Any:
+    """Return the cached function of `reduce_cached`; its cache is empty."""
+    cached = functools.lru_cache(maxsize, typed)(wrapped)
+    cached.__dict__.update(attributes)
+    return cached
+
+
+_DISPATCHING = functools.singledispatch(len).__code__
+
+
+def is_dispatching(function: types.FunctionType) -> bool:
+    """Tell whether a function was made by `functools.singledispatch`."""
+    return function.__code__ is _DISPATCHING and hasattr(function, "registry")
+
+
+def reduce_dispatching(function: Any) -> tuple[Any, ...]:
+    """Return how to make a `functools.singledispatch` function anew; its cache cannot be pickled."""
+    return (
+        functools.singledispatch,
+        (function.registry[object],),
+        dict(function.registry),
+        None,
+        None,
+        _register,
+    )
+
+
+def _register(function: Any, registry: dict[type, Callable[..., Any]]) -> None:
+    for cls, implementation in registry.items():
+        function.register(cls, implementation)

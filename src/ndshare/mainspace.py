@@ -1,0 +1,219 @@
+"""One ``__main__`` for the caller and its workers.
+
+Workers never import the user's program, so what its functions need of it is brought to them::
+
+    caller                                             worker
+    task uses f ──► needs = {"f"}
+    deliver(needs, known) ─► {"f": f, "model": …} ──►  apply(): bound in *the* __main__
+    task: "__main__.f" by name                   ──►   found there
+
+All functions of the program share that one namespace, as under the standard library with fork: an
+initializer's ``global model`` is there for every later task, a cache in a global stays, a constant
+is sent once.
+
+A name is sent when the worker lacks it or when the caller's value changed since: bound to another
+object, or, for mutable values whose pickle takes at most 16 KiB, pickled to other bytes. Larger ones
+are compared by identity: to change a large array in place and have workers see it, share it
+(`ndshare.share`). What the worker assigned itself stays until then.
+
+Guarantees
+----------
+* Everything a delivered name needs in turn is delivered with it, in one pickle: identities among
+  the names of one delivery are kept.
+* Names that ``__main__`` does not have are skipped: an initializer may yet make them.
+
+Not guaranteed
+--------------
+* Attributes of classes and functions that change after they were sent are not sent again.
+* Names reached only at run time (``globals()["x"]``, ``exec``) are not found.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ndshare.errors import UnsendableGlobalError
+from ndshare.functions import MAIN_NAMES, main_namespace
+from ndshare.pickling import Placed, Recording, names_in_pickle, record
+from ndshare.transport import Draft
+
+_COMPARED_MAX = 16 * 1024  # bytes of pickle up to which a mutable value is compared by content
+_SCANNED_MAX = 64 * 1024  # bytes of pickle that are searched for names no callback sees
+
+_ABSENT = object()
+_CONSTANT_TYPES = frozenset(
+    (
+        type(None), bool, int, float, complex, str, bytes, range,
+        types.FunctionType, types.BuiltinFunctionType, types.ModuleType, np.ufunc,
+        type(functools.lru_cache(len)),
+    )
+)  # fmt: skip
+
+_replaced: list[types.ModuleType] = []  # a module that nobody refers to would lose its globals
+
+
+def install() -> types.ModuleType:
+    """Give this process a fresh, empty ``__main__``. Called once in every worker."""
+    main = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = __builtins__
+    old = sys.modules.get("__main__")
+    if old is not None:
+        _replaced.append(old)
+    for name in MAIN_NAMES:
+        sys.modules[name] = main
+    return main
+
+
+def apply(update: dict[str, object]) -> None:
+    """Bind what `deliver` has sent in this process's ``__main__``."""
+    # A dotted key is a submodule: its import, while the message was unpickled, was the purpose.
+    main_namespace().update({name: value for name, value in update.items() if "." not in name})
+
+
+class _Definition:
+    """What a name meant when it was looked at last, and what it needs."""
+
+    __slots__ = ("_reference", "_value", "content", "needs")
+
+    def __init__(self, name: str, value: object) -> None:
+        recording = record(value, defining=frozenset((name,)))
+        self.needs = tuple(_needs(name, value, recording))
+        constant = type(value) in _CONSTANT_TYPES or isinstance(value, (type, np.dtype))
+        self.content = None if constant else _content(recording)
+        self._value: object = None
+        try:
+            self._reference: weakref.ref[Any] | None = weakref.ref(value)
+        except TypeError:  # lists, dicts, numbers: small as a rule
+            self._reference = None
+            self._value = value
+
+    def holds(self, name: str, value: object) -> bool:
+        """Tell whether the name still means the same."""
+        if (self._value if self._reference is None else self._reference()) is not value:
+            return False
+        return self.content is None or _content(record(value, defining=frozenset((name,)))) == self.content
+
+
+# Definitions of this process's __main__; shared by all workers, so that each is found out once.
+_definitions: dict[str, _Definition] = {}
+_definitions_of: list[int] = []  # id of the namespace they are of
+_lock = threading.RLock()
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it
+
+
+def deliver(needs: Iterable[str], known: dict[str, object]) -> Draft | None:
+    """Pack what a worker lacks of the names a task needs.
+
+    Parameters
+    ----------
+    needs : iterable of str
+        `Draft.needs` of the task.
+    known : dict
+        What this worker was sent before. Call ``known.update(draft.delivers)`` once the draft is sent.
+
+    Returns
+    -------
+    Draft or None
+        A dict for `apply`; None if the worker has everything.
+
+    Raises
+    ------
+    UnsendableGlobalError
+        If a global cannot be pickled; a TypeError that names it and who uses it.
+    """
+    with _lock:
+        namespace = main_namespace()
+        if _definitions_of != [id(namespace)]:
+            _definitions.clear()
+            _definitions_of[:] = [id(namespace)]
+        definitions = _closure(needs, namespace)
+        stale = {name: d for name, d in definitions.items() if known.get(name) is not d}
+        if not stale:
+            return None
+        while True:
+            update = {name: _value(name, namespace) for name in stale}
+            recording = record(update, defining=frozenset(stale))
+            more = {
+                name: d
+                for name, d in _closure(recording.needs, namespace).items()
+                if name not in stale and known.get(name) is not d
+            }
+            if not more:
+                return Draft(recording, delivers=dict(stale))
+            stale.update(more)
+
+
+def _closure(needs: Iterable[str], namespace: dict[str, Any]) -> dict[str, _Definition]:
+    """Return the definitions of some names and of all that these need."""
+    found: dict[str, _Definition] = {}
+    users = dict.fromkeys(needs, "the task")
+    open_names = list(users)
+    while open_names:
+        name = open_names.pop()
+        value = _value(name, namespace)
+        if value is _ABSENT:
+            continue
+        definition = _definitions.get(name)
+        try:
+            if definition is None or not definition.holds(name, value):
+                definition = _definitions[name] = _Definition(name, value)
+        except Exception as error:
+            _definitions.pop(name, None)
+            raise UnsendableGlobalError(
+                name, type(value).__qualname__, users[name], f"{type(error).__name__}: {error}"
+            ) from error
+        found[name] = definition
+        for needed in definition.needs:
+            if needed not in users:
+                users[needed] = f"{name!r}"
+                open_names.append(needed)
+    return found
+
+
+def _value(name: str, namespace: dict[str, Any]) -> object:
+    if "." in name:  # the full name of a submodule, see functions.needs_of
+        return sys.modules.get(name, _ABSENT)
+    return namespace.get(name, _ABSENT)
+
+
+def _needs(name: str, value: object, recording: Recording) -> Iterator[str]:
+    """Yield what a value needs: what its pickle noted, and names that no callback sees."""
+    yield from recording.needs - {name}
+    stream = recording.parts[0]
+    if len(stream) <= _SCANNED_MAX and b"__main__" in stream:
+        hidden = names_in_pickle(stream)
+        if name in hidden and not isinstance(value, type):
+            raise TypeError(f"{type(value).__qualname__} objects pickle as nothing but their name")
+        yield from hidden - {name} - recording.needs
+
+
+def _content(recording: Recording) -> bytes | None:
+    """Return a value's pickled bytes for comparison, or None if they are too many."""
+    total = sum(map(len, recording.parts))
+    pieces = list(recording.parts)
+    for note in recording.notes:
+        if isinstance(note, Placed):
+            pieces.append(repr((note.block.uid, note.block.offset, *note[1:])).encode())
+        else:
+            raw = note if isinstance(note, np.ndarray) else np.frombuffer(note.raw(), np.uint8)
+            total += raw.nbytes
+            if total > _COMPARED_MAX:
+                return None
+            pieces.append(raw.tobytes())
+    return b"".join(pieces) if total <= _COMPARED_MAX else None

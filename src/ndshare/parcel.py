@@ -1,0 +1,118 @@
+"""What goes through the socket for one object, and how it is laid out.
+
+::
+
+    bare    0 │ pickle
+    table   1 │ table length, stream length │ table │ stream │ small pieces
+    stored  2 │ segment, place, lengths     ╎ table │ stream ╎   (the right part lies in a segment)
+
+*Table* is two marshalled lists: the segments (uid, size, kind) in the order of their descriptors, and
+for every noted array its piece (segment or -1, lowest byte, dtype code, shape, strides, flags). *Stream* is
+the pickle; it asks for the pieces in their order. A stored parcel has one descriptor more, the first,
+for the segment that holds its body.
+
+Guarantees
+----------
+* `Parcel.data` is at most `INLINE_MAX` bytes, whatever the object.
+* A parcel can be sent any number of times; every sending lends anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterable
+
+from ndshare import segments
+
+INLINE_MAX = 48 * 1024
+"""Most bytes of a parcel's data; far below what the smallest default socket buffer takes."""
+
+BARE, TABLE, STORED = 0, 1, 2
+BARE_TAG = bytes((BARE,))
+
+TABLE_HEAD = struct.Struct("<B7xQQ")
+STORED_HEAD = struct.Struct("<B7xQQQQQQ")
+
+# One piece: (segment or INLINE, offset of its lowest byte, dtype code, shape, strides or None, flags).
+Piece = tuple[int, int, str | bytes, tuple[int, ...], tuple[int, ...] | None, int]
+INLINE = -1
+READ_ONLY = 1
+RAW = 2  # not an array: the bytes of some library's PickleBuffer
+
+_NOTHING: frozenset[str] = frozenset()
+
+
+class Parcel:
+    """A packed object, ready to be sent.
+
+    Attributes
+    ----------
+    data : bytes
+        The message.
+    blocks : tuple of Block
+        Memory the message refers to, one block for each descriptor, in their order.
+    needs : frozenset of str
+        Names of the caller's ``__main__`` that the receiver must have (`ndshare.mainspace`).
+    neighbours : tuple of Block
+        Further blocks of the same segments: no descriptor of their own, but lent all the same.
+    nbytes_copied, nbytes_lent : int
+        Bytes of arrays that were copied into the message or a segment, and that go by reference.
+    """
+
+    __slots__ = ("blocks", "data", "nbytes_copied", "nbytes_lent", "needs", "neighbours")
+
+    def __init__(
+        self,
+        data: bytes,
+        blocks: tuple[segments.Block, ...] = (),
+        needs: frozenset[str] = _NOTHING,
+        nbytes_copied: int = 0,
+        nbytes_lent: int = 0,
+        neighbours: tuple[segments.Block, ...] = (),
+    ) -> None:
+        self.data = data
+        self.blocks = blocks
+        self.needs = needs
+        self.nbytes_copied = nbytes_copied
+        self.nbytes_lent = nbytes_lent
+        self.neighbours = neighbours
+
+    def descriptors(self) -> list[int]:
+        """Return new descriptors that hold the memory, one per block; the caller sends and closes them."""
+        if not self.blocks:
+            return []
+        held: list[int] = []
+        try:
+            for block in self.blocks:
+                held.append(block.lend())  # noqa: PERF401 - those made so far must be closed on failure
+        except BaseException:
+            close_all(held)
+            raise
+        # The descriptors keep the owner from reusing any part of these segments; what is still missing
+        # is that freeing one of these blocks has to wait for them.
+        for block in self.neighbours:
+            block.mark_lent()
+        return held
+
+    def release(self) -> None:
+        """Drop the references to the memory; what was sent stays with the receiver."""
+        for block in (*self.blocks, *self.neighbours):
+            block.release()
+        self.blocks = self.neighbours = ()
+
+
+def release(block: segments.Block) -> None:
+    """Drop a reference to a block, or leave that to the garbage collector.
+
+    An exception that is under way keeps the frames, and so the memoryviews, of where it was raised.
+    """
+    with contextlib.suppress(BufferError):
+        block.release()
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)

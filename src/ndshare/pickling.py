@@ -1,0 +1,407 @@
+"""The picklers: what a message says, with arrays only *noted*.
+
+::
+
+    record(obj) ──► Session.pickler ──► parts   (pickle bytes)
+                         │
+                         ├─ array           ──► notes  (an array to copy, or a place in a segment)
+                         ├─ PickleBuffer    ──► notes
+                         └─ name in __main__ ─► needs
+
+A noted array leaves one NEXT_BUFFER opcode in the pickle. The unpickler takes the objects for these
+from an iterator and does not look at their type, so the receiver hands it finished arrays: no
+look-up by number, no state beside the call.
+
+Python code runs only for arrays, functions and classes; everything else is pickled in C. Only
+when something is met that pickle cannot do is the object pickled again by `ndshare.cloud`.
+
+Guarantees
+----------
+* Any number of threads may record at once; a ``__reduce__`` that records in turn gets a session of
+  its own.
+* After `record` has returned or raised, nothing here keeps a reference to the object.
+* copyreg is not touched: ``pickle.dumps`` of a shared array outside ndshare makes a plain copy.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import importlib
+import pickle
+import pickletools
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ndshare import functions, memmaps, segments
+from ndshare._wire import selective
+from ndshare.layout import decode_dtype, dense_strides, encode_dtype, is_movable, may_overlap_itself
+from ndshare.reducers import LATE_COUNT, late_reducers, reduce_subclass, same
+
+# Arrays up to this many bytes are part of the pickle: noting, staging and finding one again costs
+# as much as copying 4 KiB a few times.
+IN_BAND_MAX = 4096
+
+_KEEP_MAX = 1 << 16  # a session that pickled more than this is dropped: its memo table has grown
+_IDLE_MAX = 8
+
+by_value_modules: set[str] = set()
+"""Modules the receivers cannot import: their functions and classes are sent by value."""
+
+_NOTHING: frozenset[str] = frozenset()
+SLOT = pickle.PickleBuffer(bytearray(1))  # writable: a read-only one would be followed by another opcode
+
+
+def _type_var(obj: Any) -> Any:
+    facts = {"bound": obj.__bound__, "covariant": obj.__covariant__, "contravariant": obj.__contravariant__}
+    return _make_type_var, (obj.__name__, obj.__constraints__, facts)
+
+
+def _make_type_var(name: str, constraints: tuple[Any, ...], facts: dict[str, Any]) -> Any:
+    return typing.TypeVar(name, *constraints, **facts)  # type: ignore[misc]
+
+
+# Types whose instances pickle as their name alone, which a receiver without the program cannot look
+# up. They turn up in annotations all over.
+_NAME_ONLY: dict[type, Callable[[Any], Any]] = {
+    typing.TypeVar: _type_var,
+    typing.ParamSpec: lambda obj: (typing.ParamSpec, (obj.__name__,)),
+    typing.TypeVarTuple: lambda obj: (typing.TypeVarTuple, (obj.__name__,)),
+    typing.NewType: lambda obj: (typing.NewType, (obj.__name__, obj.__supertype__)),
+}
+if sys.version_info >= (3, 12):
+    _NAME_ONLY[typing.TypeAliasType] = lambda obj: (typing.TypeAliasType, (obj.__name__, obj.__value__))
+
+
+class BeyondPickle(pickle.PicklingError):
+    """Something that only cloudpickle can take apart."""
+
+
+class Placed(NamedTuple):
+    """A noted array that lies in a segment; the array itself is not kept alive."""
+
+    block: segments.Block
+    offset: int  # of its lowest byte, within the block
+    dtype: str | bytes
+    itemsize: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    writeable: bool
+
+
+class Recording:
+    """One pickled object.
+
+    Attributes
+    ----------
+    parts : tuple of bytes
+        The pickle.
+    notes : tuple
+        What goes out of band, in the order of the pickle: `numpy.ndarray`, `Placed`,
+        `pickle.PickleBuffer`.
+    needs : frozenset of str
+        Names of ``__main__`` it refers to.
+    """
+
+    __slots__ = ("needs", "notes", "parts")
+
+    def __init__(
+        self, parts: tuple[bytes, ...], notes: tuple[Any, ...] = (), needs: frozenset[str] = _NOTHING
+    ) -> None:
+        self.parts = parts
+        self.notes = notes
+        self.needs = needs
+
+
+class _Table(dict[type, Callable[[Any], Any]]):
+    """A dispatch table that falls through to copyreg's, live and in C."""
+
+    __missing__ = copyreg.dispatch_table.__getitem__
+
+
+class Session:
+    """What one pickler notes while it works, and the decisions it asks for."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.write = self.parts.append  # this makes the session the pickler's file
+        self.notes: list[Any] = []
+        self.needs: set[str] = set()
+        self.cells: set[int] = set()  # cells whose content the function they belong to brings
+        self.lend = False
+        self.defining = _NOTHING
+        self.late: set[str] = set()
+        self.modules = 0  # how many were imported when late reducers were looked for
+        self.table = _Table(
+            {
+                np.ndarray: self.on_array,
+                types.CellType: self.on_cell,
+                types.ModuleType: self.on_module,
+                **dict.fromkeys(_NAME_ONLY, self.on_name_only),
+                type(functools.lru_cache(len)): self.on_cached,
+            }
+        )
+
+    def clear(self) -> None:
+        """Forget everything noted."""
+        self.parts.clear()
+        if self.notes:
+            self.notes.clear()
+        if self.needs:
+            self.needs.clear()
+        if self.cells:
+            self.cells.clear()
+
+    def look_for_late(self) -> None:
+        """Add the reducers of libraries that have been imported meanwhile."""
+        self.modules = len(sys.modules)
+        if len(self.late) < LATE_COUNT:
+            self.table.update(late_reducers(self.late))
+
+    # ---- arrays
+
+    def on_array(self, array: np.ndarray[Any, Any]) -> Any:
+        """Note a plain array, or pickle it in band when it is small."""
+        dtype = array.dtype
+        if not is_movable(dtype):
+            return array.__reduce_ex__(5)
+        base = array.base
+        if base is not None and not isinstance(base, bytes):
+            root = memmaps.find_memmap(array)
+            if root is not None:
+                mapped = memmaps.reduce_memmap(array, root)
+                if mapped is not None:
+                    return mapped
+        found = segments.block_of(array)
+        if found is not None:
+            block, low = found
+            kind = block.kind
+            if kind in (segments.SHARED, segments.SEALED) or (
+                self.lend
+                and kind == segments.VALUE
+                and array.nbytes > IN_BAND_MAX
+                and not may_overlap_itself(array.shape, array.strides, array.itemsize)
+            ):
+                self.notes.append(
+                    Placed(
+                        block,
+                        low,
+                        encode_dtype(dtype),
+                        array.itemsize,
+                        array.shape,
+                        array.strides,
+                        array.flags.writeable,
+                    )
+                )
+                return same, (SLOT,)
+        if array.nbytes <= IN_BAND_MAX:
+            return _reduce_small(array)
+        self.notes.append(array)
+        return same, (SLOT,)
+
+    def on_subclass(self, array: np.ndarray[Any, Any]) -> Any:
+        """Take a subclass of ndarray apart."""
+        root = memmaps.find_memmap(array)
+        if root is not None:
+            mapped = memmaps.reduce_memmap(array, root)
+            if mapped is not None:
+                return mapped
+        return reduce_subclass(array)
+
+    # ---- functions, classes, modules
+
+    def on_named(self, obj: Any) -> Any:
+        """Decide about a function or class."""
+        module = obj.__module__
+        if module in functions.MAIN_NAMES:
+            return self.on_main(obj)
+        if by_value_modules and isinstance(module, str) and _is_by_value(module):
+            return self.beyond(obj)
+        return NotImplemented
+
+    def on_main(self, obj: Any) -> Any:
+        """Decide about a function or class of the caller's ``__main__``."""
+        qualname = obj.__qualname__
+        root = qualname.partition(".")[0]
+        if root not in self.defining and functions.find_in_main(qualname) is obj:
+            self.needs.add(root)
+            return NotImplemented
+        if type(obj) is types.FunctionType and obj.__globals__ is functions.main_namespace():
+            self.needs.update(functions.needs_of(obj))
+            if obj.__closure__:
+                self.cells.update(map(id, obj.__closure__))
+            return functions.reduce_function(obj)
+        if type(obj) is types.FunctionType and functions.is_dispatching(obj):
+            return functions.reduce_dispatching(obj)
+        return self.beyond(obj)
+
+    def on_cell(self, cell: types.CellType) -> Any:
+        """Pickle the cell of a closure empty: its function fills it."""
+        if id(cell) in self.cells:
+            return functions.make_cell, ()
+        return self.beyond(cell)
+
+    def on_cached(self, cached: Any) -> Any:
+        """Pickle a `functools.lru_cache` by name, or define it."""
+        if cached.__module__ in functions.MAIN_NAMES and self.is_defined_here(cached):
+            return functions.reduce_cached(cached)
+        return cached.__reduce__()
+
+    def on_name_only(self, obj: Any) -> Any:
+        """Pickle what pickle knows only by its name, or have it defined."""
+        if obj.__module__ in functions.MAIN_NAMES and self.is_defined_here(obj):
+            return _NAME_ONLY[type(obj)](obj)
+        return obj.__reduce__()
+
+    def is_defined_here(self, obj: Any) -> bool:
+        """Tell whether this message has to define a named object of ``__main__``; else note the need."""
+        qualname = getattr(obj, "__qualname__", None) or obj.__name__
+        root = qualname.partition(".")[0]
+        if root in self.defining or functions.find_in_main(qualname) is not obj:
+            return True
+        self.needs.add(root)
+        return False
+
+    def on_module(self, module: types.ModuleType) -> Any:
+        """Pickle a module as an import."""
+        name = module.__name__
+        if module is sys.modules.get("__main__"):
+            return importlib.import_module, ("__main__",)
+        if sys.modules.get(name) is not module or (by_value_modules and _is_by_value(name)):
+            return self.beyond(module)
+        return importlib.import_module, (name,)
+
+    def beyond(self, obj: Any) -> Any:
+        """Give up: `ndshare.cloud` tries again."""
+        raise BeyondPickle(f"{obj!r} has no name it can be found by")
+
+
+class _Pickler(pickle.Pickler):
+    """The C pickler with a session; a subclass only to have the attributes."""
+
+    session: Session
+    reducer_override: Callable[[Any], Any]  # type: ignore[assignment]
+
+
+_idle: list[_Pickler] = []  # append and pop are atomic
+
+
+def _make_pickler() -> _Pickler:
+    session = Session()
+    pickler = _Pickler(session, 5, buffer_callback=session.notes.append)
+    pickler.session = session
+    pickler.dispatch_table = session.table
+    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass)
+    return pickler
+
+
+def record(obj: object, *, lend: bool = False, defining: frozenset[str] = _NOTHING) -> Recording:
+    """Pickle an object, noting its arrays instead of copying them.
+
+    Parameters
+    ----------
+    obj : object
+        What to pickle.
+    lend : bool
+        Note arrays in by-value blocks by their place, without keeping them alive, so that the
+        blocks can be lent once nobody here uses them. For results on their way to the caller.
+    defining : frozenset of str
+        Names of ``__main__`` that the receiver learns from this very message: what they stand for
+        is pickled by value.
+
+    Raises
+    ------
+    Exception
+        Whatever pickling raises.
+    """
+    try:
+        pickler = _idle.pop()
+    except IndexError:
+        pickler = _make_pickler()
+    session = pickler.session
+    session.lend = lend
+    session.defining = defining
+    if len(sys.modules) != session.modules:
+        session.look_for_late()
+    recording: Recording | None = None
+    try:
+        pickler.dump(obj)
+        recording = finish(session)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        pass
+    finally:
+        pickler.clear_memo()
+        session.clear()
+    if recording is not None:
+        if len(recording.parts) == 1 and len(_idle) < _IDLE_MAX and len(recording.parts[0]) < _KEEP_MAX:
+            _idle.append(pickler)
+        return recording
+    from ndshare import cloud
+
+    return cloud.record(obj, lend=lend, defining=defining)
+
+
+def finish(session: Session) -> Recording:
+    """Return what a session has noted."""
+    parts = tuple(session.parts)
+    if not session.notes and not session.needs and (session.lend or b"__main__" not in parts[0]):
+        return Recording(parts)
+    notes = tuple([note for note in session.notes if note is not SLOT]) if session.notes else ()
+    if session.needs:
+        return Recording(parts, notes, frozenset(session.needs))
+    if not session.lend and b"__main__" in parts[0]:
+        # Something reduces itself to its name in __main__, which no callback sees.
+        return Recording(parts, notes, names_in_pickle(parts[0]) - session.defining)
+    return Recording(parts, notes, _NOTHING)
+
+
+def _is_by_value(module: str) -> bool:
+    return module in by_value_modules or module.partition(".")[0] in by_value_modules
+
+
+def names_in_pickle(stream: bytes) -> frozenset[str]:
+    """Return the root names of ``__main__`` that a pickle refers to."""
+    found = set()
+    memo: list[Any] = []
+    recent: list[Any] = [None, None]
+    last: Any = None
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "MEMOIZE":
+                memo.append(last)
+                continue
+            if opcode.name == "STACK_GLOBAL" and recent[-2] in functions.MAIN_NAMES:
+                found.add(recent[-1].partition(".")[0])
+            last = None
+            if "UNICODE" in opcode.name:
+                last = argument
+                recent.append(last)
+            elif opcode.name in ("BINGET", "LONG_BINGET"):
+                last = memo[argument]
+                recent.append(last)
+    except ValueError:  # the end of a part, not of the pickle
+        pass
+    return frozenset(found)
+
+
+def _reduce_small(array: np.ndarray[Any, Any]) -> Any:
+    """Pickle a small array in band, in the layout of ``copy(order="K")``."""
+    shape = array.shape
+    if array.flags.c_contiguous:
+        return make_small, (array.tobytes(), encode_dtype(array.dtype), shape)
+    strides = dense_strides(shape, array.strides, array.itemsize)
+    in_memory_order = array.transpose(sorted(range(array.ndim), key=lambda axis: -strides[axis]))
+    return make_small, (in_memory_order.tobytes(), encode_dtype(array.dtype), shape, strides)
+
+
+def make_small(
+    data: bytes, code: str | bytes, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
+) -> np.ndarray[Any, Any]:
+    """Return the array of `_reduce_small`, in memory of its own."""
+    array: np.ndarray[Any, Any] = np.ndarray(shape, decode_dtype(code), data, 0, strides)
+    return array.copy("C" if strides is None else "K")
