@@ -354,6 +354,26 @@ def test_trim_gives_back_pages_that_peers_still_map(peer):
     assert peer.run("result = segments.stats().cached_mappings") == 1
 
 
+def test_idle_limit_counts_freed_slots_of_slabs_in_use():
+    """Small arrays that were dropped are idle memory too, even beside live ones."""
+    kept = [arrays.ones(900_000, np.uint8) for _ in range(12)]
+    del kept[1::2]
+    assert segments.stats().idle_bytes >= 5_000_000
+    former = segments.set_idle_limit(2 * MB)
+    try:
+        del kept[1::2]
+        assert segments.stats().idle_bytes <= 8_000_000
+        own = segments.stats().own_bytes
+        kept.append(arrays.ones(900_000, np.uint8))
+        kept.pop()
+        assert segments.stats().own_bytes <= own
+    finally:
+        segments.set_idle_limit(former)
+    assert segments.trim() > 0
+    assert segments.stats().idle_bytes == 0
+    assert all((a == 1).all() for a in kept)
+
+
 def test_idle_limit_destroys_the_coldest():
     """Memory kept warm is capped."""
     former = segments.set_idle_limit(3 * MB)
