@@ -77,7 +77,8 @@ class _Worker:
         os.close(ledger_fd)
         segments.set_idle_limit(options["idle_limit"])
         segments.install_handler()
-        _wire.store_u64(self.board, self.row, segments.owner_prefix())
+        _wire.store_u64(self.board, self.row + frames.OWNER_AT, segments.owner_prefix())
+        _wire.store_u64(self.board, self.row + frames.PID_AT, os.getpid())
         mainspace.install()
         os.environ.update(self.overlay)
         for name in options["preload"]:
@@ -113,6 +114,7 @@ class _Worker:
             handlers[kind](status, count, number, view[frames.HEAD.size : size], fds)
 
     def _receive(self) -> tuple[int, tuple[int, ...]] | None:
+        _wire.spin(self.socket_fd, frames.SPIN_US)
         while True:
             try:
                 return _wire.recv_message(self.socket_fd, self.buffer, 0)
