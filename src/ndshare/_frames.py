@@ -69,3 +69,6 @@ def cell(row: int, seq: int) -> int:
 MESSAGE_MAX_BYTES = 64 * 1024
 BUFFER_BYTES = 256 * 1024
 FDS_MAX = 250
+
+#: How long both ends look for the next message before they sleep.
+SPIN_US = 0

@@ -113,6 +113,7 @@ class _Worker:
             handlers[kind](status, count, number, view[frames.HEAD.size : size], fds)
 
     def _receive(self) -> tuple[int, tuple[int, ...]] | None:
+        _wire.spin(self.socket_fd, frames.SPIN_US)
         while True:
             try:
                 return _wire.recv_message(self.socket_fd, self.buffer, 0)

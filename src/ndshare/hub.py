@@ -33,6 +33,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from ndshare import _frames, _wire
+
 #: How long the I/O thread waits before it takes over from a thread that has stopped leading.
 _PARK_S = 3e-3
 
@@ -186,6 +188,7 @@ class Hub:
 
     def _lead(self, finished: Callable[[], bool], deadline: float | None) -> None:
         while not finished():
+            _wire.spin(self._inner.fileno(), _frames.SPIN_US)
             if deadline is None:
                 self.turn(None)
             else:

@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ndshare import _frames as frames
 from ndshare import _wire, _zygote, segments
@@ -36,7 +36,7 @@ from ndshare.hub import Hub, Todo
 
 if TYPE_CHECKING:
     from ndshare.pool import Pool
-    from ndshare.tasks import TaskFuture
+    from ndshare.tasks import Task
 
 #: An idle shared worker ends after this time.
 _IDLE_S = 300.0
@@ -47,7 +47,7 @@ _SOCKET_BYTES = 1 << 20
 
 
 #: A task, the status, the payload and the descriptors of its result.
-Answer = tuple["TaskFuture", int, bytes, tuple[int, ...]]
+Answer = tuple["Task", int, bytes, tuple[int, ...]]
 
 
 class WorkerGoneError(Exception):
@@ -63,7 +63,7 @@ class Worker:
         self.id = next(crew.ids)
         self.pid = 0
         self.pool: Pool | None = None
-        self.inflight: dict[int, TaskFuture] = {}
+        self.inflight: dict[int, Task] = {}
         self.next_seq = 0
         self.sending = False
         self.batch = 1  # tasks in the last message
@@ -78,6 +78,7 @@ class Worker:
         self.sources: list[tuple[str, int]] = []
         self.idle_since = 0.0
         self._early_fds: tuple[int, ...] = ()
+        self._heard: list[Any] = []
         self.board, self.row, board_fd, self._give_row_back = crew.row()
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -136,56 +137,36 @@ class Worker:
 
     def on_ready(self, done: Todo) -> None:
         """Read its messages (under the hub's lock)."""
+        heard = self._heard
+        ended = _wire.recv_answers(self.socket.fileno(), self.crew.buffer, 64, heard)
         answers: collections.deque[Answer] = collections.deque()
-        try:
-            self._read(answers, done)
-        finally:
-            pool = self.pool
-            if answers and pool is not None:
-                pool.offer(self)
-                done.append(pool.pump)  # first the next task, then the last results
-                done.append(functools.partial(pool.resolve, self, answers))
-
-    def _read(self, answers: collections.deque[Answer], done: Todo) -> None:
-        buffer = self.crew.buffer
-        view = self.crew.view
-        inflight = self.inflight
-        fd = self.socket.fileno()
-        for _ in range(64):
-            try:
-                received = _wire.recv_message(fd, buffer, socket.MSG_DONTWAIT)
-            except OSError as error:
-                if error.errno == errno.EMFILE:  # it waits in the socket until there is room
-                    done.append(_make_room)
-                    return
-                if error.errno == errno.ECONNRESET:  # said once, before what is still in the queue
-                    continue
-                received = (0, ())
-            if received is None:
-                return
-            size, fds = received
-            if size == 0:  # it ended, or closed its socket: then it is of no use
-                self.crew.hub.ignore(self)
-                self.signal(signal.SIGKILL)
-                return
-            kind, status, _count, seq, seconds = frames.HEAD.unpack_from(buffer)
+        for kind, status, seq, seconds, body, fds in heard:
             if self._early_fds:
                 fds, self._early_fds = self._early_fds + fds, ()
-            body = bytes(view[frames.HEAD.size : size])
             if kind == frames.RESULT:
-                # Appended before it is taken off the books: should Ctrl-C strike between the two, the
-                # worker counts as stuck and is replaced, and nobody waits for ever.
-                answers.append((inflight[seq], status, body, fds))
-                del inflight[seq]
-                self.proved = True
-                self.pool.took(seconds)  # type: ignore[union-attr]  # it has one as long as tasks are in flight
+                # Appended before it is taken off the books, and looked for first: Ctrl-C may strike anywhere
+                # here, and then all of this is done again.
+                if (task := self.inflight.get(seq)) is not None:
+                    answers.append((task, status, body, fds))
+                    self.pool.took(seconds)  # type: ignore[union-attr]  # it has one as long as tasks are in flight
+                    del self.inflight[seq]
             elif kind == frames.FDS:
                 self._early_fds = fds
             elif kind == frames.INITIALIZED:
-                self.proved = True
                 self.pool.on_initialized(self, status, body, fds, done)  # type: ignore[union-attr]  # the same
             elif kind == frames.SOURCES:
                 self.sources = marshal.loads(body)
+            self.proved = True
+        if answers and self.pool is not None:
+            self.pool.offer(self)
+            done.append(self.pool.pump)  # first the next task, then the last results
+            done.append(functools.partial(self.pool.resolve, self, answers))
+        heard.clear()
+        if ended == errno.EMFILE:  # the next message waits in the socket until there is room
+            done.append(_make_room)
+        elif ended not in {0, errno.EAGAIN}:  # it ended, or closed its socket: then it is of no use
+            self.crew.hub.ignore(self)
+            self.signal(signal.SIGKILL)
 
     def drain(self, done: Todo) -> None:
         """Read all that a dead worker left in its socket (under the hub's lock)."""
@@ -243,7 +224,6 @@ class Crew:
         self.idle: list[Worker] = []
         self.pools: set[Pool] = set()
         self.buffer = bytearray(frames.BUFFER_BYTES)
-        self.view = memoryview(self.buffer)
         self.ledger = segments.ledger_create(_LEDGER_SLOTS)
         segments.ledger_attach(self.ledger, 0)
         self.hub.flush = self._flush
