@@ -126,6 +126,9 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     completed process. Unless ``check=False``, a non-zero exit status fails the test.
     """
     number = iter(range(1_000_000))
+    # Relative entries mean something else in the directory where the script runs.
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    search_path = os.pathsep.join(os.path.abspath(entry) for entry in entries if entry)
 
     def run(
         source: str,
@@ -144,7 +147,7 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
             timeout=timeout,
             stdin=subprocess.DEVNULL,
             cwd=tmp_path,
-            env={**os.environ, "MPLBACKEND": "Agg", **environment},
+            env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": search_path, **environment},
             check=False,
         )
         if check and done.returncode != 0:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from ndshare import _wire, mainspace, segments, transport
 
@@ -131,7 +131,7 @@ class Peer:
         self.process.kill()
         self.process.wait()
 
-    def __enter__(self) -> Peer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -22,7 +22,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"sharing", "mainspace"}),
     frozenset({"transport"}),
-    frozenset({"arrays", "cloud", "functions", "layout", "memmaps", "parcel", "pickling", "reducers", "staging"}),
+    frozenset(
+        {"arrays", "cloud", "functions", "layout", "memmaps", "parcel", "pickling", "reducers", "staging"}
+    ),
     frozenset({"segments"}),
     frozenset({"_heap", "_wire", "_platform", "cpus"}),
     frozenset({"errors", "_pool_errors"}),

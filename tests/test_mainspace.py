@@ -31,7 +31,10 @@ def script(tmp_path: Path) -> Script:
             text=True,
             timeout=60,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+            },
             check=False,
         )
         if check and done.returncode:
@@ -269,7 +272,8 @@ def test_modules_submodules_and_files_of_the_caller(script: Script, tmp_path: Pa
         import json
 
         def task():
-            return markup.etree.ElementTree.fromstring("<a/>").tag, p.basename(__file__), __name__, json.dumps([1])
+            tag = markup.etree.ElementTree.fromstring("<a/>").tag
+            return tag, p.basename(__file__), __name__, json.dumps([1])
 
         def package():
             import pkg.deep

@@ -60,6 +60,6 @@ def _importable(entry: tuple[Any, ...]) -> bool:
         return False
     try:
         pickle.dumps(entry)
-    except Exception:  # noqa: BLE001 - a filter that cannot travel is left out
+    except Exception:
         return False
     return True

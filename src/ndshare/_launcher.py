@@ -27,7 +27,8 @@ _BOOT = (
 #: Variables that libraries read once, when they are loaded: too late for a worker whose zygote has
 #: imported NumPy already.
 _IMPORT_TIME_PREFIXES = (
-    "BLIS_", "GOMP_", "GOTO_", "KMP_", "LD_", "MKL_", "NPY_", "NUMEXPR_", "OMP_", "OPENBLAS_", "PYTHON", "VECLIB_",
+    "BLIS_", "GOMP_", "GOTO_", "KMP_", "LD_", "MKL_", "NPY_", "NUMEXPR_", "OMP_", "OPENBLAS_",
+    "PYTHON", "VECLIB_",
 )  # fmt: skip
 
 
@@ -57,7 +58,9 @@ class Zygote:
 
     def __init__(self, spec: ZygoteSpec) -> None:
         if not sys.executable:
-            raise WorkerError("sys.executable is empty: ndshare needs the path of a Python interpreter to start workers")
+            raise WorkerError(
+                "sys.executable is empty: ndshare needs the path of a Python interpreter to start workers"
+            )
         self.spec = spec
         self.ready = False
         self.buffer = bytearray(1 << 16)
@@ -79,8 +82,8 @@ class Zygote:
                 env=environment | dict(spec.variables),
                 pass_fds=[theirs.fileno()],
             )
-            boot = {"path": [p for p in sys.path if isinstance(p, str)] or [os.getcwd()], "parent": os.getpid(), "preload": spec.preload}
-            boot["path"] = [os.path.abspath(p) if p == "" else p for p in boot["path"]]  # type: ignore[union-attr]
+            path = [os.path.abspath(p) for p in sys.path if isinstance(p, str)]
+            boot = {"path": path, "parent": os.getpid(), "preload": spec.preload}
             self.control.send(marshal.dumps(boot))
 
     def fileno(self) -> int:
@@ -94,7 +97,7 @@ class Zygote:
     def kill(self, worker_id: int, number: int) -> None:
         """Send a signal to a worker, if it is still there."""
         with contextlib.suppress(OSError):
-            self._tell((_zygote.KILL, worker_id, number), ())
+            self._tell((_zygote.KILL, worker_id, int(number)), ())
 
     def _tell(self, message: tuple[Any, ...], fds: tuple[int, ...]) -> None:
         _wire.send_message(self.control.fileno(), [marshal.dumps(message)], fds, 0)

@@ -2,7 +2,7 @@
 
 ::
 
-    TASKS ──► claim (board) ──► unpack ──► call ──► pack result ──► drop everything ──► lend or copy ──► RESULT
+    TASKS ──► claim (board) ──► unpack ──► call ──► pack ──► drop everything ──► lend or copy ──► RESULT
 
 Guarantees
 ----------
@@ -30,7 +30,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -102,7 +102,7 @@ class _Worker:
             if received is None or received[0] == 0:
                 return
             size, fds = received
-            kind, status, count, number = frames.HEAD.unpack_from(self.buffer)
+            kind, status, count, number, _ = frames.HEAD.unpack_from(self.buffer)
             if kind == frames.FDS:
                 self.early_fds += fds
                 continue
@@ -113,6 +113,7 @@ class _Worker:
             handlers[kind](status, count, number, view[frames.HEAD.size : size], fds)
 
     def _receive(self) -> tuple[int, tuple[int, ...]] | None:
+        _wire.spin(self.socket_fd, frames.SPIN_US)
         while True:
             try:
                 return _wire.recv_message(self.socket_fd, self.buffer, 0)
@@ -161,14 +162,14 @@ class _Worker:
             # Here nothing of the task is referenced any more, except by what the task itself kept.
             parcel = draft.settle()
             del draft
-        except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are outcomes too
+        except BaseException as error:
             status = frames.ERROR
-            if isinstance(error, _Unreadable):
+            if isinstance(error, _UnreadableError):
                 status, error = error.status, error.cause
             parcel = _pack_error(error)
             del error
         seconds = time.perf_counter() - began
-        self._answer(frames.RESULT, status, seq, frames.SECONDS.pack(seconds), parcel)
+        self._answer(frames.RESULT, status, seq, seconds, parcel)
 
     def _call(self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> transport.Draft:
         self.interruptible = True
@@ -176,11 +177,11 @@ class _Worker:
             for fd in fds:
                 os.close(fd)
             error, self.main_failure = self.main_failure, None
-            raise _Unreadable(frames.NO_MAIN, error[0])
+            raise _UnreadableError(frames.NO_MAIN, error[0])
         try:
             work = transport.unpack(payload, fds)
         except ModuleNotFoundError as error:
-            raise _Unreadable(frames.NO_MODULE, error) from None
+            raise _UnreadableError(frames.NO_MODULE, error) from None
         if kind == frames.CALL:
             function, args, kwargs = work
             del work
@@ -188,7 +189,7 @@ class _Worker:
             del args, kwargs
         else:
             function = self.functions[token]
-            if isinstance(function, _Unreadable):
+            if isinstance(function, _UnreadableError):
                 raise function
             result = [function(*args) for args in work]
             del work
@@ -201,7 +202,7 @@ class _Worker:
     def _on_main(self, _status: int, _count: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
         try:
             mainspace.apply(transport.unpack(body, fds))
-        except BaseException as error:  # noqa: BLE001 - the next task reports it
+        except BaseException as error:
             self.main_failure = (error, "")
 
     def _on_function(self, _s: int, _count: int, token: int, body: memoryview, fds: tuple[int, ...]) -> None:
@@ -210,9 +211,9 @@ class _Worker:
                 raise self.main_failure[0]
             self.functions[token] = transport.unpack(body, fds)
         except ModuleNotFoundError as error:
-            self.functions[token] = _Unreadable(frames.NO_MODULE, error)
-        except BaseException as error:  # noqa: BLE001 - its tasks report it
-            self.functions[token] = _Unreadable(frames.ERROR, error)
+            self.functions[token] = _UnreadableError(frames.NO_MODULE, error)
+        except BaseException as error:
+            self.functions[token] = _UnreadableError(frames.ERROR, error)
 
     def _on_forget(self, _s: int, _count: int, token: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
         self.functions.pop(token, None)
@@ -225,11 +226,11 @@ class _Worker:
             function, args = transport.unpack(body, fds)
             function(*args)
             self.interruptible = False
-        except BaseException as error:  # noqa: BLE001 - reported, then the worker ends
+        except BaseException as error:
             self.interruptible = False
-            self._answer(frames.INITIALIZED, frames.ERROR, 0, b"", _pack_error(error))
+            self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, _pack_error(error))
             raise SystemExit(1) from None
-        self._answer(frames.INITIALIZED, frames.OK, 0, b"", transport.pack(None).settle())
+        self._answer(frames.INITIALIZED, frames.OK, 0, 0.0, transport.pack(None).settle())
 
     def _on_state(self, fresh: int, _count: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
         state = pickle.loads(body)
@@ -270,26 +271,30 @@ class _Worker:
             if path and not path.startswith((sys.prefix, sys.base_prefix)):
                 with contextlib.suppress(OSError):
                     found.append((path, os.stat(path).st_mtime_ns))
-        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0), marshal.dumps(found[:200])], ())
+        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(found[:200])], ())
 
     # ------------------------------------------------------------------ sending
 
-    def _answer(self, kind: int, status: int, seq: int, extra: bytes, parcel: transport.Parcel) -> None:
+    def _answer(self, kind: int, status: int, seq: int, seconds: float, parcel: transport.Parcel) -> None:
+        head = frames.HEAD.pack(kind, status, 0, seq, seconds)
+        if not parcel.blocks:
+            self._send_one((head, parcel.data), ())
+            return
         fds = parcel.descriptors()
         try:
-            self._send([frames.HEAD.pack(kind, status, len(fds), seq), extra, parcel.data], fds)
+            self._send([head, parcel.data], fds)
         finally:
             for fd in fds:
                 os.close(fd)
             parcel.release()
 
-    def _send(self, parts: list[bytes], fds: tuple[int, ...] | list[int]) -> None:
+    def _send(self, parts: Sequence[bytes], fds: Sequence[int]) -> None:
         while len(fds) > frames.FDS_MAX:
-            self._send_one([frames.HEAD.pack(frames.FDS, 0, 0, 0)], fds[: frames.FDS_MAX])
+            self._send_one([frames.HEAD.pack(frames.FDS, 0, 0, 0, 0.0)], fds[: frames.FDS_MAX])
             fds = fds[frames.FDS_MAX :]
         self._send_one(parts, fds)
 
-    def _send_one(self, parts: list[bytes], fds: tuple[int, ...] | list[int]) -> None:
+    def _send_one(self, parts: Sequence[bytes], fds: Sequence[int]) -> None:
         while True:
             try:
                 if _wire.send_message(self.socket_fd, parts, fds, 0):
@@ -299,7 +304,7 @@ class _Worker:
             time.sleep(0.001)  # too many descriptors in flight for this user
 
 
-class _Unreadable(Exception):
+class _UnreadableError(Exception):
     """What a task needs could not be rebuilt here."""
 
     def __init__(self, status: int, cause: BaseException) -> None:
@@ -309,10 +314,10 @@ class _Unreadable(Exception):
 
 
 def _pack_error(error: BaseException) -> transport.Parcel:
-    """The exception with its traceback as text; tried out, since many exceptions pickle but do not unpickle."""
+    """The exception and its traceback as text; tried out: many exceptions pickle but do not unpickle."""
     try:
         text = "".join(traceback.format_exception(error))
-    except BaseException as failure:  # noqa: BLE001 - __str__ of an exception is user code
+    except BaseException as failure:
         text = f"{type(error).__qualname__} (its traceback could not be formatted: {failure!r})"
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -321,11 +326,13 @@ def _pack_error(error: BaseException) -> transport.Parcel:
         again = transport.unpack(parcel.data, parcel.descriptors())
         if type(again[0]) is not type(error):
             raise TypeError(f"its pickle gives a {type(again[0]).__qualname__}")
-    except BaseException as reason:  # noqa: BLE001 - whatever the exception's own code raises
+    except BaseException as reason:
         try:
             words = str(error)
-        except BaseException:  # noqa: BLE001
+        except BaseException:
             words = "<no text>"
-        stand_in = RemoteError(type(error).__qualname__, words[:10_000], f"{type(reason).__name__}: {reason}"[:1000])
+        stand_in = RemoteError(
+            type(error).__qualname__, words[:10_000], f"{type(reason).__name__}: {reason}"[:1000]
+        )
         parcel = transport.pack((stand_in, text[-20_000:])).settle()
     return parcel

@@ -128,7 +128,7 @@ class _Zygote:
                 code = 0
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
-            except BaseException:  # noqa: BLE001 - the last line of defence before os._exit
+            except BaseException:
                 sys.excepthook(*sys.exc_info())
             finally:
                 with contextlib.suppress(Exception):
@@ -202,7 +202,7 @@ class _Zygote:
                 before = _threads()
                 try:
                     importlib.import_module(name)
-                except BaseException:  # noqa: BLE001 - reported by the worker that needs it
+                except BaseException:
                     threaded.append(name)
                     continue
                 if _threads() > before:

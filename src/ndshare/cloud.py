@@ -88,7 +88,9 @@ def _reduce_class(cls: type, *, reply: bool) -> tuple[Any, ...]:
     if reply and cls in _from_caller:
         return find_class, (_impl._get_or_create_tracker_id(cls), cls.__qualname__)
     make, facts, state, *_ = _impl._dynamic_class_reduce(cls)
-    state[0].setdefault("__qualname__", cls.__qualname__)  # cloudpickle drops it: Outer.Inner would become Inner
+    state[0].setdefault(
+        "__qualname__", cls.__qualname__
+    )  # cloudpickle drops it: Outer.Inner would become Inner
     return make_class, (make, facts, reply), state, None, None, _impl._class_setstate
 
 

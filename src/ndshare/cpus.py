@@ -24,5 +24,5 @@ def default_workers() -> int:
 
 def set_inside_worker(threads: int) -> None:
     """Say that this process is a worker which has `threads` processors to itself."""
-    global _inside_worker  # noqa: PLW0603 - a fact about the whole process
+    global _inside_worker
     _inside_worker = threads

@@ -157,9 +157,9 @@ class UnsendableGlobalError(NdshareError, TypeError):
 
     def __str__(self) -> str:
         return (
-            f"the global {self.name!r} ({self.type_name}) of __main__, which {self.user} uses, cannot be sent to "
-            f"another process: {self.reason}. Make it inside the function or in an initializer, or pass what is "
-            "needed of it as an argument."
+            f"the global {self.name!r} ({self.type_name}) of __main__, which {self.user} uses, cannot be "
+            f"sent to another process: {self.reason}. Make it inside the function or in an initializer, or "
+            "pass what is needed of it as an argument."
         )
 
 
@@ -188,8 +188,8 @@ class InheritedError(WorkerError):
 
     def __str__(self) -> str:
         return (
-            f"{self.what} belongs to process {self.owner_pid} and was inherited by process {self.pid} through a "
-            "fork; its workers answer to their own process only. Make a new executor in this process."
+            f"{self.what} belongs to process {self.owner_pid} and was inherited by process {self.pid} "
+            "through a fork; its workers answer to their own process only. Make a new executor here."
         )
 
 

@@ -115,10 +115,14 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         if snapshot not in {"start", "submit"}:
             raise ValueError(f"snapshot must be 'start' or 'submit', got {snapshot!r}")
         if isinstance(preload, str):
-            raise TypeError(f"preload must be an iterable of module names, got the string {preload!r}; write [{preload!r}]")
+            raise TypeError(
+                f"preload must be an iterable of module names, got the string {preload!r}; write "
+                f"[{preload!r}]"
+            )
         if mp_context is not None:
             warnings.warn(
-                f"mp_context={mp_context!r} is ignored: ndshare forks its workers from a clean process of its own",
+                f"mp_context={mp_context!r} is ignored: ndshare forks its workers from a clean process of "
+                "its own",
                 stacklevel=2,
             )
         self._pool = Pool(
@@ -172,7 +176,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         self._pool.submit(task)
         return task
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., _T],
         *iterables: Iterable[Any],
@@ -209,18 +213,19 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         token = next(self._pool.crew.tokens)
         groups = _chunks(zip(*iterables, strict=False), chunksize)
 
-        def submit(group: list[tuple[Any, ...]]) -> TaskFuture:
+        def task_of(group: list[tuple[Any, ...]]) -> TaskFuture:
             task = TaskFuture(self._pool, fn, (), {})
             task.token = token
             task.items = group
             if self._snapshot == "submit":
                 task.read_now(private=self._pool.retries > 0)
-            self._pool.submit(task)
             return task
 
         window = None if buffersize is None else max(1, -(-buffersize // chunksize))
-        futures = collections.deque(map(submit, itertools.islice(groups, window)))
-        return _results(futures, groups if window else iter(()), submit, deadline)
+        futures = collections.deque(map(task_of, itertools.islice(groups, window)))
+        self._pool.submit_all(futures)
+        more = map(task_of, groups) if window else iter(())
+        return _results(self._pool, futures, more, deadline)
 
     # ------------------------------------------------------------------ the end
 
@@ -281,9 +286,9 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 if seen[1] == _HINT_TIMES and not self._hinted:
                     self._hinted = True
                     warnings.warn(
-                        f"an ordinary array of shape {value.shape} and dtype {value.dtype} is sent to a worker for the "
-                        f"third time: {_HINT_TIMES * value.nbytes:,} bytes are copied so far. Put it in shared memory "
-                        "once, x = ndshare.share(x), and send that.",
+                        f"an ordinary array of shape {value.shape} and dtype {value.dtype} is sent to a "
+                        f"worker for the third time: {_HINT_TIMES * value.nbytes:,} bytes are copied so far. "
+                        "Put it in shared memory once, x = ndshare.share(x), and send that.",
                         RepeatedCopyWarning,
                         stacklevel=3,
                     )
@@ -302,10 +307,7 @@ def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[
 
 
 def _results(
-    futures: collections.deque[TaskFuture],
-    groups: Iterator[list[tuple[Any, ...]]],
-    submit: Callable[[list[tuple[Any, ...]]], TaskFuture],
-    deadline: float | None,
+    pool: Pool, futures: collections.deque[TaskFuture], more: Iterator[TaskFuture], deadline: float | None
 ) -> Iterator[Any]:
     try:
         while futures:
@@ -318,9 +320,9 @@ def _results(
             del future
             results.reverse()
             while results:
-                if len(results) == 1:
-                    for group in itertools.islice(groups, 1):
-                        futures.append(submit(group))
+                if len(results) == 1 and (task := next(more, None)) is not None:
+                    futures.append(task)
+                    pool.submit(task)
                 yield results.pop()
     finally:
         for future in futures:

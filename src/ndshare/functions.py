@@ -87,11 +87,7 @@ def _scan(code: types.CodeType) -> Names:
                 used.add("__package__")  # what a relative import inside a function starts from
     namespace = main_namespace()
     return Names(
-        frozenset(
-            name
-            for name in used - _OWN_NAMES
-            if name in namespace or not hasattr(builtins, name)
-        ),
+        frozenset(name for name in used - _OWN_NAMES if name in namespace or not hasattr(builtins, name)),
         frozenset(attributes),
     )
 
@@ -167,9 +163,7 @@ def make_cell() -> types.CellType:
     return types.CellType()
 
 
-def make_function(
-    code: bytes, name: str, closure: tuple[types.CellType, ...] | None
-) -> types.FunctionType:
+def make_function(code: bytes, name: str, closure: tuple[types.CellType, ...] | None) -> types.FunctionType:
     """Return the function of `reduce_function`, still without its state."""
     loaded = _loaded.get(code)
     if loaded is None:
@@ -226,7 +220,15 @@ def is_dispatching(function: types.FunctionType) -> bool:
 
 def reduce_dispatching(function: Any) -> tuple[Any, ...]:
     """Return how to make a `functools.singledispatch` function anew; its cache cannot be pickled."""
-    return functools.singledispatch, (function.registry[object],), dict(function.registry), None, None, _register
+    return (
+        functools.singledispatch,
+        (function.registry[object],),
+        dict(function.registry),
+        None,
+        None,
+        _register,
+    )
+
 
 def _register(function: Any, registry: dict[type, Callable[..., Any]]) -> None:
     for cls, implementation in registry.items():

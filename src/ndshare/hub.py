@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from ndshare import _frames, _wire
 
 #: How long the I/O thread waits before it takes over from a thread that has stopped leading.
 _PARK_S = 3e-3
@@ -61,6 +62,7 @@ class Hub:
         self._leader_thread = 0
         self._led = 0  # how often a thread has led or lent a hand
         self._parked = False  # the I/O thread does not hear the workers
+        self._ticking = False  # the I/O thread counts the time that it is parked
         self._waiters = 0  # threads that wait for the leader
         self._inner = select.epoll()
         self._outer = select.epoll()
@@ -166,7 +168,7 @@ class Hub:
             self.finish()
 
     def drive(self, finished: Callable[[], bool], deadline: float | None) -> None:
-        """Run the loop in this thread until `finished`, or the deadline, or at once if another thread leads."""
+        """Run the loop here until `finished` or the deadline; return at once if another thread leads."""
         me = threading.get_ident()
         if self._leader_thread == me:  # a callback that waits for another future
             self._lead(finished, deadline)
@@ -186,6 +188,7 @@ class Hub:
 
     def _lead(self, finished: Callable[[], bool], deadline: float | None) -> None:
         while not finished():
+            _wire.spin(self._inner.fileno(), _frames.SPIN_US)
             if deadline is None:
                 self.turn(None)
             else:
@@ -194,7 +197,9 @@ class Hub:
                     return
                 self.turn(left)
 
-    def wait(self, condition: threading.Condition, finished: Callable[[], bool], deadline: float | None) -> None:
+    def wait(
+        self, condition: threading.Condition, finished: Callable[[], bool], deadline: float | None
+    ) -> None:
         """Wait while another thread runs the loop."""
         with self.lock:
             self._waiters += 1
@@ -219,12 +224,13 @@ class Hub:
                 if not self._parked and self._stop >= 0:
                     self._outer.modify(self._inner, 0)
                     self._parked = True
-            self._wake_thread()  # to count the time
+        if not self._ticking:
+            self._ticking = True
+            self._wake_thread()
 
     def tick(self) -> None:
         """Have `flush` called by the I/O thread within `_PARK_S`."""
         self._park()
-        self._wake_thread()
 
     def _unpark(self) -> None:
         if self._parked:
@@ -238,26 +244,24 @@ class Hub:
         while not self._stopping:
             with self.lock:
                 wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-                if self._parked:
-                    if self._led != led:
-                        led = self._led
-                        wait = _PARK_S if wait is None else min(wait, _PARK_S)
-                    elif not self._leader_thread:  # nobody has led for a while; a leader unparks by itself
-                        self._unpark()
+                self._ticking = self._parked and self._led != led
+                if self._ticking:
+                    led = self._led
+                    wait = _PARK_S if wait is None else min(wait, _PARK_S)
+                elif self._parked and not self._leader_thread:  # a leader unparks by itself when it leaves
+                    self._unpark()
             events = self._outer.poll(wait, 2)
             for fd, _ in events:
                 if fd == self._stop:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._stop)
-            if self._stopping:
-                return
             try:
                 if not self._parked:
                     self.turn(0)
                 self.finish()
                 self.flush()
                 self._run_timers()
-            except Exception:  # noqa: BLE001 - one bad message must not deafen the process
+            except Exception:
                 sys.excepthook(*sys.exc_info())
 
     def _run_timers(self) -> None:
@@ -289,5 +293,3 @@ class Hub:
         stop, self._stop = self._stop, -1
         os.close(bell)
         os.close(stop)
-
-

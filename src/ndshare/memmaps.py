@@ -64,7 +64,9 @@ def _look_up(mapping: mmap.mmap) -> MappedFile | None:
                 if len(fields) < 6:
                     return None
                 major, minor = (int(x, 16) for x in fields[3].split(b":"))
-                return MappedFile(os.makedev(major, minor), int(fields[4]), os.fsdecode(fields[5].rstrip(b"\n")))
+                return MappedFile(
+                    os.makedev(major, minor), int(fields[4]), os.fsdecode(fields[5].rstrip(b"\n"))
+                )
     return None
 
 

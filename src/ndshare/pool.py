@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -33,8 +34,8 @@ from ndshare import _frames as frames
 from ndshare import cpus, mainspace, segments, transport
 from ndshare._pool_errors import InitializerError, WorkerDiedError
 from ndshare.hub import Todo
-from ndshare.tasks import RemoteTraceback, TaskFuture, describe
-from ndshare.workers import Crew, Worker, WorkerGoneError
+from ndshare.tasks import RemoteTracebackError, TaskFuture, describe
+from ndshare.workers import Answer, Crew, Worker, WorkerGoneError
 
 _BATCH_S = 1e-3
 _BATCH_TASKS = 60
@@ -158,11 +159,9 @@ class Pool:
             return None
         try:
             worker = self._choose()
-        except Exception as error:  # noqa: BLE001 - no process, no descriptor, or the user's env()
-            if self.workers:
-                return None  # those that are there will do
-            task = self.queue.popleft()
-            self.crew.hub.put_off(lambda: self._fail(task, error))
+        except Exception as error:
+            if not self.workers:  # else those that are there will do
+                self.hub.put_off(functools.partial(self._fail, self.queue.popleft(), error))
             return None
         if worker is None:
             return None
@@ -170,11 +169,11 @@ class Pool:
         batch: list[TaskFuture] = []
         while self.queue and len(batch) < size:
             task = self.queue[0]
-            if not task.running_since_dispatch:
+            if not task.dispatched:
                 if not task.set_running_or_notify_cancel():
                     self.queue.popleft()
                     continue
-                task.running_since_dispatch = True
+                task.dispatched = True
             if task.attempts and batch:
                 break  # one that has killed a worker goes alone
             batch.append(self.queue.popleft())
@@ -193,13 +192,14 @@ class Pool:
                 return worker
         if len(self.workers) < self.max_workers:
             return self._hire()
-        if self.free and self.seconds is not None and self.seconds < _PREFETCH_S:
-            if self.seconds > _TINY_S or len(self.queue) >= _BURST_TASKS:
-                return next(iter(self.free))
+        if self.seconds is None or self.seconds > _PREFETCH_S:
+            return None
+        if self.seconds > _TINY_S or len(self.queue) >= _BURST_TASKS:
+            return next(iter(self.free), None)
         return None
 
     def _batch_size(self, worker: Worker) -> int:
-        if self.seconds is None or self.initializer is not None and not worker.proved:
+        if self.seconds is None or (self.initializer is not None and not worker.proved):
             return 1
         fair = math.ceil(len(self.queue) / max(1, len(self.workers)))
         size = max(1, min(_BATCH_TASKS, fair, int(_BATCH_S / max(self.seconds, 1e-6))))
@@ -247,7 +247,7 @@ class Pool:
             self.workers.remove(worker)
         self.free.pop(worker, None)
 
-    def _offer(self, worker: Worker) -> None:
+    def offer(self, worker: Worker) -> None:
         """Note that a worker can take more, or let it go when its time is over (under the lock)."""
         if worker.leaving or worker.sending or worker not in self._number_of:
             return
@@ -275,16 +275,17 @@ class Pool:
                         parcel = self._parcel(worker, task)
                     except WorkerGoneError:
                         raise
-                    except Exception as error:  # noqa: BLE001 - the task's own error
+                    except Exception as error:
                         failed.append((task, error))
                         rest.popleft()
                         continue
-                    if task.parcel is None:
-                        parcels.append(parcel)
                     records.append((task, parcel))
                     rest.popleft()
-                    size += len(parcel.data) + frames.RECORD.size
-                    nfds += len(parcel.blocks)
+                    size += len(parcel.data)
+                    if parcel.blocks:
+                        nfds += len(parcel.blocks)
+                        if task.parcel is None:
+                            parcels.append(parcel)
                 if records:
                     self._send_records(worker, records)
         except WorkerGoneError:
@@ -293,16 +294,16 @@ class Pool:
             for parcel in parcels:
                 parcel.release()
             with self.hub.lock:
-                back = [task for task in batch if task in rest]
+                back = list(rest)
                 worker.sending = False
                 if worker.gone:
                     worker.close()
                     back = list(worker.inflight.values()) + back
                     worker.inflight.clear()
                 self.queue.extendleft(reversed(back))
-                self._offer(worker)
-            for task, error in failed:
-                self._fail(task, error)
+                self.offer(worker)
+            for task, reason in failed:
+                self._fail(task, reason)
             if failed:
                 self.hub.ring()
 
@@ -329,7 +330,8 @@ class Pool:
             self._send_names(worker, draft.needs)
             self._send_parcel(worker, frames.FUNCTION, task.token, draft.settle())
             worker.functions.add(task.token)
-        self._send_names(worker, parcel.needs)
+        if parcel.needs:
+            self._send_names(worker, parcel.needs)
         self.bytes_copied += parcel.nbytes_copied
         return parcel
 
@@ -341,7 +343,7 @@ class Pool:
     def _send_parcel(self, worker: Worker, kind: int, number: int, parcel: transport.Parcel) -> None:
         fds = parcel.descriptors()
         try:
-            worker.send([frames.HEAD.pack(kind, 0, len(fds), number), parcel.data], fds)
+            worker.send([frames.HEAD.pack(kind, 0, 0, number, 0.0), parcel.data], fds)
             self.bytes_sent += len(parcel.data)
         finally:
             for fd in fds:
@@ -349,50 +351,51 @@ class Pool:
             parcel.release()
 
     def _send_bytes(self, worker: Worker, kind: int, status: int, number: int, content: bytes) -> None:
-        worker.send([frames.HEAD.pack(kind, status, 0, number), content])
+        worker.send([frames.HEAD.pack(kind, status, 0, number, 0.0), content])
         self.bytes_sent += len(content)
 
     def _send_records(self, worker: Worker, records: list[tuple[TaskFuture, transport.Parcel]]) -> None:
-        parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0)]
+        parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0, 0.0)]
         fds: list[int] = []
         try:
-            for task, parcel in records:
-                own = parcel.descriptors()
-                fds += own
-                with self.hub.lock:
-                    seq = worker.next_row_byte()
+            with self.hub.lock:
+                for task, parcel in records:
+                    own = parcel.descriptors() if parcel.blocks else ()
+                    fds += own
+                    seq = worker.next_task()
                     worker.inflight[seq] = task
-                    worker.sent += 1
-                parts.append(frames.RECORD.pack(seq, len(parcel.data), task.token, len(own), task.kind))
-                parts.append(parcel.data)
+                    data = parcel.data
+                    kind = frames.ITEMS if task.token else frames.CALL
+                    parts += (frames.RECORD.pack(seq, len(data), task.token, len(own), kind), data)
+            worker.sent += len(records)
             message = b"".join(parts)
             self.bytes_sent += len(message)
-            worker.send([message], fds)
+            worker.send((message,), fds)
         finally:
             for fd in fds:
                 os.close(fd)
 
     # ------------------------------------------------------------------ results
 
-    def on_result(
-        self,
-        worker: Worker,
-        seq: int,
-        status: int,
-        seconds: float,
-        body: bytes,
-        fds: tuple[int, ...],
-        done: list[Callable[[], None]],
-    ) -> None:
-        """A worker has answered (under the hub's lock)."""
+    def took(self, seconds: float) -> None:
+        """Note how long a task took (under the hub's lock)."""
         self._stillborn = 0
-        task = worker.inflight[seq]
-        done.append(lambda: self._resolve(worker, task, status, body, fds))
-        del worker.inflight[seq]
         self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
-        self._offer(worker)
 
-    def _resolve(self, worker: Worker, task: TaskFuture, status: int, body: bytes, fds: tuple[int, ...]) -> None:
+    def resolve(self, worker: Worker, answers: collections.deque[Answer]) -> None:
+        """Rebuild results and resolve their futures, without the lock."""
+        try:
+            while answers:
+                self._resolve(worker, *answers.popleft())
+        except BaseException:  # Ctrl-C, in the thread that waits: the I/O thread does the rest
+            self.hub.put_off(functools.partial(self.resolve, worker, answers))
+            raise
+        if self.closed:
+            self._when_empty()
+
+    def _resolve(
+        self, worker: Worker, task: TaskFuture, status: int, body: bytes, fds: tuple[int, ...]
+    ) -> None:
         try:
             self.bytes_sent += len(body)
             value = transport.unpack(body, fds)
@@ -405,9 +408,7 @@ class Pool:
             if not task.done():  # a result that cannot be rebuilt is this task's error
                 self._fail(task, error)
             if not isinstance(error, Exception):
-                raise  # Ctrl-C, in the thread that waits
-        if self.closed:
-            self._when_empty()
+                raise
 
     def _try_by_value(self, worker: Worker, task: TaskFuture, error: BaseException) -> bool:
         """Send a module by value that the worker could not import; False if that cannot help."""
@@ -416,7 +417,7 @@ class Pool:
         worker.functions.discard(task.token)
         if not name or name not in sys.modules or name in task.modules_tried:
             return False
-        task.modules_tried.add(name)
+        task.modules_tried |= {name}
         transport.by_value_modules.add(name)
         self._again([task])
         return True
@@ -434,7 +435,7 @@ class Pool:
 
     def _fail(self, task: TaskFuture, error: BaseException, text: str = "") -> None:
         if text:
-            error.__cause__ = RemoteTraceback(text)
+            error.__cause__ = RemoteTracebackError(text)
         self._finish(task)
         task.set_exception(error)
         self._when_empty()
@@ -442,7 +443,7 @@ class Pool:
     # ------------------------------------------------------------------ failures
 
     def on_initialized(
-        self, worker: Worker, status: int, body: bytes, fds: tuple[int, ...], done: list[Callable[[], None]]
+        self, worker: Worker, status: int, body: bytes, fds: tuple[int, ...], done: Todo
     ) -> None:
         """The initializer has run in a worker (under the hub's lock)."""
         if status == frames.OK:
@@ -459,16 +460,14 @@ class Pool:
     def _initializer_failed(self, waiting: list[TaskFuture], body: bytes, fds: tuple[int, ...]) -> None:
         try:
             cause, text = transport.unpack(body, fds)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             cause, text = error, str(error)
         for task in waiting:
             failure = InitializerError(describe(self.initializer), text)
             failure.__cause__ = cause
             self._fail(task, failure)
 
-    def on_death(
-        self, worker: Worker, pid: int, code: int | None, peak: int, done: list[Callable[[], None]]
-    ) -> None:
+    def on_death(self, worker: Worker, pid: int, code: int | None, peak: int, done: Todo) -> None:
         """A worker has ended (under the hub's lock)."""
         self._dismiss(worker)
         tasks = sorted(worker.inflight.items())
@@ -551,12 +550,15 @@ class Pool:
             for worker in self.workers:
                 worker.signal(number)
 
+    def _is_over(self) -> bool:
+        return self.closed and not self.pending and not self.over.is_set()
+
     def _when_empty(self) -> None:
         """After the last task of a closed pool: give the workers back."""
-        if not self.closed or self.pending or self.over.is_set():
+        if not self._is_over():
             return
         with self.hub.lock:
-            if self.pending:
+            if not self._is_over():  # somebody else has done it
                 return
             self.crew.pools.discard(self)
             for worker in list(self.workers):

@@ -48,7 +48,9 @@ def view_as(cls: type[np.ndarray[Any, Any]], array: np.ndarray[Any, Any]) -> np.
 
 def _reduce_masked(array: Any) -> Any:
     attributes = {
-        name: array.__dict__.get(name) for name in ("_fill_value", "_hardmask", "_optinfo") if name in array.__dict__
+        name: array.__dict__.get(name)
+        for name in ("_fill_value", "_hardmask", "_optinfo")
+        if name in array.__dict__
     }
     mask = array._mask
     return make_masked, (

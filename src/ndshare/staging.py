@@ -46,9 +46,7 @@ def copy_strides(array: np.ndarray[Any, Any]) -> tuple[int, ...] | None:
     return dense_strides(array.shape, array.strides, array.itemsize)
 
 
-def copy_into(
-    buffer: Any, offset: int, strides: tuple[int, ...] | None, array: np.ndarray[Any, Any]
-) -> None:
+def copy_into(buffer: Any, offset: int, strides: tuple[int, ...] | None, array: np.ndarray[Any, Any]) -> None:
     """Copy an array into a buffer."""
     copy: np.ndarray[Any, Any] = np.ndarray(array.shape, array.dtype, buffer, offset, strides)
     np.copyto(copy, array)

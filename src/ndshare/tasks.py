@@ -6,10 +6,9 @@ import concurrent.futures
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ndshare import _frames as frames
 from ndshare import transport
 from ndshare.errors import InheritedError
 
@@ -26,18 +25,22 @@ class TaskFuture(concurrent.futures.Future[Any]):
     Everything of the standard class holds: `as_completed`, `wait`, callbacks, `asyncio.wrap_future`.
     """
 
-    def __init__(self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # What most tasks leave as it is lives in the class: a task is made in two microseconds.
+    token = 0  # of the function, for records of kind ITEMS
+    items: Sequence[tuple[Any, ...]] = ()  # their arguments
+    parcel: transport.Parcel | None = None  # arguments that were read at submit
+    dispatched = False  # at least once: the future is running
+    attempts = 0  # workers that died with it
+    modules_tried: frozenset[str] = frozenset()  # sent by value for it
+
+    def __init__(
+        self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.pool: Pool | None = pool
         self.function: Callable[..., Any] | None = function
         self.args = args
         self.kwargs = kwargs
-        self.token = 0  # of the function, for records of kind ITEMS
-        self.items: list[tuple[Any, ...]] = []  # their arguments
-        self.parcel: transport.Parcel | None = None  # arguments that were read at submit
-        self.running_since_dispatch = False
-        self.attempts = 0
-        self.modules_tried: set[str] = set()
 
     # ------------------------------------------------------------------ the caller's side
 
@@ -82,11 +85,6 @@ class TaskFuture(concurrent.futures.Future[Any]):
 
     # ------------------------------------------------------------------ the pool's side
 
-    @property
-    def kind(self) -> int:
-        """Kind of its record."""
-        return frames.ITEMS if self.token else frames.CALL
-
     def draft(self) -> transport.Draft:
         """What travels: the function with its arguments, or only the items."""
         if self.token:
@@ -111,10 +109,11 @@ class TaskFuture(concurrent.futures.Future[Any]):
         self.function = self.pool = None
         self.args = ()
         self.kwargs = {}
-        self.items = []
-        parcel, self.parcel = self.parcel, None
-        if parcel is not None:
-            parcel.release()
+        if self.token:
+            self.items = ()
+        if self.parcel is not None:
+            self.parcel.release()
+            self.parcel = None
 
     def describe(self) -> str:
         """Name it for a message."""
@@ -130,7 +129,7 @@ def describe(function: Any) -> str:
     return f"{module}.{name}()" if module else f"{name}()"
 
 
-class RemoteTraceback(Exception):
+class RemoteTracebackError(Exception):
     """The worker's traceback, as the cause of the exception that a task raised."""
 
     def __init__(self, text: str) -> None:

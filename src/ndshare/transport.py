@@ -61,7 +61,9 @@ from ndshare.staging import aligned, copy_into, copy_strides, stage_arrays, stag
 
 __all__ = ["INLINE_MAX", "Draft", "Parcel", "by_value_modules", "pack", "unpack"]
 
-_COPY_OUT_MAX = 64 * 1024  # the receiver copies smaller pieces: they would keep a whole segment from its owner
+_COPY_OUT_MAX = (
+    64 * 1024
+)  # the receiver copies smaller pieces: they would keep a whole segment from its owner
 _COLLECT_MIN = 1 << 20  # held bytes that are worth a collection of the young generation
 _LENT_BLOCKS_MAX = 128  # per message; beyond, small blocks are cheaper to copy than to map one by one
 _PIECE_TABLE_BYTES = 64  # about what a piece takes in the table
@@ -101,7 +103,9 @@ class Draft:
         """
         recording = self._recording
         if recording is None:
-            raise ValueError("Draft.settle: this draft is settled already; a parcel may be sent several times")
+            raise ValueError(
+                "Draft.settle: this draft is settled already; a parcel may be sent several times"
+            )
         self._recording = None
         parts, notes = recording.parts, recording.notes
         del recording
@@ -192,7 +196,9 @@ class _Settling:
         for group in groups:
             if id(group) not in lent:
                 for number, note in group:
-                    array = view_of(note.block, note.offset, decode_dtype(note.dtype), note.shape, note.strides)
+                    array = view_of(
+                        note.block, note.offset, decode_dtype(note.dtype), note.shape, note.strides
+                    )
                     self.copies.append((number, array, 0))
 
     def finish(self, parts: tuple[bytes, ...], needs: frozenset[str]) -> Parcel:
@@ -200,7 +206,10 @@ class _Settling:
         stream_len = sum(map(len, parts))
         arrays = [array for _, array, _ in self.copies]
         self.nbytes_copied = sum(array.nbytes for array in arrays)
-        small = self.nbytes_copied + stream_len + _PIECE_TABLE_BYTES * (len(self.pieces) + len(arrays)) < INLINE_MAX
+        small = (
+            self.nbytes_copied + stream_len + _PIECE_TABLE_BYTES * (len(self.pieces) + len(arrays))
+            < INLINE_MAX
+        )
         if small:
             inline = self._copy_inline()
         else:
@@ -219,7 +228,14 @@ class _Settling:
                 STORED, body.uid, body.size, body.offset, self.kind, len(table), stream_len
             )
             self.blocks.insert(0, body)
-        return Parcel(data, tuple(self.blocks), needs, self.nbytes_copied, self.nbytes_lent, tuple(self.neighbours.values()))
+        return Parcel(
+            data,
+            tuple(self.blocks),
+            needs,
+            self.nbytes_copied,
+            self.nbytes_lent,
+            tuple(self.neighbours.values()),
+        )
 
     def _copy_inline(self) -> bytes | bytearray:
         if not self.copies:
@@ -259,7 +275,9 @@ def _covered(group: list[tuple[int, Placed]]) -> int:
         return _nbytes(group[0][1])
     extents = []
     for _, note in group:
-        extents.append((note.offset, note.offset + span(note.shape, note.strides, note.itemsize), _nbytes(note)))
+        extents.append(
+            (note.offset, note.offset + span(note.shape, note.strides, note.itemsize), _nbytes(note))
+        )
     extents.sort()
     covered = 0
     start, end, filled = extents[0]
@@ -301,7 +319,9 @@ def unpack(data: bytes | bytearray | memoryview, fds: Sequence[int]) -> Any:
                 start = TABLE_HEAD.size
                 return _rebuild(view[start:], table_len, stream_len, left)
             if data[0] != STORED:
-                raise TransportError("a message was refused", f"its first byte is {data[0]}", "send parcels only")
+                raise TransportError(
+                    "a message was refused", f"its first byte is {data[0]}", "send parcels only"
+                )
             _, uid, size, offset, kind, table_len, stream_len = STORED_HEAD.unpack_from(view)
         body = segments.attach(uid, size, kind, _next(left))
         try:

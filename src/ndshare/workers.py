@@ -12,18 +12,21 @@ gives them back warm. `shutdown` ends them and the zygotes; the next use starts 
 from __future__ import annotations
 
 import atexit
+import collections
 import errno
+import functools
 import itertools
 import marshal
 import mmap
 import os
 import select
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ndshare import _frames as frames
 from ndshare import _wire, _zygote, segments
@@ -41,6 +44,10 @@ _IDLE_S = 300.0
 _LEDGER_SLOTS = 1024
 #: What the socket buffers are set to where the system allows; the usual default is 208 kB.
 _SOCKET_BYTES = 1 << 20
+
+
+#: A task, the status, the payload and the descriptors of its result.
+Answer = tuple["TaskFuture", int, bytes, tuple[int, ...]]
 
 
 class WorkerGoneError(Exception):
@@ -71,6 +78,7 @@ class Worker:
         self.sources: list[tuple[str, int]] = []
         self.idle_since = 0.0
         self._early_fds: tuple[int, ...] = ()
+        self._heard: list[Any] = []
         self.board, self.row, board_fd, self._give_row_back = crew.row()
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -92,10 +100,10 @@ class Worker:
 
     # ------------------------------------------------------------------ sending
 
-    def send(self, parts: list[bytes], fds: Sequence[int] = ()) -> None:
+    def send(self, parts: Sequence[bytes], fds: Sequence[int] = ()) -> None:
         """Send one message; descriptors stay the caller's. Waits while the socket is full."""
         while len(fds) > frames.FDS_MAX:
-            self.send([frames.HEAD.pack(frames.FDS, 0, 0, 0)], fds[: frames.FDS_MAX])
+            self.send([frames.HEAD.pack(frames.FDS, 0, 0, 0, 0.0)], fds[: frames.FDS_MAX])
             fds = fds[frames.FDS_MAX :]
         try:
             while not _wire.send_message(self.socket.fileno(), parts, fds, socket.MSG_DONTWAIT):
@@ -106,7 +114,7 @@ class Worker:
             self.leaving = True
             raise WorkerGoneError(str(error)) from error
 
-    def next_row_byte(self) -> int:
+    def next_task(self) -> int:
         """Number of a new task; its byte on the board says that nobody has taken it."""
         seq = self.next_seq
         self.next_seq = (seq + 1) & 0xFFFFFFFF
@@ -129,50 +137,36 @@ class Worker:
 
     def on_ready(self, done: Todo) -> None:
         """Read its messages (under the hub's lock)."""
-        heard: list[Callable[[], None]] = []
-        try:
-            self._read(heard)
-        finally:
-            if heard and self.pool is not None:
-                done.append(self.pool.pump)  # first the next task, then the last results
-            done.extend(heard)
-
-    def _read(self, done: list[Callable[[], None]]) -> None:
-        buffer = self.crew.buffer
-        for _ in range(64):
-            try:
-                received = _wire.recv_message(self.socket.fileno(), buffer, socket.MSG_DONTWAIT)
-            except OSError as error:
-                if error.errno == errno.EMFILE:  # it waits in the socket until there is room
-                    done.append(_make_room)
-                    return
-                if error.errno == errno.ECONNRESET:  # said once, before what is still in the queue
-                    continue
-                received = (0, ())
-            if received is None:
-                return
-            size, fds = received
-            if size == 0:  # it ended, or closed its socket: then it is of no use
-                self.crew.hub.ignore(self)
-                self.signal(9)
-                return
-            kind, status, _count, seq = frames.HEAD.unpack_from(buffer)
-            self.proved = True
-            if kind == frames.FDS:
-                self._early_fds += fds
-                continue
-            fds, self._early_fds = self._early_fds + fds, ()
+        heard = self._heard
+        ended = _wire.recv_answers(self.socket.fileno(), self.crew.buffer, 64, heard)
+        answers: collections.deque[Answer] = collections.deque()
+        for kind, status, seq, seconds, body, fds in heard:
+            if self._early_fds:
+                fds, self._early_fds = self._early_fds + fds, ()
             if kind == frames.RESULT:
-                (seconds,) = frames.SECONDS.unpack_from(buffer, frames.HEAD.size)
-                body = bytes(memoryview(buffer)[frames.HEAD.size + frames.SECONDS.size : size])
-                assert self.pool is not None
-                self.pool.on_result(self, seq, status, seconds, body, fds, done)
+                # Appended before it is taken off the books, and looked for first: Ctrl-C may strike anywhere
+                # here, and then all of this is done again.
+                if (task := self.inflight.get(seq)) is not None:
+                    answers.append((task, status, body, fds))
+                    self.pool.took(seconds)  # type: ignore[union-attr]  # it has one as long as tasks are in flight
+                    del self.inflight[seq]
+            elif kind == frames.FDS:
+                self._early_fds = fds
             elif kind == frames.INITIALIZED:
-                body = bytes(memoryview(buffer)[frames.HEAD.size : size])
-                assert self.pool is not None
-                self.pool.on_initialized(self, status, body, fds, done)
+                self.pool.on_initialized(self, status, body, fds, done)  # type: ignore[union-attr]  # the same
             elif kind == frames.SOURCES:
-                self.sources = marshal.loads(memoryview(buffer)[frames.HEAD.size : size])
+                self.sources = marshal.loads(body)
+            self.proved = True
+        if answers and self.pool is not None:
+            self.pool.offer(self)
+            done.append(self.pool.pump)  # first the next task, then the last results
+            done.append(functools.partial(self.pool.resolve, self, answers))
+        heard.clear()
+        if ended == errno.EMFILE:  # the next message waits in the socket until there is room
+            done.append(_make_room)
+        elif ended not in {0, errno.EAGAIN}:  # it ended, or closed its socket: then it is of no use
+            self.crew.hub.ignore(self)
+            self.signal(signal.SIGKILL)
 
     def drain(self, done: Todo) -> None:
         """Read all that a dead worker left in its socket (under the hub's lock)."""
@@ -199,7 +193,7 @@ class Worker:
         """Ask it to end after what it has been sent."""
         self.leaving = True
         with suppress(WorkerGoneError):
-            self.send([frames.HEAD.pack(frames.QUIT, 0, 0, 0)])
+            self.send([frames.HEAD.pack(frames.QUIT, 0, 0, 0, 0.0)])
 
     def outdated(self) -> bool:
         """Whether a source file that it has imported has changed since."""
@@ -249,7 +243,9 @@ class Crew:
             fd = os.memfd_create("ndshare-board", os.MFD_CLOEXEC)
             os.ftruncate(fd, frames.BOARD_ROWS * frames.ROW_BYTES)
             self._boards.append((fd, mmap.mmap(fd, frames.BOARD_ROWS * frames.ROW_BYTES)))
-            self._rows = [(len(self._boards) - 1, n * frames.ROW_BYTES) for n in reversed(range(frames.BOARD_ROWS))]
+            self._rows = [
+                (len(self._boards) - 1, n * frames.ROW_BYTES) for n in reversed(range(frames.BOARD_ROWS))
+            ]
         which, offset = self._rows.pop()
         fd, board = self._boards[which]
         _wire.store_u64(board, offset, 0)
@@ -267,7 +263,9 @@ class Crew:
             worker.quit()
             worker = None
         if worker is None:
-            worker = Worker(self, self._zygote(ZygoteSpec.of(overlay, pool.preload)), overlay, pool.idle_limit)
+            worker = Worker(
+                self, self._zygote(ZygoteSpec.of(overlay, pool.preload)), overlay, pool.idle_limit
+            )
         worker.pool = pool
         worker.sent = 0
         worker.state_version = None
@@ -286,7 +284,7 @@ class Crew:
         worker.idle_since = time.monotonic()
         worker.functions.clear()
         with suppress(WorkerGoneError):
-            worker.send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0)])
+            worker.send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0)])
         self.idle.append(worker)
         self.hub.later(_IDLE_S + 1, self._reap)
 
@@ -398,7 +396,7 @@ _registered = False
 
 def crew() -> Crew:
     """The crew of this process, made when first asked for."""
-    global _crew, _registered  # noqa: PLW0603 - one per process, by nature
+    global _crew, _registered
     with _crew_lock:
         if _crew is None:
             _crew = Crew()
@@ -420,7 +418,7 @@ def shutdown() -> None:
     >>> import ndshare
     >>> ndshare.shutdown()
     """
-    global _crew  # noqa: PLW0603
+    global _crew
     with _crew_lock:
         crew, _crew = _crew, None
     if crew is not None:
@@ -428,10 +426,8 @@ def shutdown() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _crew, _crew_lock  # noqa: PLW0603
+    global _crew, _crew_lock
     _crew_lock = threading.Lock()
     crew, _crew = _crew, None
     if crew is not None:
         crew.forget()
-
-

@@ -26,6 +26,7 @@ static PyObject *
 trim(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     ndshare_heap_lock();
+    ndshare_fork_tidy();
     size_t bytes = ndshare_pool_trim();
     ndshare_receive_trim(0, 0);
     ndshare_heap_unlock();
@@ -88,7 +89,12 @@ static PyMethodDef methods[] = {
      PyDoc_STR("seal(buffer)\n--\n\nA copy of the buffer that nobody can write to.")},
     {"block_of", ndshare_block_of, METH_O,
      PyDoc_STR("block_of(array)\n--\n\n(Block, offset of the lowest byte), or None for ordinary memory.")},
-    {"is_shared", ndshare_block_is_shared, METH_O, PyDoc_STR("is_shared(array)\n--\n\n")},
+    {"is_shared", ndshare_block_is_shared, METH_O, PyDoc_STR("is_shared(array)\n--\n\n"
+        "Tell whether the memory of an array is shared.\n\n"
+        "Parameters\n----------\n"
+        "array : object\n    Anything; what is no ndarray is not shared.\n\n"
+        "Returns\n-------\n"
+        "bool\n    True for arrays in shared memory and for views of them, however they were made.\n")},
     {"attach", FAST(ndshare_receive_attach),
      PyDoc_STR("attach(uid, size, kind, fd)\n--\n\nBlock of a received segment; takes over `fd`.")},
     {"should_copy_out", ndshare_receive_should_copy_out, METH_O,

@@ -81,6 +81,12 @@ static PyMethodDef methods[] = {
     {"recv_message", (PyCFunction)(void (*)(void))ndshare_message_recv, METH_FASTCALL,
      PyDoc_STR("recv_message(sock_fd, buffer, flags) -> (nbytes, fds) | None\n\n"
                "One message into `buffer`; None if it would block, (0, ()) at the end of the stream.")},
+    {"recv_answers", (PyCFunction)(void (*)(void))ndshare_message_recv_all, METH_FASTCALL,
+     PyDoc_STR("recv_answers(sock_fd, buffer, most, out) -> int\n\n"
+               "Append up to `most` waiting messages (kind, status, number, seconds, body, fds) to the list `out`.\n"
+               "0: that was all; EAGAIN: there may be more; EPIPE: the end; else an errno.")},
+    {"spin", (PyCFunction)(void (*)(void))ndshare_message_spin, METH_FASTCALL,
+     PyDoc_STR("spin(fd, microseconds)\n\nReturn when `fd` is readable, or the time is over.")},
     {"cas_u8", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u8, METH_FASTCALL,
      PyDoc_STR("cas_u8(buffer, offset, expected, new) -> bool")},
     {"load_u8", (PyCFunction)(void (*)(void))ndshare_atomic_load_u8, METH_FASTCALL,
