@@ -7,6 +7,7 @@ are given. It travels by reference: whoever receives it sees the same memory, an
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast
 
 import numpy as np
@@ -50,9 +51,9 @@ def _checked(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:
 
 def _dimensions(shape: ShapeLike) -> tuple[int, ...]:
     try:
-        return (int(cast("SupportsIndex", shape).__index__()),)
-    except (AttributeError, TypeError):
-        return tuple(int(n.__index__()) for n in cast("Sequence[SupportsIndex]", shape))
+        return (operator.index(cast("SupportsIndex", shape)),)
+    except TypeError:
+        return tuple(map(operator.index, cast("Sequence[SupportsIndex]", shape)))
 
 
 def _make(
@@ -175,9 +176,10 @@ def _like(
     if order == "A":
         order = "F" if model.flags.fnc else "C"
     axes: Sequence[int] = range(len(dimensions))
-    if order == "F" or (order == "K" and model.flags.fnc and len(dimensions) == model.ndim):
+    keep = order == "K" and len(dimensions) == model.ndim and not model.flags.c_contiguous
+    if order == "F" or (keep and model.flags.f_contiguous):
         axes = axes[::-1]
-    elif order == "K" and len(dimensions) == model.ndim:
+    elif keep:
         # Stable, so that axes of equal stride stay in order: the layout of `copy(order="K")`.
         axes = sorted(axes, key=lambda axis: -abs(model.strides[axis]))
     dimensions += kind.shape

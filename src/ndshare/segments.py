@@ -138,11 +138,12 @@ class shared_memory:  # noqa: N801  -- used like a function, as `contextlib` doe
     (True, False)
     """
 
-    __slots__ = ("__weakref__", "_entered", "_left", "_outer", "_own")
+    __slots__ = ("__weakref__", "_entered", "_left", "_outer", "_outer_context", "_own")
 
     def __init__(self) -> None:
         self._own: object = None
         self._outer: object = None
+        self._outer_context: shared_memory | None = None
         self._entered = False
         self._left = False
 
@@ -153,6 +154,7 @@ class shared_memory:  # noqa: N801  -- used like a function, as `contextlib` doe
         self._own = _heap.make_handler(SHARED)
         _contexts[id(self._own)] = self
         self._outer = _heap.set_handler(self._own)
+        self._outer_context = _contexts.get(id(self._outer))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -163,10 +165,10 @@ class shared_memory:  # noqa: N801  -- used like a function, as `contextlib` doe
                 "shared_memory() was left in another context than it was entered in, probably by a generator "
                 "suspended inside `with`; make the arrays first and yield outside of the `with`"
             )
-        # Those between that were left out of order put nothing back themselves.
-        outer = self._outer
-        while (context := _contexts.get(id(outer))) is not None and context._left:
-            outer = context._outer
+        # An outer one that was left out of order has put nothing back itself.
+        outer, context = self._outer, self._outer_context
+        while context is not None and context._left:
+            outer, context = context._outer, context._outer_context
         _heap.set_handler(outer)
 
 

@@ -183,6 +183,17 @@ ndshare_fork_still_seen(uint64_t epoch)
     return false;
 }
 
+/* Without a child that lives there is no need to keep the token's file open. */
+void
+ndshare_fork_tidy(void)
+{
+    if (ndshare_heap.token_fd >= 0 && ndshare_segment_probe(ndshare_heap.token_fd)) {
+        ndshare_heap.freed_epoch = ndshare_heap.fork_epoch;
+        close(ndshare_heap.token_fd);
+        ndshare_heap.token_fd = -1;
+    }
+}
+
 int
 ndshare_fork_start(void)
 {

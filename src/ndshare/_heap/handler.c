@@ -165,10 +165,13 @@ adopt_malloc(void *Py_UNUSED(ctx), size_t size)
     return address ? address : ordinary.malloc(ordinary.ctx, size);
 }
 
+/* Asked for dtypes that must be initialized, such as U: what is adopted is. */
 static void *
 adopt_calloc(void *Py_UNUSED(ctx), size_t count, size_t size)
 {
-    return ordinary.calloc(ordinary.ctx, count, size);
+    void *address = ndshare_handler_next;
+    ndshare_handler_next = NULL;
+    return address ? address : ordinary.calloc(ordinary.ctx, count, size);
 }
 
 static void

@@ -247,6 +247,7 @@ PyObject *ndshare_ledger_clear(PyObject *module, PyObject *slot);
 /* fork.c */
 int ndshare_fork_start(void);
 bool ndshare_fork_still_seen(uint64_t epoch);   /* lock held; a forked child may see memory of then */
+void ndshare_fork_tidy(void);                   /* lock held */
 
 /* handler.c: NEP 49 */
 int ndshare_handler_start(PyObject *module);

@@ -26,6 +26,7 @@ static PyObject *
 trim(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     ndshare_heap_lock();
+    ndshare_fork_tidy();
     size_t bytes = ndshare_pool_trim();
     ndshare_receive_trim(0, 0);
     ndshare_heap_unlock();

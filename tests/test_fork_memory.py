@@ -1,0 +1,382 @@
+"""What a fork by the user's code does to arrays: nothing that could be noticed, and nothing is recycled too early."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from ndshare import _heap, arrays, segments
+from ndshare.errors import SegmentError
+from peers import Peer, staged, take, ticket, uid_of
+
+# Forking under threads is what some of these tests are about; Python 3.12 warns of it.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+MB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def fresh_heap():
+    """Each test starts and ends without recycled memory."""
+    segments.trim()
+    yield
+    segments.trim()
+
+
+class Child:
+    """A forked child that waits for words and answers with what `body` yields."""
+
+    def __init__(self, body):
+        commands, self._say = os.pipe()
+        self._hear, answers = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                os.close(self._say)
+                os.close(self._hear)
+                for answer in body():
+                    os.write(answers, f"{answer}\n".encode())
+                    if not os.read(commands, 1):
+                        break
+                status = 0
+            except BaseException as error:
+                os.write(answers, f"{type(error).__name__}: {error}\n".encode())
+            finally:
+                os._exit(status)
+        os.close(commands)
+        os.close(answers)
+        self._lines = os.fdopen(self._hear)
+
+    def answer(self):
+        return self._lines.readline().rstrip("\n")
+
+    def go_on(self):
+        os.write(self._say, b"x")
+        return self.answer()
+
+    def end(self, status=0):
+        os.close(self._say)
+        self._lines.close()
+        _, code = os.waitpid(self.pid, 0)
+        assert os.waitstatus_to_exitcode(code) == status
+
+
+def by_value(n, value):
+    """An ordinary array as NumPy makes it in a worker."""
+    former = _heap.set_handler(_heap.make_handler(segments.VALUE))
+    try:
+        return np.full(n, value, np.uint8)
+    finally:
+        _heap.set_handler(former)
+
+
+def test_fork_child_writes_to_by_value_memory_do_not_show_in_the_parent():
+    """An ordinary array is ordinary memory in both processes."""
+    a = by_value(MB, 1)
+    assert segments.block_of(a) is not None
+
+    def body():
+        a[:] = 7
+        yield int(a[0])
+        yield int(a[0])
+
+    child = Child(body)
+    assert child.answer() == "7"
+    assert (a == 1).all()
+    a[:] = 2
+    assert child.go_on() == "7"
+    child.end()
+    assert segments.block_of(a) is None
+    assert (a == 2).all()
+
+
+def test_fork_with_a_received_array_separates_parent_and_child():
+    """Received by-value memory is private to each process after a fork, and not lent on."""
+    with Peer() as peer:
+        peer.run("segments.install_handler(); x = np.ones(2_000_000, np.uint8)")
+        a = peer.fetch("x")
+        peer.run("del x")
+
+        def body():
+            a[:] = 5
+            yield int(a.sum())
+            yield int(a.sum())
+
+        child = Child(body)
+        assert child.answer() == "10000000"
+        assert a.sum() == 2_000_000
+        a[:] = 3
+        del a
+        peer.run("y = np.zeros(2_000_000, np.uint8)")
+        assert child.go_on() == "10000000"
+        child.end()
+        peer.run("del y; z = np.ones(2_000_000, np.uint8)")
+        assert peer.run("result = segments.stats().own_segments") == 2
+
+
+def test_fork_under_a_writing_thread_loses_no_write():
+    """Remapping by-value memory goes on under threads that use it."""
+    a = by_value(4 * MB, 0)
+    stop = threading.Event()
+    rounds = 0
+
+    def write():
+        nonlocal rounds
+        while not stop.is_set():
+            np.add(a, 1, out=a)
+            rounds += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(20):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+    finally:
+        stop.set()
+        thread.join()
+    assert (a == rounds % 256).all()
+
+
+def test_fork_child_sees_shared_arrays_and_writes_to_them():
+    """Shared means shared, with a forked child too."""
+    a, small = arrays.zeros(MB), arrays.zeros(10)
+
+    def body():
+        a[0] = small[0] = 3
+        yield "written"
+        yield f"{a[1]} {small[1]}"
+
+    child = Child(body)
+    assert child.answer() == "written"
+    assert (a[0], small[0]) == (3, 3)
+    a[1] = small[1] = 4
+    assert child.go_on() == "4.0 4.0"
+    child.end()
+
+
+@pytest.mark.parametrize("n", [10, 3 * MB])
+def test_fork_parent_recycles_nothing_the_child_still_sees(n):
+    """Shared memory dropped by the parent stays as it is until the child is gone."""
+    a = arrays.full(n, 9, np.uint8)
+    address = a.ctypes.data
+
+    def body():
+        for _ in range(3):
+            yield int(a.min()), int(a.max())
+
+    child = Child(body)
+    assert child.answer() == "(9, 9)"
+    del a
+    kept = [arrays.full(n, 1, np.uint8) for _ in range(30)]
+    segments.trim()
+    kept += [arrays.full(n, 2, np.uint8) for _ in range(30)]
+    assert child.go_on() == "(9, 9)"
+    child.end()
+    del kept
+    if n == 10:
+        again = [arrays.full(n, 1, np.uint8) for _ in range(3000)]
+        assert address in {x.ctypes.data for x in again}
+
+
+def test_fork_child_that_was_killed_frees_what_it_saw():
+    """The fork token goes with the process, however it ends."""
+    a = arrays.full(10, 9, np.uint8)
+    address = a.ctypes.data
+
+    def body():
+        yield "here"
+        signal.pause()
+
+    child = Child(body)
+    assert child.answer() == "here"
+    del a
+    os.kill(child.pid, signal.SIGKILL)
+    child.end(-signal.SIGKILL)
+    again = [arrays.full(10, 1, np.uint8) for _ in range(3000)]
+    assert address in {x.ctypes.data for x in again}
+
+
+def test_fork_grandchild_keeps_what_it_sees():
+    """A grandchild that outlives the child still protects the memory of the first process."""
+    a = arrays.full(10, 9, np.uint8)
+    address = a.ctypes.data
+    said, say = os.pipe()
+    wait, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(go)
+        if os.fork() == 0:
+            os.write(say, b"x")
+            os.read(wait, 1)
+            os.write(say, bytes([a.min()]))
+        os._exit(0)
+    os.close(wait)
+    os.waitpid(pid, 0)
+    assert os.read(said, 1) == b"x"
+    del a
+    later = [arrays.full(10, 1, np.uint8) for _ in range(3000)]
+    assert address not in {x.ctypes.data for x in later}
+    os.write(go, b"x")
+    assert os.read(said, 1) == bytes([9])
+    for fd in (said, say, go):
+        os.close(fd)
+
+
+def test_fork_child_has_its_own_uids_and_owns_nothing():
+    """What a child makes is its own; what it inherited it uses, lends and does not recycle."""
+    a = arrays.full(3 * MB, 4, np.uint8)
+    idle = arrays.empty(5 * MB, np.uint8)
+    del idle
+    uid, prefix = uid_of(a), segments.owner_prefix()
+
+    def body():
+        s = segments.stats()
+        yield s.own_segments, s.idle_bytes, segments.owner_prefix() != prefix
+        b = arrays.zeros(3 * MB, np.uint8)
+        yield uid_of(b) >> 32 == segments.owner_prefix(), uid_of(a) == uid, arrays.is_shared(a)
+        where, fd = ticket(a)
+        c = take(where, fd)
+        c[0] = 77
+        yield np.shares_memory(a, c)
+
+    child = Child(body)
+    assert child.answer() == "(0, 0, True)"
+    assert child.go_on() == "(True, True, True)"
+    assert child.go_on() == "True"
+    child.end()
+    assert a[0] == 77
+
+
+def test_fork_child_lends_an_inherited_array_to_a_third_process():
+    """The memory stays in use while only the third process has it."""
+    with Peer() as peer:
+        a = arrays.full(3 * MB, 4, np.uint8)
+        uid = uid_of(a)
+        where, _ = ticket(a)
+        os.close(_)
+        pid = os.fork()
+        if pid == 0:
+            where, fd = ticket(a)
+            peer._channel.settimeout(10)
+            peer.run("x = take(where, fds[0])", send=(fd,), where=where)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        del a
+        b = arrays.full(3 * MB, 5, np.uint8)
+        assert uid_of(b) != uid
+        assert peer.run("result = int(x.min())") == 4
+
+
+def test_fork_does_not_detach_a_staged_block():
+    """What is being filled for a message arrives, whoever forks meanwhile."""
+    block = segments.stage(MB)
+    view = memoryview(block)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    view[:] = b"m" * MB
+    view.release()
+    assert block.lendable
+    with Peer() as peer:
+        fd = block.lend()
+        facts = (block.uid, block.size, block.kind)
+        peer.run("b = segments.attach(*facts, fds[0])", send=(fd,), facts=facts)
+        block.release()
+        assert peer.run("result = bytes(memoryview(b)[:1 << 20]).count(b'm')") == MB
+
+
+def test_fork_makes_a_block_of_a_live_array_unlendable():
+    """By-value memory that was alive at a fork is ordinary memory: it is copied, not lent."""
+    a = by_value(MB, 1)
+    block, _ = segments.block_of(a)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert not block.lendable
+    with pytest.raises(SegmentError, match="copy it"):
+        block.lend()
+    with pytest.raises(SegmentError, match="copy it"):
+        block.mark_lent()
+    a.resize(2 * MB)
+    assert a[: MB].min() == 1
+    del a
+    block.release()
+    s = segments.stats()
+    assert s.own_segments == s.idle_segments  # the child's view of the pages does not keep them here
+
+
+def test_fork_without_a_descriptor_for_the_token_recycles_nothing():
+    """When the token cannot be taken what was alive stays untouched for good."""
+    script = """
+import os, resource
+import numpy as np
+from ndshare import arrays, segments
+a = arrays.full(10, 9, np.uint8); address = a.ctypes.data
+resource.setrlimit(resource.RLIMIT_NOFILE, (4, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+pid = os.fork()
+if pid == 0: os._exit(0)
+os.waitpid(pid, 0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+del a
+assert address not in {x.ctypes.data for x in [arrays.empty(10) for _ in range(3000)]}
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_fork_by_vfork_and_exec_detaches_nothing():
+    """Starting a program does not turn results into ordinary memory."""
+    a = by_value(MB, 1)
+    subprocess.run(["true"], check=True)
+    found = segments.block_of(a)
+    assert found is not None
+    assert found[0].lendable
+    a = staged(MB)
+    assert segments.block_of(a) is not None
+
+
+def test_fork_in_many_threads_while_others_allocate_does_not_deadlock():
+    """The heap is consistent in every child, whatever other threads were doing."""
+    stop = threading.Event()
+    failures = []
+
+    def churn():
+        former = _heap.set_handler(_heap.make_handler(segments.VALUE))
+        try:
+            while not stop.is_set():
+                x = np.ones(300_000, np.uint8)
+                y = arrays.ones(100)
+                if x.sum() != 300_000 or y.sum() != 100:
+                    failures.append("content")
+        finally:
+            _heap.set_handler(former)
+
+    threads = [threading.Thread(target=churn) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(40):
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(20)
+                x = arrays.ones(1000)
+                y = by_value(MB, 2)
+                os._exit(0 if x.sum() == 1000 and y.min() == 2 else 1)
+            _, code = os.waitpid(pid, 0)
+            assert code == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
