@@ -643,7 +643,9 @@ def test_max_tasks_per_child_replaces_workers() -> None:
 
 def test_max_tasks_per_child_of_one_runs_all_that_is_queued() -> None:
     """Workers are replaced while tasks are queued, and shutdown waits for all of them."""
-    with ProcessPoolExecutor(2, max_tasks_per_child=1, initializer=jobs.initialize, initargs=(1,)) as executor:
+    with ProcessPoolExecutor(
+        2, max_tasks_per_child=1, initializer=jobs.initialize, initargs=(1,)
+    ) as executor:
         futures = [executor.submit(jobs.pid) for _ in range(12)]
     assert len({future.result(0) for future in futures}) == 12
 
