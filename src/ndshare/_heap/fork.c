@@ -165,7 +165,7 @@ after_in_child(void)
     ndshare_heap.away_count = ndshare_heap.cached_count = 0;
     ndshare_heap_redraw_prefix();
     ndshare_ledger_leave();
-    ndshare_heap_unlock();
+    ndshare_heap_unlock_in_child();
     errno = saved;
 }
 

@@ -140,6 +140,7 @@ extern ndshare_heap_state ndshare_heap;
 int ndshare_heap_start(void);
 void ndshare_heap_lock(void);
 void ndshare_heap_unlock(void);
+void ndshare_heap_unlock_in_child(void);
 void ndshare_heap_doom(ndshare_segment *segment);  /* lock held; out of the tables already */
 void ndshare_heap_redraw_prefix(void);
 uint64_t ndshare_heap_next_uid(void);
