@@ -264,6 +264,20 @@ def test_receiver_short_of_descriptors_is_told_to_copy_out(peer):
     assert peer.run(source, send=(fd,), where=where) is True
 
 
+def test_receiver_without_a_single_free_descriptor_still_gets_its_array(peer):
+    """What was received is mapped all the same, and comes back all the same."""
+    a = staged(MB, 6)
+    uid = uid_of(a)
+    where, fd = ticket(a)
+    del a
+    source = "import resource; former = resource.getrlimit(7); resource.setrlimit(7, (fds[0] + 1, former[1]))\n"
+    source += "try: x = take(where, fds[0])\nfinally: resource.setrlimit(7, former)\nresult = int(x.sum())"
+    assert peer.run(source, send=(fd,), where=where) == 6 * MB
+    assert uid_of(staged(MB)) != uid
+    peer.run("del x")
+    assert uid in {uid_of(b) for b in [staged(MB) for _ in range(3)]}
+
+
 def test_block_released_refuses_everything_but_its_facts():
     """A released block still says what it was."""
     block = segments.stage(5000)
