@@ -34,7 +34,7 @@ from ndshare import _frames as frames
 from ndshare import cpus, mainspace, segments, transport
 from ndshare._pool_errors import InitializerError, WorkerDiedError
 from ndshare.hub import Todo
-from ndshare.tasks import RemoteTracebackError, TaskFuture, describe
+from ndshare.tasks import RemoteTracebackError, Task, describe
 from ndshare.workers import Answer, Crew, Worker, WorkerGoneError
 
 _BATCH_S = 1e-3
@@ -81,7 +81,7 @@ class Pool:
         self.retries = retries
         self.own = bool(initializer or limit or env or preload)
         self.idle_limit = max(64 << 20, segments.stats().idle_limit // max(2, max_workers))
-        self.queue: collections.deque[TaskFuture] = collections.deque()
+        self.queue: collections.deque[Task] = collections.deque()
         self.workers: list[Worker] = []
         self.free: dict[Worker, None] = {}  # workers that could take more
         self.pending = 0  # tasks that are not finished
@@ -103,7 +103,7 @@ class Pool:
 
     # ------------------------------------------------------------------ tasks in
 
-    def submit(self, task: TaskFuture) -> None:
+    def submit(self, task: Task) -> None:
         """Take a task on."""
         now = time.perf_counter()
         self._burst = self._burst + 1 if now - self._last_submit < _BURST_S else 0
@@ -122,7 +122,7 @@ class Pool:
             self.hub.look(self.workers)
         self.pump()
 
-    def submit_all(self, tasks: Iterable[TaskFuture]) -> None:
+    def submit_all(self, tasks: Iterable[Task]) -> None:
         """Take many tasks on at once."""
         with self.hub.lock:
             before = len(self.queue)
@@ -130,17 +130,18 @@ class Pool:
             self.pending += len(self.queue) - before
         self.pump()
 
-    def forget_cancelled(self, task: TaskFuture) -> None:
-        """Let go of a task that its user has cancelled."""
+    def withdraw(self, task: Task) -> bool:
+        """Let go of a task that its user cancels; False if it has been sent to a worker."""
         with self.hub.lock:
-            if task.pool is None:
-                return
+            if task.pool is None or task.dispatched:
+                return False
             self.pending -= 1
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):  # not there: it is just being passed over
                 self.queue.remove(task)
+                task.start()  # tells those that wait: it is cancelled, not running
             task.let_go()
-        task.set_running_or_notify_cancel()
         self._when_empty()
+        return True
 
     def pump(self) -> None:
         """Send as much as the workers can take."""
@@ -153,7 +154,7 @@ class Pool:
             self._send(*picked)
         self._when_empty()
 
-    def _pick(self) -> tuple[Worker, list[TaskFuture]] | None:
+    def _pick(self) -> tuple[Worker, list[Task]] | None:
         """Choose a worker and what it gets (under the hub's lock)."""
         if not self.queue and not self._take_back():
             return None
@@ -166,11 +167,11 @@ class Pool:
         if worker is None:
             return None
         size = self._batch_size(worker)
-        batch: list[TaskFuture] = []
+        batch: list[Task] = []
         while self.queue and len(batch) < size:
             task = self.queue[0]
             if not task.dispatched:
-                if not task.set_running_or_notify_cancel():
+                if not task.start():
                     self.queue.popleft()
                     continue
                 task.dispatched = True
@@ -260,14 +261,14 @@ class Pool:
 
     # ------------------------------------------------------------------ sending
 
-    def _send(self, worker: Worker, batch: list[TaskFuture]) -> None:
-        failed: list[tuple[TaskFuture, BaseException]] = []
+    def _send(self, worker: Worker, batch: list[Task]) -> None:
+        failed: list[tuple[Task, BaseException]] = []
         rest = collections.deque(batch)
         parcels: list[transport.Parcel] = []
         try:
             self._prepare(worker)
             while rest:
-                records: list[tuple[TaskFuture, transport.Parcel]] = []
+                records: list[tuple[Task, transport.Parcel]] = []
                 size = nfds = 0
                 while rest and size < frames.MESSAGE_MAX_BYTES - transport.INLINE_MAX and nfds < 64:
                     task = rest[0]
@@ -309,6 +310,9 @@ class Pool:
 
     def _prepare(self, worker: Worker) -> None:
         """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
+        while worker.stale:
+            worker.functions.discard(token := worker.stale.pop())
+            self._send_bytes(worker, frames.FORGET, 0, token, b"")
         version = (self.crew.state.refresh(), self.threads, self.threads_asked)
         if worker.state_version != version:
             fresh = worker.state_version is None
@@ -322,7 +326,7 @@ class Pool:
                 self._send_names(worker, draft.needs)
                 self._send_parcel(worker, frames.INITIALIZER, 0, draft.settle())
 
-    def _parcel(self, worker: Worker, task: TaskFuture) -> transport.Parcel:
+    def _parcel(self, worker: Worker, task: Task) -> transport.Parcel:
         """What a task sends to this worker; sends first what the worker lacks for it."""
         parcel = task.parcel or task.draft().settle()
         if task.token and task.token not in worker.functions:
@@ -354,7 +358,7 @@ class Pool:
         worker.send([frames.HEAD.pack(kind, status, 0, number, 0.0), content])
         self.bytes_sent += len(content)
 
-    def _send_records(self, worker: Worker, records: list[tuple[TaskFuture, transport.Parcel]]) -> None:
+    def _send_records(self, worker: Worker, records: list[tuple[Task, transport.Parcel]]) -> None:
         parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0, 0.0)]
         fds: list[int] = []
         try:
@@ -393,15 +397,13 @@ class Pool:
         if self.closed:
             self._when_empty()
 
-    def _resolve(
-        self, worker: Worker, task: TaskFuture, status: int, body: bytes, fds: tuple[int, ...]
-    ) -> None:
+    def _resolve(self, worker: Worker, task: Task, status: int, body: bytes, fds: tuple[int, ...]) -> None:
         try:
             self.bytes_sent += len(body)
             value = transport.unpack(body, fds)
             if status == frames.OK:
                 self._finish(task)
-                task.set_result(value)
+                task.succeed(value)
             elif status == frames.ERROR or not self._try_by_value(worker, task, value[0]):
                 self._fail(task, *value)
         except BaseException as error:
@@ -410,7 +412,7 @@ class Pool:
             if not isinstance(error, Exception):
                 raise
 
-    def _try_by_value(self, worker: Worker, task: TaskFuture, error: BaseException) -> bool:
+    def _try_by_value(self, worker: Worker, task: Task, error: BaseException) -> bool:
         """Send a module by value that the worker could not import; False if that cannot help."""
         name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         worker.known_main.clear()
@@ -422,22 +424,22 @@ class Pool:
         self._again([task])
         return True
 
-    def _again(self, tasks: list[TaskFuture]) -> None:
+    def _again(self, tasks: list[Task]) -> None:
         with self.hub.lock:
             self.queue.extendleft(reversed(tasks))
         self.pump()
 
-    def _finish(self, task: TaskFuture) -> None:
+    def _finish(self, task: Task) -> None:
         with self.hub.lock:
             if task.pool is not None:
                 self.pending -= 1
                 task.let_go()
 
-    def _fail(self, task: TaskFuture, error: BaseException, text: str = "") -> None:
+    def _fail(self, task: Task, error: BaseException, text: str = "") -> None:
         if text:
             error.__cause__ = RemoteTracebackError(text)
         self._finish(task)
-        task.set_exception(error)
+        task.fail(error)
         self._when_empty()
 
     # ------------------------------------------------------------------ failures
@@ -457,7 +459,7 @@ class Pool:
         self._dismiss(worker)
         done.append(lambda: self._initializer_failed(waiting, body, fds))
 
-    def _initializer_failed(self, waiting: list[TaskFuture], body: bytes, fds: tuple[int, ...]) -> None:
+    def _initializer_failed(self, waiting: list[Task], body: bytes, fds: tuple[int, ...]) -> None:
         try:
             cause, text = transport.unpack(body, fds)
         except BaseException as error:
@@ -485,7 +487,7 @@ class Pool:
                 self._stillborn = 0
         exit_code = code if code is not None and code >= 0 else None
         number = -code if code is not None and code < 0 else None
-        lost: list[tuple[TaskFuture, BaseException]] = []
+        lost: list[tuple[Task, BaseException]] = []
         for task in victims:
             task.attempts += 1
             if task.attempts <= self.retries and not self.killed:
@@ -501,6 +503,14 @@ class Pool:
             self.pump()
 
         done.append(tell)
+
+    def forget_function(self, token: int) -> None:
+        """Have the workers forget the function of a map that is over; the garbage collector calls this."""
+        if self.hub.pid == os.getpid():
+            with self.hub.lock:
+                for worker in self.workers:
+                    if token in worker.functions:
+                        worker.stale.append(token)
 
     def interrupt(self) -> None:
         """Ctrl-C: interrupt what is running; a worker that does not react is killed."""

@@ -55,6 +55,8 @@ def _reduce_masked(array: Any) -> Any:
     attributes["_optinfo"] = {
         name: value for name, value in state.get("_optinfo", {}).items() if name not in MEMMAP_ATTRIBUTES
     }
+    if array._baseclass is not np.ndarray:
+        attributes["_baseclass"] = array._baseclass  # the type of `array.data`
     mask = array._mask
     return make_masked, (
         np.ndarray.view(array, np.ndarray),

@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ndshare import _frames as frames
 from ndshare import _wire, _zygote, segments
@@ -36,7 +36,7 @@ from ndshare.hub import Hub, Todo
 
 if TYPE_CHECKING:
     from ndshare.pool import Pool
-    from ndshare.tasks import TaskFuture
+    from ndshare.tasks import Task
 
 #: An idle shared worker ends after this time.
 _IDLE_S = 300.0
@@ -47,7 +47,7 @@ _SOCKET_BYTES = 1 << 20
 
 
 #: A task, the status, the payload and the descriptors of its result.
-Answer = tuple["TaskFuture", int, bytes, tuple[int, ...]]
+Answer = tuple["Task", int, bytes, tuple[int, ...]]
 
 
 class WorkerGoneError(Exception):
@@ -61,9 +61,8 @@ class Worker:
         self.crew = crew
         self.zygote = zygote
         self.id = next(crew.ids)
-        self.pid = 0
         self.pool: Pool | None = None
-        self.inflight: dict[int, TaskFuture] = {}
+        self.inflight: dict[int, Task] = {}
         self.next_seq = 0
         self.sending = False
         self.batch = 1  # tasks in the last message
@@ -72,7 +71,8 @@ class Worker:
         self.leaving = False
         self.gone = False
         self.known_main: dict[str, object] = {}
-        self.functions: set[int] = set()
+        self.functions: set[int] = set()  # tokens of what it has been sent
+        self.stale: list[int] = []  # those it can forget
         self.state_version: tuple[int, int, bool] | None = None
         self.overlay = overlay
         self.sources: list[tuple[str, int]] = []
@@ -97,6 +97,11 @@ class Worker:
     def fileno(self) -> int:
         """Descriptor of its socket."""
         return self.socket.fileno()
+
+    @property
+    def pid(self) -> int:
+        """Its process number; 0 before it runs."""
+        return _wire.load_u64(self.board, self.row + frames.PID_AT)
 
     # ------------------------------------------------------------------ sending
 
@@ -248,7 +253,8 @@ class Crew:
             ]
         which, offset = self._rows.pop()
         fd, board = self._boards[which]
-        _wire.store_u64(board, offset, 0)
+        _wire.store_u64(board, offset + frames.OWNER_AT, 0)
+        _wire.store_u64(board, offset + frames.PID_AT, 0)
         return board, offset, fd, lambda: self._rows.append((which, offset))
 
     # ------------------------------------------------------------------ leasing
@@ -283,6 +289,7 @@ class Crew:
             return
         worker.idle_since = time.monotonic()
         worker.functions.clear()
+        worker.stale.clear()
         with suppress(WorkerGoneError):
             worker.send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0)])
         self.idle.append(worker)
@@ -308,7 +315,7 @@ class Crew:
         """A worker's process has ended (under the hub's lock)."""
         worker.drain(done)
         del self.workers[worker.id]
-        segments.forget_owner(_wire.load_u64(worker.board, worker.row))
+        segments.forget_owner(_wire.load_u64(worker.board, worker.row + frames.OWNER_AT))
         segments.ledger_clear(worker.id % (_LEDGER_SLOTS - 1) + 1)
         if worker in self.idle:
             self.idle.remove(worker)
