@@ -518,3 +518,48 @@ def test_rebound_globals_are_let_go(script: Script) -> None:
             assert [ref() for ref in seen] == [None] * 3
         """
     )
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="syntax of Python 3.12")
+def test_type_parameters_and_aliases_are_sent(script: Script) -> None:
+    """Generic functions, classes and type aliases in the new syntax."""
+    script(
+        """
+        type Alias = list[int]
+        def listed[T](x: T) -> Alias:
+            return [x]
+        class Box[T]:
+            def __init__(self, x: T): self.x = x
+            def get(self) -> T: return self.x
+        with Peer() as peer:
+            assert peer.call(listed, 1) == [1]
+            box = peer.call(Box, 4)
+            assert type(box) is Box and box.get() == 4
+            assert peer.call(lambda: listed.__type_params__[0].__name__) == "T"
+            assert peer.call(lambda: Alias.__value__) == list[int]
+        """
+    )
+
+
+def test_relative_import_in_a_function_works(tmp_path: Path) -> None:
+    """Under ``python -m package.module`` too, in a worker that can import the package."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "other.py").write_text("value = 41\n")
+    (package / "module.py").write_text(
+        "import sys\nfrom peer import Peer\n"
+        "def task(x):\n    from .other import value\n    return value + x\n"
+        "with Peer(PYTHONPATH=':'.join(sys.path)) as peer:\n    print(peer.call(task, 1))\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "package.module"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("42\n", "")

@@ -263,9 +263,12 @@ class Session:
 
     def on_name_only(self, obj: Any) -> Any:
         """Pickle what pickle knows only by its name, or have it defined."""
-        if obj.__module__ in functions.MAIN_NAMES and self.is_defined_here(obj):
-            return _NAME_ONLY[type(obj)](obj)
-        return obj.__reduce__()
+        module = obj.__module__
+        if module in functions.MAIN_NAMES:
+            by_value = self.is_defined_here(obj)
+        else:  # the parameters of `def f[T]` say that they are of typing, where nobody finds them
+            by_value = getattr(sys.modules.get(module), obj.__name__, None) is not obj
+        return _NAME_ONLY[type(obj)](obj) if by_value else obj.__reduce__()
 
     def is_defined_here(self, obj: Any) -> bool:
         """Tell whether this message has to define a named object of ``__main__``; else note the need."""
