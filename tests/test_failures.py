@@ -141,7 +141,9 @@ _ENDS: dict[str, tuple[Callable[[], Any], int | None, int | None]] = {
 
 
 @pytest.mark.parametrize("case", list(_ENDS))
-def test_worker_that_ends_fails_its_task_and_says_how(executor: ndshare.ProcessPoolExecutor, case: str) -> None:
+def test_worker_that_ends_fails_its_task_and_says_how(
+    executor: ndshare.ProcessPoolExecutor, case: str
+) -> None:
     """The task of a worker that dies gets a `WorkerDiedError` that names task, process and signal, within 2 s."""
     task, code, number = _ENDS[case]
     future = executor.submit(task)
@@ -154,7 +156,9 @@ def test_worker_that_ends_fails_its_task_and_says_how(executor: ndshare.ProcessP
 
 
 @pytest.mark.parametrize("face", ["submit", "map"])
-def test_one_killed_item_of_a_hundred_costs_one_result(executor: ndshare.ProcessPoolExecutor, face: str) -> None:
+def test_one_killed_item_of_a_hundred_costs_one_result(
+    executor: ndshare.ProcessPoolExecutor, face: str
+) -> None:
     """100 items of which one kills its worker: 99 results and one `WorkerDiedError`."""
     if face == "submit":
         futures = [executor.submit(misdeeds.end_if, i, 37) for i in range(100)]
@@ -217,7 +221,9 @@ def _spoil_and_die(values: Any, path: str) -> float:
     return before
 
 
-def test_tasks_run_exactly_once_although_workers_die(executor: ndshare.ProcessPoolExecutor, tmp_path: Path) -> None:
+def test_tasks_run_exactly_once_although_workers_die(
+    executor: ndshare.ProcessPoolExecutor, tmp_path: Path
+) -> None:
     """Tasks that waited behind a killed one in the same worker run elsewhere, each exactly once."""
     list(executor.map(misdeeds.same, range(300)))  # tasks are known to be short: they travel by the dozen
     journal = str(tmp_path / "journal")
@@ -248,7 +254,9 @@ _INITIALIZERS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", list(_INITIALIZERS))
-def test_initializer_that_fails_fails_the_tasks_and_says_why(case: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_initializer_that_fails_fails_the_tasks_and_says_why(
+    case: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     """An initializer that fails in any way fails the tasks that wait, within 2 s, as a `BrokenProcessPool`."""
     initializer, pattern = _INITIALIZERS[case]
     with ndshare.ProcessPoolExecutor(2) as other:  # the zygote is up: its start is not measured here
@@ -266,7 +274,9 @@ def test_initializer_that_fails_fails_the_tasks_and_says_why(case: str, capfd: p
 
 def test_initializer_that_does_not_pickle_fails_the_tasks() -> None:
     """An initializer that cannot be sent is reported by the tasks, not by a hang."""
-    with ndshare.ProcessPoolExecutor(2, initializer=misdeeds.same, initargs=(misdeeds.Unpicklable(),)) as executor:
+    with ndshare.ProcessPoolExecutor(
+        2, initializer=misdeeds.same, initargs=(misdeeds.Unpicklable(),)
+    ) as executor:
         futures = [executor.submit(misdeeds.same, i) for i in range(6)]
         for future in futures:
             assert "stays at home" in str(_outcome(future, 10))

@@ -18,6 +18,7 @@ MB = 1 << 20
 
 @pytest.fixture
 def peer():
+    """Start another process."""
     with Peer() as other:
         yield other
 
@@ -170,7 +171,11 @@ def test_sealed_array_is_read_only_for_everybody(peer):
     with pytest.raises(OSError):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
     peer.run("x = take(where, fds[0])", send=(fd,), where=where)
-    assert peer.run("result = x.flags.writeable, float(x.sum()), arrays.is_shared(x)") == (False, 499500.0, True)
+    assert peer.run("result = x.flags.writeable, float(x.sum()), arrays.is_shared(x)") == (
+        False,
+        499500.0,
+        True,
+    )
     with pytest.raises(RuntimeError, match="cannot set WRITEABLE"):
         peer.run("x.flags.writeable = True")
     with pytest.raises(ValueError, match="cannot set WRITEABLE"):

@@ -77,7 +77,8 @@ class _Worker:
         os.close(ledger_fd)
         segments.set_idle_limit(options["idle_limit"])
         segments.install_handler()
-        _wire.store_u64(self.board, self.row, segments.owner_prefix())
+        _wire.store_u64(self.board, self.row + frames.OWNER_AT, segments.owner_prefix())
+        _wire.store_u64(self.board, self.row + frames.PID_AT, os.getpid())
         mainspace.install()
         os.environ.update(self.overlay)
         for name in options["preload"]:

@@ -72,8 +72,9 @@ def record(obj: object, *, lend: bool, defining: frozenset[str]) -> Recording:
     session = _CloudSession(pickler)
     session.lend = lend
     session.defining = defining
-    pickler.__init__(session, 5, buffer_callback=session.notes.append)  # type: ignore[misc]
+    # Read by __init__, and by nobody later: cloudpickle's class attribute hides the C pickler's member.
     pickler.dispatch_table = session.table
+    pickler.__init__(session, 5, buffer_callback=session.notes.append)  # type: ignore[misc]
     pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass)
     try:
         pickler.dump(obj)
@@ -88,9 +89,8 @@ def _reduce_class(cls: type, *, reply: bool) -> tuple[Any, ...]:
     if reply and cls in _from_caller:
         return find_class, (_impl._get_or_create_tracker_id(cls), cls.__qualname__)
     make, facts, state, *_ = _impl._dynamic_class_reduce(cls)
-    state[0].setdefault(
-        "__qualname__", cls.__qualname__
-    )  # cloudpickle drops it: Outer.Inner would become Inner
+    # cloudpickle drops it: Outer.Inner would become Inner.
+    state[0].setdefault("__qualname__", cls.__qualname__)
     return make_class, (make, facts, reply), state, None, None, _impl._class_setstate
 
 

@@ -210,7 +210,7 @@ def remake_cached(
     return cached
 
 
-_DISPATCHING = functools.singledispatch(len).__code__
+_DISPATCHING: types.CodeType = vars(types.FunctionType)["__code__"].__get__(functools.singledispatch(len))
 
 
 def is_dispatching(function: types.FunctionType) -> bool:

@@ -63,7 +63,7 @@ def _type_var(obj: Any) -> Any:
 
 
 def _make_type_var(name: str, constraints: tuple[Any, ...], facts: dict[str, Any]) -> Any:
-    return typing.TypeVar(name, *constraints, **facts)  # type: ignore[misc]
+    return typing.TypeVar(name, *constraints, **facts)
 
 
 # Types whose instances pickle as their name alone, which a receiver without the program cannot look
@@ -171,7 +171,7 @@ class Session:
         if not is_movable(dtype):
             return array.__reduce_ex__(5)
         base = array.base
-        if base is not None and not isinstance(base, bytes):
+        if base is not None:
             root = memmaps.find_memmap(array)
             if root is not None:
                 mapped = memmaps.reduce_memmap(array, root)
@@ -240,17 +240,17 @@ class Session:
             return functions.reduce_dispatching(obj)
         return self.beyond(obj)
 
-    def on_cell(self, cell: types.CellType) -> Any:
+    def on_cell(self, obj: Any) -> Any:
         """Pickle the cell of a closure empty: its function fills it."""
-        if id(cell) in self.cells:
+        if id(obj) in self.cells:
             return functions.make_cell, ()
-        return self.beyond(cell)
+        return self.beyond(obj)
 
-    def on_cached(self, cached: Any) -> Any:
+    def on_cached(self, obj: Any) -> Any:
         """Pickle a `functools.lru_cache` by name, or define it."""
-        if cached.__module__ in functions.MAIN_NAMES and self.is_defined_here(cached):
-            return functions.reduce_cached(cached)
-        return cached.__reduce__()
+        if obj.__module__ in functions.MAIN_NAMES and self.is_defined_here(obj):
+            return functions.reduce_cached(obj)
+        return obj.__reduce__()
 
     def on_name_only(self, obj: Any) -> Any:
         """Pickle what pickle knows only by its name, or have it defined."""
@@ -267,13 +267,13 @@ class Session:
         self.needs.add(root)
         return False
 
-    def on_module(self, module: types.ModuleType) -> Any:
+    def on_module(self, obj: Any) -> Any:
         """Pickle a module as an import."""
-        name = module.__name__
-        if module is sys.modules.get("__main__"):
+        name = obj.__name__
+        if obj is sys.modules.get("__main__"):
             return importlib.import_module, ("__main__",)
-        if sys.modules.get(name) is not module or (by_value_modules and _is_by_value(name)):
-            return self.beyond(module)
+        if sys.modules.get(name) is not obj or (by_value_modules and _is_by_value(name)):
+            return self.beyond(obj)
         return importlib.import_module, (name,)
 
     def beyond(self, obj: Any) -> Any:
@@ -285,7 +285,7 @@ class _Pickler(pickle.Pickler):
     """The C pickler with a session; a subclass only to have the attributes."""
 
     session: Session
-    reducer_override: Callable[[Any], Any]  # type: ignore[assignment]
+    reducer_override: Callable[[Any], Any]
 
 
 _idle: list[_Pickler] = []  # append and pop are atomic
@@ -382,7 +382,7 @@ def names_in_pickle(stream: bytes) -> frozenset[str]:
                 last = argument
                 recent.append(last)
             elif opcode.name in ("BINGET", "LONG_BINGET"):
-                last = memo[argument]
+                last = memo[argument or 0]
                 recent.append(last)
     except ValueError:  # the end of a part, not of the pickle
         pass

@@ -310,6 +310,9 @@ class Pool:
 
     def _prepare(self, worker: Worker) -> None:
         """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
+        while worker.stale:
+            worker.functions.discard(token := worker.stale.pop())
+            self._send_bytes(worker, frames.FORGET, 0, token, b"")
         version = (self.crew.state.refresh(), self.threads, self.threads_asked)
         if worker.state_version != version:
             fresh = worker.state_version is None
@@ -500,6 +503,14 @@ class Pool:
             self.pump()
 
         done.append(tell)
+
+    def forget_function(self, token: int) -> None:
+        """Have the workers forget the function of a map that is over; the garbage collector calls this."""
+        if self.hub.pid == os.getpid():
+            with self.hub.lock:
+                for worker in self.workers:
+                    if token in worker.functions:
+                        worker.stale.append(token)
 
     def interrupt(self) -> None:
         """Ctrl-C: interrupt what is running; a worker that does not react is killed."""

@@ -52,6 +52,8 @@ def _reduce_masked(array: Any) -> Any:
         for name in ("_fill_value", "_hardmask", "_optinfo")
         if name in array.__dict__
     }
+    if array._baseclass is not np.ndarray:
+        attributes["_baseclass"] = array._baseclass  # the type of `array.data`
     mask = array._mask
     return make_masked, (
         np.ndarray.view(array, np.ndarray),

@@ -61,7 +61,6 @@ class Worker:
         self.crew = crew
         self.zygote = zygote
         self.id = next(crew.ids)
-        self.pid = 0
         self.pool: Pool | None = None
         self.inflight: dict[int, Task] = {}
         self.next_seq = 0
@@ -72,7 +71,8 @@ class Worker:
         self.leaving = False
         self.gone = False
         self.known_main: dict[str, object] = {}
-        self.functions: set[int] = set()
+        self.functions: set[int] = set()  # tokens of what it has been sent
+        self.stale: list[int] = []  # those it can forget
         self.state_version: tuple[int, int, bool] | None = None
         self.overlay = overlay
         self.sources: list[tuple[str, int]] = []
@@ -97,6 +97,11 @@ class Worker:
     def fileno(self) -> int:
         """Descriptor of its socket."""
         return self.socket.fileno()
+
+    @property
+    def pid(self) -> int:
+        """Its process number; 0 before it runs."""
+        return _wire.load_u64(self.board, self.row + frames.PID_AT)
 
     # ------------------------------------------------------------------ sending
 
@@ -248,7 +253,8 @@ class Crew:
             ]
         which, offset = self._rows.pop()
         fd, board = self._boards[which]
-        _wire.store_u64(board, offset, 0)
+        _wire.store_u64(board, offset + frames.OWNER_AT, 0)
+        _wire.store_u64(board, offset + frames.PID_AT, 0)
         return board, offset, fd, lambda: self._rows.append((which, offset))
 
     # ------------------------------------------------------------------ leasing
@@ -283,6 +289,7 @@ class Crew:
             return
         worker.idle_since = time.monotonic()
         worker.functions.clear()
+        worker.stale.clear()
         with suppress(WorkerGoneError):
             worker.send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0)])
         self.idle.append(worker)
@@ -308,7 +315,7 @@ class Crew:
         """A worker's process has ended (under the hub's lock)."""
         worker.drain(done)
         del self.workers[worker.id]
-        segments.forget_owner(_wire.load_u64(worker.board, worker.row))
+        segments.forget_owner(_wire.load_u64(worker.board, worker.row + frames.OWNER_AT))
         segments.ledger_clear(worker.id % (_LEDGER_SLOTS - 1) + 1)
         if worker in self.idle:
             self.idle.remove(worker)

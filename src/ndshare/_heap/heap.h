@@ -116,7 +116,7 @@ typedef struct {
     ndshare_link slabs[NDSHARE_SLAB_CLASSES];
     uint32_t slab_count[NDSHARE_SLAB_CLASSES];
     ndshare_segment *doomed;
-    size_t own_bytes, idle_bytes, away_bytes, held_bytes, cached_bytes;
+    size_t own_bytes, idle_bytes, away_bytes, held_bytes, held_value_bytes, cached_bytes;
     size_t own_count, idle_count, away_count, held_count, cached_count;
     size_t idle_limit;
     size_t threshold;
