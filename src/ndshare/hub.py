@@ -261,7 +261,7 @@ class Hub:
                 self.finish()
                 self.flush()
                 self._run_timers()
-            except Exception:
+            except BaseException:
                 sys.excepthook(*sys.exc_info())
 
     def _run_timers(self) -> None:

@@ -28,10 +28,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import InvalidStateError
 from typing import Any
 
 from ndshare import _frames as frames
 from ndshare import cpus, mainspace, segments, transport
+from ndshare._arguments import variables
 from ndshare._pool_errors import InitializerError, WorkerDiedError
 from ndshare.hub import Todo
 from ndshare.tasks import RemoteTracebackError, TaskFuture, describe
@@ -50,6 +52,14 @@ _INTERRUPT_S = 0.6
 _STILLBORN = 3
 
 Environment = Mapping[str, str] | Sequence[Mapping[str, str]] | Callable[[int], Mapping[str, str]] | None
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Tell Ctrl-C of the user from a KeyboardInterrupt or SystemExit that somebody's pickling code raises.
+
+    Python delivers signals to the main thread alone; there, the interrupt wins.
+    """
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
 class Pool:
@@ -109,6 +119,7 @@ class Pool:
         self._burst = self._burst + 1 if now - self._last_submit < _BURST_S else 0
         self._last_submit = now
         with self.hub.lock:
+            self._check_open()
             self.pending += 1
             self.queue.append(task)
             waiting = len(self.queue)
@@ -125,10 +136,15 @@ class Pool:
     def submit_all(self, tasks: Iterable[TaskFuture]) -> None:
         """Take many tasks on at once."""
         with self.hub.lock:
+            self._check_open()
             before = len(self.queue)
             self.queue.extend(tasks)
             self.pending += len(self.queue) - before
         self.pump()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
 
     def forget_cancelled(self, task: TaskFuture) -> None:
         """Let go of a task that its user has cancelled."""
@@ -161,7 +177,7 @@ class Pool:
             worker = self._choose()
         except Exception as error:
             if not self.workers:  # else those that are there will do
-                self.hub.put_off(functools.partial(self._fail, self.queue.popleft(), error))
+                self.hub.put_off(functools.partial(self._refuse, self.queue.popleft(), error))
             return None
         if worker is None:
             return None
@@ -238,7 +254,7 @@ class Pool:
             env = env(number)
         elif not isinstance(env, Mapping):
             env = env[number % len(env)]
-        return {str(k): str(v) for k, v in env.items()}
+        return variables(env)
 
     def _dismiss(self, worker: Worker) -> None:
         """Take a worker off the books (under the lock)."""
@@ -275,7 +291,9 @@ class Pool:
                         parcel = self._parcel(worker, task)
                     except WorkerGoneError:
                         raise
-                    except Exception as error:
+                    except BaseException as error:
+                        if _is_ctrl_c(error):
+                            raise
                         failed.append((task, error))
                         rest.popleft()
                         continue
@@ -290,6 +308,13 @@ class Pool:
                     self._send_records(worker, records)
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent
+        except InitializerError as error:
+            failed += [(task, error) for task in rest]
+            rest.clear()
+        except BaseException:  # Ctrl-C while arguments were read: the I/O thread sends what is left
+            self.held = True
+            self.hub.tick()
+            raise
         finally:
             for parcel in parcels:
                 parcel.release()
@@ -316,11 +341,21 @@ class Pool:
                 overlay=worker.overlay, threads=self.threads, threads_asked=self.threads_asked
             )
             self._send_bytes(worker, frames.STATE, int(fresh), 0, message)
-            worker.state_version = version
             if fresh and self.initializer is not None:
-                draft = transport.pack((self.initializer, self.initargs))
-                self._send_names(worker, draft.needs)
-                self._send_parcel(worker, frames.INITIALIZER, 0, draft.settle())
+                self._send_initializer(worker)
+            worker.state_version = version
+
+    def _send_initializer(self, worker: Worker) -> None:
+        try:
+            draft = transport.pack((self.initializer, self.initargs))
+            self._send_names(worker, draft.needs)
+            parcel = draft.settle()
+        except Exception as error:
+            if isinstance(error, WorkerGoneError):
+                raise
+            text = f"it cannot be sent to a worker: {type(error).__name__}: {error}"
+            raise InitializerError(describe(self.initializer), text) from error
+        self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
 
     def _parcel(self, worker: Worker, task: TaskFuture) -> transport.Parcel:
         """What a task sends to this worker; sends first what the worker lacks for it."""
@@ -407,7 +442,7 @@ class Pool:
         except BaseException as error:
             if not task.done():  # a result that cannot be rebuilt is this task's error
                 self._fail(task, error)
-            if not isinstance(error, Exception):
+            if _is_ctrl_c(error):
                 raise
 
     def _try_by_value(self, worker: Worker, task: TaskFuture, error: BaseException) -> bool:
@@ -437,8 +472,14 @@ class Pool:
         if text:
             error.__cause__ = RemoteTracebackError(text)
         self._finish(task)
-        task.set_exception(error)
+        with contextlib.suppress(InvalidStateError):  # cancelled in this very moment
+            task.set_exception(error)
         self._when_empty()
+
+    def _refuse(self, task: TaskFuture, error: BaseException) -> None:
+        """Fail a task for which there is no worker, then see about the next one."""
+        self._fail(task, error)
+        self.pump()
 
     # ------------------------------------------------------------------ failures
 
@@ -544,11 +585,16 @@ class Pool:
             self.hub.later(0.0, self._when_empty)
 
     def kill(self, number: int) -> None:
-        """End all workers of this pool by a signal."""
+        """End all workers of this pool by a signal; nothing that waits is run any more."""
         with self.hub.lock:
-            self.killed = True
+            self.closed = self.killed = True
+            waiting = list(self.queue)
+            self.queue.clear()
             for worker in self.workers:
                 worker.signal(number)
+        for task in waiting:
+            if not task.cancel():  # it was sent to a worker, and taken back
+                self._fail(task, WorkerDiedError(task.describe(), 0, None, number, 0))
 
     def _is_over(self) -> bool:
         return self.closed and not self.pending and not self.over.is_set()

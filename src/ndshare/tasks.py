@@ -48,6 +48,11 @@ class TaskFuture(concurrent.futures.Future[Any]):
         """Return what the task returned, or raise what it raised; see `concurrent.futures.Future.result`."""
         if self._state != _FINISHED:
             self._await(timeout)
+        if self._exception is not None:  # super() overlooks exceptions that are false, before Python 3.13
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]  # noqa: PLW0642 - no cycle through the traceback
         return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -59,7 +64,9 @@ class TaskFuture(concurrent.futures.Future[Any]):
     def _await(self, timeout: float | None) -> None:
         """Receive until this future is done, or wait while another thread receives."""
         pool = self.pool
-        if pool is None:
+        if pool is None:  # its outcome is about to be set
+            with self._condition:
+                self._condition.wait_for(self.done, timeout)
             return
         if pool.hub.pid != os.getpid():
             raise InheritedError("a future of an executor", pool.hub.pid, os.getpid())
