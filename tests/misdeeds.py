@@ -184,7 +184,7 @@ def stubborn(seconds: float) -> None:
     while time.monotonic() < end:
         try:
             time.sleep(0.1)
-        except KeyboardInterrupt:  # noqa: PERF203
+        except KeyboardInterrupt:
             pass
 
 

@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path

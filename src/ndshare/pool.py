@@ -32,6 +32,7 @@ from typing import Any
 
 from ndshare import _frames as frames
 from ndshare import _wire, cpus, mainspace, segments, transport
+from ndshare._arguments import variables
 from ndshare._pool_errors import InitializerError, WorkerDiedError
 from ndshare.hub import Todo
 from ndshare.tasks import RemoteTracebackError, Task, describe
@@ -182,7 +183,7 @@ class Pool:
 
     def _pick(self) -> tuple[Worker, list[Task]] | None:
         """Choose a worker and what it gets (under the hub's lock)."""
-        if not self.queue and not self._take_back():
+        if self.killed or not (self.queue or self._take_back()):
             return None
         try:
             worker = self._choose()
@@ -191,7 +192,7 @@ class Pool:
             return None
         except Exception as error:
             if self.queue and not self.workers:  # else those that are there will do
-                self.hub.put_off(functools.partial(self._fail, self.queue.popleft(), error))
+                self.hub.put_off(functools.partial(self._refuse, self.queue.popleft(), error))
             return None
         if worker is None:
             return None
@@ -270,7 +271,7 @@ class Pool:
             env = env(number)
         elif not isinstance(env, Mapping):
             env = env[number % len(env)]
-        return {str(k): str(v) for k, v in env.items()}
+        return variables(env)
 
     def _dismiss(self, worker: Worker) -> None:
         """Take a worker off the books (under the lock)."""
@@ -373,15 +374,24 @@ class Pool:
             )
             self._send_bytes(worker, frames.STATE, int(fresh), 0, message)
             if fresh and self.initializer is not None:
-                draft, parcel = self._pack((self.initializer, self.initargs))
-                self._send_names(worker, draft.needs)
-                self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
+                self._send_initializer(worker)
             worker.state_version = version
         except WorkerGoneError:
             raise
         except Exception as error:  # the initializer cannot be pickled: nothing can run
             failed.extend((task, error) for task in rest)
             rest.clear()
+
+    def _send_initializer(self, worker: Worker) -> None:
+        try:
+            draft, parcel = self._pack((self.initializer, self.initargs))
+            self._send_names(worker, draft.needs)
+        except WorkerGoneError:
+            raise
+        except Exception as error:
+            text = f"it cannot be sent to a worker: {type(error).__name__}: {error}"
+            raise InitializerError(describe(self.initializer), text) from error
+        self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
 
     @staticmethod
     def _pack(content: Any) -> tuple[transport.Draft, transport.Parcel]:
@@ -509,6 +519,11 @@ class Pool:
         if self._finish(task):
             task.fail(error)
         self._when_empty()
+
+    def _refuse(self, task: Task, error: BaseException) -> None:
+        """Fail a task for which there is no worker, then see about the next one."""
+        self._fail(task, error)
+        self.pump()
 
     # ------------------------------------------------------------------ failures
 
@@ -649,11 +664,17 @@ class Pool:
             self.hub.from_finalizer(self._when_empty)
 
     def kill(self, number: int) -> None:
-        """End all workers of this pool by a signal."""
+        """End all workers of this pool by a signal; nothing that waits is run any more."""
         with self.hub.lock:
-            self.killed = True
+            self.closed = self.killed = True
+            waiting = list(self.queue)
             for worker in self.workers:
                 worker.signal(number)
+        for task in waiting:
+            if not task.cancel():  # it was sent to a worker, and taken back
+                with self.hub.lock, contextlib.suppress(ValueError):
+                    self.queue.remove(task)
+                self._fail(task, WorkerDiedError(task.describe(), 0, None, number, 0))
 
     def _is_over(self) -> bool:
         return self.closed and not self.pending and not self.over.is_set()

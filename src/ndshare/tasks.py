@@ -155,6 +155,11 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
         """Return what the task returned, or raise what it raised; see `concurrent.futures.Future.result`."""
         if self._state != _FINISHED:
             self._await(self._condition, timeout)
+        if self._exception is not None:  # the base class overlooks exceptions that are false, before 3.13
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]
         return concurrent.futures.Future.result(self, 0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
