@@ -34,7 +34,19 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"sharing", "mainspace"}),
     frozenset({"transport"}),
     frozenset(
-        {"arrays", "cloud", "functions", "layout", "memmaps", "parcel", "pickling", "reducers", "staging"}
+        {
+            "arrays",
+            "cloud",
+            "functions",
+            "layout",
+            "memmaps",
+            "named",
+            "parcel",
+            "pickling",
+            "reducers",
+            "settling",
+            "staging",
+        }
     ),
     frozenset({"segments"}),
     frozenset({"_heap", "_wire", "_platform", "cpus"}),
