@@ -55,6 +55,14 @@ _STILLBORN = 3
 Environment = Mapping[str, str] | Sequence[Mapping[str, str]] | Callable[[int], Mapping[str, str]] | None
 
 
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Tell Ctrl-C of the user from a KeyboardInterrupt or SystemExit that somebody's pickling code raises.
+
+    Python delivers signals to the main thread alone; there, the interrupt wins.
+    """
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
 class Pool:
     """Workers of one executor and the tasks that wait for them."""
 
@@ -303,6 +311,10 @@ class Pool:
                 self._send_some(worker, rest, failed, parcels)
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent
+        except BaseException:  # Ctrl-C while arguments were read: the I/O thread sends what is left
+            self.held = True
+            self.hub.tick()
+            raise
         finally:
             for parcel in parcels:
                 parcel.release()
@@ -339,7 +351,9 @@ class Pool:
                     own = parcel.descriptors() if parcel.blocks else ()
                 except WorkerGoneError:
                     raise
-                except Exception as error:
+                except BaseException as error:
+                    if _is_ctrl_c(error):
+                        raise
                     if records and isinstance(error, OSError | MemoryError):
                         break  # what the others hold may be what is missing: they go first
                     failed.append((task, error))
@@ -557,7 +571,8 @@ class Pool:
         self._dismiss(worker)
         tasks = sorted(worker.inflight.items())
         worker.inflight.clear()
-        victims, spared = [], []
+        victims: list[Task] = []
+        spared: list[Task] = []
         for seq, task in tasks:
             # Taken back, so that a worker whose parent went first cannot begin it in its last moment.
             (spared if worker.take_back(seq) else victims).append(task)
