@@ -132,7 +132,8 @@ def deep() -> Any:
 
 def hungry(room: int) -> int:
     """Take more than the address space has."""
-    used = int(open("/proc/self/statm").read().split()[0]) * 4096
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * 4096
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + room, hard))
     try:
@@ -183,7 +184,7 @@ def stubborn(seconds: float) -> None:
     while time.monotonic() < end:
         try:
             time.sleep(0.1)
-        except KeyboardInterrupt:  # noqa: PERF203
+        except KeyboardInterrupt:
             pass
 
 

@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,7 +115,7 @@ def test_task_that_fails_raises_at_the_caller_with_the_workers_traceback(
         with pytest.raises(kind) as caught:
             list(executor.map(_call, [task], timeout=_SOON_S))
         error = caught.value
-    assert type(error) is kind
+    assert isinstance(error, kind)
     assert re.search(pattern, _text(error), re.DOTALL), _text(error)
     if trace is not None:
         assert re.search(trace, str(error.__cause__)), repr(error.__cause__)

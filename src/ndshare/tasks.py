@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ndshare import transport
+from ndshare import _wire, transport
 from ndshare.errors import InheritedError
 
 if TYPE_CHECKING:
     from ndshare.pool import Pool
 
 _FINISHED = "FINISHED"
+#: Where the standard library logs what callbacks raise.
+_LOGGER = logging.getLogger("concurrent.futures")
 
 
 class Task:
@@ -98,11 +101,15 @@ class Task:
         if pool.hub.pid != os.getpid():
             raise InheritedError("a future of an executor", pool.hub.pid, os.getpid())
         try:
-            if pool.held:
-                pool.pump()
-            pool.hub.drive(self.done, deadline)
-            if not self.done() and (deadline is None or time.monotonic() < deadline):
-                pool.hub.wait(condition, self.done, deadline)
+            _wire.shield()
+            try:
+                if pool.held:
+                    pool.pump()
+                pool.hub.drive(self.done, deadline)
+                if not self.done() and (deadline is None or time.monotonic() < deadline):
+                    pool.hub.wait(condition, self.done, deadline)
+            finally:
+                _wire.unshield()
         except KeyboardInterrupt:
             pool.interrupt()
             raise
@@ -127,10 +134,32 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
     fail = concurrent.futures.Future.set_exception  # type: ignore[assignment]
     done = concurrent.futures.Future.done
 
+    def _invoke_callbacks(self) -> None:
+        """Call the user's callbacks: all of them, whatever one does. Ctrl-C is let through."""
+        interrupt = None
+        for callback in self._done_callbacks:
+            try:
+                opening = _wire.window()
+                try:
+                    callback(self)
+                finally:
+                    _wire.curtain(opening)
+            except KeyboardInterrupt as error:
+                interrupt = error
+            except BaseException:
+                _LOGGER.exception("exception calling callback for %r", self)
+        if interrupt is not None:
+            raise interrupt
+
     def result(self, timeout: float | None = None) -> Any:
         """Return what the task returned, or raise what it raised; see `concurrent.futures.Future.result`."""
         if self._state != _FINISHED:
             self._await(self._condition, timeout)
+        if self._exception is not None:  # the base class overlooks exceptions that are false, before 3.13
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]
         return concurrent.futures.Future.result(self, 0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:

@@ -245,6 +245,7 @@ size_t ndshare_ledger_own_use(size_t own_bytes);
 void ndshare_ledger_publish(size_t own_bytes);
 void ndshare_ledger_leave(void);
 PyObject *ndshare_ledger_create(PyObject *module, PyObject *slots);
+PyObject *ndshare_ledger_detach(PyObject *module, PyObject *ignored);
 PyObject *ndshare_ledger_attach(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_ledger_clear(PyObject *module, PyObject *slot);
 
