@@ -367,7 +367,8 @@ def test_fork_in_many_threads_while_others_allocate_does_not_deadlock():
             while not stop.is_set():
                 x = np.ones(300_000, np.uint8)
                 y = arrays.ones(100)
-                if x.sum() != 300_000 or y.sum() != 100:
+                z = np.ones(9 * MB, np.uint8)  # idle at the next fork: the child unmaps it
+                if x.sum() != 300_000 or y.sum() != 100 or z[-1] != 1:
                     failures.append("content")
         finally:
             _heap.set_handler(former)

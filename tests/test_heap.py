@@ -387,7 +387,7 @@ class HeapMachine(RuleBasedStateMachine):
         self.arrays.clear()
         segments.trim()
         s = segments.stats()
-        assert (s.own_segments, s.own_bytes, s.held_segments) == (0, 0, 0)
+        assert (s.own_segments, s.own_bytes, s.held_segments, s.idle_bytes) == (0, 0, 0, 0)
 
 
 HeapMachine.TestCase.settings = settings(

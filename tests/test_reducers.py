@@ -357,6 +357,17 @@ def test_memmap_travels_as_file(peer: Peer, file: Path) -> None:
         assert memmaps.find_memmap(back) is not None
 
 
+def test_wrapped_memmap_keeps_its_wrapping(peer: Peer, file: Path) -> None:
+    """A masked array over a mapped file keeps the mask; its data travel as file."""
+    mapped = np.memmap(file, float, "r")
+    for obj in (np.ma.MaskedArray(mapped, mapped > 5), mapped.view(Plain)):
+        assert transport.pack(obj).settle().nbytes_copied <= mapped.size  # the mask
+        back = peer.call(give_back, obj)
+        assert type(back) is type(obj)
+        assert (back == obj).all()
+    assert back.sum() == mapped.sum()
+
+
 def test_writable_memmap_writes_to_the_file(peer: Peer, file: Path) -> None:
     """What a worker writes is in the file, and in everybody's map of it."""
     whole = np.memmap(file, float, "r+")

@@ -264,6 +264,20 @@ def test_receiver_short_of_descriptors_is_told_to_copy_out(peer):
     assert peer.run(source, send=(fd,), where=where) is True
 
 
+def test_receiver_without_a_single_free_descriptor_still_gets_its_array(peer):
+    """What was received is mapped all the same, and comes back all the same."""
+    a = staged(MB, 6)
+    uid = uid_of(a)
+    where, fd = ticket(a)
+    del a
+    source = "import resource; former = resource.getrlimit(7); resource.setrlimit(7, (fds[0] + 1, former[1]))\n"
+    source += "try: x = take(where, fds[0])\nfinally: resource.setrlimit(7, former)\nresult = int(x.sum())"
+    assert peer.run(source, send=(fd,), where=where) == 6 * MB
+    assert uid_of(staged(MB)) != uid
+    peer.run("del x")
+    assert uid in {uid_of(b) for b in [staged(MB) for _ in range(3)]}
+
+
 def test_block_released_refuses_everything_but_its_facts():
     """A released block still says what it was."""
     block = segments.stage(5000)
@@ -352,6 +366,26 @@ def test_trim_gives_back_pages_that_peers_still_map(peer):
     assert after.own_bytes <= before.own_bytes - 4 * MB
     assert after.idle_bytes == 0
     assert peer.run("result = segments.stats().cached_mappings") == 1
+
+
+def test_idle_limit_counts_freed_slots_of_slabs_in_use():
+    """Small arrays that were dropped are idle memory too, even beside live ones."""
+    kept = [arrays.ones(900_000, np.uint8) for _ in range(12)]
+    del kept[1::2]
+    assert segments.stats().idle_bytes >= 5_000_000
+    former = segments.set_idle_limit(2 * MB)
+    try:
+        del kept[1::2]
+        assert segments.stats().idle_bytes <= 8_000_000
+        own = segments.stats().own_bytes
+        kept.append(arrays.ones(900_000, np.uint8))
+        kept.pop()
+        assert segments.stats().own_bytes <= own
+    finally:
+        segments.set_idle_limit(former)
+    assert segments.trim() > 0
+    assert segments.stats().idle_bytes == 0
+    assert all((a == 1).all() for a in kept)
 
 
 def test_idle_limit_destroys_the_coldest():

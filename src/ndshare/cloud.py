@@ -22,7 +22,7 @@ import numpy as np
 
 from ndshare._wire import selective
 from ndshare.errors import TransportError
-from ndshare.functions import MAIN_NAMES
+from ndshare.functions import MAIN_NAMES, main_namespace
 from ndshare.pickling import Recording, Session, finish
 
 _MAKERS = (_impl._make_skeleton_class, _impl._make_skeleton_enum)
@@ -46,8 +46,12 @@ class _CloudSession(Session):
         reduced = super().on_named(obj)
         if reduced is NotImplemented and obj.__module__ not in MAIN_NAMES:
             reduced = _impl.Pickler.reducer_override(self.pickler, obj)
-            if type(reduced) is tuple and reduced[0] in _MAKERS:
+            if type(reduced) is not tuple:
+                return reduced
+            if reduced[0] in _MAKERS:
                 return self.beyond(obj)
+            if isinstance(obj, types.FunctionType) and obj.__globals__ is main_namespace():
+                return self.on_unnamed(obj)  # its decorator gave it the name of something else
         return reduced
 
     def beyond(self, obj: Any) -> Any:
@@ -81,7 +85,7 @@ def record(obj: object, *, lend: bool, defining: frozenset[str]) -> Recording:
         return finish(session)
     finally:
         pickler.clear_memo()
-        session.clear()
+        session.close()
         session.pickler = None  # a cycle: nothing of this message may wait for the garbage collector
 
 

@@ -47,7 +47,7 @@ from ndshare.reducers import LATE_COUNT, late_reducers, reduce_subclass, same
 # as much as copying 4 KiB a few times.
 IN_BAND_MAX = 4096
 
-_KEEP_MAX = 1 << 16  # a session that pickled more than this is dropped: its memo table has grown
+_KEEP_MAX = 1 << 13  # a session that pickled more is dropped: its memo table has grown, and stays so
 _IDLE_MAX = 8
 
 by_value_modules: set[str] = set()
@@ -157,6 +157,11 @@ class Session:
         if self.cells:
             self.cells.clear()
 
+    def close(self) -> None:
+        """Forget everything, and break the cycle of the session with the methods in its table."""
+        self.clear()
+        self.table.clear()
+
     def look_for_late(self) -> None:
         """Add the reducers of libraries that have been imported meanwhile."""
         self.modules = len(sys.modules)
@@ -206,7 +211,7 @@ class Session:
 
     def on_subclass(self, array: np.ndarray[Any, Any]) -> Any:
         """Take a subclass of ndarray apart."""
-        root = memmaps.find_memmap(array)
+        root = memmaps.find_memmap(array) if type(array) is np.memmap else None
         if root is not None:
             mapped = memmaps.reduce_memmap(array, root)
             if mapped is not None:
@@ -232,13 +237,17 @@ class Session:
             self.needs.add(root)
             return NotImplemented
         if type(obj) is types.FunctionType and obj.__globals__ is functions.main_namespace():
-            self.needs.update(functions.needs_of(obj))
-            if obj.__closure__:
-                self.cells.update(map(id, obj.__closure__))
-            return functions.reduce_function(obj)
+            return self.on_unnamed(obj)
         if type(obj) is types.FunctionType and functions.is_dispatching(obj):
             return functions.reduce_dispatching(obj)
         return self.beyond(obj)
+
+    def on_unnamed(self, function: types.FunctionType) -> Any:
+        """Pickle a function on the globals of ``__main__`` by its code."""
+        self.needs.update(functions.needs_of(function))
+        if function.__closure__:
+            self.cells.update(map(id, function.__closure__))
+        return functions.reduce_function(function)
 
     def on_cell(self, obj: Any) -> Any:
         """Pickle the cell of a closure empty: its function fills it."""
@@ -254,9 +263,12 @@ class Session:
 
     def on_name_only(self, obj: Any) -> Any:
         """Pickle what pickle knows only by its name, or have it defined."""
-        if obj.__module__ in functions.MAIN_NAMES and self.is_defined_here(obj):
-            return _NAME_ONLY[type(obj)](obj)
-        return obj.__reduce__()
+        module = obj.__module__
+        if module in functions.MAIN_NAMES:
+            by_value = self.is_defined_here(obj)
+        else:  # the parameters of `def f[T]` say that they are of typing, where nobody finds them
+            by_value = getattr(sys.modules.get(module), obj.__name__, None) is not obj
+        return _NAME_ONLY[type(obj)](obj) if by_value else obj.__reduce__()
 
     def is_defined_here(self, obj: Any) -> bool:
         """Tell whether this message has to define a named object of ``__main__``; else note the need."""
@@ -337,9 +349,12 @@ def record(obj: object, *, lend: bool = False, defining: frozenset[str] = _NOTHI
     finally:
         pickler.clear_memo()
         session.clear()
-    if recording is not None:
-        if len(recording.parts) == 1 and len(_idle) < _IDLE_MAX and len(recording.parts[0]) < _KEEP_MAX:
+        parts = recording.parts if recording is not None else ()
+        if len(parts) == 1 and len(parts[0]) < _KEEP_MAX and len(_idle) < _IDLE_MAX:
             _idle.append(pickler)
+        else:
+            session.close()
+    if recording is not None:
         return recording
     from ndshare import cloud
 

@@ -159,11 +159,13 @@ after_in_child(void)
     ndshare_link_init(&ndshare_heap.idle_lru);
     ndshare_link_init(&ndshare_heap.away_lru);
     ndshare_link_init(&ndshare_heap.cache_lru);
-    ndshare_heap.own_bytes = ndshare_heap.idle_bytes = ndshare_heap.away_bytes = ndshare_heap.cached_bytes = 0;
-    ndshare_heap.own_count = ndshare_heap.idle_count = ndshare_heap.away_count = ndshare_heap.cached_count = 0;
+    ndshare_heap.own_bytes = ndshare_heap.idle_bytes = ndshare_heap.slot_idle_bytes = 0;
+    ndshare_heap.away_bytes = ndshare_heap.cached_bytes = 0;
+    ndshare_heap.own_count = ndshare_heap.idle_count = 0;
+    ndshare_heap.away_count = ndshare_heap.cached_count = 0;
     ndshare_heap_redraw_prefix();
     ndshare_ledger_leave();
-    ndshare_heap_unlock();
+    ndshare_heap_unlock_in_child();
     errno = saved;
 }
 

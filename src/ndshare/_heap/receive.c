@@ -112,7 +112,7 @@ ndshare_receive_settle(ndshare_segment *segment)
         ndshare_heap.held_value_bytes -= segment->size;
         ndshare_receive_count(segment, -1);
     }
-    if (segment->detached || segment->kind == NDSHARE_COPY) {
+    if (segment->detached || segment->transient || segment->kind == NDSHARE_COPY) {
         drop(segment);
         return;
     }
