@@ -214,7 +214,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             check_count("buffersize", buffersize, 1)
         deadline = None if timeout is None else time.monotonic() + timeout
         run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
-        weakref.finalize(run, self._pool.forget_function, run.token).atexit = False
+        self._pool.follow(run)
         groups = _chunks(zip(*iterables, strict=False), chunksize)
 
         def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
