@@ -87,10 +87,8 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if not request.node.stash.get(_outcome, False):
         leaks.give_back()  # the failure is reported already; the next test starts clean
         return
-    left = leaks.left_behind(before)
-    for marker in request.node.iter_markers("leaves"):
-        for name in marker.args:
-            left.pop(name, None)
+    markers = request.node.iter_markers("leaves")
+    left = leaks.left_behind(before, allowed=frozenset(name for marker in markers for name in marker.args))
     if left:
         lines = [f"  {name}: {text}" for name, texts in left.items() for text in texts]
         pytest.fail("left behind by this test:\n" + "\n".join(lines), pytrace=False)

@@ -84,7 +84,7 @@ def test_submit_with_any_kind_of_callable_gives_the_same_as_a_call(
     for arguments in ((4,), ("abc",), (), (7, 2)):
         try:
             expected = function(*arguments)
-        except Exception as error:  # noqa: BLE001 - then the worker has to raise it as well
+        except Exception as error:
             with pytest.raises(type(error)):
                 executor.submit(function, *arguments).result(_HANG_S)
         else:
@@ -636,7 +636,9 @@ def test_max_tasks_per_child_replaces_workers() -> None:
 
 def test_max_tasks_per_child_of_one_runs_all_that_is_queued() -> None:
     """Workers are replaced while tasks are queued, and shutdown waits for all of them."""
-    with ProcessPoolExecutor(2, max_tasks_per_child=1, initializer=jobs.initialize, initargs=(1,)) as executor:
+    with ProcessPoolExecutor(
+        2, max_tasks_per_child=1, initializer=jobs.initialize, initargs=(1,)
+    ) as executor:
         futures = [executor.submit(jobs.pid) for _ in range(12)]
     assert len({future.result(0) for future in futures}) == 12
 

@@ -58,12 +58,15 @@ def check_environment(value: object) -> None:
         variables(value)
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if not value:
-            raise ValueError("env must have at least one mapping, got an empty sequence; None changes nothing")
+            raise ValueError(
+                "env must have at least one mapping, got an empty sequence; None changes nothing"
+            )
         for one in value:
             variables(one)
     else:
         raise TypeError(
-            f"env must be a mapping, a sequence of mappings or a function of the worker's number, got {value!r}"
+            "env must be a mapping, a sequence of mappings or a function of the worker's number, "
+            f"got {value!r}"
         )
 
 

@@ -15,9 +15,10 @@ A message is one SOCK_SEQPACKET datagram. Its descriptors are those of its recor
 descriptors than one message may carry (253) go ahead of it in FDS messages.
 
 Beside the socket each worker has a row on a *board* in shared memory: the prefix of the segments it owns,
-then one byte per task in flight (`cell`): `PENDING` until the worker takes the task by compare-and-swap
-(`STARTED`), or the caller takes it back the same way (`REVOKED`). So a task runs exactly once, a batch can
-be given to somebody else while its head is slow, and after a death it is known which task was running.
+its process number, then one byte per task in flight (`cell`): `PENDING` until the worker takes the task by
+compare-and-swap (`STARTED`), or the caller takes it back the same way (`REVOKED`). So a task runs exactly
+once, a batch can be given to somebody else while its head is slow, and after a death it is known which task
+was running.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ STARTED = 1
 REVOKED = 2
 ROW_BYTES = 1024
 BOARD_ROWS = 64
+OWNER_AT = 0
+PID_AT = 8
 _CELLS_AT = 64
 
 

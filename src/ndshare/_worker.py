@@ -71,13 +71,15 @@ class _Worker:
         self.overlay: dict[str, str] = options["overlay"]
 
         signal.signal(signal.SIGINT, self._interrupt)
+        os.register_at_fork(after_in_child=self._leave_to_parent)
         if (reseed := sys.modules.get("numpy.random")) is not None:
             reseed.seed()  # else all workers draw the numbers of the zygote's generator
         segments.ledger_attach(ledger_fd, options["ledger_slot"])
         os.close(ledger_fd)
         segments.set_idle_limit(options["idle_limit"])
         segments.install_handler()
-        _wire.store_u64(self.board, self.row, segments.owner_prefix())
+        _wire.store_u64(self.board, self.row + frames.OWNER_AT, segments.owner_prefix())
+        _wire.store_u64(self.board, self.row + frames.PID_AT, os.getpid())
         mainspace.install()
         os.environ.update(self.overlay)
         for name in options["preload"]:
@@ -127,6 +129,12 @@ class _Worker:
         if self.interruptible:
             self.interruptible = False
             raise KeyboardInterrupt
+
+    def _leave_to_parent(self) -> None:
+        """In a process that a task forked: the socket is the worker's alone."""
+        with contextlib.suppress(OSError):
+            os.close(self.socket_fd)
+        self.socket_fd = -1
 
     def _leave(self) -> None:
         import atexit
@@ -220,14 +228,15 @@ class _Worker:
 
     def _on_initializer(self, _s: int, _c: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
         try:
-            self.interruptible = True
-            if self.main_failure is not None:
-                raise self.main_failure[0]
-            function, args = transport.unpack(body, fds)
-            function(*args)
-            self.interruptible = False
+            try:
+                self.interruptible = True
+                if self.main_failure is not None:
+                    raise self.main_failure[0]
+                function, args = transport.unpack(body, fds)
+                function(*args)
+            finally:
+                self.interruptible = False
         except BaseException as error:
-            self.interruptible = False
             self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, _pack_error(error))
             raise SystemExit(1) from None
         self._answer(frames.INITIALIZED, frames.OK, 0, 0.0, transport.pack(None).settle())
@@ -276,6 +285,10 @@ class _Worker:
     # ------------------------------------------------------------------ sending
 
     def _answer(self, kind: int, status: int, seq: int, seconds: float, parcel: transport.Parcel) -> None:
+        if self.socket_fd < 0:  # a process that the task forked, and that has come back from it as well
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+            os._exit(0)
         head = frames.HEAD.pack(kind, status, 0, seq, seconds)
         if not parcel.blocks:
             self._send_one((head, parcel.data), ())

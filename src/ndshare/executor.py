@@ -29,7 +29,7 @@ from ndshare._arguments import (
 from ndshare.errors import InheritedError, RepeatedCopyWarning
 from ndshare.pool import Environment, Pool
 from ndshare.segments import is_shared
-from ndshare.tasks import TaskFuture
+from ndshare.tasks import ItemsTask, MapRun, TaskFuture
 from ndshare.workers import crew
 
 _T = TypeVar("_T")
@@ -222,24 +222,23 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         if timeout is not None:
             check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        token = next(self._pool.crew.tokens)
+        run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
+        weakref.finalize(run, self._pool.forget_function, run.token).atexit = False
         groups = _chunks(zip(*iterables, strict=False), chunksize)
 
-        def task_of(group: list[tuple[Any, ...]]) -> TaskFuture:
+        def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
             if not self._hinted:
                 for args in group:
                     self._look_for_copies(fn, args, {}, stacklevel=4)
-            task = TaskFuture(self._pool, fn, (), {})
-            task.token = token
-            task.items = group
+            task = ItemsTask(run, group)
             if self._snapshot == "submit":
                 task.read_now(private=self._pool.retries > 0)
             return task
 
-        futures = collections.deque(map(task_of, itertools.islice(groups, buffersize)))
-        self._pool.submit_all(futures)
+        tasks = collections.deque(map(task_of, itertools.islice(groups, buffersize)))
+        self._pool.submit_all(tasks)
         more = map(task_of, groups) if buffersize else iter(())
-        return _results(self._pool, futures, more, deadline)
+        return _results(self._pool, tasks, more, deadline)
 
     # ------------------------------------------------------------------ the end
 
@@ -317,23 +316,18 @@ def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[
 
 
 def _results(
-    pool: Pool, futures: collections.deque[TaskFuture], more: Iterator[TaskFuture], deadline: float | None
+    pool: Pool, tasks: collections.deque[ItemsTask], more: Iterator[ItemsTask], deadline: float | None
 ) -> Iterator[Any]:
     try:
-        while futures:
-            future = futures.popleft()
-            try:
-                results = future.result(None if deadline is None else deadline - time.monotonic())
-            except BaseException:
-                future.cancel()
-                raise
-            del future
+        while tasks:
+            results = tasks[0].result(None if deadline is None else deadline - time.monotonic())
+            tasks.popleft()
             results.reverse()
             while results:
                 if len(results) == 1 and (task := next(more, None)) is not None:
-                    futures.append(task)
+                    tasks.append(task)
                     pool.submit(task)
                 yield results.pop()
     finally:
-        for future in futures:
-            future.cancel()
+        for task in tasks:
+            task.cancel()

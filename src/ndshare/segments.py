@@ -19,7 +19,8 @@ Guarantees
 
 Not guaranteed
 --------------
-* A `Block` made by `stage` is for filling and lending; it is not protected against a fork like arrays are.
+* Arrays made on a block of `stage` are for filling it: while the `Block` lives a fork does not separate the
+  child's view of them from the parent's, as it does for every other by-value array.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from ndshare._heap import (
     ledger_attach,
     ledger_clear,
     ledger_create,
+    ledger_detach,
     owner_prefix,
     seal,
     set_idle_limit,
@@ -70,6 +72,7 @@ __all__ = [
     "ledger_attach",
     "ledger_clear",
     "ledger_create",
+    "ledger_detach",
     "owner_prefix",
     "seal",
     "set_idle_limit",

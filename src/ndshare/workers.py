@@ -22,11 +22,12 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ndshare import _frames as frames
 from ndshare import _wire, _zygote, segments
@@ -36,18 +37,20 @@ from ndshare.hub import Hub, Todo
 
 if TYPE_CHECKING:
     from ndshare.pool import Pool
-    from ndshare.tasks import TaskFuture
+    from ndshare.tasks import Task
 
 #: An idle shared worker ends after this time.
 _IDLE_S = 300.0
 #: Slots in the ledger of memory that is about to be allocated.
 _LEDGER_SLOTS = 1024
+#: How often to try and make room for the last words of a dead worker.
+_DRAIN_TRIES = 20
 #: What the socket buffers are set to where the system allows; the usual default is 208 kB.
 _SOCKET_BYTES = 1 << 20
 
 
 #: A task, the status, the payload and the descriptors of its result.
-Answer = tuple["TaskFuture", int, bytes, tuple[int, ...]]
+Answer = tuple["Task", int, bytes, tuple[int, ...]]
 
 
 class WorkerGoneError(Exception):
@@ -61,9 +64,8 @@ class Worker:
         self.crew = crew
         self.zygote = zygote
         self.id = next(crew.ids)
-        self.pid = 0
         self.pool: Pool | None = None
-        self.inflight: dict[int, TaskFuture] = {}
+        self.inflight: dict[int, Task] = {}
         self.next_seq = 0
         self.sending = False
         self.batch = 1  # tasks in the last message
@@ -72,7 +74,8 @@ class Worker:
         self.leaving = False
         self.gone = False
         self.known_main: dict[str, object] = {}
-        self.functions: set[int] = set()
+        self.functions: set[int] = set()  # tokens of what it has been sent
+        self.stale: list[int] = []  # those it can forget
         self.state_version: tuple[int, int, bool] | None = None
         self.overlay = overlay
         self.sources: list[tuple[str, int]] = []
@@ -90,13 +93,23 @@ class Worker:
                 "overlay": overlay,
                 "idle_limit": idle_limit,
             }
-            zygote.spawn(self.id, options, (theirs.fileno(), board_fd, crew.ledger))
+            try:
+                zygote.spawn(self.id, options, (theirs.fileno(), board_fd, crew.ledger))
+            except BaseException:
+                self.socket.close()
+                self._give_row_back()
+                raise
         crew.workers[self.id] = self
         crew.hub.listen(self)
 
     def fileno(self) -> int:
         """Descriptor of its socket."""
         return self.socket.fileno()
+
+    @property
+    def pid(self) -> int:
+        """Its process number; 0 before it runs."""
+        return _wire.load_u64(self.board, self.row + frames.PID_AT)
 
     # ------------------------------------------------------------------ sending
 
@@ -107,12 +120,28 @@ class Worker:
             fds = fds[frames.FDS_MAX :]
         try:
             while not _wire.send_message(self.socket.fileno(), parts, fds, socket.MSG_DONTWAIT):
-                poll = select.poll()
-                poll.register(self.socket, select.POLLOUT)
-                poll.poll(20)
+                self._wait_for_room()
         except (OSError, ValueError) as error:
             self.leaving = True
             raise WorkerGoneError(str(error)) from error
+
+    def _wait_for_room(self) -> None:
+        """Wait until the socket takes more; read meanwhile, as the worker may be waiting for that."""
+        opening = _wire.window()
+        try:
+            poll = select.poll()
+            poll.register(self.socket, select.POLLOUT | select.POLLIN)
+            events = poll.poll(20)
+            if not events or not events[0][1] & select.POLLIN:
+                time.sleep(0.0005)  # there is room, but too many descriptors are in flight
+        except BaseException:  # Ctrl-C: half of a message may be in the socket
+            self.leaving = True
+            self.signal(signal.SIGKILL)
+            raise
+        finally:
+            _wire.curtain(opening)
+        if self.crew.hub.hears(self):
+            self.crew.hub.read(self)
 
     def next_task(self) -> int:
         """Number of a new task; its byte on the board says that nobody has taken it."""
@@ -124,10 +153,6 @@ class Worker:
     def take_back(self, seq: int) -> bool:
         """Take a task back that the worker has not begun."""
         return _wire.cas_u8(self.board, frames.cell(self.row, seq), frames.PENDING, frames.REVOKED)
-
-    def has_begun(self, seq: int) -> bool:
-        """Whether the worker took the task."""
-        return self.board[frames.cell(self.row, seq)] == frames.STARTED
 
     def signal(self, number: int) -> None:
         """Send it a signal, through the zygote that knows whether it is still there."""
@@ -170,11 +195,18 @@ class Worker:
 
     def drain(self, done: Todo) -> None:
         """Read all that a dead worker left in its socket (under the hub's lock)."""
+        patience = _DRAIN_TRIES
         while self.crew.hub.hears(self):
             before = len(done)
             self.on_ready(done)
             if len(done) == before:
                 return
+            if done[-1] is _make_room:  # what is left needs descriptors that this process lacks
+                done.pop()
+                _make_room()
+                patience -= 1
+                if not patience:
+                    return  # lost: the tasks fail with the worker
 
     def close(self) -> None:
         """Give its descriptors and its row back; put off while a thread is sending to it."""
@@ -249,7 +281,8 @@ class Crew:
             ]
         which, offset = self._rows.pop()
         fd, board = self._boards[which]
-        _wire.store_u64(board, offset, 0)
+        _wire.store_u64(board, offset + frames.OWNER_AT, 0)
+        _wire.store_u64(board, offset + frames.PID_AT, 0)
         return board, offset, fd, lambda: self._rows.append((which, offset))
 
     # ------------------------------------------------------------------ leasing
@@ -264,9 +297,7 @@ class Crew:
             worker.quit()
             worker = None
         if worker is None:
-            worker = Worker(
-                self, self._zygote(ZygoteSpec.of(overlay, pool.preload)), overlay, pool.idle_limit
-            )
+            worker = self._spawn(ZygoteSpec.of(overlay, pool.preload), overlay, pool.idle_limit)
         worker.pool = pool
         worker.sent = 0
         worker.state_version = None
@@ -284,6 +315,7 @@ class Crew:
             return
         worker.idle_since = time.monotonic()
         worker.functions.clear()
+        worker.stale.clear()
         with suppress(WorkerGoneError):
             worker.send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0)])
         self.idle.append(worker)
@@ -296,12 +328,20 @@ class Crew:
                 self.idle.remove(worker)
                 worker.quit()
 
-    def _zygote(self, spec: ZygoteSpec) -> Zygote:
+    def _spawn(self, spec: ZygoteSpec, overlay: dict[str, str], idle_limit: int) -> Worker:
+        """Start a worker, and its zygote if there is none or somebody has just killed it."""
         ear = self.zygotes.get(spec)
-        if ear is None:
-            ear = self.zygotes[spec] = _Ear(self, Zygote(spec))
-            self.hub.listen(ear)
-        return ear.zygote
+        if ear is not None:
+            try:
+                return Worker(self, ear.zygote, overlay, idle_limit)
+            except ConnectionError:
+                todo: Todo = collections.deque()
+                self.on_zygote_end(ear, todo)
+                for action in todo:
+                    self.hub.put_off(action)
+        ear = self.zygotes[spec] = _Ear(self, Zygote(spec))
+        self.hub.listen(ear)
+        return Worker(self, ear.zygote, overlay, idle_limit)
 
     # ------------------------------------------------------------------ deaths
 
@@ -309,7 +349,7 @@ class Crew:
         """A worker's process has ended (under the hub's lock)."""
         worker.drain(done)
         del self.workers[worker.id]
-        segments.forget_owner(_wire.load_u64(worker.board, worker.row))
+        segments.forget_owner(_wire.load_u64(worker.board, worker.row + frames.OWNER_AT))
         segments.ledger_clear(worker.id % (_LEDGER_SLOTS - 1) + 1)
         if worker in self.idle:
             self.idle.remove(worker)
@@ -328,10 +368,16 @@ class Crew:
 
     # ------------------------------------------------------------------ the end
 
-    def close(self) -> None:
-        """Let all pools finish what they have begun, then end every worker and zygote."""
+    def close(self, *, ended_by_interrupt: bool = False) -> None:
+        """Let all pools finish what they have begun, then end every worker and zygote.
+
+        What Ctrl-C has interrupted is not finished: the interpreter shall end.
+        """
         for pool in list(self.pools):
-            pool.shutdown(wait=True, cancel=False)
+            interrupted = pool.interrupted or ended_by_interrupt
+            if interrupted:
+                pool.interrupt()
+            pool.shutdown(wait=True, cancel=interrupted)
         with self.hub.lock:
             for worker in self.workers.values():
                 self.hub.ignore(worker)
@@ -357,6 +403,7 @@ class Crew:
                 board.close()
         self._boards.clear()
         os.close(self.ledger)
+        segments.ledger_detach()
 
     def forget(self) -> None:
         """In a forked child: close what belongs to the parent, without a word to anybody."""
@@ -404,7 +451,7 @@ def crew() -> Crew:
             if not _registered:
                 _registered = True
                 os.register_at_fork(after_in_child=_after_fork_in_child)
-                atexit.register(shutdown)
+                atexit.register(_at_exit)
         return _crew
 
 
@@ -419,11 +466,20 @@ def shutdown() -> None:
     >>> import ndshare
     >>> ndshare.shutdown()
     """
+    _end(ended_by_interrupt=False)
+
+
+def _at_exit() -> None:
+    # Set when an error ends a script: a script that Ctrl-C has ended does not want its queue to be computed.
+    _end(ended_by_interrupt=getattr(sys, "last_type", None) is KeyboardInterrupt)
+
+
+def _end(*, ended_by_interrupt: bool) -> None:
     global _crew
     with _crew_lock:
         crew, _crew = _crew, None
     if crew is not None:
-        crew.close()
+        crew.close(ended_by_interrupt=ended_by_interrupt)
 
 
 def _after_fork_in_child() -> None:

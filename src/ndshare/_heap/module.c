@@ -112,6 +112,8 @@ static PyMethodDef methods[] = {
     {"set_idle_limit", set_idle_limit, METH_O, PyDoc_STR("set_idle_limit(nbytes)\n--\n\nReturns the former one.")},
     {"set_threshold", set_threshold, METH_O, PyDoc_STR("set_threshold(nbytes)\n--\n\nReturns the former one.")},
     {"ledger_create", ndshare_ledger_create, METH_O, PyDoc_STR("ledger_create(slots)\n--\n\nA descriptor.")},
+    {"ledger_detach", ndshare_ledger_detach, METH_NOARGS,
+     PyDoc_STR("ledger_detach()\n--\n\nLeave the ledger of a pool.")},
     {"ledger_attach", FAST(ndshare_ledger_attach), PyDoc_STR("ledger_attach(fd, slot)\n--\n\n")},
     {"ledger_clear", ndshare_ledger_clear, METH_O, PyDoc_STR("ledger_clear(slot)\n--\n\n")},
     {NULL, NULL, 0, NULL},

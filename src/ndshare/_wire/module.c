@@ -1,6 +1,7 @@
 /* ndshare._wire: what goes between processes, in C because every microsecond of it is paid per task.
  *
  * messages.c  whole messages with descriptors
+ * shield.c    no Ctrl-C between two lines that belong together
  * atomics.c   cells in shared memory
  * here        `selective`, a filter for picklers; `die_with_parent`, `here`
  *
@@ -101,6 +102,16 @@ static PyMethodDef methods[] = {
      PyDoc_STR("store_u64(buffer, offset, value)")},
     {"die_with_parent", die_with_parent, METH_O,
      PyDoc_STR("die_with_parent(signal)\n\nThe signal this process gets when the *thread* that forked it ends.")},
+    {"shield_main", ndshare_shield_main, METH_O,
+     PyDoc_STR("shield_main(ident)\n\nSay which thread is the main thread.")},
+    {"shield", ndshare_shield_up, METH_NOARGS,
+     PyDoc_STR("shield()\n\nFrom here on Ctrl-C is only noted.")},
+    {"unshield", ndshare_shield_down, METH_NOARGS,
+     PyDoc_STR("unshield()\n\nEnd of a shield; may raise what was held back.")},
+    {"window", ndshare_shield_window, METH_NOARGS,
+     PyDoc_STR("window() -> int\n\nLet Ctrl-C through for a while; may raise what was held back.")},
+    {"curtain", ndshare_shield_curtain, METH_O,
+     PyDoc_STR("curtain(n)\n\nEnd of a window; n is what window() gave.")},
     {"here", here, METH_NOARGS,
      PyDoc_STR("here() -> (device, inode) | None\n\nIdentity of the working directory.")},
     {"selective", (PyCFunction)(void (*)(void))selective, METH_FASTCALL,
