@@ -55,6 +55,14 @@ _STILLBORN = 3
 Environment = Mapping[str, str] | Sequence[Mapping[str, str]] | Callable[[int], Mapping[str, str]] | None
 
 
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Tell Ctrl-C from a KeyboardInterrupt or SystemExit that somebody's pickling code raises.
+
+    Python delivers signals to the main thread alone; there, the interrupt has the benefit of the doubt.
+    """
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
 class Pool:
     """Workers of one executor and the tasks that wait for them."""
 
@@ -339,7 +347,9 @@ class Pool:
                     own = parcel.descriptors() if parcel.blocks else ()
                 except WorkerGoneError:
                     raise
-                except Exception as error:
+                except BaseException as error:
+                    if _is_ctrl_c(error):
+                        raise
                     if records and isinstance(error, OSError | MemoryError):
                         break  # what the others hold may be what is missing: they go first
                     failed.append((task, error))
