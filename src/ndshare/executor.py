@@ -18,7 +18,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from ndshare import cpus
-from ndshare._arguments import check_callable, check_count, check_environment, module_names, tuple_of
+from ndshare._arguments import (
+    check_callable,
+    check_count,
+    check_environment,
+    check_seconds,
+    module_names,
+    tuple_of,
+)
 from ndshare.errors import InheritedError, RepeatedCopyWarning
 from ndshare.pool import Environment, Pool
 from ndshare.segments import is_shared
@@ -171,7 +178,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         self._check_usable()
         check_callable("fn", fn)
         if not self._hinted:
-            self._look_for_copies(fn, args, kwargs)
+            self._look_for_copies(fn, args, kwargs, stacklevel=3)
         task = TaskFuture(self._pool, fn, args, kwargs)
         if self._snapshot == "submit":
             task.read_now(private=self._pool.retries > 0)
@@ -212,6 +219,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         check_count("chunksize", chunksize, 1)
         if buffersize is not None:
             check_count("buffersize", buffersize, 1)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
         self._pool.follow(run)
@@ -220,7 +229,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
             if not self._hinted:
                 for args in group:
-                    self._look_for_copies(fn, args, {})
+                    self._look_for_copies(fn, args, {}, stacklevel=4)
             task = ItemsTask(run, group)
             if self._snapshot == "submit":
                 task.read_now(private=self._pool.retries > 0)
@@ -276,7 +285,9 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         if sys.is_finalizing():
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
-    def _look_for_copies(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _look_for_copies(
+        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, stacklevel: int
+    ) -> None:
         """Say once that a large ordinary array is copied again and again."""
         if isinstance(fn, functools.partial):
             args = (*args, *fn.args, *fn.keywords.values())
@@ -295,7 +306,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                         f"worker for the third time: {_HINT_TIMES * value.nbytes:,} bytes are copied so far. "
                         "Put it in shared memory once, x = ndshare.share(x), and send that.",
                         RepeatedCopyWarning,
-                        stacklevel=3,
+                        stacklevel=stacklevel,
                     )
 
 
