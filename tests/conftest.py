@@ -87,10 +87,8 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if not request.node.stash.get(_outcome, False):
         leaks.give_back()  # the failure is reported already; the next test starts clean
         return
-    left = leaks.left_behind(before)
-    for marker in request.node.iter_markers("leaves"):
-        for name in marker.args:
-            left.pop(name, None)
+    markers = request.node.iter_markers("leaves")
+    left = leaks.left_behind(before, allowed=frozenset(name for marker in markers for name in marker.args))
     if left:
         lines = [f"  {name}: {text}" for name, texts in left.items() for text in texts]
         pytest.fail("left behind by this test:\n" + "\n".join(lines), pytrace=False)
@@ -126,6 +124,9 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     completed process. Unless ``check=False``, a non-zero exit status fails the test.
     """
     number = iter(range(1_000_000))
+    # Relative entries mean something else in the directory where the script runs.
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    search_path = os.pathsep.join(os.path.abspath(entry) for entry in entries if entry)
 
     def run(
         source: str,
@@ -144,7 +145,7 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
             timeout=timeout,
             stdin=subprocess.DEVNULL,
             cwd=tmp_path,
-            env={**os.environ, "MPLBACKEND": "Agg", **environment},
+            env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": search_path, **environment},
             check=False,
         )
         if check and done.returncode != 0:

@@ -175,7 +175,9 @@ def give_back() -> None:
             helper._stop()
 
 
-def left_behind(before: list[dict[object, str]], grace_s: float = _GRACE_S) -> dict[str, list[str]]:
+def left_behind(
+    before: list[dict[object, str]], grace_s: float = _GRACE_S, allowed: frozenset[str] = frozenset()
+) -> dict[str, list[str]]:
     """Return ``{resource: [descriptions]}`` of what stays although it was given time to go.
 
     Parameters
@@ -184,6 +186,8 @@ def left_behind(before: list[dict[object, str]], grace_s: float = _GRACE_S) -> d
         What `pictures` returned when the test began.
     grace_s
         Seconds until something that is still there counts as left behind.
+    allowed
+        Names of resources that do not count.
     """
     deadline = time.monotonic() + grace_s
     gave_back = False
@@ -191,7 +195,7 @@ def left_behind(before: list[dict[object, str]], grace_s: float = _GRACE_S) -> d
         leaks = {
             resource.name: texts
             for resource, picture in zip(RESOURCES, before, strict=True)
-            if (texts := resource.left_behind(picture))
+            if resource.name not in allowed and (texts := resource.left_behind(picture))
         }
         if not leaks:
             return {}

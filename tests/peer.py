@@ -20,6 +20,8 @@ from ndshare import _wire, mainspace, segments, transport
 _FDS_MAX = 200
 _BUFFER_BYTES = 1 << 17
 
+given: dict[str, Any] = {}  # what the peer was sent to keep
+
 
 def send(sock: socket.socket, tag: bytes, parcel: transport.Parcel) -> None:
     """Send a parcel; descriptors that do not fit one message go ahead in messages of their own."""
@@ -72,6 +74,10 @@ def serve(fd: int) -> None:
             return
         if tag == b"u":
             mainspace.apply(transport.unpack(data, fds))
+            continue
+        if tag == b"k":
+            given.clear()
+            given.update(transport.unpack(data, fds))
             continue
         try:
             draft = _run(data, fds)

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -35,7 +35,8 @@ def take(ticket, fd):
 
 def ticket_of(array):
     block, offset = segments.block_of(array)
-    where = block.uid, block.size, block.kind, array.dtype.str, array.shape, array.strides, block.offset + offset
+    layout = array.dtype.str, array.shape, array.strides
+    where = block.uid, block.size, block.kind, *layout, block.offset + offset
     fd = block.lend()
     block.release()
     return where, fd
@@ -71,7 +72,7 @@ class Peer:
             )
         self.fds: list[int] = []
 
-    def __enter__(self) -> Peer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -50,7 +50,7 @@ def same(ours, theirs):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_constructors_of_any_dtype_and_shape_agree_with_numpy(shape, dtype, order):
-    """empty and zeros give what NumPy gives, in shared memory."""
+    """`empty` and `zeros` give what NumPy gives, in shared memory."""
     same(arrays.empty(shape, dtype, order), np.empty(shape, dtype, order))
     ours, theirs = arrays.zeros(shape, dtype, order), np.zeros(shape, dtype, order)
     same(ours, theirs)
@@ -59,7 +59,7 @@ def test_constructors_of_any_dtype_and_shape_agree_with_numpy(shape, dtype, orde
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_filled_constructors_agree_with_numpy(shape):
-    """ones and full give what NumPy gives."""
+    """`ones` and `full` give what NumPy gives."""
     same(arrays.ones(shape, "i4"), np.ones(shape, "i4"))
     assert (arrays.ones(shape) == 1).all()
     same(arrays.full(shape, 2.5), np.full(shape, 2.5))
@@ -89,7 +89,7 @@ def test_like_constructors_keep_the_layout_numpy_would(data):
 
 
 def test_like_constructors_with_another_dtype_and_shape():
-    """dtype and shape override those of the prototype."""
+    """Another dtype or shape overrides that of the prototype."""
     a = np.ones((3, 4), order="F")
     same(arrays.empty_like(a, dtype="i2"), np.empty_like(a, dtype="i2"))
     same(arrays.zeros_like(a, shape=(2, 5, 2)), np.zeros_like(a, shape=(2, 5, 2)))
@@ -145,7 +145,18 @@ def test_bad_arguments_are_refused_with_what_is_allowed():
 def test_views_of_a_shared_array_are_shared_and_copies_are_not():
     """Being shared follows the memory."""
     a = arrays.zeros((20, 30))
-    for view in (a.T, a[3], a[::-1, ::2], a.reshape(600), a[2:4][:, 3:], a[5:5], a[20:], a.real, a.view("u1"), a[..., None]):
+    for view in (
+        a.T,
+        a[3],
+        a[::-1, ::2],
+        a.reshape(600),
+        a[2:4][:, 3:],
+        a[5:5],
+        a[20:],
+        a.real,
+        a.view("u1"),
+        a[..., None],
+    ):
         assert arrays.is_shared(view)
     assert arrays.is_shared(np.broadcast_to(a, (3, 20, 30)))
     assert not arrays.is_shared(a.copy())
@@ -220,7 +231,13 @@ def test_share_array_returns_what_is_shared_already():
 
 @pytest.mark.parametrize(
     "a",
-    [np.array(5), np.zeros((0, 3)), np.arange(24.0).reshape(2, 3, 4).transpose(1, 2, 0), np.arange(9)[::-2], np.array(["a"])],
+    [
+        np.array(5),
+        np.zeros((0, 3)),
+        np.arange(24.0).reshape(2, 3, 4).transpose(1, 2, 0),
+        np.arange(9)[::-2],
+        np.array(["a"]),
+    ],
     ids=str,
 )
 def test_share_array_read_only_keeps_content_and_layout(a):
@@ -238,7 +255,12 @@ def test_share_array_read_only_keeps_content_and_layout(a):
 def test_shared_memory_context_shares_whatever_makes_arrays():
     """Every array of any size, made by any code, and nothing after it."""
     with arrays.shared_memory():
-        made = [np.arange(3), np.ones((400, 400)) + 1, np.fromiter(range(1000), int), np.sort(np.arange(9)[::-1])]
+        made = [
+            np.arange(3),
+            np.ones((400, 400)) + 1,
+            np.fromiter(range(1000), int),
+            np.sort(np.arange(9)[::-1]),
+        ]
         made.append(np.array([1, 2]).astype("f8").copy())
         odd = np.array([None, 1])
     assert all(map(arrays.is_shared, made))

@@ -1,4 +1,4 @@
-"""What a fork by the user's code does to arrays: nothing that could be noticed, and nothing is recycled too early."""
+"""What a fork by the user's code does to arrays: nothing to be noticed, nothing recycled too early."""
 
 from __future__ import annotations
 
@@ -55,13 +55,16 @@ class Child:
         self._lines = os.fdopen(self._hear)
 
     def answer(self):
+        """Return the child's next word."""
         return self._lines.readline().rstrip("\n")
 
     def go_on(self):
+        """Let the child go on to its next word."""
         os.write(self._say, b"x")
         return self.answer()
 
     def end(self, status=0):
+        """Let the child end, and check how it did."""
         os.close(self._say)
         self._lines.close()
         _, code = os.waitpid(self.pid, 0)
@@ -69,7 +72,7 @@ class Child:
 
 
 def by_value(n, value):
-    """An ordinary array as NumPy makes it in a worker."""
+    """Return an ordinary array as NumPy makes it in a worker."""
     former = _heap.set_handler(_heap.make_handler(segments.VALUE))
     try:
         return np.full(n, value, np.uint8)
@@ -104,15 +107,19 @@ def test_fork_with_a_received_array_separates_parent_and_child():
         a = peer.fetch("x")
         peer.run("del x")
 
+        seen = [a]
+
         def body():
-            a[:] = 5
-            yield int(a.sum())
-            yield int(a.sum())
+            mine = seen[0]
+            mine[:] = 5
+            yield int(mine.sum())
+            yield int(mine.sum())
 
         child = Child(body)
         assert child.answer() == "10000000"
         assert a.sum() == 2_000_000
         a[:] = 3
+        seen.clear()
         del a
         peer.run("y = np.zeros(2_000_000, np.uint8)")
         assert child.go_on() == "10000000"
@@ -168,14 +175,15 @@ def test_fork_child_sees_shared_arrays_and_writes_to_them():
 def test_fork_parent_recycles_nothing_the_child_still_sees(n):
     """Shared memory dropped by the parent stays as it is until the child is gone."""
     a = arrays.full(n, 9, np.uint8)
-    address = a.ctypes.data
+    address, seen = a.ctypes.data, [a]
 
-    def body():
+    def body(a):
         for _ in range(3):
             yield int(a.min()), int(a.max())
 
-    child = Child(body)
+    child = Child(lambda: body(seen[0]))
     assert child.answer() == "(9, 9)"
+    seen.clear()
     del a
     kept = [arrays.full(n, 1, np.uint8) for _ in range(30)]
     segments.trim()
@@ -228,7 +236,9 @@ def test_fork_grandchild_keeps_what_it_sees():
     assert address not in {x.ctypes.data for x in later}
     os.write(go, b"x")
     assert os.read(said, 1) == bytes([9])
-    for fd in (said, say, go):
+    os.close(say)
+    assert os.read(said, 1) == b""  # it has ended
+    for fd in (said, go):
         os.close(fd)
 
 
@@ -310,7 +320,7 @@ def test_fork_makes_a_block_of_a_live_array_unlendable():
     with pytest.raises(SegmentError, match="copy it"):
         block.mark_lent()
     a.resize(2 * MB)
-    assert a[: MB].min() == 1
+    assert a[:MB].min() == 1
     del a
     block.release()
     s = segments.stats()
@@ -357,7 +367,8 @@ def test_fork_in_many_threads_while_others_allocate_does_not_deadlock():
             while not stop.is_set():
                 x = np.ones(300_000, np.uint8)
                 y = arrays.ones(100)
-                if x.sum() != 300_000 or y.sum() != 100:
+                z = np.ones(9 * MB, np.uint8)  # idle at the next fork: the child unmaps it
+                if x.sum() != 300_000 or y.sum() != 100 or z[-1] != 1:
                     failures.append("content")
         finally:
             _heap.set_handler(former)

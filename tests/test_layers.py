@@ -18,7 +18,18 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__"}),
     frozenset({"executor"}),
     frozenset(
-        {"workers", "pool", "tasks", "hub", "_zygote", "_worker", "_launcher", "_frames", "_caller_state"}
+        {
+            "workers",
+            "pool",
+            "tasks",
+            "hub",
+            "_zygote",
+            "_worker",
+            "_launcher",
+            "_frames",
+            "_caller_state",
+            "_arguments",
+        }
     ),
     frozenset({"sharing", "mainspace"}),
     frozenset({"transport"}),

@@ -27,7 +27,7 @@ LEAKS = {
 _SOURCE = """
 import atexit, mmap, os, subprocess, tempfile, threading, time
 import leaks
-leaks.left_behind.__defaults__ = (0.3,)
+leaks.left_behind.__defaults__ = (0.3, frozenset())
 keep = []
 
 @atexit.register

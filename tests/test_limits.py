@@ -287,7 +287,7 @@ os.sys.stdin.readline()
 
 @pytest.fixture
 def small_group():
-    """A memory cgroup (v1) with 200 MB."""
+    """Make a memory cgroup (v1) with 200 MB."""
     if os.getuid() != 0 or not GROUP.is_dir() or not os.access(GROUP, os.W_OK):
         pytest.skip("needs root and the v1 memory controller at /sys/fs/cgroup/memory")
     group = GROUP / f"ndshare-test-{os.getpid()}"

@@ -418,3 +418,148 @@ def test_cloudpickle_is_imported_only_when_needed(script: Script) -> None:
             assert peer.call(lambda: "cloudpickle" in __import__("sys").modules) is False
         """
     )
+
+
+def test_classes_of_all_kinds_come_back_as_they_were(script: Script) -> None:
+    """Named tuples, slots, abstract and generic classes, enums, exceptions, decorated functions."""
+    script(
+        """
+        import abc, collections, dataclasses, enum, functools, typing
+        T = typing.TypeVar("T")
+        Pair = collections.namedtuple("Pair", "a b")
+        class Typed(typing.NamedTuple):
+            x: int
+            y: "Pair" = Pair(1, 2)
+        class Shape(abc.ABC):
+            @abc.abstractmethod
+            def area(self): ...
+        class Square(Shape):
+            __slots__ = ("side",)
+            def __init__(self, side): self.side = side
+            def area(self): return self.side ** 2
+        class Stack(typing.Generic[T]):
+            def __init__(self, items: list[T]): self.items = items
+        class Flag(enum.IntFlag):
+            A = 1
+            B = 2
+        class Level(str, enum.Enum):
+            LOW = "low"
+            def shout(self): return self.value.upper()
+        @dataclasses.dataclass(frozen=True, slots=True)
+        class Frozen:
+            n: int = 3
+        @dataclasses.dataclass
+        class Tree:
+            value: int
+            children: "list[Tree]" = dataclasses.field(default_factory=list)
+            kind: typing.ClassVar[str] = "tree"
+        class Problem(ValueError):
+            def __init__(self, code, text):
+                super().__init__(code, text)
+                self.code = code
+        class Meta(type):
+            def __call__(cls, *args):
+                obj = super().__call__(*args)
+                obj.made = True
+                return obj
+        class Made(metaclass=Meta): pass
+        class Unequal:
+            def __eq__(self, other): return NotImplemented
+            __hash__ = None
+
+        @functools.wraps(np.sum)
+        def total(x):
+            counter["n"] += 1
+            return float(np.add.reduce(x))
+        counter = {"n": 0}
+
+        def tree(n):
+            return Tree(n, [tree(n - 1)] if n else [])
+        def everything():
+            total(np.ones(3))
+            return [Pair(1, Typed(5)), Square(4), Stack([1]), Flag.A | Flag.B, Level.LOW, Frozen(5), tree(5),
+                    Made(), Unequal(), [Tree], Square(3).area(), Level.LOW.shout(), counter["n"]]
+        def fail():
+            raise Problem(7, "no")
+
+        with Peer() as peer:
+            for n in (1, 2):
+                got = peer.call(everything)
+                here = everything()
+                assert [type(x) for x in got] == [type(x) for x in here]
+                assert got[0] == here[0] and type(got[0].b.y) is Pair and got[3] == 3 and got[4] is Level.LOW
+                assert got[1].area() == 16 and got[5] == here[5] and got[6] == here[6] and got[7].made
+                assert got[9] == [Tree] and got[10:] == [9, "LOW", n]
+            assert peer.call(total, np.ones(4)) == 4
+            assert peer.call(lambda: counter["n"]) == 3
+            try:
+                peer.call(fail)
+            except Problem as error:
+                assert error.code == 7
+        """
+    )
+
+
+def test_rebound_globals_are_let_go(script: Script) -> None:
+    """Neither lists nor arrays of earlier values are kept alive by what workers were sent."""
+    script(
+        """
+        import gc, weakref
+        class Item: pass
+        data = [Item(), np.zeros(100_000)]
+        array = np.zeros(100_000)
+        seen = [weakref.ref(data[0]), weakref.ref(data[1]), weakref.ref(array)]
+        def task(): return len(data), len(array)
+        with Peer() as peer:
+            assert peer.call(task) == (2, 100_000)
+            data = array = ()
+            assert peer.call(task) == (0, 0)
+            gc.collect()
+            assert [ref() for ref in seen] == [None] * 3
+        """
+    )
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="syntax of Python 3.12")
+def test_type_parameters_and_aliases_are_sent(script: Script) -> None:
+    """Generic functions, classes and type aliases in the new syntax."""
+    script(
+        """
+        type Alias = list[int]
+        def listed[T](x: T) -> Alias:
+            return [x]
+        class Box[T]:
+            def __init__(self, x: T): self.x = x
+            def get(self) -> T: return self.x
+        with Peer() as peer:
+            assert peer.call(listed, 1) == [1]
+            box = peer.call(Box, 4)
+            assert type(box) is Box and box.get() == 4
+            assert peer.call(lambda: listed.__type_params__[0].__name__) == "T"
+            assert peer.call(lambda: Alias.__value__) == list[int]
+        """
+    )
+
+
+def test_relative_import_in_a_function_works(tmp_path: Path) -> None:
+    """Under ``python -m package.module`` too, in a worker that can import the package."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "other.py").write_text("value = 41\n")
+    (package / "module.py").write_text(
+        "import sys\nfrom peer import Peer\n"
+        "def task(x):\n    from .other import value\n    return value + x\n"
+        "with Peer(PYTHONPATH=':'.join(sys.path)) as peer:\n    print(peer.call(task, 1))\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "package.module"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("42\n", "")

@@ -18,6 +18,7 @@ MB = 1 << 20
 
 @pytest.fixture
 def peer():
+    """Start another process."""
     with Peer() as other:
         yield other
 
@@ -170,7 +171,11 @@ def test_sealed_array_is_read_only_for_everybody(peer):
     with pytest.raises(OSError):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
     peer.run("x = take(where, fds[0])", send=(fd,), where=where)
-    assert peer.run("result = x.flags.writeable, float(x.sum()), arrays.is_shared(x)") == (False, 499500.0, True)
+    assert peer.run("result = x.flags.writeable, float(x.sum()), arrays.is_shared(x)") == (
+        False,
+        499500.0,
+        True,
+    )
     with pytest.raises(RuntimeError, match="cannot set WRITEABLE"):
         peer.run("x.flags.writeable = True")
     with pytest.raises(ValueError, match="cannot set WRITEABLE"):
@@ -257,6 +262,22 @@ def test_receiver_short_of_descriptors_is_told_to_copy_out(peer):
     where, fd = ticket(staged(MB))
     source = "b = segments.attach(*where[:3], fds[0]); result = segments.should_copy_out(b); b.release()"
     assert peer.run(source, send=(fd,), where=where) is True
+
+
+def test_receiver_without_a_single_free_descriptor_still_gets_its_array(peer):
+    """What was received is mapped all the same, and comes back all the same."""
+    a = staged(MB, 6)
+    uid = uid_of(a)
+    where, fd = ticket(a)
+    del a
+    source = (
+        "import resource; former = resource.getrlimit(7); resource.setrlimit(7, (fds[0] + 1, former[1]))\n"
+    )
+    source += "try: x = take(where, fds[0])\nfinally: resource.setrlimit(7, former)\nresult = int(x.sum())"
+    assert peer.run(source, send=(fd,), where=where) == 6 * MB
+    assert uid_of(staged(MB)) != uid
+    peer.run("del x")
+    assert uid in {uid_of(b) for b in [staged(MB) for _ in range(3)]}
 
 
 def test_block_released_refuses_everything_but_its_facts():
@@ -347,6 +368,26 @@ def test_trim_gives_back_pages_that_peers_still_map(peer):
     assert after.own_bytes <= before.own_bytes - 4 * MB
     assert after.idle_bytes == 0
     assert peer.run("result = segments.stats().cached_mappings") == 1
+
+
+def test_idle_limit_counts_freed_slots_of_slabs_in_use():
+    """Small arrays that were dropped are idle memory too, even beside live ones."""
+    kept = [arrays.ones(900_000, np.uint8) for _ in range(12)]
+    del kept[1::2]
+    assert segments.stats().idle_bytes >= 5_000_000
+    former = segments.set_idle_limit(2 * MB)
+    try:
+        del kept[1::2]
+        assert segments.stats().idle_bytes <= 8_000_000
+        own = segments.stats().own_bytes
+        kept.append(arrays.ones(900_000, np.uint8))
+        kept.pop()
+        assert segments.stats().own_bytes <= own
+    finally:
+        segments.set_idle_limit(former)
+    assert segments.trim() > 0
+    assert segments.stats().idle_bytes == 0
+    assert all((a == 1).all() for a in kept)
 
 
 def test_idle_limit_destroys_the_coldest():

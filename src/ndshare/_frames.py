@@ -15,9 +15,10 @@ A message is one SOCK_SEQPACKET datagram. Its descriptors are those of its recor
 descriptors than one message may carry (253) go ahead of it in FDS messages.
 
 Beside the socket each worker has a row on a *board* in shared memory: the prefix of the segments it owns,
-then one byte per task in flight (`cell`): `PENDING` until the worker takes the task by compare-and-swap
-(`STARTED`), or the caller takes it back the same way (`REVOKED`). So a task runs exactly once, a batch can
-be given to somebody else while its head is slow, and after a death it is known which task was running.
+its process number, then one byte per task in flight (`cell`): `PENDING` until the worker takes the task by
+compare-and-swap (`STARTED`), or the caller takes it back the same way (`REVOKED`). So a task runs exactly
+once, a batch can be given to somebody else while its head is slow, and after a death it is known which task
+was running.
 """
 
 from __future__ import annotations
@@ -37,9 +38,8 @@ SOURCES = 9
 RESULT = 10
 INITIALIZED = 11
 
-HEAD = struct.Struct("<BBHI")  # kind, status or spare, descriptors or records, seq or token
+HEAD = struct.Struct("<BBHIf")  # kind, status, number of records, seq or token, seconds it took
 RECORD = struct.Struct("<IIIHH")  # seq, payload length, function token, descriptors, kind of record
-SECONDS = struct.Struct("<f")  # follows the head of a RESULT
 
 # Kinds of records.
 CALL = 0  # payload: (function, args, kwargs)
@@ -57,6 +57,8 @@ STARTED = 1
 REVOKED = 2
 ROW_BYTES = 1024
 BOARD_ROWS = 64
+OWNER_AT = 0
+PID_AT = 8
 _CELLS_AT = 64
 
 
@@ -70,3 +72,6 @@ def cell(row: int, seq: int) -> int:
 MESSAGE_MAX_BYTES = 64 * 1024
 BUFFER_BYTES = 256 * 1024
 FDS_MAX = 250
+
+#: How long both ends look for the next message before they sleep.
+SPIN_US = 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import marshal
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +32,10 @@ _IMPORT_TIME_PREFIXES = (
     "BLIS_", "GOMP_", "GOTO_", "KMP_", "LD_", "MKL_", "NPY_", "NUMEXPR_", "OMP_", "OPENBLAS_",
     "PYTHON", "VECLIB_",
 )  # fmt: skip
+
+
+#: What a zygote needs at most to end: it gives its workers a grace of 2 s.
+_END_S = 5.0
 
 
 class ZygoteSpec(NamedTuple):
@@ -76,12 +82,21 @@ class Zygote:
                 "BLIS_NUM_THREADS": "1",
             }
             environment.pop("PYTHONWARNINGS", None)
-            self.process = subprocess.Popen(
-                [sys.executable, *flags, "-P", "-c", _BOOT, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                env=environment | dict(spec.variables),
-                pass_fds=[theirs.fileno()],
-            )
+            # Ctrl-C in a terminal goes to the whole process group: the new interpreter starts with it blocked,
+            # until it can ignore it.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, *flags, "-P", "-c", _BOOT, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    env=environment | dict(spec.variables),
+                    pass_fds=[theirs.fileno()],
+                )
+            except BaseException:
+                self.control.close()
+                raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             path = [os.path.abspath(p) for p in sys.path if isinstance(p, str)]
             boot = {"path": path, "parent": os.getpid(), "preload": spec.preload}
             self.control.send(marshal.dumps(boot))
@@ -91,16 +106,25 @@ class Zygote:
         return self.control.fileno()
 
     def spawn(self, worker_id: int, options: dict[str, Any], fds: tuple[int, ...]) -> None:
-        """Fork a worker that serves ``fds``; they are the caller's to close afterwards."""
-        self._tell((_zygote.SPAWN, worker_id, options), fds)
+        """Fork a worker that serves ``fds``; they are the caller's to close afterwards.
+
+        Raises
+        ------
+        BlockingIOError
+            If too many descriptors of this user are in flight; they are on their way somewhere.
+        ConnectionError
+            If the zygote is gone.
+        """
+        if not self._tell((_zygote.SPAWN, worker_id, options), fds):
+            raise BlockingIOError(errno.ETOOMANYREFS, "too many descriptors in flight to start a worker")
 
     def kill(self, worker_id: int, number: int) -> None:
         """Send a signal to a worker, if it is still there."""
         with contextlib.suppress(OSError):
-            self._tell((_zygote.KILL, worker_id, number), ())
+            self._tell((_zygote.KILL, worker_id, int(number)), ())
 
-    def _tell(self, message: tuple[Any, ...], fds: tuple[int, ...]) -> None:
-        _wire.send_message(self.control.fileno(), [marshal.dumps(message)], fds, 0)
+    def _tell(self, message: tuple[Any, ...], fds: tuple[int, ...]) -> bool:
+        return _wire.send_message(self.control.fileno(), [marshal.dumps(message)], fds, 0)
 
     def read(self) -> list[tuple[Any, ...]]:
         """What it has said since the last call; the last entry is ``()`` when it is gone."""
@@ -123,7 +147,11 @@ class Zygote:
     def close(self) -> None:
         """End it and its workers; wait for it."""
         self.control.close()
-        self.process.wait()
+        try:
+            self.process.wait(_END_S)
+        except subprocess.TimeoutExpired:  # stopped, or deaf: its workers die with it
+            self.process.kill()
+            self.process.wait()
 
     def forget(self) -> None:
         """Let go of it in a forked child, which must not wait for it."""

@@ -30,7 +30,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -71,13 +71,15 @@ class _Worker:
         self.overlay: dict[str, str] = options["overlay"]
 
         signal.signal(signal.SIGINT, self._interrupt)
+        os.register_at_fork(after_in_child=self._leave_to_parent)
         if (reseed := sys.modules.get("numpy.random")) is not None:
             reseed.seed()  # else all workers draw the numbers of the zygote's generator
         segments.ledger_attach(ledger_fd, options["ledger_slot"])
         os.close(ledger_fd)
         segments.set_idle_limit(options["idle_limit"])
         segments.install_handler()
-        _wire.store_u64(self.board, self.row, segments.owner_prefix())
+        _wire.store_u64(self.board, self.row + frames.OWNER_AT, segments.owner_prefix())
+        _wire.store_u64(self.board, self.row + frames.PID_AT, os.getpid())
         mainspace.install()
         os.environ.update(self.overlay)
         for name in options["preload"]:
@@ -102,7 +104,7 @@ class _Worker:
             if received is None or received[0] == 0:
                 return
             size, fds = received
-            kind, status, count, number = frames.HEAD.unpack_from(self.buffer)
+            kind, status, count, number, _ = frames.HEAD.unpack_from(self.buffer)
             if kind == frames.FDS:
                 self.early_fds += fds
                 continue
@@ -113,6 +115,7 @@ class _Worker:
             handlers[kind](status, count, number, view[frames.HEAD.size : size], fds)
 
     def _receive(self) -> tuple[int, tuple[int, ...]] | None:
+        _wire.spin(self.socket_fd, frames.SPIN_US)
         while True:
             try:
                 return _wire.recv_message(self.socket_fd, self.buffer, 0)
@@ -126,6 +129,12 @@ class _Worker:
         if self.interruptible:
             self.interruptible = False
             raise KeyboardInterrupt
+
+    def _leave_to_parent(self) -> None:
+        """In a process that a task forked: the socket is the worker's alone."""
+        with contextlib.suppress(OSError):
+            os.close(self.socket_fd)
+        self.socket_fd = -1
 
     def _leave(self) -> None:
         import atexit
@@ -168,7 +177,7 @@ class _Worker:
             parcel = _pack_error(error)
             del error
         seconds = time.perf_counter() - began
-        self._answer(frames.RESULT, status, seq, frames.SECONDS.pack(seconds), parcel)
+        self._answer(frames.RESULT, status, seq, seconds, parcel)
 
     def _call(self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> transport.Draft:
         self.interruptible = True
@@ -219,17 +228,18 @@ class _Worker:
 
     def _on_initializer(self, _s: int, _c: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
         try:
-            self.interruptible = True
-            if self.main_failure is not None:
-                raise self.main_failure[0]
-            function, args = transport.unpack(body, fds)
-            function(*args)
-            self.interruptible = False
+            try:
+                self.interruptible = True
+                if self.main_failure is not None:
+                    raise self.main_failure[0]
+                function, args = transport.unpack(body, fds)
+                function(*args)
+            finally:
+                self.interruptible = False
         except BaseException as error:
-            self.interruptible = False
-            self._answer(frames.INITIALIZED, frames.ERROR, 0, b"", _pack_error(error))
+            self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, _pack_error(error))
             raise SystemExit(1) from None
-        self._answer(frames.INITIALIZED, frames.OK, 0, b"", transport.pack(None).settle())
+        self._answer(frames.INITIALIZED, frames.OK, 0, 0.0, transport.pack(None).settle())
 
     def _on_state(self, fresh: int, _count: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
         state = pickle.loads(body)
@@ -270,26 +280,34 @@ class _Worker:
             if path and not path.startswith((sys.prefix, sys.base_prefix)):
                 with contextlib.suppress(OSError):
                     found.append((path, os.stat(path).st_mtime_ns))
-        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0), marshal.dumps(found[:200])], ())
+        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(found[:200])], ())
 
     # ------------------------------------------------------------------ sending
 
-    def _answer(self, kind: int, status: int, seq: int, extra: bytes, parcel: transport.Parcel) -> None:
+    def _answer(self, kind: int, status: int, seq: int, seconds: float, parcel: transport.Parcel) -> None:
+        if self.socket_fd < 0:  # a process that the task forked, and that has come back from it as well
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+            os._exit(0)
+        head = frames.HEAD.pack(kind, status, 0, seq, seconds)
+        if not parcel.blocks:
+            self._send_one((head, parcel.data), ())
+            return
         fds = parcel.descriptors()
         try:
-            self._send([frames.HEAD.pack(kind, status, len(fds), seq), extra, parcel.data], fds)
+            self._send([head, parcel.data], fds)
         finally:
             for fd in fds:
                 os.close(fd)
             parcel.release()
 
-    def _send(self, parts: list[bytes], fds: tuple[int, ...] | list[int]) -> None:
+    def _send(self, parts: Sequence[bytes], fds: Sequence[int]) -> None:
         while len(fds) > frames.FDS_MAX:
-            self._send_one([frames.HEAD.pack(frames.FDS, 0, 0, 0)], fds[: frames.FDS_MAX])
+            self._send_one([frames.HEAD.pack(frames.FDS, 0, 0, 0, 0.0)], fds[: frames.FDS_MAX])
             fds = fds[frames.FDS_MAX :]
         self._send_one(parts, fds)
 
-    def _send_one(self, parts: list[bytes], fds: tuple[int, ...] | list[int]) -> None:
+    def _send_one(self, parts: Sequence[bytes], fds: Sequence[int]) -> None:
         while True:
             try:
                 if _wire.send_message(self.socket_fd, parts, fds, 0):

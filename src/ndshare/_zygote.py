@@ -53,6 +53,7 @@ _GRACE_S = 2.0
 def main(control: socket.socket, parent_pid: int, preload: tuple[str, ...]) -> None:
     """Import, then fork on request until the control socket or the parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # blocked from birth
     _Zygote(control, parent_pid).run(preload)
 
 

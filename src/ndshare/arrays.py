@@ -135,15 +135,52 @@ def empty(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDA
 
 
 def zeros(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDArray[Any]:
-    """Make a shared array of zeros; see `empty`.
+    """Make a shared array of zeros.
 
     Unlike NumPy's, its pages are taken at once: it costs what it will use.
+
+    Parameters
+    ----------
+    shape : int or sequence of int
+        Its shape; may be ``()`` or contain zeros.
+    dtype : dtype-like
+        Any dtype without Python objects.
+    order : {"C", "F"}
+        Memory layout.
+
+    Returns
+    -------
+    numpy.ndarray
+        A plain array in shared memory.
+
+    See Also
+    --------
+    empty : errors, and who sees the array.
     """
     return _create(shape, dtype, order, "ndshare.zeros", zero=True)
 
 
 def ones(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDArray[Any]:
-    """Make a shared array of ones; see `empty`."""
+    """Make a shared array of ones.
+
+    Parameters
+    ----------
+    shape : int or sequence of int
+        Its shape; may be ``()`` or contain zeros.
+    dtype : dtype-like
+        Any dtype without Python objects.
+    order : {"C", "F"}
+        Memory layout.
+
+    Returns
+    -------
+    numpy.ndarray
+        A plain array in shared memory.
+
+    See Also
+    --------
+    empty : errors, and who sees the array.
+    """
     result = _create(shape, dtype, order, "ndshare.ones", zero=False)
     result.fill(1)
     return result
@@ -152,7 +189,28 @@ def ones(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDAr
 def full(
     shape: ShapeLike, fill_value: ArrayLike, dtype: DTypeLike | None = None, order: Order = "C"
 ) -> NDArray[Any]:
-    """Make a shared array filled with one value, or with what broadcasts to its shape; see `empty`."""
+    """Make a shared array filled with one value.
+
+    Parameters
+    ----------
+    shape : int or sequence of int
+        Its shape; may be ``()`` or contain zeros.
+    fill_value : scalar or array-like
+        What to fill it with; broadcasts to its shape.
+    dtype : dtype-like, optional
+        Any dtype without Python objects. By default that of `fill_value`.
+    order : {"C", "F"}
+        Memory layout.
+
+    Returns
+    -------
+    numpy.ndarray
+        A plain array in shared memory.
+
+    See Also
+    --------
+    empty : errors, and who sees the array.
+    """
     kind = np.asarray(fill_value).dtype if dtype is None else dtype
     result = _create(shape, kind, order, "ndshare.full", zero=False)
     np.copyto(result, cast("Any", fill_value), casting="unsafe")
@@ -193,7 +251,28 @@ def empty_like(
     order: LikeOrder = "K",
     shape: ShapeLike | None = None,
 ) -> NDArray[Any]:
-    """Make a shared array with the shape, dtype and layout of another, content not set; see `empty`."""
+    """Make a shared array shaped like another, without setting its content.
+
+    Parameters
+    ----------
+    prototype : array-like
+        The shape, dtype and layout to take where nothing else is said.
+    dtype : dtype-like, optional
+        Any dtype without Python objects.
+    order : {"K", "A", "C", "F"}
+        Memory layout; ``"K"`` keeps the order of the axes in memory.
+    shape : int or sequence of int, optional
+        Another shape.
+
+    Returns
+    -------
+    numpy.ndarray
+        A plain array in shared memory.
+
+    See Also
+    --------
+    empty : errors, and who sees the array.
+    """
     return _like(prototype, dtype, order, shape, "ndshare.empty_like")
 
 
@@ -203,7 +282,28 @@ def zeros_like(
     order: LikeOrder = "K",
     shape: ShapeLike | None = None,
 ) -> NDArray[Any]:
-    """Make a shared array of zeros with the shape, dtype and layout of another; see `empty`."""
+    """Make a shared array of zeros shaped like another.
+
+    Parameters
+    ----------
+    prototype : array-like
+        The shape, dtype and layout to take where nothing else is said.
+    dtype : dtype-like, optional
+        Any dtype without Python objects.
+    order : {"K", "A", "C", "F"}
+        Memory layout; ``"K"`` keeps the order of the axes in memory.
+    shape : int or sequence of int, optional
+        Another shape.
+
+    Returns
+    -------
+    numpy.ndarray
+        A plain array in shared memory.
+
+    See Also
+    --------
+    empty : errors, and who sees the array.
+    """
     return _like(prototype, dtype, order, shape, "ndshare.zeros_like", zero=True)
 
 
@@ -213,7 +313,28 @@ def ones_like(
     order: LikeOrder = "K",
     shape: ShapeLike | None = None,
 ) -> NDArray[Any]:
-    """Make a shared array of ones with the shape, dtype and layout of another; see `empty`."""
+    """Make a shared array of ones shaped like another.
+
+    Parameters
+    ----------
+    prototype : array-like
+        The shape, dtype and layout to take where nothing else is said.
+    dtype : dtype-like, optional
+        Any dtype without Python objects.
+    order : {"K", "A", "C", "F"}
+        Memory layout; ``"K"`` keeps the order of the axes in memory.
+    shape : int or sequence of int, optional
+        Another shape.
+
+    Returns
+    -------
+    numpy.ndarray
+        A plain array in shared memory.
+
+    See Also
+    --------
+    empty : errors, and who sees the array.
+    """
     result = _like(prototype, dtype, order, shape, "ndshare.ones_like")
     result.fill(1)
     return result
@@ -226,7 +347,30 @@ def full_like(
     order: LikeOrder = "K",
     shape: ShapeLike | None = None,
 ) -> NDArray[Any]:
-    """Make a shared array filled with one value, shaped like another; see `empty`."""
+    """Make a shared array filled with one value, shaped like another.
+
+    Parameters
+    ----------
+    prototype : array-like
+        The shape, dtype and layout to take where nothing else is said.
+    fill_value : scalar or array-like
+        What to fill it with; broadcasts to its shape.
+    dtype : dtype-like, optional
+        Any dtype without Python objects.
+    order : {"K", "A", "C", "F"}
+        Memory layout; ``"K"`` keeps the order of the axes in memory.
+    shape : int or sequence of int, optional
+        Another shape.
+
+    Returns
+    -------
+    numpy.ndarray
+        A plain array in shared memory.
+
+    See Also
+    --------
+    empty : errors, and who sees the array.
+    """
     result = _like(prototype, dtype, order, shape, "ndshare.full_like")
     np.copyto(result, cast("Any", fill_value), casting="unsafe")
     return result
@@ -243,6 +387,11 @@ def array(object: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = 
         The dtype of the result.
     order : {"K", "A", "C", "F"}
         Memory layout.
+
+    Returns
+    -------
+    numpy.ndarray
+        A plain array in shared memory.
 
     Raises
     ------

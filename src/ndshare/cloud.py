@@ -22,7 +22,7 @@ import numpy as np
 
 from ndshare._wire import selective
 from ndshare.errors import TransportError
-from ndshare.functions import MAIN_NAMES
+from ndshare.functions import MAIN_NAMES, main_namespace
 from ndshare.pickling import Recording, Session, finish
 
 _MAKERS = (_impl._make_skeleton_class, _impl._make_skeleton_enum)
@@ -46,8 +46,12 @@ class _CloudSession(Session):
         reduced = super().on_named(obj)
         if reduced is NotImplemented and obj.__module__ not in MAIN_NAMES:
             reduced = _impl.Pickler.reducer_override(self.pickler, obj)
-            if type(reduced) is tuple and reduced[0] in _MAKERS:
+            if type(reduced) is not tuple:
+                return reduced
+            if reduced[0] in _MAKERS:
                 return self.beyond(obj)
+            if isinstance(obj, types.FunctionType) and obj.__globals__ is main_namespace():
+                return self.on_unnamed(obj)  # its decorator gave it the name of something else
         return reduced
 
     def beyond(self, obj: Any) -> Any:
@@ -72,15 +76,16 @@ def record(obj: object, *, lend: bool, defining: frozenset[str]) -> Recording:
     session = _CloudSession(pickler)
     session.lend = lend
     session.defining = defining
-    pickler.__init__(session, 5, buffer_callback=session.notes.append)  # type: ignore[misc]
+    # Read by __init__, and by nobody later: cloudpickle's class attribute hides the C pickler's member.
     pickler.dispatch_table = session.table
+    pickler.__init__(session, 5, buffer_callback=session.notes.append)  # type: ignore[misc]
     pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass)
     try:
         pickler.dump(obj)
         return finish(session)
     finally:
         pickler.clear_memo()
-        session.clear()
+        session.close()
         session.pickler = None  # a cycle: nothing of this message may wait for the garbage collector
 
 
@@ -88,9 +93,8 @@ def _reduce_class(cls: type, *, reply: bool) -> tuple[Any, ...]:
     if reply and cls in _from_caller:
         return find_class, (_impl._get_or_create_tracker_id(cls), cls.__qualname__)
     make, facts, state, *_ = _impl._dynamic_class_reduce(cls)
-    state[0].setdefault(
-        "__qualname__", cls.__qualname__
-    )  # cloudpickle drops it: Outer.Inner would become Inner
+    # cloudpickle drops it: Outer.Inner would become Inner.
+    state[0].setdefault("__qualname__", cls.__qualname__)
     return make_class, (make, facts, reply), state, None, None, _impl._class_setstate
 
 

@@ -18,10 +18,11 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from ndshare import cpus
+from ndshare._arguments import check_callable, check_count, check_environment, module_names, tuple_of
 from ndshare.errors import InheritedError, RepeatedCopyWarning
 from ndshare.pool import Environment, Pool
 from ndshare.segments import is_shared
-from ndshare.tasks import TaskFuture
+from ndshare.tasks import ItemsTask, MapRun, TaskFuture
 from ndshare.workers import crew
 
 _T = TypeVar("_T")
@@ -104,21 +105,19 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
     ) -> None:
         if max_workers is None:
             max_workers = cpus.default_workers()
-        _check_count("max_workers", max_workers, 1)
+        check_count("max_workers", max_workers, 1)
         if max_tasks_per_child is not None:
-            _check_count("max_tasks_per_child", max_tasks_per_child, 1)
+            check_count("max_tasks_per_child", max_tasks_per_child, 1)
         if threads_per_worker is not None:
-            _check_count("threads_per_worker", threads_per_worker, 1)
-        _check_count("retries", retries, 0)
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be callable or None, got {initializer!r}")
-        if snapshot not in {"start", "submit"}:
+            check_count("threads_per_worker", threads_per_worker, 1)
+        check_count("retries", retries, 0)
+        if initializer is not None:
+            check_callable("initializer", initializer)
+        initargs = tuple_of("initargs", initargs)
+        if not (isinstance(snapshot, str) and snapshot in {"start", "submit"}):
             raise ValueError(f"snapshot must be 'start' or 'submit', got {snapshot!r}")
-        if isinstance(preload, str):
-            raise TypeError(
-                f"preload must be an iterable of module names, got the string {preload!r}; write "
-                f"[{preload!r}]"
-            )
+        check_environment(env)
+        preload = module_names(preload)
         if mp_context is not None:
             warnings.warn(
                 f"mp_context={mp_context!r} is ignored: ndshare forks its workers from a clean process of "
@@ -129,10 +128,10 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             crew(),
             max_workers,
             initializer=initializer,
-            initargs=tuple(initargs),
+            initargs=initargs,
             limit=max_tasks_per_child,
             env=env,
-            preload=tuple(preload),
+            preload=preload,
             threads=threads_per_worker,
             retries=retries,
         )
@@ -162,12 +161,15 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
 
         Raises
         ------
+        TypeError
+            If `fn` is not callable.
         RuntimeError
             After `shutdown`.
         InheritedError
             In a forked child of the process that made the executor.
         """
         self._check_usable()
+        check_callable("fn", fn)
         if not self._hinted:
             self._look_for_copies(fn, args, kwargs)
         task = TaskFuture(self._pool, fn, args, kwargs)
@@ -197,8 +199,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         chunksize : int, optional
             Items per task.
         buffersize : int, optional
-            How many items may be submitted whose results have not been yielded. By default all items
-            are submitted at once.
+            How many tasks (of `chunksize` items) may be submitted whose results have not been yielded;
+            the iterables are read no further than that. By default all are submitted at once.
 
         Returns
         -------
@@ -206,25 +208,28 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             Of results, in the order of the items. An error of an item is raised where its result would be.
         """
         self._check_usable()
-        _check_count("chunksize", chunksize, 1)
+        check_callable("fn", fn)
+        check_count("chunksize", chunksize, 1)
         if buffersize is not None:
-            _check_count("buffersize", buffersize, 1)
+            check_count("buffersize", buffersize, 1)
         deadline = None if timeout is None else time.monotonic() + timeout
-        token = next(self._pool.crew.tokens)
+        run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
+        weakref.finalize(run, self._pool.forget_function, run.token).atexit = False
         groups = _chunks(zip(*iterables, strict=False), chunksize)
 
-        def submit(group: list[tuple[Any, ...]]) -> TaskFuture:
-            task = TaskFuture(self._pool, fn, (), {})
-            task.token = token
-            task.items = group
+        def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
+            if not self._hinted:
+                for args in group:
+                    self._look_for_copies(fn, args, {})
+            task = ItemsTask(run, group)
             if self._snapshot == "submit":
                 task.read_now(private=self._pool.retries > 0)
-            self._pool.submit(task)
             return task
 
-        window = None if buffersize is None else max(1, -(-buffersize // chunksize))
-        futures = collections.deque(map(submit, itertools.islice(groups, window)))
-        return _results(futures, groups if window else iter(()), submit, deadline)
+        tasks = collections.deque(map(task_of, itertools.islice(groups, buffersize)))
+        self._pool.submit_all(tasks)
+        more = map(task_of, groups) if buffersize else iter(())
+        return _results(self._pool, tasks, more, deadline)
 
     # ------------------------------------------------------------------ the end
 
@@ -249,7 +254,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         self._end_workers(signal.SIGKILL)
 
     def _end_workers(self, number: int) -> None:
-        self._pool.kill(number)
+        if self._pool.hub.pid == os.getpid():
+            self._pool.kill(number)
         self._pool.shutdown(wait=False, cancel=True)
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
@@ -293,39 +299,24 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                     )
 
 
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
     while chunk := list(itertools.islice(items, size)):
         yield chunk
 
 
 def _results(
-    futures: collections.deque[TaskFuture],
-    groups: Iterator[list[tuple[Any, ...]]],
-    submit: Callable[[list[tuple[Any, ...]]], TaskFuture],
-    deadline: float | None,
+    pool: Pool, tasks: collections.deque[ItemsTask], more: Iterator[ItemsTask], deadline: float | None
 ) -> Iterator[Any]:
     try:
-        while futures:
-            future = futures.popleft()
-            try:
-                results = future.result(None if deadline is None else deadline - time.monotonic())
-            except BaseException:
-                future.cancel()
-                raise
-            del future
+        while tasks:
+            results = tasks[0].result(None if deadline is None else deadline - time.monotonic())
+            tasks.popleft()
             results.reverse()
             while results:
-                if len(results) == 1:
-                    for group in itertools.islice(groups, 1):
-                        futures.append(submit(group))
+                if len(results) == 1 and (task := next(more, None)) is not None:
+                    tasks.append(task)
+                    pool.submit(task)
                 yield results.pop()
     finally:
-        for future in futures:
-            future.cancel()
+        for task in tasks:
+            task.cancel()

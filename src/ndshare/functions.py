@@ -49,6 +49,7 @@ class Names(NamedTuple):
 _names: dict[int, tuple[types.CodeType, Names]] = {}
 _marshalled: dict[int, tuple[types.CodeType, bytes]] = {}
 _loaded: dict[bytes, types.CodeType] = {}
+_imported: dict[tuple[str, frozenset[str]], tuple[int, tuple[str, ...]]] = {}  # valid for so many modules
 
 
 def main_namespace() -> dict[str, Any]:
@@ -117,11 +118,21 @@ def needs_of(function: types.FunctionType) -> Iterator[str]:
             yield from _submodules(value.__name__, names.attributes)
 
 
-def _submodules(package: str, attributes: frozenset[str]) -> Iterator[str]:
-    prefix = package + "."
-    for name in list(sys.modules):
-        if name.startswith(prefix) and attributes.issuperset(name[len(prefix) :].split(".")):
-            yield name
+def _submodules(package: str, attributes: frozenset[str]) -> tuple[str, ...]:
+    key = package, attributes
+    count, found = _imported.get(key, (0, ()))
+    if count != len(sys.modules):
+        prefix = package + "."
+        count = len(sys.modules)
+        found = tuple(
+            name
+            for name in list(sys.modules)
+            if name.startswith(prefix) and attributes.issuperset(name[len(prefix) :].split("."))
+        )
+        if len(_imported) >= _CACHE_MAX:
+            _imported.clear()
+        _imported[key] = count, found
+    return found
 
 
 def reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
@@ -210,7 +221,7 @@ def remake_cached(
     return cached
 
 
-_DISPATCHING = functools.singledispatch(len).__code__
+_DISPATCHING: types.CodeType = vars(types.FunctionType)["__code__"].__get__(functools.singledispatch(len))
 
 
 def is_dispatching(function: types.FunctionType) -> bool:

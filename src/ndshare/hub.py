@@ -17,6 +17,8 @@ Guarantees
 - Messages are read and tasks are taken off the books under one lock, so the report of a death can never
   overtake a result. Results are rebuilt, and futures resolved, outside it.
 - A thread that resolves somebody's future while another thread leads rings the bell for the leader.
+- Ctrl-C is held back (`_wire.shield`) wherever the main thread keeps the books, and let through where it
+  waits or runs the user's code: no message, no task is lost to it.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
+
+from ndshare import _frames, _wire
 
 #: How long the I/O thread waits before it takes over from a thread that has stopped leading.
 _PARK_S = 3e-3
@@ -55,11 +59,14 @@ class Hub:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
+        _wire.shield_main(threading.main_thread().ident or 0)
         self.lock = threading.RLock()
         self._leader = threading.Lock()
         self._leader_thread = 0
         self._led = 0  # how often a thread has led or lent a hand
         self._parked = False  # the I/O thread does not hear the workers
+        self._ticking = False  # the I/O thread counts the time that it is parked
+        self._resting = False  # the I/O thread counts no more: who leads has to unpark it
         self._waiters = 0  # threads that wait for the leader
         self._inner = select.epoll()
         self._outer = select.epoll()
@@ -119,7 +126,11 @@ class Hub:
 
     def turn(self, timeout: float | None) -> None:
         """Wait up to `timeout` seconds (None: for ever) for messages, and deal with them."""
-        events = self._inner.poll(timeout, 64)
+        opening = _wire.window()
+        try:
+            events = self._inner.poll(timeout, 64)
+        finally:
+            _wire.curtain(opening)
         if not events:
             return
         with self.lock:
@@ -134,8 +145,8 @@ class Hub:
     def finish(self) -> None:
         """Do what was put off until the lock was free.
 
-        Ctrl-C may strike here, in a thread that waits for a result: the list belongs to the hub, so
-        that the I/O thread does the rest.
+        Ctrl-C may strike in a callback of the user's, in a thread that waits for a result: the list
+        belongs to the hub, so that the I/O thread does the rest.
         """
         todo = self._todo
         try:
@@ -155,6 +166,13 @@ class Hub:
         self._todo.append(action)
         self._wake_thread()
 
+    def from_finalizer(self, action: Callable[[], None]) -> None:
+        """Let the I/O thread do something; takes no lock, as the garbage collector may run anywhere."""
+        self._todo.append(action)
+        if not self._stopping and self._stop >= 0:
+            with contextlib.suppress(OSError):
+                os.eventfd_write(self._stop, 1)
+
     def look(self, sources: Iterable[Source]) -> None:
         """Deal with what is there from these sources, without waiting and without giving up the GIL."""
         self._park()
@@ -163,6 +181,14 @@ class Hub:
                 source.on_ready(self._todo)
         if self._todo:
             self.finish()
+
+    def read(self, source: Source) -> None:
+        """Read what is there from a source; what follows from it is done later, by the I/O thread."""
+        with self.lock:
+            before = len(self._todo)
+            source.on_ready(self._todo)
+            if len(self._todo) != before:
+                self._wake_thread()
 
     def drive(self, finished: Callable[[], bool], deadline: float | None) -> None:
         """Run the loop here until `finished` or the deadline; return at once if another thread leads."""
@@ -180,11 +206,12 @@ class Hub:
         finally:
             self._leader_thread = 0
             self._leader.release()
-            if self._waiters or time.monotonic() - began > _PARK_S:
+            if self._waiters or self._resting or time.monotonic() - began > _PARK_S:
                 self._unpark()
 
     def _lead(self, finished: Callable[[], bool], deadline: float | None) -> None:
         while not finished():
+            _wire.spin(self._inner.fileno(), _frames.SPIN_US)
             if deadline is None:
                 self.turn(None)
             else:
@@ -207,7 +234,11 @@ class Hub:
                     left = None if deadline is None else deadline - time.monotonic()
                     if left is not None and left <= 0:
                         return
-                    condition.wait(left)
+                    opening = _wire.window()
+                    try:
+                        condition.wait(left)
+                    finally:
+                        _wire.curtain(opening)
         finally:
             with self.lock:
                 self._waiters -= 1
@@ -220,18 +251,19 @@ class Hub:
                 if not self._parked and self._stop >= 0:
                     self._outer.modify(self._inner, 0)
                     self._parked = True
-            self._wake_thread()  # to count the time
+        if not self._ticking:
+            self._ticking = True
+            self._wake_thread()
 
     def tick(self) -> None:
         """Have `flush` called by the I/O thread within `_PARK_S`."""
         self._park()
-        self._wake_thread()
 
     def _unpark(self) -> None:
         if self._parked:
             with self.lock:
                 if self._parked and self._stop >= 0:
-                    self._parked = False
+                    self._parked = self._resting = False
                     self._outer.modify(self._inner, select.EPOLLIN)
 
     def _serve(self) -> None:
@@ -239,11 +271,13 @@ class Hub:
         while not self._stopping:
             with self.lock:
                 wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-                if self._parked:
-                    if self._led != led:
-                        led = self._led
-                        wait = _PARK_S if wait is None else min(wait, _PARK_S)
-                    elif not self._leader_thread:  # nobody has led for a while; a leader unparks by itself
+                self._ticking = self._parked and self._led != led
+                if self._ticking:
+                    led = self._led
+                    wait = _PARK_S if wait is None else min(wait, _PARK_S)
+                elif self._parked:
+                    self._resting = True  # said before looking: a leader that leaves looks after saying so
+                    if not self._leader_thread:
                         self._unpark()
             events = self._outer.poll(wait, 2)
             for fd, _ in events:
@@ -256,7 +290,7 @@ class Hub:
                 self.finish()
                 self.flush()
                 self._run_timers()
-            except Exception:
+            except BaseException:  # SystemExit of somebody's callback included: nobody else listens
                 sys.excepthook(*sys.exc_info())
 
     def _run_timers(self) -> None:

@@ -51,14 +51,14 @@ def encode_dtype(dtype: np.dtype[Any]) -> str | bytes:
 
 def decode_dtype(code: str | bytes) -> np.dtype[Any]:
     """Return the dtype of a code made by `encode_dtype`."""
-    if type(code) is bytes:
+    if isinstance(code, bytes):
         dtype: np.dtype[Any] = pickle.loads(code)
         return dtype
-    found = _decoded.get(code)  # type: ignore[arg-type]
+    found = _decoded.get(code)
     if found is None:
         if len(_decoded) >= _DECODED_MAX:  # strings of every length are dtypes of their own
             _decoded.clear()
-        found = _decoded[code] = np.dtype(code)  # type: ignore[index]
+        found = _decoded[code] = np.dtype(code)
     return found
 
 

@@ -96,9 +96,17 @@ class _Definition:
             self._reference = None
             self._value = value
 
+    def is_of(self, value: object) -> bool:
+        """Tell whether this defines the very same object."""
+        return (self._value if self._reference is None else self._reference()) is value
+
+    def forget(self) -> None:
+        """Let go of the object: workers' records keep definitions of names that are long rebound."""
+        self._value = self._reference = None
+
     def holds(self, name: str, value: object) -> bool:
         """Tell whether the name still means the same."""
-        if (self._value if self._reference is None else self._reference()) is not value:
+        if not self.is_of(value):
             return False
         return self.content is None or _content(record(value, defining=frozenset((name,)))) == self.content
 
@@ -146,6 +154,7 @@ def deliver(needs: Iterable[str], known: dict[str, object]) -> Draft | None:
         stale = {name: d for name, d in definitions.items() if known.get(name) is not d}
         if not stale:
             return None
+        _forget_rebound(namespace)
         while True:
             update = {name: _value(name, namespace) for name in stale}
             recording = record(update, defining=frozenset(stale))
@@ -157,6 +166,13 @@ def deliver(needs: Iterable[str], known: dict[str, object]) -> Draft | None:
             if not more:
                 return Draft(recording, delivers=dict(stale))
             stale.update(more)
+
+
+def _forget_rebound(namespace: dict[str, Any]) -> None:
+    for name, definition in list(_definitions.items()):
+        if not definition.is_of(_value(name, namespace)):
+            definition.forget()
+            del _definitions[name]
 
 
 def _closure(needs: Iterable[str], namespace: dict[str, Any]) -> dict[str, _Definition]:

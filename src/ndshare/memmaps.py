@@ -24,6 +24,9 @@ import numpy as np
 from ndshare.errors import TransportError
 from ndshare.layout import decode_dtype, encode_dtype, lead_in, span
 
+MEMMAP_ATTRIBUTES = ("_mmap", "filename", "offset", "mode")
+"""What a `numpy.memmap` has beyond an array."""
+
 _MODES = {"r": "r", "r+": "r+", "w+": "r+"}
 
 
@@ -148,6 +151,6 @@ def map_again(
 
 def _adopt(array: np.ndarray[Any, Any], flat: np.memmap[Any, Any]) -> np.memmap[Any, Any]:
     mapped = array.view(np.memmap)
-    for name in ("_mmap", "filename", "offset", "mode"):
+    for name in MEMMAP_ATTRIBUTES:
         setattr(mapped, name, getattr(flat, name))
     return mapped

@@ -47,7 +47,7 @@ from ndshare.reducers import LATE_COUNT, late_reducers, reduce_subclass, same
 # as much as copying 4 KiB a few times.
 IN_BAND_MAX = 4096
 
-_KEEP_MAX = 1 << 16  # a session that pickled more than this is dropped: its memo table has grown
+_KEEP_MAX = 1 << 13  # a session that pickled more is dropped: its memo table has grown, and stays so
 _IDLE_MAX = 8
 
 by_value_modules: set[str] = set()
@@ -63,7 +63,7 @@ def _type_var(obj: Any) -> Any:
 
 
 def _make_type_var(name: str, constraints: tuple[Any, ...], facts: dict[str, Any]) -> Any:
-    return typing.TypeVar(name, *constraints, **facts)  # type: ignore[misc]
+    return typing.TypeVar(name, *constraints, **facts)
 
 
 # Types whose instances pickle as their name alone, which a receiver without the program cannot look
@@ -157,6 +157,11 @@ class Session:
         if self.cells:
             self.cells.clear()
 
+    def close(self) -> None:
+        """Forget everything, and break the cycle of the session with the methods in its table."""
+        self.clear()
+        self.table.clear()
+
     def look_for_late(self) -> None:
         """Add the reducers of libraries that have been imported meanwhile."""
         self.modules = len(sys.modules)
@@ -171,7 +176,7 @@ class Session:
         if not is_movable(dtype):
             return array.__reduce_ex__(5)
         base = array.base
-        if base is not None and not isinstance(base, bytes):
+        if base is not None:
             root = memmaps.find_memmap(array)
             if root is not None:
                 mapped = memmaps.reduce_memmap(array, root)
@@ -206,7 +211,7 @@ class Session:
 
     def on_subclass(self, array: np.ndarray[Any, Any]) -> Any:
         """Take a subclass of ndarray apart."""
-        root = memmaps.find_memmap(array)
+        root = memmaps.find_memmap(array) if type(array) is np.memmap else None
         if root is not None:
             mapped = memmaps.reduce_memmap(array, root)
             if mapped is not None:
@@ -232,31 +237,38 @@ class Session:
             self.needs.add(root)
             return NotImplemented
         if type(obj) is types.FunctionType and obj.__globals__ is functions.main_namespace():
-            self.needs.update(functions.needs_of(obj))
-            if obj.__closure__:
-                self.cells.update(map(id, obj.__closure__))
-            return functions.reduce_function(obj)
+            return self.on_unnamed(obj)
         if type(obj) is types.FunctionType and functions.is_dispatching(obj):
             return functions.reduce_dispatching(obj)
         return self.beyond(obj)
 
-    def on_cell(self, cell: types.CellType) -> Any:
-        """Pickle the cell of a closure empty: its function fills it."""
-        if id(cell) in self.cells:
-            return functions.make_cell, ()
-        return self.beyond(cell)
+    def on_unnamed(self, function: types.FunctionType) -> Any:
+        """Pickle a function on the globals of ``__main__`` by its code."""
+        self.needs.update(functions.needs_of(function))
+        if function.__closure__:
+            self.cells.update(map(id, function.__closure__))
+        return functions.reduce_function(function)
 
-    def on_cached(self, cached: Any) -> Any:
+    def on_cell(self, obj: Any) -> Any:
+        """Pickle the cell of a closure empty: its function fills it."""
+        if id(obj) in self.cells:
+            return functions.make_cell, ()
+        return self.beyond(obj)
+
+    def on_cached(self, obj: Any) -> Any:
         """Pickle a `functools.lru_cache` by name, or define it."""
-        if cached.__module__ in functions.MAIN_NAMES and self.is_defined_here(cached):
-            return functions.reduce_cached(cached)
-        return cached.__reduce__()
+        if obj.__module__ in functions.MAIN_NAMES and self.is_defined_here(obj):
+            return functions.reduce_cached(obj)
+        return obj.__reduce__()
 
     def on_name_only(self, obj: Any) -> Any:
         """Pickle what pickle knows only by its name, or have it defined."""
-        if obj.__module__ in functions.MAIN_NAMES and self.is_defined_here(obj):
-            return _NAME_ONLY[type(obj)](obj)
-        return obj.__reduce__()
+        module = obj.__module__
+        if module in functions.MAIN_NAMES:
+            by_value = self.is_defined_here(obj)
+        else:  # the parameters of `def f[T]` say that they are of typing, where nobody finds them
+            by_value = getattr(sys.modules.get(module), obj.__name__, None) is not obj
+        return _NAME_ONLY[type(obj)](obj) if by_value else obj.__reduce__()
 
     def is_defined_here(self, obj: Any) -> bool:
         """Tell whether this message has to define a named object of ``__main__``; else note the need."""
@@ -267,13 +279,13 @@ class Session:
         self.needs.add(root)
         return False
 
-    def on_module(self, module: types.ModuleType) -> Any:
+    def on_module(self, obj: Any) -> Any:
         """Pickle a module as an import."""
-        name = module.__name__
-        if module is sys.modules.get("__main__"):
+        name = obj.__name__
+        if obj is sys.modules.get("__main__"):
             return importlib.import_module, ("__main__",)
-        if sys.modules.get(name) is not module or (by_value_modules and _is_by_value(name)):
-            return self.beyond(module)
+        if sys.modules.get(name) is not obj or (by_value_modules and _is_by_value(name)):
+            return self.beyond(obj)
         return importlib.import_module, (name,)
 
     def beyond(self, obj: Any) -> Any:
@@ -285,7 +297,7 @@ class _Pickler(pickle.Pickler):
     """The C pickler with a session; a subclass only to have the attributes."""
 
     session: Session
-    reducer_override: Callable[[Any], Any]  # type: ignore[assignment]
+    reducer_override: Callable[[Any], Any]
 
 
 _idle: list[_Pickler] = []  # append and pop are atomic
@@ -337,9 +349,12 @@ def record(obj: object, *, lend: bool = False, defining: frozenset[str] = _NOTHI
     finally:
         pickler.clear_memo()
         session.clear()
-    if recording is not None:
-        if len(recording.parts) == 1 and len(_idle) < _IDLE_MAX and len(recording.parts[0]) < _KEEP_MAX:
+        parts = recording.parts if recording is not None else ()
+        if len(parts) == 1 and len(parts[0]) < _KEEP_MAX and len(_idle) < _IDLE_MAX:
             _idle.append(pickler)
+        else:
+            session.close()
+    if recording is not None:
         return recording
     from ndshare import cloud
 
@@ -382,7 +397,7 @@ def names_in_pickle(stream: bytes) -> frozenset[str]:
                 last = argument
                 recent.append(last)
             elif opcode.name in ("BINGET", "LONG_BINGET"):
-                last = memo[argument]
+                last = memo[argument or 0]
                 recent.append(last)
     except ValueError:  # the end of a part, not of the pickle
         pass

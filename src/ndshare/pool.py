@@ -31,11 +31,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ndshare import _frames as frames
-from ndshare import cpus, mainspace, segments, transport
+from ndshare import _wire, cpus, mainspace, segments, transport
+from ndshare._arguments import variables
 from ndshare._pool_errors import InitializerError, WorkerDiedError
 from ndshare.hub import Todo
-from ndshare.tasks import RemoteTracebackError, TaskFuture, describe
-from ndshare.workers import Crew, Worker, WorkerGoneError
+from ndshare.tasks import RemoteTracebackError, Task, describe
+from ndshare.workers import Answer, Crew, Worker, WorkerGoneError
 
 _BATCH_S = 1e-3
 _BATCH_TASKS = 60
@@ -46,6 +47,8 @@ _BURST_TASKS = 32
 _TINY_S = 200e-6
 #: A worker that does not react to Ctrl-C within this time is killed.
 _INTERRUPT_S = 0.6
+#: A worker that could not be started for lack of something passing is tried again after this time.
+_AGAIN_S = 0.02
 #: So many workers in a row may die before they have answered anything, then the tasks that wait fail.
 _STILLBORN = 3
 
@@ -81,12 +84,13 @@ class Pool:
         self.retries = retries
         self.own = bool(initializer or limit or env or preload)
         self.idle_limit = max(64 << 20, segments.stats().idle_limit // max(2, max_workers))
-        self.queue: collections.deque[TaskFuture] = collections.deque()
+        self.queue: collections.deque[Task] = collections.deque()
         self.workers: list[Worker] = []
         self.free: dict[Worker, None] = {}  # workers that could take more
         self.pending = 0  # tasks that are not finished
         self.closed = False
         self.killed = False
+        self.interrupted = False  # by Ctrl-C, and nothing was submitted since
         self.over = threading.Event()
         self.seconds: float | None = None  # what a task takes, smoothed
         self.functions: dict[int, Callable[..., Any]] = {}
@@ -103,77 +107,106 @@ class Pool:
 
     # ------------------------------------------------------------------ tasks in
 
-    def submit(self, task: TaskFuture) -> None:
+    def submit(self, task: Task) -> None:
         """Take a task on."""
         now = time.perf_counter()
         self._burst = self._burst + 1 if now - self._last_submit < _BURST_S else 0
         self._last_submit = now
-        with self.hub.lock:
-            self.pending += 1
-            self.queue.append(task)
-            waiting = len(self.queue)
-            saturated = not self.free and len(self.workers) >= self.max_workers
-        if saturated or (self._burst > _BURST_TASKS and self.seconds is not None and self.seconds < _TINY_S):
-            if waiting & (_BURST_TASKS - 1):
-                if not self.held:
-                    self.held = True  # whoever waits next, or the I/O thread in a moment, sends them together
-                    self.hub.tick()
-                return
-            self.hub.look(self.workers)
-        self.pump()
+        _wire.shield()
+        try:
+            with self.hub.lock:
+                self._take_on((task,))
+                waiting = len(self.queue)
+                saturated = not self.free and len(self.workers) >= self.max_workers
+            tiny = self.seconds is not None and self.seconds < _TINY_S
+            if saturated or (self._burst > _BURST_TASKS and tiny):
+                if waiting & (_BURST_TASKS - 1):
+                    if not self.held:
+                        self.held = True  # whoever waits next, or the I/O thread soon, sends them together
+                        self.hub.tick()
+                    return
+                self.hub.look(self.workers)
+            self.pump()
+        finally:
+            _wire.unshield()
 
-    def submit_all(self, tasks: Iterable[TaskFuture]) -> None:
+    def submit_all(self, tasks: Iterable[Task]) -> None:
         """Take many tasks on at once."""
-        with self.hub.lock:
-            before = len(self.queue)
-            self.queue.extend(tasks)
-            self.pending += len(self.queue) - before
-        self.pump()
+        _wire.shield()
+        try:
+            with self.hub.lock:
+                self._take_on(tasks)
+            self.pump()
+        finally:
+            _wire.unshield()
 
-    def forget_cancelled(self, task: TaskFuture) -> None:
-        """Let go of a task that its user has cancelled."""
-        with self.hub.lock:
-            if task.pool is None:
-                return
-            self.pending -= 1
-            with contextlib.suppress(ValueError):
-                self.queue.remove(task)
-            task.let_go()
-        task.set_running_or_notify_cancel()
-        self._when_empty()
+    def _take_on(self, tasks: Iterable[Task]) -> None:
+        """Put tasks into the queue (under the lock: nobody closes the pool meanwhile)."""
+        if self.closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        before = len(self.queue)
+        self.queue.extend(tasks)
+        self.pending += len(self.queue) - before
+        self.interrupted = False
+
+    def withdraw(self, task: Task) -> bool:
+        """Let go of a task that its user cancels; False if it has been sent to a worker."""
+        _wire.shield()
+        try:
+            with self.hub.lock:
+                if task.pool is None or task.dispatched:
+                    return False
+                self.pending -= 1
+                with contextlib.suppress(ValueError):  # not there: it is just being passed over
+                    self.queue.remove(task)
+                    task.start()  # tells those that wait: it is cancelled, not running
+                task.let_go()
+            self._when_empty()
+        finally:
+            _wire.unshield()
+        return True
 
     def pump(self) -> None:
         """Send as much as the workers can take."""
-        self.held = False
-        while True:
-            with self.hub.lock:
-                picked = self._pick()
-            if picked is None:
-                break
-            self._send(*picked)
-        self._when_empty()
+        _wire.shield()
+        try:
+            self.held = False
+            while True:
+                with self.hub.lock:
+                    picked = self._pick()
+                if picked is None:
+                    break
+                self._send(*picked)
+            self._when_empty()
+        finally:
+            _wire.unshield()
 
-    def _pick(self) -> tuple[Worker, list[TaskFuture]] | None:
+    def _pick(self) -> tuple[Worker, list[Task]] | None:
         """Choose a worker and what it gets (under the hub's lock)."""
-        if not self.queue and not self._take_back():
+        if self.killed or not (self.queue or self._take_back()):
             return None
         try:
             worker = self._choose()
+        except BlockingIOError:
+            self.hub.later(_AGAIN_S, self.pump)
+            return None
         except Exception as error:
-            if not self.workers:  # else those that are there will do
-                self.hub.put_off(functools.partial(self._fail, self.queue.popleft(), error))
+            if self.queue and not self.workers:  # else those that are there will do
+                self.hub.put_off(functools.partial(self._refuse, self.queue.popleft(), error))
             return None
         if worker is None:
             return None
         size = self._batch_size(worker)
-        batch: list[TaskFuture] = []
+        batch: list[Task] = []
         while self.queue and len(batch) < size:
             task = self.queue[0]
-            if not task.running_since_dispatch:
-                if not task.set_running_or_notify_cancel():
-                    self.queue.popleft()
+            if not task.dispatched:
+                if not task.start():
+                    self.queue.popleft()  # cancelled
+                    self.pending -= 1
+                    task.let_go()
                     continue
-                task.running_since_dispatch = True
+                task.dispatched = True
             if task.attempts and batch:
                 break  # one that has killed a worker goes alone
             batch.append(self.queue.popleft())
@@ -238,7 +271,7 @@ class Pool:
             env = env(number)
         elif not isinstance(env, Mapping):
             env = env[number % len(env)]
-        return {str(k): str(v) for k, v in env.items()}
+        return variables(env)
 
     def _dismiss(self, worker: Worker) -> None:
         """Take a worker off the books (under the lock)."""
@@ -247,7 +280,7 @@ class Pool:
             self.workers.remove(worker)
         self.free.pop(worker, None)
 
-    def _offer(self, worker: Worker) -> None:
+    def offer(self, worker: Worker) -> None:
         """Note that a worker can take more, or let it go when its time is over (under the lock)."""
         if worker.leaving or worker.sending or worker not in self._number_of:
             return
@@ -260,76 +293,126 @@ class Pool:
 
     # ------------------------------------------------------------------ sending
 
-    def _send(self, worker: Worker, batch: list[TaskFuture]) -> None:
-        failed: list[tuple[TaskFuture, BaseException]] = []
+    def _send(self, worker: Worker, batch: list[Task]) -> None:
+        failed: list[tuple[Task, BaseException]] = []
         rest = collections.deque(batch)
         parcels: list[transport.Parcel] = []
         try:
-            self._prepare(worker)
+            self._prepare(worker, rest, failed)
             while rest:
-                records: list[tuple[TaskFuture, transport.Parcel]] = []
-                size = nfds = 0
-                while rest and size < frames.MESSAGE_MAX_BYTES - transport.INLINE_MAX and nfds < 64:
-                    task = rest[0]
-                    try:
-                        parcel = self._parcel(worker, task)
-                    except WorkerGoneError:
-                        raise
-                    except Exception as error:
-                        failed.append((task, error))
-                        rest.popleft()
-                        continue
-                    if task.parcel is None:
-                        parcels.append(parcel)
-                    records.append((task, parcel))
-                    rest.popleft()
-                    size += len(parcel.data) + frames.RECORD.size
-                    nfds += len(parcel.blocks)
-                if records:
-                    self._send_records(worker, records)
+                self._send_some(worker, rest, failed, parcels)
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent
         finally:
             for parcel in parcels:
                 parcel.release()
             with self.hub.lock:
-                back = [task for task in batch if task in rest]
+                back = list(rest)
                 worker.sending = False
                 if worker.gone:
                     worker.close()
                     back = list(worker.inflight.values()) + back
                     worker.inflight.clear()
                 self.queue.extendleft(reversed(back))
-                self._offer(worker)
+                self.offer(worker)
             for task, reason in failed:
                 self._fail(task, reason)
             if failed:
                 self.hub.ring()
 
-    def _prepare(self, worker: Worker) -> None:
+    def _send_some(
+        self,
+        worker: Worker,
+        rest: collections.deque[Task],
+        failed: list[tuple[Task, BaseException]],
+        parcels: list[transport.Parcel],
+    ) -> None:
+        """Send as many of the rest as one message takes; in `rest` remains what was not sent."""
+        records: list[tuple[Task, transport.Parcel, int]] = []
+        fds: list[int] = []
+        size = 0
+        try:
+            while rest and size < frames.MESSAGE_MAX_BYTES - transport.INLINE_MAX and len(fds) < 64:
+                task = rest[0]
+                try:
+                    parcel = self._parcel(worker, task)
+                    own = parcel.descriptors() if parcel.blocks else ()
+                except WorkerGoneError:
+                    raise
+                except Exception as error:
+                    if records and isinstance(error, OSError | MemoryError):
+                        break  # what the others hold may be what is missing: they go first
+                    failed.append((task, error))
+                    rest.popleft()
+                    continue
+                fds += own
+                records.append((task, parcel, len(own)))
+                rest.popleft()
+                size += len(parcel.data)
+                if parcel.blocks and task.parcel is None:
+                    parcels.append(parcel)
+            if records:
+                self._send_records(worker, records, fds)
+        except BaseException:  # the worker is gone; Ctrl-C while an argument was pickled
+            rest.extendleft(task for task, _, _ in reversed(records))
+            raise
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _prepare(
+        self, worker: Worker, rest: collections.deque[Task], failed: list[tuple[Task, BaseException]]
+    ) -> None:
         """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
         version = (self.crew.state.refresh(), self.threads, self.threads_asked)
-        if worker.state_version != version:
-            fresh = worker.state_version is None
+        if worker.state_version == version:
+            return
+        fresh = worker.state_version is None
+        try:
             message = self.crew.state.message(
                 overlay=worker.overlay, threads=self.threads, threads_asked=self.threads_asked
             )
             self._send_bytes(worker, frames.STATE, int(fresh), 0, message)
-            worker.state_version = version
             if fresh and self.initializer is not None:
-                draft = transport.pack((self.initializer, self.initargs))
-                self._send_names(worker, draft.needs)
-                self._send_parcel(worker, frames.INITIALIZER, 0, draft.settle())
+                self._send_initializer(worker)
+            worker.state_version = version
+        except WorkerGoneError:
+            raise
+        except Exception as error:  # the initializer cannot be pickled: nothing can run
+            failed.extend((task, error) for task in rest)
+            rest.clear()
 
-    def _parcel(self, worker: Worker, task: TaskFuture) -> transport.Parcel:
-        """What a task sends to this worker; sends first what the worker lacks for it."""
-        parcel = task.parcel or task.draft().settle()
-        if task.token and task.token not in worker.functions:
-            draft = transport.pack(task.function)
+    def _send_initializer(self, worker: Worker) -> None:
+        try:
+            draft, parcel = self._pack((self.initializer, self.initargs))
             self._send_names(worker, draft.needs)
-            self._send_parcel(worker, frames.FUNCTION, task.token, draft.settle())
+        except WorkerGoneError:
+            raise
+        except Exception as error:
+            text = f"it cannot be sent to a worker: {type(error).__name__}: {error}"
+            raise InitializerError(describe(self.initializer), text) from error
+        self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
+
+    @staticmethod
+    def _pack(content: Any) -> tuple[transport.Draft, transport.Parcel]:
+        """Pickle and copy; Ctrl-C is let through, as this may take long."""
+        opening = _wire.window()
+        try:
+            draft = transport.pack(content)
+            return draft, draft.settle()
+        finally:
+            _wire.curtain(opening)
+
+    def _parcel(self, worker: Worker, task: Task) -> transport.Parcel:
+        """What a task sends to this worker; sends first what the worker lacks for it."""
+        parcel = task.parcel or self._pack(task.content)[1]
+        if task.token and task.token not in worker.functions:
+            draft, function = self._pack(task.function)
+            self._send_names(worker, draft.needs)
+            self._send_parcel(worker, frames.FUNCTION, task.token, function)
             worker.functions.add(task.token)
-        self._send_names(worker, parcel.needs)
+        if parcel.needs:
+            self._send_names(worker, parcel.needs)
         self.bytes_copied += parcel.nbytes_copied
         return parcel
 
@@ -341,7 +424,7 @@ class Pool:
     def _send_parcel(self, worker: Worker, kind: int, number: int, parcel: transport.Parcel) -> None:
         fds = parcel.descriptors()
         try:
-            worker.send([frames.HEAD.pack(kind, 0, len(fds), number), parcel.data], fds)
+            worker.send([frames.HEAD.pack(kind, 0, 0, number, 0.0), parcel.data], fds)
             self.bytes_sent += len(parcel.data)
         finally:
             for fd in fds:
@@ -349,102 +432,103 @@ class Pool:
             parcel.release()
 
     def _send_bytes(self, worker: Worker, kind: int, status: int, number: int, content: bytes) -> None:
-        worker.send([frames.HEAD.pack(kind, status, 0, number), content])
+        worker.send([frames.HEAD.pack(kind, status, 0, number, 0.0), content])
         self.bytes_sent += len(content)
 
-    def _send_records(self, worker: Worker, records: list[tuple[TaskFuture, transport.Parcel]]) -> None:
-        parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0)]
-        fds: list[int] = []
-        try:
-            for task, parcel in records:
-                own = parcel.descriptors()
-                fds += own
-                with self.hub.lock:
-                    seq = worker.next_row_byte()
-                    worker.inflight[seq] = task
-                    worker.sent += 1
-                parts.append(frames.RECORD.pack(seq, len(parcel.data), task.token, len(own), task.kind))
-                parts.append(parcel.data)
-            message = b"".join(parts)
-            self.bytes_sent += len(message)
-            worker.send([message], fds)
-        finally:
-            for fd in fds:
-                os.close(fd)
+    def _send_records(
+        self, worker: Worker, records: list[tuple[Task, transport.Parcel, int]], fds: list[int]
+    ) -> None:
+        """Send tasks; from the moment they are on the worker's books, `records` is empty."""
+        parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0, 0.0)]
+        with self.hub.lock:
+            for task, parcel, nfds in records:
+                seq = worker.next_task()
+                worker.inflight[seq] = task
+                data = parcel.data
+                kind = frames.ITEMS if task.token else frames.CALL
+                parts += (frames.RECORD.pack(seq, len(data), task.token, nfds, kind), data)
+            worker.sent += len(records)
+            records.clear()
+        message = b"".join(parts)
+        self.bytes_sent += len(message)
+        worker.send((message,), fds)
 
     # ------------------------------------------------------------------ results
 
-    def on_result(
-        self,
-        worker: Worker,
-        seq: int,
-        status: int,
-        seconds: float,
-        body: bytes,
-        fds: tuple[int, ...],
-        done: list[Callable[[], None]],
-    ) -> None:
-        """A worker has answered (under the hub's lock)."""
+    def took(self, seconds: float) -> None:
+        """Note how long a task took (under the hub's lock)."""
         self._stillborn = 0
-        task = worker.inflight[seq]
-        done.append(lambda: self._resolve(worker, task, status, body, fds))
-        del worker.inflight[seq]
         self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
-        self._offer(worker)
 
-    def _resolve(
-        self, worker: Worker, task: TaskFuture, status: int, body: bytes, fds: tuple[int, ...]
-    ) -> None:
+    def resolve(self, worker: Worker, answers: collections.deque[Answer]) -> None:
+        """Rebuild results and resolve their futures, without the lock."""
         try:
-            self.bytes_sent += len(body)
-            value = transport.unpack(body, fds)
-            if status == frames.OK:
-                self._finish(task)
-                task.set_result(value)
-            elif status == frames.ERROR or not self._try_by_value(worker, task, value[0]):
-                self._fail(task, *value)
-        except BaseException as error:
-            if not task.done():  # a result that cannot be rebuilt is this task's error
-                self._fail(task, error)
-            if not isinstance(error, Exception):
-                raise  # Ctrl-C, in the thread that waits
+            while answers:
+                self._resolve(worker, *answers.popleft())
+        except BaseException:  # Ctrl-C, in the thread that waits: the I/O thread does the rest
+            self.hub.put_off(functools.partial(self.resolve, worker, answers))
+            raise
         if self.closed:
             self._when_empty()
 
-    def _try_by_value(self, worker: Worker, task: TaskFuture, error: BaseException) -> bool:
+    def _resolve(self, worker: Worker, task: Task, status: int, body: bytes, fds: tuple[int, ...]) -> None:
+        try:
+            self.bytes_sent += len(body)
+            value = transport.unpack(body, fds)
+        except BaseException as error:  # a result that cannot be rebuilt, or exits, is this task's error
+            self._fail(task, error)
+            return
+        if status == frames.OK:
+            if self._finish(task):
+                task.succeed(value)
+        elif status == frames.ERROR or not self._try_by_value(worker, task, value[0]):
+            self._fail(task, *value)
+
+    def _try_by_value(self, worker: Worker, task: Task, error: BaseException) -> bool:
         """Send a module by value that the worker could not import; False if that cannot help."""
         name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         worker.known_main.clear()
         worker.functions.discard(task.token)
         if not name or name not in sys.modules or name in task.modules_tried:
             return False
-        task.modules_tried.add(name)
+        task.modules_tried |= {name}
         transport.by_value_modules.add(name)
         self._again([task])
         return True
 
-    def _again(self, tasks: list[TaskFuture]) -> None:
+    def _again(self, tasks: list[Task]) -> None:
         with self.hub.lock:
             self.queue.extendleft(reversed(tasks))
         self.pump()
 
-    def _finish(self, task: TaskFuture) -> None:
+    def _finish(self, task: Task) -> bool:
+        """Take a task off the books; False if its user has cancelled it, or it was off them already."""
         with self.hub.lock:
-            if task.pool is not None:
-                self.pending -= 1
-                task.let_go()
+            if task.pool is None:
+                return False
+            self.pending -= 1
+            task.let_go()
+            if task.dispatched:
+                return True
+            task.dispatched = True
+            return task.start()
 
-    def _fail(self, task: TaskFuture, error: BaseException, text: str = "") -> None:
+    def _fail(self, task: Task, error: BaseException, text: str = "") -> None:
         if text:
             error.__cause__ = RemoteTracebackError(text)
-        self._finish(task)
-        task.set_exception(error)
+        if self._finish(task):
+            task.fail(error)
         self._when_empty()
+
+    def _refuse(self, task: Task, error: BaseException) -> None:
+        """Fail a task for which there is no worker, then see about the next one."""
+        self._fail(task, error)
+        self.pump()
 
     # ------------------------------------------------------------------ failures
 
     def on_initialized(
-        self, worker: Worker, status: int, body: bytes, fds: tuple[int, ...], done: list[Callable[[], None]]
+        self, worker: Worker, status: int, body: bytes, fds: tuple[int, ...], done: Todo
     ) -> None:
         """The initializer has run in a worker (under the hub's lock)."""
         if status == frames.OK:
@@ -458,7 +542,7 @@ class Pool:
         self._dismiss(worker)
         done.append(lambda: self._initializer_failed(waiting, body, fds))
 
-    def _initializer_failed(self, waiting: list[TaskFuture], body: bytes, fds: tuple[int, ...]) -> None:
+    def _initializer_failed(self, waiting: list[Task], body: bytes, fds: tuple[int, ...]) -> None:
         try:
             cause, text = transport.unpack(body, fds)
         except BaseException as error:
@@ -473,12 +557,17 @@ class Pool:
         self._dismiss(worker)
         tasks = sorted(worker.inflight.items())
         worker.inflight.clear()
-        victims = [task for seq, task in tasks if worker.has_begun(seq)]
-        spared = [task for seq, task in tasks if not worker.has_begun(seq)]
+        victims, spared = [], []
+        for seq, task in tasks:
+            # Taken back, so that a worker whose parent went first cannot begin it in its last moment.
+            (spared if worker.take_back(seq) else victims).append(task)
         if self.killed:
             victims, spared = victims + spared, []
+        setup = ""  # what it was at, if that was not a task
         if not worker.proved and not worker.leaving and not victims:
             self._stillborn += 1
+            if self.initializer is not None and worker.state_version is not None:
+                setup = describe(self.initializer)
             if self._stillborn >= _STILLBORN:
                 spared += self.queue
                 self.queue.clear()
@@ -486,14 +575,15 @@ class Pool:
                 self._stillborn = 0
         exit_code = code if code is not None and code >= 0 else None
         number = -code if code is not None and code < 0 else None
-        lost: list[tuple[TaskFuture, BaseException]] = []
+        lost: list[tuple[Task, BaseException]] = []
         for task in victims:
             task.attempts += 1
             if task.attempts <= self.retries and not self.killed:
                 spared.insert(0, task)
             else:
-                facts = (task.describe(), pid, exit_code, number, peak, task.attempts)
-                lost.append((task, WorkerDiedError(*facts)))
+                facts = (setup or task.describe(), pid, exit_code, number, peak, task.attempts)
+                death = WorkerDiedError(*facts)
+                lost.append((task, InitializerError(setup, str(death)) if setup else death))
         self.queue.extendleft(reversed(spared))
 
         def tell() -> None:
@@ -503,23 +593,36 @@ class Pool:
 
         done.append(tell)
 
+    def forget_function(self, token: int) -> None:
+        """Have the workers forget the function of a map that is over; the garbage collector calls this."""
+        if self.hub.pid == os.getpid():
+            with self.hub.lock:
+                for worker in self.workers:
+                    if token in worker.functions:
+                        worker.stale.append(token)
+
     def interrupt(self) -> None:
         """Ctrl-C: interrupt what is running; a worker that does not react is killed."""
         if self.hub.pid != os.getpid():
             return
-        with self.hub.lock:
-            running = [(w, next(iter(w.inflight))) for w in self.workers if w.inflight]
-        for worker, _ in running:
-            worker.signal(signal.SIGINT)
-
-        def insist() -> None:
+        _wire.shield()
+        try:
+            self.interrupted = True
             with self.hub.lock:
-                stuck = [w for w, seq in running if seq in w.inflight and w.has_begun(seq)]
-            for worker in stuck:
-                worker.signal(signal.SIGKILL)
+                running = [(w, next(iter(w.inflight))) for w in self.workers if w.inflight]
+            for worker, _ in running:
+                worker.signal(signal.SIGINT)
+            if running:
+                self.hub.later(_INTERRUPT_S, functools.partial(self._insist, running))
+        finally:
+            _wire.unshield()
 
-        if running:
-            self.hub.later(_INTERRUPT_S, insist)
+    def _insist(self, running: list[tuple[Worker, int]]) -> None:
+        """Kill the workers that are still at the task they were interrupted in, or in their initializer."""
+        with self.hub.lock:
+            stuck = [worker for worker, seq in running if seq in worker.inflight]
+        for worker in stuck:
+            worker.signal(signal.SIGKILL)
 
     # ------------------------------------------------------------------ the end
 
@@ -528,28 +631,50 @@ class Pool:
         if self.hub.pid != os.getpid():
             self.closed = True
             return
+        try:
+            _wire.shield()
+            try:
+                self._close(cancel=cancel)
+                if wait:
+                    self.hub.drive(self.over.is_set, None)
+                    opening = _wire.window()
+                    try:
+                        self.over.wait()
+                    finally:
+                        _wire.curtain(opening)
+            finally:
+                _wire.unshield()
+        except KeyboardInterrupt:  # nobody wants the rest of the queue to be computed first
+            self.interrupt()
+            self._close(cancel=True)
+            raise
+
+    def _close(self, *, cancel: bool) -> None:
         with self.hub.lock:
             self.closed = True
             waiting = list(self.queue) if cancel else []
         for task in waiting:
             task.cancel()
         self._when_empty()
-        if wait:
-            self.hub.drive(self.over.is_set, None)
-            self.over.wait()
 
     def abandon(self) -> None:
         """Let nobody wait: called by the garbage collector, so it takes no lock."""
         if self.hub.pid == os.getpid() and not self.over.is_set():
             self.closed = True
-            self.hub.later(0.0, self._when_empty)
+            self.hub.from_finalizer(self._when_empty)
 
     def kill(self, number: int) -> None:
-        """End all workers of this pool by a signal."""
+        """End all workers of this pool by a signal; nothing that waits is run any more."""
         with self.hub.lock:
-            self.killed = True
+            self.closed = self.killed = True
+            waiting = list(self.queue)
             for worker in self.workers:
                 worker.signal(number)
+        for task in waiting:
+            if not task.cancel():  # it was sent to a worker, and taken back
+                with self.hub.lock, contextlib.suppress(ValueError):
+                    self.queue.remove(task)
+                self._fail(task, WorkerDiedError(task.describe(), 0, None, number, 0))
 
     def _is_over(self) -> bool:
         return self.closed and not self.pending and not self.over.is_set()

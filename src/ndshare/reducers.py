@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ndshare.memmaps import MEMMAP_ATTRIBUTES
+
 _plain_reduce = np.ndarray.__reduce__
 _plain_reduce_ex = np.ndarray.__reduce_ex__
 _plain_setstate = np.ndarray.__setstate__
@@ -47,10 +49,11 @@ def view_as(cls: type[np.ndarray[Any, Any]], array: np.ndarray[Any, Any]) -> np.
 
 
 def _reduce_masked(array: Any) -> Any:
-    attributes = {
-        name: array.__dict__.get(name)
-        for name in ("_fill_value", "_hardmask", "_optinfo")
-        if name in array.__dict__
+    state = array.__dict__
+    attributes = {name: state[name] for name in ("_baseclass", "_fill_value", "_hardmask") if name in state}
+    # A copy of the attributes of what was masked; a mapped file among them is found again by its data.
+    attributes["_optinfo"] = {
+        name: value for name, value in state.get("_optinfo", {}).items() if name not in MEMMAP_ATTRIBUTES
     }
     if array._baseclass is not np.ndarray:
         attributes["_baseclass"] = array._baseclass  # the type of `array.data`

@@ -19,7 +19,8 @@ Guarantees
 
 Not guaranteed
 --------------
-* A `Block` made by `stage` is for filling and lending; it is not protected against a fork like arrays are.
+* Arrays made on a block of `stage` are for filling it: while the `Block` lives a fork does not separate the
+  child's view of them from the parent's, as it does for every other by-value array.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from ndshare._heap import (
     ledger_attach,
     ledger_clear,
     ledger_create,
+    ledger_detach,
     owner_prefix,
     seal,
     set_idle_limit,
@@ -70,6 +72,7 @@ __all__ = [
     "ledger_attach",
     "ledger_clear",
     "ledger_create",
+    "ledger_detach",
     "owner_prefix",
     "seal",
     "set_idle_limit",
@@ -259,6 +262,19 @@ class Stats:
 
 
 def stats() -> Stats:
-    """Return what this process has in shared memory, and which limit binds."""
+    """Say what this process has in shared memory, and which limit binds.
+
+    Returns
+    -------
+    Stats
+        Numbers as attributes; its ``repr`` is a short report.
+
+    Examples
+    --------
+    >>> import ndshare
+    >>> a = ndshare.zeros(1_000_000)
+    >>> ndshare.stats().shared_bytes >= a.nbytes
+    True
+    """
     raw: dict[str, Any] = _heap.stats()
     return Stats(**{field.name: raw[field.name] for field in fields(Stats)})

@@ -124,7 +124,7 @@ def share(obj: T, mode: Literal["rw", "r"] = "rw") -> T:
         return copy
     finally:
         pickler.clear_memo()
-        session.clear()
+        session.close()
 
 
 def _own(note: Any) -> Any:

@@ -108,7 +108,7 @@ def _copy_group(
 def stage_bytes(parts: Sequence[Any]) -> segments.Block:
     """Copy byte strings, one after the other, into a staged block."""
     block = segments.stage(sum(map(len, parts)))
-    target: np.ndarray[Any, Any] = np.frombuffer(block, np.uint8)  # NumPy copies without the GIL
+    target: np.ndarray[Any, Any] = np.frombuffer(memoryview(block), np.uint8)  # NumPy copies without the GIL
     offset = 0
     for part in parts:
         target[offset : offset + len(part)] = np.frombuffer(part, np.uint8)

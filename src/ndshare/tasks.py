@@ -1,26 +1,121 @@
-"""A task and its future, in one object: one allocation less per task."""
+"""Tasks: what a pool sends to its workers, and what becomes of it.
+
+::
+
+    Task ── TaskFuture   one call; also a `concurrent.futures.Future`
+       └─── ItemsTask    some items of a `map`; nobody but the map sees it, so it costs less
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
 import functools
+import logging
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ndshare import _frames as frames
-from ndshare import transport
+from ndshare import _wire, transport
 from ndshare.errors import InheritedError
 
 if TYPE_CHECKING:
     from ndshare.pool import Pool
 
-_PENDING = "PENDING"
 _FINISHED = "FINISHED"
+#: Where the standard library logs what callbacks raise.
+_LOGGER = logging.getLogger("concurrent.futures")
 
 
-class TaskFuture(concurrent.futures.Future[Any]):
+class Task:
+    """What all tasks have in common: content, pool, history.
+
+    A pool calls `start`, then `succeed` or `fail`, each once.
+    """
+
+    # What most tasks leave as it is lives in the class: a task is made in a microsecond or two.
+    token = 0  # of a function that a worker is sent once; 0: the function travels with the arguments
+    parcel: transport.Parcel | None = None  # arguments that were read at submit
+    dispatched = False  # at least once: it can be cancelled no more
+    attempts = 0  # workers that died with it
+    modules_tried: frozenset[str] = frozenset()  # sent by value for it
+    pool: Pool | None
+    function: Callable[..., Any] | None
+    content: Any
+
+    def start(self) -> bool:
+        """Note that it is being sent to a worker; False if it was cancelled."""
+        raise NotImplementedError
+
+    def succeed(self, value: Any) -> None:
+        """Give the result to whoever waits."""
+        raise NotImplementedError
+
+    def fail(self, error: BaseException) -> None:
+        """Give the error to whoever waits."""
+        raise NotImplementedError
+
+    def done(self) -> bool:
+        """Whether it has succeeded, failed or been cancelled."""
+        raise NotImplementedError
+
+    def cancel(self) -> bool:
+        """Cancel it if it has not been sent to a worker; its arguments are let go at once."""
+        raise NotImplementedError
+
+    def draft(self) -> transport.Draft:
+        """What travels for this task."""
+        return transport.pack(self.content)
+
+    def read_now(self, *, private: bool) -> None:
+        """Read the arguments at once; `private` if they may be needed again after a worker had them."""
+        parcel = self.draft().settle()
+        if not private:
+            self.parcel = parcel
+            return
+        try:
+            self.content = transport.unpack(parcel.data, parcel.descriptors())
+        finally:
+            parcel.release()
+
+    def let_go(self) -> None:
+        """Drop the function, its arguments and the pool."""
+        self.function = self.content = self.pool = None
+        if self.parcel is not None:
+            self.parcel.release()
+            self.parcel = None
+
+    def describe(self) -> str:
+        """Name it for a message."""
+        return describe(self.function)
+
+    def _await(self, condition: threading.Condition, timeout: float | None) -> None:
+        """Receive until this task is done, or wait while another thread receives."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pool = self.pool
+        if pool is None:  # another thread is just resolving it
+            with condition:
+                condition.wait_for(self.done, timeout)
+            return
+        if pool.hub.pid != os.getpid():
+            raise InheritedError("a future of an executor", pool.hub.pid, os.getpid())
+        try:
+            _wire.shield()
+            try:
+                if pool.held:
+                    pool.pump()
+                pool.hub.drive(self.done, deadline)
+                if not self.done() and (deadline is None or time.monotonic() < deadline):
+                    pool.hub.wait(condition, self.done, deadline)
+            finally:
+                _wire.unshield()
+        except KeyboardInterrupt:
+            pool.interrupt()
+            raise
+
+
+class TaskFuture(Task, concurrent.futures.Future[Any]):
     """A `concurrent.futures.Future` whose `result` receives the result itself.
 
     Everything of the standard class holds: `as_completed`, `wait`, callbacks, `asyncio.wrap_future`.
@@ -29,98 +124,142 @@ class TaskFuture(concurrent.futures.Future[Any]):
     def __init__(
         self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        super().__init__()
-        self.pool: Pool | None = pool
-        self.function: Callable[..., Any] | None = function
-        self.args = args
-        self.kwargs = kwargs
-        self.token = 0  # of the function, for records of kind ITEMS
-        self.items: list[tuple[Any, ...]] = []  # their arguments
-        self.parcel: transport.Parcel | None = None  # arguments that were read at submit
-        self.running_since_dispatch = False
-        self.attempts = 0
-        self.modules_tried: set[str] = set()
+        concurrent.futures.Future.__init__(self)
+        self.pool = pool
+        self.function = function
+        self.content = function, args, kwargs
 
-    # ------------------------------------------------------------------ the caller's side
+    start = concurrent.futures.Future.set_running_or_notify_cancel
+    succeed = concurrent.futures.Future.set_result  # type: ignore[assignment]  # names of parameters
+    fail = concurrent.futures.Future.set_exception  # type: ignore[assignment]
+    done = concurrent.futures.Future.done
+
+    def _invoke_callbacks(self) -> None:
+        """Call the user's callbacks: all of them, whatever one does. Ctrl-C is let through."""
+        interrupt = None
+        for callback in self._done_callbacks:
+            try:
+                opening = _wire.window()
+                try:
+                    callback(self)
+                finally:
+                    _wire.curtain(opening)
+            except KeyboardInterrupt as error:
+                interrupt = error
+            except BaseException:
+                _LOGGER.exception("exception calling callback for %r", self)
+        if interrupt is not None:
+            raise interrupt
 
     def result(self, timeout: float | None = None) -> Any:
         """Return what the task returned, or raise what it raised; see `concurrent.futures.Future.result`."""
         if self._state != _FINISHED:
-            self._await(timeout)
-        return super().result(0)
+            self._await(self._condition, timeout)
+        if self._exception is not None:  # the base class overlooks exceptions that are false, before 3.13
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]
+        return concurrent.futures.Future.result(self, 0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the task raised, or None; see `concurrent.futures.Future.exception`."""
         if self._state != _FINISHED:
-            self._await(timeout)
-        return super().exception(0)
-
-    def _await(self, timeout: float | None) -> None:
-        """Receive until this future is done, or wait while another thread receives."""
-        pool = self.pool
-        if pool is None:
-            return
-        if pool.hub.pid != os.getpid():
-            raise InheritedError("a future of an executor", pool.hub.pid, os.getpid())
-        deadline = None if timeout is None else time.monotonic() + timeout
-        try:
-            if pool.held:
-                pool.pump()
-            pool.hub.drive(self.done, deadline)
-            if not self.done() and (deadline is None or time.monotonic() < deadline):
-                pool.hub.wait(self._condition, self.done, deadline)
-        except KeyboardInterrupt:
-            pool.interrupt()
-            raise
+            self._await(self._condition, timeout)
+        return concurrent.futures.Future.exception(self, 0)
 
     def cancel(self) -> bool:
         """Cancel the task if it has not been sent to a worker; its arguments are let go at once."""
-        if not super().cancel():
+        if not concurrent.futures.Future.cancel(self):
             return False
-        pool = self.pool
-        if pool is not None:
-            pool.forget_cancelled(self)
+        if (pool := self.pool) is not None:
+            pool.withdraw(self)
         return True
 
-    # ------------------------------------------------------------------ the pool's side
 
-    @property
-    def kind(self) -> int:
-        """Kind of its record."""
-        return frames.ITEMS if self.token else frames.CALL
+class ItemsTask(Task):
+    """A few items of a `map`, for the function that the map's workers have been sent.
 
-    def draft(self) -> transport.Draft:
-        """What travels: the function with its arguments, or only the items."""
-        if self.token:
-            return transport.pack(self.items)
-        return transport.pack((self.function, self.args, self.kwargs))
+    Parameters
+    ----------
+    run : MapRun
+        What the items of one map share.
+    items : sequence of tuple
+        Arguments of the calls.
+    """
 
-    def read_now(self, *, private: bool) -> None:
-        """Read the arguments at once; `private` if they may be needed again after a worker had them."""
-        parcel = self.draft().settle()
-        if not private:
-            self.parcel = parcel
-            return
-        content = transport.unpack(parcel.data, parcel.descriptors())
-        parcel.release()
-        if self.token:
-            self.items = content
-        else:
-            self.function, self.args, self.kwargs = content
+    finished = False
+    cancelled = False
+    error: BaseException | None = None
+    value: Any = None
 
-    def let_go(self) -> None:
-        """Drop the function, its arguments and the pool."""
-        self.function = self.pool = None
-        self.args = ()
-        self.kwargs = {}
-        self.items = []
-        parcel, self.parcel = self.parcel, None
-        if parcel is not None:
-            parcel.release()
+    def __init__(self, run: MapRun, items: Sequence[tuple[Any, ...]]) -> None:
+        self.run = run
+        self.pool = run.pool
+        self.function = run.function
+        self.token = run.token
+        self.content = items
 
-    def describe(self) -> str:
-        """Name it for a message."""
-        return describe(self.function)
+    def start(self) -> bool:
+        """See `Task.start`."""
+        return not self.cancelled
+
+    def succeed(self, value: Any) -> None:
+        """See `Task.succeed`."""
+        self.value = value
+        self._finish()
+
+    def fail(self, error: BaseException) -> None:
+        """See `Task.fail`."""
+        self.error = error
+        self._finish()
+
+    def _finish(self) -> None:
+        self.finished = True
+        if self.run.waited_for:
+            with self.run.condition:
+                self.run.condition.notify_all()
+
+    def done(self) -> bool:
+        """See `Task.done`."""
+        return self.finished
+
+    def cancel(self) -> bool:
+        """See `Task.cancel`."""
+        pool = self.pool
+        if pool is None or not pool.withdraw(self):
+            return False
+        self.cancelled = True
+        self.fail(concurrent.futures.CancelledError())
+        return True
+
+    def result(self, timeout: float | None) -> Any:
+        """Return the results of the items, or raise what one of them raised.
+
+        Raises
+        ------
+        TimeoutError
+            If they are not there in time.
+        """
+        if not self.finished:
+            self.run.waited_for = True
+            self._await(self.run.condition, timeout)
+            if not self.finished:
+                raise TimeoutError(f"map: the next result was not there in time ({self.describe()})")
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class MapRun:
+    """What the tasks of one call of `map` share."""
+
+    def __init__(self, pool: Pool, function: Callable[..., Any], token: int) -> None:
+        self.pool = pool
+        self.function = function
+        self.token = token
+        self.condition = threading.Condition()
+        self.waited_for = False
 
 
 def describe(function: Any) -> str:

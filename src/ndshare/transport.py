@@ -61,9 +61,8 @@ from ndshare.staging import aligned, copy_into, copy_strides, stage_arrays, stag
 
 __all__ = ["INLINE_MAX", "Draft", "Parcel", "by_value_modules", "pack", "unpack"]
 
-_COPY_OUT_MAX = (
-    64 * 1024
-)  # the receiver copies smaller pieces: they would keep a whole segment from its owner
+# The receiver copies smaller pieces: they would keep a whole segment from its owner.
+_COPY_OUT_MAX = 64 * 1024
 _COLLECT_MIN = 1 << 20  # held bytes that are worth a collection of the young generation
 _LENT_BLOCKS_MAX = 128  # per message; beyond, small blocks are cheaper to copy than to map one by one
 _PIECE_TABLE_BYTES = 64  # about what a piece takes in the table

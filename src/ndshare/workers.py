@@ -12,18 +12,22 @@ gives them back warm. `shutdown` ends them and the zygotes; the next use starts 
 from __future__ import annotations
 
 import atexit
+import collections
 import errno
+import functools
 import itertools
 import marshal
 import mmap
 import os
 import select
+import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ndshare import _frames as frames
 from ndshare import _wire, _zygote, segments
@@ -33,14 +37,20 @@ from ndshare.hub import Hub, Todo
 
 if TYPE_CHECKING:
     from ndshare.pool import Pool
-    from ndshare.tasks import TaskFuture
+    from ndshare.tasks import Task
 
 #: An idle shared worker ends after this time.
 _IDLE_S = 300.0
 #: Slots in the ledger of memory that is about to be allocated.
 _LEDGER_SLOTS = 1024
+#: How often to try and make room for the last words of a dead worker.
+_DRAIN_TRIES = 20
 #: What the socket buffers are set to where the system allows; the usual default is 208 kB.
 _SOCKET_BYTES = 1 << 20
+
+
+#: A task, the status, the payload and the descriptors of its result.
+Answer = tuple["Task", int, bytes, tuple[int, ...]]
 
 
 class WorkerGoneError(Exception):
@@ -54,9 +64,8 @@ class Worker:
         self.crew = crew
         self.zygote = zygote
         self.id = next(crew.ids)
-        self.pid = 0
         self.pool: Pool | None = None
-        self.inflight: dict[int, TaskFuture] = {}
+        self.inflight: dict[int, Task] = {}
         self.next_seq = 0
         self.sending = False
         self.batch = 1  # tasks in the last message
@@ -65,12 +74,14 @@ class Worker:
         self.leaving = False
         self.gone = False
         self.known_main: dict[str, object] = {}
-        self.functions: set[int] = set()
+        self.functions: set[int] = set()  # tokens of what it has been sent
+        self.stale: list[int] = []  # those it can forget
         self.state_version: tuple[int, int, bool] | None = None
         self.overlay = overlay
         self.sources: list[tuple[str, int]] = []
         self.idle_since = 0.0
         self._early_fds: tuple[int, ...] = ()
+        self._heard: list[Any] = []
         self.board, self.row, board_fd, self._give_row_back = crew.row()
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -82,7 +93,12 @@ class Worker:
                 "overlay": overlay,
                 "idle_limit": idle_limit,
             }
-            zygote.spawn(self.id, options, (theirs.fileno(), board_fd, crew.ledger))
+            try:
+                zygote.spawn(self.id, options, (theirs.fileno(), board_fd, crew.ledger))
+            except BaseException:
+                self.socket.close()
+                self._give_row_back()
+                raise
         crew.workers[self.id] = self
         crew.hub.listen(self)
 
@@ -90,23 +106,44 @@ class Worker:
         """Descriptor of its socket."""
         return self.socket.fileno()
 
+    @property
+    def pid(self) -> int:
+        """Its process number; 0 before it runs."""
+        return _wire.load_u64(self.board, self.row + frames.PID_AT)
+
     # ------------------------------------------------------------------ sending
 
-    def send(self, parts: list[bytes], fds: Sequence[int] = ()) -> None:
+    def send(self, parts: Sequence[bytes], fds: Sequence[int] = ()) -> None:
         """Send one message; descriptors stay the caller's. Waits while the socket is full."""
         while len(fds) > frames.FDS_MAX:
-            self.send([frames.HEAD.pack(frames.FDS, 0, 0, 0)], fds[: frames.FDS_MAX])
+            self.send([frames.HEAD.pack(frames.FDS, 0, 0, 0, 0.0)], fds[: frames.FDS_MAX])
             fds = fds[frames.FDS_MAX :]
         try:
             while not _wire.send_message(self.socket.fileno(), parts, fds, socket.MSG_DONTWAIT):
-                poll = select.poll()
-                poll.register(self.socket, select.POLLOUT)
-                poll.poll(20)
+                self._wait_for_room()
         except (OSError, ValueError) as error:
             self.leaving = True
             raise WorkerGoneError(str(error)) from error
 
-    def next_row_byte(self) -> int:
+    def _wait_for_room(self) -> None:
+        """Wait until the socket takes more; read meanwhile, as the worker may be waiting for that."""
+        opening = _wire.window()
+        try:
+            poll = select.poll()
+            poll.register(self.socket, select.POLLOUT | select.POLLIN)
+            events = poll.poll(20)
+            if not events or not events[0][1] & select.POLLIN:
+                time.sleep(0.0005)  # there is room, but too many descriptors are in flight
+        except BaseException:  # Ctrl-C: half of a message may be in the socket
+            self.leaving = True
+            self.signal(signal.SIGKILL)
+            raise
+        finally:
+            _wire.curtain(opening)
+        if self.crew.hub.hears(self):
+            self.crew.hub.read(self)
+
+    def next_task(self) -> int:
         """Number of a new task; its byte on the board says that nobody has taken it."""
         seq = self.next_seq
         self.next_seq = (seq + 1) & 0xFFFFFFFF
@@ -117,10 +154,6 @@ class Worker:
         """Take a task back that the worker has not begun."""
         return _wire.cas_u8(self.board, frames.cell(self.row, seq), frames.PENDING, frames.REVOKED)
 
-    def has_begun(self, seq: int) -> bool:
-        """Whether the worker took the task."""
-        return self.board[frames.cell(self.row, seq)] == frames.STARTED
-
     def signal(self, number: int) -> None:
         """Send it a signal, through the zygote that knows whether it is still there."""
         self.zygote.kill(self.id, number)
@@ -129,58 +162,51 @@ class Worker:
 
     def on_ready(self, done: Todo) -> None:
         """Read its messages (under the hub's lock)."""
-        heard: list[Callable[[], None]] = []
-        try:
-            self._read(heard)
-        finally:
-            if heard and self.pool is not None:
-                done.append(self.pool.pump)  # first the next task, then the last results
-            done.extend(heard)
-
-    def _read(self, done: list[Callable[[], None]]) -> None:
-        buffer = self.crew.buffer
-        for _ in range(64):
-            try:
-                received = _wire.recv_message(self.socket.fileno(), buffer, socket.MSG_DONTWAIT)
-            except OSError as error:
-                if error.errno == errno.EMFILE:  # it waits in the socket until there is room
-                    done.append(_make_room)
-                    return
-                if error.errno == errno.ECONNRESET:  # said once, before what is still in the queue
-                    continue
-                received = (0, ())
-            if received is None:
-                return
-            size, fds = received
-            if size == 0:  # it ended, or closed its socket: then it is of no use
-                self.crew.hub.ignore(self)
-                self.signal(9)
-                return
-            kind, status, _count, seq = frames.HEAD.unpack_from(buffer)
-            self.proved = True
-            if kind == frames.FDS:
-                self._early_fds += fds
-                continue
-            fds, self._early_fds = self._early_fds + fds, ()
+        heard = self._heard
+        ended = _wire.recv_answers(self.socket.fileno(), self.crew.buffer, 64, heard)
+        answers: collections.deque[Answer] = collections.deque()
+        for kind, status, seq, seconds, body, fds in heard:
+            if self._early_fds:
+                fds, self._early_fds = self._early_fds + fds, ()
             if kind == frames.RESULT:
-                (seconds,) = frames.SECONDS.unpack_from(buffer, frames.HEAD.size)
-                body = bytes(memoryview(buffer)[frames.HEAD.size + frames.SECONDS.size : size])
-                assert self.pool is not None
-                self.pool.on_result(self, seq, status, seconds, body, fds, done)
+                # Appended before it is taken off the books, and looked for first: Ctrl-C may strike anywhere
+                # here, and then all of this is done again.
+                if (task := self.inflight.get(seq)) is not None:
+                    answers.append((task, status, body, fds))
+                    self.pool.took(seconds)  # type: ignore[union-attr]  # it has one as long as tasks are in flight
+                    del self.inflight[seq]
+            elif kind == frames.FDS:
+                self._early_fds = fds
             elif kind == frames.INITIALIZED:
-                body = bytes(memoryview(buffer)[frames.HEAD.size : size])
-                assert self.pool is not None
-                self.pool.on_initialized(self, status, body, fds, done)
+                self.pool.on_initialized(self, status, body, fds, done)  # type: ignore[union-attr]  # the same
             elif kind == frames.SOURCES:
-                self.sources = marshal.loads(memoryview(buffer)[frames.HEAD.size : size])
+                self.sources = marshal.loads(body)
+            self.proved = True
+        if answers and self.pool is not None:
+            self.pool.offer(self)
+            done.append(self.pool.pump)  # first the next task, then the last results
+            done.append(functools.partial(self.pool.resolve, self, answers))
+        heard.clear()
+        if ended == errno.EMFILE:  # the next message waits in the socket until there is room
+            done.append(_make_room)
+        elif ended not in {0, errno.EAGAIN}:  # it ended, or closed its socket: then it is of no use
+            self.crew.hub.ignore(self)
+            self.signal(signal.SIGKILL)
 
     def drain(self, done: Todo) -> None:
         """Read all that a dead worker left in its socket (under the hub's lock)."""
+        patience = _DRAIN_TRIES
         while self.crew.hub.hears(self):
             before = len(done)
             self.on_ready(done)
             if len(done) == before:
                 return
+            if done[-1] is _make_room:  # what is left needs descriptors that this process lacks
+                done.pop()
+                _make_room()
+                patience -= 1
+                if not patience:
+                    return  # lost: the tasks fail with the worker
 
     def close(self) -> None:
         """Give its descriptors and its row back; put off while a thread is sending to it."""
@@ -199,7 +225,7 @@ class Worker:
         """Ask it to end after what it has been sent."""
         self.leaving = True
         with suppress(WorkerGoneError):
-            self.send([frames.HEAD.pack(frames.QUIT, 0, 0, 0)])
+            self.send([frames.HEAD.pack(frames.QUIT, 0, 0, 0, 0.0)])
 
     def outdated(self) -> bool:
         """Whether a source file that it has imported has changed since."""
@@ -254,7 +280,8 @@ class Crew:
             ]
         which, offset = self._rows.pop()
         fd, board = self._boards[which]
-        _wire.store_u64(board, offset, 0)
+        _wire.store_u64(board, offset + frames.OWNER_AT, 0)
+        _wire.store_u64(board, offset + frames.PID_AT, 0)
         return board, offset, fd, lambda: self._rows.append((which, offset))
 
     # ------------------------------------------------------------------ leasing
@@ -269,9 +296,7 @@ class Crew:
             worker.quit()
             worker = None
         if worker is None:
-            worker = Worker(
-                self, self._zygote(ZygoteSpec.of(overlay, pool.preload)), overlay, pool.idle_limit
-            )
+            worker = self._spawn(ZygoteSpec.of(overlay, pool.preload), overlay, pool.idle_limit)
         worker.pool = pool
         worker.sent = 0
         worker.state_version = None
@@ -289,8 +314,9 @@ class Crew:
             return
         worker.idle_since = time.monotonic()
         worker.functions.clear()
+        worker.stale.clear()
         with suppress(WorkerGoneError):
-            worker.send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0)])
+            worker.send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0)])
         self.idle.append(worker)
         self.hub.later(_IDLE_S + 1, self._reap)
 
@@ -301,12 +327,20 @@ class Crew:
                 self.idle.remove(worker)
                 worker.quit()
 
-    def _zygote(self, spec: ZygoteSpec) -> Zygote:
+    def _spawn(self, spec: ZygoteSpec, overlay: dict[str, str], idle_limit: int) -> Worker:
+        """Start a worker, and its zygote if there is none or somebody has just killed it."""
         ear = self.zygotes.get(spec)
-        if ear is None:
-            ear = self.zygotes[spec] = _Ear(self, Zygote(spec))
-            self.hub.listen(ear)
-        return ear.zygote
+        if ear is not None:
+            try:
+                return Worker(self, ear.zygote, overlay, idle_limit)
+            except ConnectionError:
+                todo: Todo = collections.deque()
+                self.on_zygote_end(ear, todo)
+                for action in todo:
+                    self.hub.put_off(action)
+        ear = self.zygotes[spec] = _Ear(self, Zygote(spec))
+        self.hub.listen(ear)
+        return Worker(self, ear.zygote, overlay, idle_limit)
 
     # ------------------------------------------------------------------ deaths
 
@@ -314,7 +348,7 @@ class Crew:
         """A worker's process has ended (under the hub's lock)."""
         worker.drain(done)
         del self.workers[worker.id]
-        segments.forget_owner(_wire.load_u64(worker.board, worker.row))
+        segments.forget_owner(_wire.load_u64(worker.board, worker.row + frames.OWNER_AT))
         segments.ledger_clear(worker.id % (_LEDGER_SLOTS - 1) + 1)
         if worker in self.idle:
             self.idle.remove(worker)
@@ -333,10 +367,16 @@ class Crew:
 
     # ------------------------------------------------------------------ the end
 
-    def close(self) -> None:
-        """Let all pools finish what they have begun, then end every worker and zygote."""
+    def close(self, *, ended_by_interrupt: bool = False) -> None:
+        """Let all pools finish what they have begun, then end every worker and zygote.
+
+        What Ctrl-C has interrupted is not finished: the interpreter shall end.
+        """
         for pool in list(self.pools):
-            pool.shutdown(wait=True, cancel=False)
+            interrupted = pool.interrupted or ended_by_interrupt
+            if interrupted:
+                pool.interrupt()
+            pool.shutdown(wait=True, cancel=interrupted)
         with self.hub.lock:
             for worker in self.workers.values():
                 self.hub.ignore(worker)
@@ -362,6 +402,7 @@ class Crew:
                 board.close()
         self._boards.clear()
         os.close(self.ledger)
+        segments.ledger_detach()
 
     def forget(self) -> None:
         """In a forked child: close what belongs to the parent, without a word to anybody."""
@@ -409,7 +450,7 @@ def crew() -> Crew:
             if not _registered:
                 _registered = True
                 os.register_at_fork(after_in_child=_after_fork_in_child)
-                atexit.register(shutdown)
+                atexit.register(_at_exit)
         return _crew
 
 
@@ -424,11 +465,20 @@ def shutdown() -> None:
     >>> import ndshare
     >>> ndshare.shutdown()
     """
+    _end(ended_by_interrupt=False)
+
+
+def _at_exit() -> None:
+    # Set when an error ends a script: a script that Ctrl-C has ended does not want its queue to be computed.
+    _end(ended_by_interrupt=getattr(sys, "last_type", None) is KeyboardInterrupt)
+
+
+def _end(*, ended_by_interrupt: bool) -> None:
     global _crew
     with _crew_lock:
         crew, _crew = _crew, None
     if crew is not None:
-        crew.close()
+        crew.close(ended_by_interrupt=ended_by_interrupt)
 
 
 def _after_fork_in_child() -> None:

@@ -6,8 +6,8 @@
  *
  * before   - by-value memory in which arrays live is remapped MAP_PRIVATE at its address: same pages,
  *            but from now on parent and child do not see each other's writes. It is ordinary memory
- *            from then on (`detached`). Staged blocks are excepted: they are filled and lent by code
- *            of ndshare that does not run on in the child.
+ *            from then on (`detached`). Staged blocks are excepted while their Block lives: they are filled
+ *            and lent by code of ndshare that does not run on in the child.
  *          - the fork token: a description of its own with LOCK_SH on a memfd of this process, which
  *            the child keeps for life. The kernel does not count a forked child as a user; the token
  *            does, over exit, exec (close-on-exec), kill and grandchildren.
@@ -73,7 +73,8 @@ before(void)
             continue;
         }
         if (segment->kind == NDSHARE_VALUE) {
-            if (segment->counts.users > 0 && !segment->staged) {
+            bool being_filled = segment->staged && segment->counts.handles > 0;
+            if (segment->counts.users > 0 && !being_filled) {
                 detach(segment);
             }
         }
@@ -158,11 +159,13 @@ after_in_child(void)
     ndshare_link_init(&ndshare_heap.idle_lru);
     ndshare_link_init(&ndshare_heap.away_lru);
     ndshare_link_init(&ndshare_heap.cache_lru);
-    ndshare_heap.own_bytes = ndshare_heap.idle_bytes = ndshare_heap.away_bytes = ndshare_heap.cached_bytes = 0;
-    ndshare_heap.own_count = ndshare_heap.idle_count = ndshare_heap.away_count = ndshare_heap.cached_count = 0;
+    ndshare_heap.own_bytes = ndshare_heap.idle_bytes = ndshare_heap.slot_idle_bytes = 0;
+    ndshare_heap.away_bytes = ndshare_heap.cached_bytes = 0;
+    ndshare_heap.own_count = ndshare_heap.idle_count = 0;
+    ndshare_heap.away_count = ndshare_heap.cached_count = 0;
     ndshare_heap_redraw_prefix();
     ndshare_ledger_leave();
-    ndshare_heap_unlock();
+    ndshare_heap_unlock_in_child();
     errno = saved;
 }
 

@@ -17,6 +17,26 @@ ndshare_heap_lock(void)
     pthread_mutex_lock(&ndshare_heap.lock);
 }
 
+static void
+reap(ndshare_segment *doomed)
+{
+    while (doomed != NULL) {
+        ndshare_segment *next = doomed->next_doomed;
+        ndshare_segment_destroy(doomed);
+        doomed = next;
+    }
+}
+
+/* In a child that has just been forked Python has not yet repaired its GIL: it must not be touched. */
+void
+ndshare_heap_unlock_in_child(void)
+{
+    ndshare_segment *doomed = ndshare_heap.doomed;
+    ndshare_heap.doomed = NULL;
+    pthread_mutex_unlock(&ndshare_heap.lock);
+    reap(doomed);
+}
+
 /* Unmapping 160 MB takes 25 ms: it happens here, after the lock is gone. The mappings are out of the
  * tables, and their addresses cannot be reused before munmap. */
 void
@@ -36,11 +56,7 @@ ndshare_heap_unlock(void)
     if (bytes > ((size_t)4 << 20) && Py_IsInitialized() && PyGILState_Check()) {
         thread = PyEval_SaveThread();
     }
-    while (doomed != NULL) {
-        ndshare_segment *next = doomed->next_doomed;
-        ndshare_segment_destroy(doomed);
-        doomed = next;
-    }
+    reap(doomed);
     if (thread != NULL) {
         PyEval_RestoreThread(thread);
     }

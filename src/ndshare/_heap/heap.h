@@ -79,6 +79,7 @@ typedef struct ndshare_segment {
     bool lent;               /* whole segment (slabs: any slot) went out since the last good probe */
     bool staged;             /* made to be filled and lent: a fork does not detach it */
     bool detached;
+    bool transient;          /* mapped from its hold: the mapping goes with it */
     bool readonly;
     bool punch;              /* doomed: give the pages back even if a peer keeps a mapping */
     int size_class;
@@ -91,6 +92,7 @@ typedef struct ndshare_segment {
     /* slabs */
     ndshare_slot *slots;
     uint32_t n_slots, n_used, n_pending, first_free;
+    size_t free_bytes;       /* pages of free slots: kept warm, and capped like whole idle segments */
     int slot_shift;
 } ndshare_segment;
 
@@ -116,7 +118,7 @@ typedef struct {
     ndshare_link slabs[NDSHARE_SLAB_CLASSES];
     uint32_t slab_count[NDSHARE_SLAB_CLASSES];
     ndshare_segment *doomed;
-    size_t own_bytes, idle_bytes, away_bytes, held_bytes, cached_bytes;
+    size_t own_bytes, idle_bytes, slot_idle_bytes, away_bytes, held_bytes, held_value_bytes, cached_bytes;
     size_t own_count, idle_count, away_count, held_count, cached_count;
     size_t idle_limit;
     size_t threshold;
@@ -139,6 +141,7 @@ extern ndshare_heap_state ndshare_heap;
 int ndshare_heap_start(void);
 void ndshare_heap_lock(void);
 void ndshare_heap_unlock(void);
+void ndshare_heap_unlock_in_child(void);
 void ndshare_heap_doom(ndshare_segment *segment);  /* lock held; out of the tables already */
 void ndshare_heap_redraw_prefix(void);
 uint64_t ndshare_heap_next_uid(void);
@@ -203,7 +206,7 @@ int ndshare_pool_enter(ndshare_segment *segment, ndshare_error *error);  /* no l
 void ndshare_pool_give_back(ndshare_segment *segment);              /* lock held; nobody uses it */
 void ndshare_pool_wake(ndshare_segment *segment);                   /* lock held; IDLE or AWAY -> LIVE */
 void ndshare_pool_forget(ndshare_segment *segment, bool punch);     /* lock held; destroy */
-void ndshare_pool_shrink(size_t idle_limit);                        /* lock held */
+void ndshare_pool_shrink(size_t idle_limit);                        /* lock held; all idle memory */
 bool ndshare_pool_make_room(size_t count);                          /* lock held; descriptors */
 size_t ndshare_pool_trim(void);                                     /* lock held; bytes given back */
 size_t ndshare_pool_descriptor_limit(void);
@@ -211,7 +214,7 @@ size_t ndshare_pool_descriptor_limit(void);
 /* slab.c: many small blocks in one segment */
 ndshare_segment *ndshare_slab_take(size_t nbytes, char **address, bool *dirty, ndshare_error *error);
 void ndshare_slab_give_back(ndshare_segment *slab, uint32_t index); /* lock held */
-size_t ndshare_slab_trim(ndshare_segment *slab);                    /* lock held */
+void ndshare_slab_trim_all(void);                                   /* lock held */
 bool ndshare_slab_revive(ndshare_segment *slab, uint32_t index);    /* lock held */
 void ndshare_slab_settle(ndshare_segment *slab);                     /* lock held */
 
@@ -241,6 +244,7 @@ size_t ndshare_ledger_own_use(size_t own_bytes);
 void ndshare_ledger_publish(size_t own_bytes);
 void ndshare_ledger_leave(void);
 PyObject *ndshare_ledger_create(PyObject *module, PyObject *slots);
+PyObject *ndshare_ledger_detach(PyObject *module, PyObject *ignored);
 PyObject *ndshare_ledger_attach(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_ledger_clear(PyObject *module, PyObject *slot);
 

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -24,42 +25,53 @@ static line alone;              /* a process without a pool has a ledger of one 
 static line *lines = &alone;
 static size_t n_lines = 1, own_line = 0;
 
+/* Innermost of all locks: nothing may unmap the ledger under a thread that adds it up. */
+static pthread_mutex_t in_ledger = PTHREAD_MUTEX_INITIALIZER;
+
 size_t
 ndshare_ledger_reserve(size_t nbytes)
 {
-    atomic_fetch_add(&lines[own_line].reserved, nbytes);
     size_t sum = 0;
+    pthread_mutex_lock(&in_ledger);
+    atomic_fetch_add(&lines[own_line].reserved, nbytes);
     for (size_t i = 0; i < n_lines; i++) {
         sum += atomic_load(&lines[i].reserved);
     }
+    pthread_mutex_unlock(&in_ledger);
     return sum > nbytes ? sum - nbytes : 0;
 }
 
 void
 ndshare_ledger_settle(size_t nbytes)
 {
+    pthread_mutex_lock(&in_ledger);
     uint64_t before = atomic_load(&lines[own_line].reserved), after;
     do {
         after = before > nbytes ? before - nbytes : 0;  /* cleared by mistake must not wrap around */
     } while (!atomic_compare_exchange_weak(&lines[own_line].reserved, &before, after));
+    pthread_mutex_unlock(&in_ledger);
 }
 
 size_t
 ndshare_ledger_own_use(size_t own_bytes)
 {
     size_t sum = own_bytes;
+    pthread_mutex_lock(&in_ledger);
     for (size_t i = 0; i < n_lines; i++) {
         if (i != own_line) {
             sum += atomic_load(&lines[i].in_use);
         }
     }
+    pthread_mutex_unlock(&in_ledger);
     return sum;
 }
 
 void
 ndshare_ledger_publish(size_t own_bytes)
 {
+    pthread_mutex_lock(&in_ledger);
     atomic_store_explicit(&lines[own_line].in_use, own_bytes, memory_order_relaxed);
+    pthread_mutex_unlock(&in_ledger);
 }
 
 /* After a fork: the child is not the process of that line. The mapping stays, threads of the parent
@@ -67,6 +79,7 @@ ndshare_ledger_publish(size_t own_bytes)
 void
 ndshare_ledger_leave(void)
 {
+    pthread_mutex_init(&in_ledger, NULL);
     lines = &alone;
     n_lines = 1;
     own_line = 0;
@@ -120,7 +133,10 @@ ndshare_ledger_attach(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssi
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     ndshare_heap_lock();
-    if (lines != &alone) {
+    pthread_mutex_lock(&in_ledger);
+    line *former = lines == &alone ? NULL : lines;
+    size_t length = n_lines * sizeof(line);
+    if (former != NULL) {
         atomic_store(&lines[own_line].reserved, 0);
         atomic_store(&lines[own_line].in_use, 0);
     }
@@ -128,8 +144,37 @@ ndshare_ledger_attach(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssi
     n_lines = n;
     own_line = (size_t)slot;
     atomic_store(&lines[own_line].reserved, 0);
+    pthread_mutex_unlock(&in_ledger);
     ndshare_ledger_publish(ndshare_heap.own_bytes);
     ndshare_heap_unlock();
+    if (former != NULL) {
+        munmap(former, length);
+    }
+    Py_RETURN_NONE;
+}
+
+/* Back to the line of its own: the ledger of a pool that has ended. */
+PyObject *
+ndshare_ledger_detach(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    ndshare_heap_lock();
+    pthread_mutex_lock(&in_ledger);
+    line *pool = lines == &alone ? NULL : lines;
+    size_t length = n_lines * sizeof(line);
+    if (pool != NULL) {
+        atomic_store(&lines[own_line].reserved, 0);
+        atomic_store(&lines[own_line].in_use, 0);
+        lines = &alone;
+        n_lines = 1;
+        own_line = 0;
+        atomic_store(&alone.reserved, 0);
+        atomic_store(&alone.in_use, ndshare_heap.own_bytes);
+    }
+    pthread_mutex_unlock(&in_ledger);
+    ndshare_heap_unlock();
+    if (pool != NULL) {
+        munmap(pool, length);
+    }
     Py_RETURN_NONE;
 }
 

@@ -89,7 +89,12 @@ static PyMethodDef methods[] = {
      PyDoc_STR("seal(buffer)\n--\n\nA copy of the buffer that nobody can write to.")},
     {"block_of", ndshare_block_of, METH_O,
      PyDoc_STR("block_of(array)\n--\n\n(Block, offset of the lowest byte), or None for ordinary memory.")},
-    {"is_shared", ndshare_block_is_shared, METH_O, PyDoc_STR("is_shared(array)\n--\n\n")},
+    {"is_shared", ndshare_block_is_shared, METH_O, PyDoc_STR("is_shared(array)\n--\n\n"
+        "Tell whether the memory of an array is shared.\n\n"
+        "Parameters\n----------\n"
+        "array : object\n    Anything; what is no ndarray is not shared.\n\n"
+        "Returns\n-------\n"
+        "bool\n    True for arrays in shared memory and for views of them, however they were made.\n")},
     {"attach", FAST(ndshare_receive_attach),
      PyDoc_STR("attach(uid, size, kind, fd)\n--\n\nBlock of a received segment; takes over `fd`.")},
     {"should_copy_out", ndshare_receive_should_copy_out, METH_O,
@@ -107,6 +112,8 @@ static PyMethodDef methods[] = {
     {"set_idle_limit", set_idle_limit, METH_O, PyDoc_STR("set_idle_limit(nbytes)\n--\n\nReturns the former one.")},
     {"set_threshold", set_threshold, METH_O, PyDoc_STR("set_threshold(nbytes)\n--\n\nReturns the former one.")},
     {"ledger_create", ndshare_ledger_create, METH_O, PyDoc_STR("ledger_create(slots)\n--\n\nA descriptor.")},
+    {"ledger_detach", ndshare_ledger_detach, METH_NOARGS,
+     PyDoc_STR("ledger_detach()\n--\n\nLeave the ledger of a pool.")},
     {"ledger_attach", FAST(ndshare_ledger_attach), PyDoc_STR("ledger_attach(fd, slot)\n--\n\n")},
     {"ledger_clear", ndshare_ledger_clear, METH_O, PyDoc_STR("ledger_clear(slot)\n--\n\n")},
     {NULL, NULL, 0, NULL},

@@ -41,6 +41,7 @@ leave_lists(ndshare_segment *segment)
 {
     if (segment->state == NDSHARE_IDLE) {
         ndshare_heap.idle_bytes -= segment->resident;
+        ndshare_heap.slot_idle_bytes += segment->free_bytes;
         ndshare_heap.idle_count--;
     }
     else if (segment->state == NDSHARE_AWAY) {
@@ -67,6 +68,7 @@ void
 ndshare_pool_forget(ndshare_segment *segment, bool punch)
 {
     leave_lists(segment);
+    ndshare_heap.slot_idle_bytes -= segment->free_bytes;
     if (segment->slots != NULL) {
         ndshare_link_remove(&segment->by_class);
         ndshare_heap.slab_count[segment->slot_shift - NDSHARE_SLAB_SHIFT]--;
@@ -140,7 +142,8 @@ ndshare_pool_take_idle(size_t nbytes, int kind)
 void
 ndshare_pool_shrink(size_t idle_limit)
 {
-    while (ndshare_heap.idle_bytes > idle_limit && ndshare_heap.idle_lru.prev != &ndshare_heap.idle_lru) {
+    while (ndshare_heap.idle_bytes + ndshare_heap.slot_idle_bytes > idle_limit
+           && ndshare_heap.idle_lru.prev != &ndshare_heap.idle_lru) {
         ndshare_pool_forget(NDSHARE_OF(ndshare_heap.idle_lru.prev, by_age), true);
     }
 }
@@ -170,7 +173,8 @@ static void
 collect_returned(void)
 {
     for (int i = 0; i < NDSHARE_PROBES; i++) {
-        if (ndshare_heap.away_bytes + ndshare_heap.idle_bytes <= ndshare_heap.idle_limit
+        size_t idle = ndshare_heap.idle_bytes + ndshare_heap.slot_idle_bytes;
+        if (ndshare_heap.away_bytes + idle <= ndshare_heap.idle_limit
             || ndshare_heap.away_lru.prev == &ndshare_heap.away_lru) {
             return;
         }
@@ -219,12 +223,17 @@ ndshare_pool_reserve(size_t nbytes, ndshare_error *error)
         return 0;
     }
     ndshare_heap_lock();
-    size_t idle = ndshare_heap.idle_bytes, cached = ndshare_heap.cached_bytes;
+    size_t idle = ndshare_heap.idle_bytes + ndshare_heap.slot_idle_bytes, cached = ndshare_heap.cached_bytes;
+    size_t own = ndshare_heap.own_bytes;
     ndshare_pool_shrink(idle > nbytes ? idle - nbytes : 0);
+    if (own - ndshare_heap.own_bytes < nbytes) {
+        ndshare_slab_trim_all();
+        ndshare_pool_shrink(0);
+    }
     if (cached > 0) {
         ndshare_receive_trim(0, 0);
     }
-    bool changed = ndshare_heap.doomed != NULL;
+    bool changed = ndshare_heap.doomed != NULL || ndshare_heap.own_bytes != own;
     ndshare_heap_unlock();
     return changed ? ndshare_limits_reserve(nbytes, error) : -1;
 }
@@ -323,13 +332,9 @@ ndshare_pool_trim(void)
             ndshare_pool_forget(segment, true);
         }
     }
-    for (int c = 0; c < NDSHARE_SLAB_CLASSES; c++) {
-        for (ndshare_link *link = ndshare_heap.slabs[c].next; link != &ndshare_heap.slabs[c];) {
-            ndshare_segment *slab = NDSHARE_OF(link, by_class);
-            link = link->next;
-            ndshare_slab_trim(slab);
-        }
+    ndshare_slab_trim_all();
+    while (ndshare_heap.idle_lru.prev != &ndshare_heap.idle_lru) {  /* those without pages too */
+        ndshare_pool_forget(NDSHARE_OF(ndshare_heap.idle_lru.prev, by_age), true);
     }
-    ndshare_pool_shrink(0);
     return before - ndshare_heap.own_bytes;
 }

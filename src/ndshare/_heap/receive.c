@@ -94,6 +94,7 @@ enter_use(ndshare_segment *segment)
     ndshare_heap.held_count++;
     ndshare_heap.held_bytes += segment->size;
     if (segment->kind == NDSHARE_VALUE) {
+        ndshare_heap.held_value_bytes += segment->size;
         ndshare_receive_count(segment, 1);
     }
 }
@@ -108,9 +109,10 @@ ndshare_receive_settle(ndshare_segment *segment)
     ndshare_heap.held_count--;
     ndshare_heap.held_bytes -= segment->size;
     if (segment->kind == NDSHARE_VALUE) {
+        ndshare_heap.held_value_bytes -= segment->size;
         ndshare_receive_count(segment, -1);
     }
-    if (segment->detached || segment->kind == NDSHARE_COPY) {
+    if (segment->detached || segment->transient || segment->kind == NDSHARE_COPY) {
         drop(segment);
         return;
     }
@@ -259,7 +261,7 @@ ndshare_receive_should_copy_out(PyObject *Py_UNUSED(module), PyObject *object)
     if (segment != NULL && segment->kind == NDSHARE_VALUE && segment->origin == NDSHARE_RECEIVED) {
         copy = ndshare_heap.held_count > ndshare_pool_descriptor_limit() / 2
             || ndshare_heap.n_segments > mappings_limit() / 4
-            || ndshare_heap.held_bytes > ndshare_heap.idle_limit;
+            || ndshare_heap.held_value_bytes > ndshare_heap.idle_limit;
         for (size_t i = 0; !copy && i < ndshare_heap.n_owners; i++) {
             if (ndshare_heap.owners[i].prefix == segment->uid >> 32) {
                 copy = ndshare_heap.owners[i].live > 2;

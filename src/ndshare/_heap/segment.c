@@ -223,18 +223,15 @@ ndshare_segment_map(int fd, uint64_t uid, size_t size, int kind, ndshare_error *
         fail(error, "map a received segment: the descriptor is not the segment the message names");
         return NULL;
     }
-    char *base;
-    if (kind == NDSHARE_SEALED) {
-        base = map_anew(fd, size, PROT_READ, MAP_SHARED | MAP_POPULATE);
-    }
-    else if (kind == NDSHARE_COPY) {
-        base = map_anew(fd, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE);
-    }
-    else {
-        /* By-value segments have all their pages: mapping them at once costs 1 ms per 160 MB, taking
-         * the faults one by one 11. A slab has holes that populating would fill. */
-        int populate = kind == NDSHARE_VALUE ? MAP_POPULATE : 0;
-        base = map_anew(fd, size, PROT_READ | PROT_WRITE, MAP_SHARED | populate);
+    int protection = kind == NDSHARE_SEALED ? PROT_READ : PROT_READ | PROT_WRITE;
+    /* By-value segments have all their pages: mapping them at once costs 1 ms per 160 MB, taking the
+     * faults one by one 11. A slab has holes that populating would fill. */
+    int flags = kind == NDSHARE_COPY ? MAP_PRIVATE | MAP_NORESERVE
+              : kind == NDSHARE_SHARED ? MAP_SHARED : MAP_SHARED | MAP_POPULATE;
+    char *base = map_anew(fd, size, protection, flags);
+    bool transient = base == MAP_FAILED && (errno == EMFILE || errno == ENFILE);
+    if (transient) {  /* not one descriptor left: from the hold, and for as long as the hold */
+        base = mmap(NULL, size, protection, flags, fd, 0);
     }
     if (base == MAP_FAILED) {
         fail(error, "map a received segment (mmap)");
@@ -250,6 +247,7 @@ ndshare_segment_map(int fd, uint64_t uid, size_t size, int kind, ndshare_error *
     segment->base = base;
     segment->kind = (uint8_t)kind;
     segment->origin = NDSHARE_RECEIVED;
+    segment->transient = transient;
     segment->readonly = kind == NDSHARE_SEALED;
     return segment;
 }

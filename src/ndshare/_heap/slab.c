@@ -97,12 +97,39 @@ make_slab(int shift, ndshare_error *error)
 }
 
 static void
+count_free(ndshare_segment *slab, ssize_t change)
+{
+    slab->free_bytes += (size_t)change;
+    if (slab->state == NDSHARE_LIVE) {  /* an empty slab is counted as a whole */
+        ndshare_heap.slot_idle_bytes += (size_t)change;
+    }
+}
+
+static void
 free_slot(ndshare_segment *slab, uint32_t index)
 {
     ndshare_slot *slot = &slab->slots[index];
     slot->flags &= NDSHARE_SLOT_DIRTY;
     slot->next = slab->first_free;
     slab->first_free = index;
+    count_free(slab, (ssize_t)(slot->pages * NDSHARE_PAGE));
+}
+
+/* Give the pages of a free slot back to the system. */
+static void
+punch_slot(ndshare_segment *slab, uint32_t index)
+{
+    ndshare_slot *slot = &slab->slots[index];
+    size_t bytes = (size_t)slot->pages * NDSHARE_PAGE;
+    if (bytes == 0) {
+        return;
+    }
+    ndshare_segment_punch(slab, (size_t)index << slab->slot_shift, (size_t)1 << slab->slot_shift);
+    count_free(slab, -(ssize_t)bytes);
+    slot->pages = 0;
+    slot->flags &= ~(uint32_t)NDSHARE_SLOT_DIRTY;
+    slab->resident -= bytes;
+    ndshare_heap.own_bytes -= bytes;
 }
 
 /* Slabs with free slots stand in front of those without. */
@@ -126,10 +153,10 @@ rest_if_empty(ndshare_segment *slab)
     if (slab->n_used == 0 && slab->n_pending == 0 && slab->counts.handles == 0
         && slab->state == NDSHARE_LIVE) {
         slab->state = NDSHARE_IDLE;
+        ndshare_heap.slot_idle_bytes -= slab->free_bytes;
         ndshare_heap.idle_bytes += slab->resident;
         ndshare_heap.idle_count++;
         ndshare_link_push(&ndshare_heap.idle_lru, &slab->by_age);
-        ndshare_pool_shrink(ndshare_heap.idle_limit);
     }
 }
 
@@ -209,11 +236,30 @@ missing_pages(ndshare_segment *slab, uint32_t index, size_t nbytes, size_t *offs
         for (uint32_t i = index; i < slab->n_slots && bytes < RUN && slab->slots[i].pages == 0; i++) {
             slab->slots[i].pages = (uint32_t)(slot / NDSHARE_PAGE);
             bytes += slot;
+            if (i != index) {
+                count_free(slab, (ssize_t)slot);
+            }
         }
         return bytes;
     }
     first->pages = (uint32_t)wanted;
     return bytes;
+}
+
+/* The pages could not be had: what was written down about them is taken back. */
+static void
+forget_pages(ndshare_segment *slab, uint32_t index, uint32_t had, size_t bytes)
+{
+    size_t slot = (size_t)1 << slab->slot_shift;
+    slab->slots[index].pages = had;
+    for (uint32_t i = index + 1; had == 0 && slot < SMALL_SLOT && i < index + bytes / slot; i++) {
+        if (!(slab->slots[i].flags & NDSHARE_SLOT_USED) && slab->slots[i].pages > 0) {
+            slab->slots[i].pages = 0;
+            count_free(slab, -(ssize_t)slot);
+        }
+    }
+    slab->resident -= bytes;
+    ndshare_heap.own_bytes -= bytes;
 }
 
 static int
@@ -254,12 +300,14 @@ ndshare_slab_take(size_t nbytes, char **address, bool *dirty, ndshare_error *err
         ndshare_pool_wake(slab);
     }
     slab->n_used++;
+    count_free(slab, -(ssize_t)(slot->pages * NDSHARE_PAGE));
     *dirty = (slot->flags & NDSHARE_SLOT_DIRTY) != 0;
     slot->flags = NDSHARE_SLOT_USED | NDSHARE_SLOT_DIRTY;
     slot->counts.handles = 1;
     if (slab->first_free == NONE) {
         to_back(slab);
     }
+    uint32_t had = slot->pages;
     size_t offset = 0, bytes = missing_pages(slab, index, nbytes, &offset);
     slab->resident += bytes;
     ndshare_heap.own_bytes += bytes;
@@ -268,8 +316,7 @@ ndshare_slab_take(size_t nbytes, char **address, bool *dirty, ndshare_error *err
     *address = slab->base + ((size_t)index << shift);
     if (bytes > 0 && give_pages(slab, offset, bytes, error) < 0) {
         ndshare_heap_lock();
-        slot->pages = 0;
-        slot->flags &= ~(uint32_t)NDSHARE_SLOT_DIRTY;
+        forget_pages(slab, index, had, bytes);
         slot->counts.handles = 0;
         ndshare_slab_give_back(slab, index);
         ndshare_heap_unlock();
@@ -294,8 +341,12 @@ ndshare_slab_give_back(ndshare_segment *slab, uint32_t index)
     else {
         free_slot(slab, index);
         to_front(slab);
+        if (ndshare_heap.slot_idle_bytes > ndshare_heap.idle_limit) {
+            punch_slot(slab, index);
+        }
     }
     rest_if_empty(slab);
+    ndshare_pool_shrink(ndshare_heap.idle_limit);
 }
 
 /* A message brought an array home whose owner had let it go in the meantime. */
@@ -315,30 +366,25 @@ ndshare_slab_revive(ndshare_segment *slab, uint32_t index)
     return true;
 }
 
-size_t
-ndshare_slab_trim(ndshare_segment *slab)
+void
+ndshare_slab_trim_all(void)
 {
-    if (slab->n_pending > 0) {
-        probe(slab);
-    }
-    rest_if_empty(slab);
-    size_t slot_bytes = (size_t)1 << slab->slot_shift, given = 0;
-    if (slab->state != NDSHARE_LIVE || slot_bytes < NDSHARE_PAGE || slab->detached) {
-        return 0;
-    }
-    for (uint32_t i = slab->first_free; i != NONE; i = slab->slots[i].next) {
-        ndshare_slot *slot = &slab->slots[i];
-        size_t bytes = (size_t)slot->pages * NDSHARE_PAGE;
-        if (bytes > 0) {
-            ndshare_segment_punch(slab, (size_t)i << slab->slot_shift, slot_bytes);
-            slot->pages = 0;
-            slot->flags &= ~(uint32_t)NDSHARE_SLOT_DIRTY;
-            given += bytes;
+    for (int c = 0; c < NDSHARE_SLAB_CLASSES; c++) {
+        for (ndshare_link *link = ndshare_heap.slabs[c].next; link != &ndshare_heap.slabs[c];) {
+            ndshare_segment *slab = NDSHARE_OF(link, by_class);
+            link = link->next;
+            if (slab->state == NDSHARE_IDLE) {
+                continue;  /* goes as a whole, when idle memory is shrunk */
+            }
+            if (slab->n_pending > 0) {
+                probe(slab);
+            }
+            for (uint32_t i = slab->first_free; i != NONE && slab->free_bytes > 0; i = slab->slots[i].next) {
+                punch_slot(slab, i);
+            }
+            rest_if_empty(slab);
         }
     }
-    slab->resident -= given;
-    ndshare_heap.own_bytes -= given;
-    return given;
 }
 
 /* The last handle on the whole slab is gone. */
@@ -349,4 +395,5 @@ ndshare_slab_settle(ndshare_segment *slab)
         probe(slab);
     }
     rest_if_empty(slab);
+    ndshare_pool_shrink(ndshare_heap.idle_limit);
 }

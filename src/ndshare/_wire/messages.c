@@ -14,12 +14,15 @@
 #include "wire.h"
 
 #include <errno.h>
+#include <poll.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MAX_PARTS 128
@@ -165,6 +168,126 @@ close_all(const int *fds, Py_ssize_t count)
     }
 }
 
+static int64_t
+now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+/* Look again and again for up to `spin_us` before the caller goes to sleep: to be woken by another
+ * processor costs the waker more than the message itself. Yields to whoever else wants to run. */
+static void
+spin_until_readable(int fd, int spin_us)
+{
+    struct pollfd entry = {.fd = fd, .events = POLLIN};
+    int64_t end = now_ns() + spin_us * INT64_C(1000);
+    while (poll(&entry, 1, 0) == 0 && now_ns() < end) {
+        sched_yield();
+    }
+}
+
+PyObject *
+ndshare_message_spin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2) {
+        return PyErr_Format(PyExc_TypeError, "spin takes 2 arguments, got %zd", nargs);
+    }
+    int fd = PyLong_AsInt(args[0]);
+    int spin_us = PyLong_AsInt(args[1]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    spin_until_readable(fd, spin_us);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* How a receive ended, beside a message. */
+enum { RECEIVED = 1, NOTHING = 0, FAILED = -1 };
+
+/* One message into `view`; its descriptors to `received`. FAILED: errno is set, or, if it is 0, a Python error. */
+static int
+receive(int sock_fd, const Py_buffer *view, int flags, int received[MAX_FDS], Py_ssize_t *size, Py_ssize_t *count)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int) * MAX_FDS)];
+        struct cmsghdr align;
+    } control;
+    bool careful = descriptors_scarce(sock_fd);
+
+    for (;;) {
+        struct iovec iov = {view->buf, (size_t)view->len};
+        struct msghdr msg = {.msg_iov = &iov,
+                             .msg_iovlen = 1,
+                             .msg_control = control.bytes,
+                             .msg_controllen = sizeof control.bytes};
+        int how = flags | MSG_CMSG_CLOEXEC | (careful ? MSG_PEEK : 0);
+        if (flags & MSG_DONTWAIT) {
+            *size = recvmsg(sock_fd, &msg, how);
+        }
+        else {
+            Py_BEGIN_ALLOW_THREADS
+            *size = recvmsg(sock_fd, &msg, how);
+            Py_END_ALLOW_THREADS
+        }
+        if (*size < 0) {
+            if (errno == EAGAIN) {
+                return NOTHING;
+            }
+            if (errno != EINTR) {
+                return FAILED;
+            }
+            if (PyErr_CheckSignals() < 0) {
+                errno = 0;
+                return FAILED;
+            }
+            continue;
+        }
+        *count = take_descriptors(&msg, received);
+        if (msg.msg_flags & MSG_CTRUNC) {
+            close_all(received, *count);
+            errno = EMFILE;
+            return FAILED;
+        }
+        if (careful) {
+            close_all(received, *count);
+            careful = false;
+            continue;
+        }
+        if (msg.msg_flags & MSG_TRUNC) {
+            close_all(received, *count);
+            errno = EMSGSIZE;
+            return FAILED;
+        }
+        if (*count > 0) {
+            atomic_store_explicit(&highest_fd, received[*count - 1], memory_order_relaxed);
+        }
+        return RECEIVED;
+    }
+}
+
+/* A tuple of the descriptors, which are closed if it cannot be made. */
+static PyObject *
+descriptor_tuple(const int received[MAX_FDS], Py_ssize_t count)
+{
+    PyObject *fds = PyTuple_New(count);
+    for (Py_ssize_t i = 0; fds != NULL && i < count; i++) {
+        PyObject *number = PyLong_FromLong(received[i]);
+        if (number == NULL) {
+            Py_CLEAR(fds);
+            break;
+        }
+        PyTuple_SET_ITEM(fds, i, number);
+    }
+    if (fds == NULL) {
+        close_all(received, count);
+    }
+    return fds;
+}
+
 PyObject *
 ndshare_message_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
@@ -180,84 +303,90 @@ ndshare_message_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     if (PyObject_GetBuffer(args[1], &view, PyBUF_WRITABLE) < 0) {
         return NULL;
     }
-    union {
-        char bytes[CMSG_SPACE(sizeof(int) * MAX_FDS)];
-        struct cmsghdr align;
-    } control;
     int received[MAX_FDS];
+    Py_ssize_t size, count;
     PyObject *result = NULL;
-    bool careful = descriptors_scarce(sock_fd);
-
-    for (;;) {
-        struct iovec iov = {view.buf, (size_t)view.len};
-        struct msghdr msg = {.msg_iov = &iov,
-                             .msg_iovlen = 1,
-                             .msg_control = control.bytes,
-                             .msg_controllen = sizeof control.bytes};
-        int how = flags | MSG_CMSG_CLOEXEC | (careful ? MSG_PEEK : 0);
-        ssize_t size;
-        if (flags & MSG_DONTWAIT) {
-            size = recvmsg(sock_fd, &msg, how);
-        }
-        else {
-            Py_BEGIN_ALLOW_THREADS
-            size = recvmsg(sock_fd, &msg, how);
-            Py_END_ALLOW_THREADS
-        }
-        if (size < 0) {
-            if (errno == EINTR) {
-                if (PyErr_CheckSignals() < 0) {
-                    goto done;
-                }
-                continue;
-            }
-            if (errno == EAGAIN) {
-                result = Py_NewRef(Py_None);
-                goto done;
-            }
-            PyErr_SetFromErrno(PyExc_OSError);
-            goto done;
-        }
-        Py_ssize_t count = take_descriptors(&msg, received);
-        if (msg.msg_flags & MSG_CTRUNC) {
-            close_all(received, count);
-            errno = EMFILE;
-            PyErr_SetFromErrno(PyExc_OSError);
-            goto done;
-        }
-        if (careful) {
-            close_all(received, count);
-            careful = false;
-            continue;
-        }
-        if (msg.msg_flags & MSG_TRUNC) {
-            close_all(received, count);
-            errno = EMSGSIZE;
-            PyErr_SetFromErrno(PyExc_OSError);
-            goto done;
-        }
-        PyObject *fds = PyTuple_New(count);
-        if (fds == NULL) {
-            close_all(received, count);
-            goto done;
-        }
-        for (Py_ssize_t i = 0; i < count; i++) {
-            PyTuple_SET_ITEM(fds, i, PyLong_FromLong(received[i])); /* small or fails below */
-            if (PyTuple_GET_ITEM(fds, i) == NULL) {
-                close_all(received, count);
-                Py_DECREF(fds);
-                goto done;
-            }
-        }
-        if (count > 0) {
-            atomic_store_explicit(&highest_fd, received[count - 1], memory_order_relaxed);
-        }
-        result = Py_BuildValue("(nN)", (Py_ssize_t)size, fds);
-        if (result == NULL) {
-            close_all(received, count);
-        }
-        goto done;
+    switch (receive(sock_fd, &view, flags, received, &size, &count)) {
+    case NOTHING:
+        result = Py_NewRef(Py_None);
+        break;
+    case RECEIVED: {
+        PyObject *fds = descriptor_tuple(received, count);
+        result = fds == NULL ? NULL : Py_BuildValue("(nN)", size, fds);
+        break;
     }
+    default:
+        if (errno != 0) {
+            PyErr_SetFromErrno(PyExc_OSError);
+        }
+    }
+    PyBuffer_Release(&view);
+    return result;
+}
+
+/* Head of every message between a caller and its workers; `_frames.HEAD` is the same in Python. */
+typedef struct __attribute__((packed)) {
+    uint8_t kind;
+    uint8_t status;
+    uint16_t records;
+    uint32_t number;
+    float seconds;
+} head;
+
+PyObject *
+ndshare_message_recv_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 4) {
+        return PyErr_Format(PyExc_TypeError, "recv_answers takes 4 arguments, got %zd", nargs);
+    }
+    int sock_fd = PyLong_AsInt(args[0]);
+    long most = PyLong_AsLong(args[2]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (!PyList_Check(args[3])) {
+        return PyErr_Format(PyExc_TypeError, "recv_answers: %R is not a list", args[3]);
+    }
+    Py_buffer view;
+    if (PyObject_GetBuffer(args[1], &view, PyBUF_WRITABLE) < 0) {
+        return NULL;
+    }
+    PyObject *result = NULL;
+    for (long n = 0; n < most; n++) {
+        int received[MAX_FDS];
+        Py_ssize_t size, count;
+        int how = receive(sock_fd, &view, MSG_DONTWAIT, received, &size, &count);
+        if (how == FAILED && errno == ECONNRESET) {
+            continue; /* said once, before what is still in the queue */
+        }
+        if (how == FAILED && errno == 0) {
+            goto done;
+        }
+        if (how != RECEIVED || size == 0) {
+            result = PyLong_FromLong(how == NOTHING ? 0 : how == FAILED ? errno : EPIPE);
+            goto done;
+        }
+        if ((size_t)size < sizeof(head)) {
+            close_all(received, count);
+            PyErr_Format(PyExc_ValueError, "recv_answers: a message of %zd bytes has no head", size);
+            goto done;
+        }
+        head h;
+        memcpy(&h, view.buf, sizeof h);
+        PyObject *fds = descriptor_tuple(received, count);
+        if (fds == NULL) {
+            goto done;
+        }
+        PyObject *message = Py_BuildValue("(iiIfy#N)", h.kind, h.status, h.number, h.seconds,
+                                          (const char *)view.buf + sizeof h, size - (Py_ssize_t)sizeof h, fds);
+        if (message == NULL || PyList_Append(args[3], message) < 0) {
+            close_all(received, count);
+            Py_XDECREF(message);
+            goto done;
+        }
+        Py_DECREF(message);
+    }
+    result = PyLong_FromLong(EAGAIN);
 done:
     PyBuffer_Release(&view);
     return result;

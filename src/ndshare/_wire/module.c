@@ -1,6 +1,7 @@
 /* ndshare._wire: what goes between processes, in C because every microsecond of it is paid per task.
  *
  * messages.c  whole messages with descriptors
+ * shield.c    no Ctrl-C between two lines that belong together
  * atomics.c   cells in shared memory
  * here        `selective`, a filter for picklers; `die_with_parent`, `here`
  *
@@ -81,6 +82,12 @@ static PyMethodDef methods[] = {
     {"recv_message", (PyCFunction)(void (*)(void))ndshare_message_recv, METH_FASTCALL,
      PyDoc_STR("recv_message(sock_fd, buffer, flags) -> (nbytes, fds) | None\n\n"
                "One message into `buffer`; None if it would block, (0, ()) at the end of the stream.")},
+    {"recv_answers", (PyCFunction)(void (*)(void))ndshare_message_recv_all, METH_FASTCALL,
+     PyDoc_STR("recv_answers(sock_fd, buffer, most, out) -> int\n\n"
+               "Append up to `most` waiting messages (kind, status, number, seconds, body, fds) to the list `out`.\n"
+               "0: that was all; EAGAIN: there may be more; EPIPE: the end; else an errno.")},
+    {"spin", (PyCFunction)(void (*)(void))ndshare_message_spin, METH_FASTCALL,
+     PyDoc_STR("spin(fd, microseconds)\n\nReturn when `fd` is readable, or the time is over.")},
     {"cas_u8", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u8, METH_FASTCALL,
      PyDoc_STR("cas_u8(buffer, offset, expected, new) -> bool")},
     {"load_u8", (PyCFunction)(void (*)(void))ndshare_atomic_load_u8, METH_FASTCALL,
@@ -95,6 +102,16 @@ static PyMethodDef methods[] = {
      PyDoc_STR("store_u64(buffer, offset, value)")},
     {"die_with_parent", die_with_parent, METH_O,
      PyDoc_STR("die_with_parent(signal)\n\nThe signal this process gets when the *thread* that forked it ends.")},
+    {"shield_main", ndshare_shield_main, METH_O,
+     PyDoc_STR("shield_main(ident)\n\nSay which thread is the main thread.")},
+    {"shield", ndshare_shield_up, METH_NOARGS,
+     PyDoc_STR("shield()\n\nFrom here on Ctrl-C is only noted.")},
+    {"unshield", ndshare_shield_down, METH_NOARGS,
+     PyDoc_STR("unshield()\n\nEnd of a shield; may raise what was held back.")},
+    {"window", ndshare_shield_window, METH_NOARGS,
+     PyDoc_STR("window() -> int\n\nLet Ctrl-C through for a while; may raise what was held back.")},
+    {"curtain", ndshare_shield_curtain, METH_O,
+     PyDoc_STR("curtain(n)\n\nEnd of a window; n is what window() gave.")},
     {"here", here, METH_NOARGS,
      PyDoc_STR("here() -> (device, inode) | None\n\nIdentity of the working directory.")},
     {"selective", (PyCFunction)(void (*)(void))selective, METH_FASTCALL,

@@ -9,8 +9,17 @@
 #define PyLong_AsInt _PyLong_AsInt
 #endif
 
+PyObject *ndshare_shield_main(PyObject *module, PyObject *ident);
+PyObject *ndshare_shield_up(PyObject *module, PyObject *ignored);
+PyObject *ndshare_shield_down(PyObject *module, PyObject *ignored);
+PyObject *ndshare_shield_window(PyObject *module, PyObject *ignored);
+PyObject *ndshare_shield_curtain(PyObject *module, PyObject *number);
+
 PyObject *ndshare_message_send(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_message_recv(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
+PyObject *ndshare_message_recv_all(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_message_spin(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
 PyObject *ndshare_atomic_cas_u8(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_atomic_load_u8(PyObject *module, PyObject *const *args, Py_ssize_t nargs);

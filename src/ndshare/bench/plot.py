@@ -18,6 +18,7 @@ _COLOURS = {
 }
 _DPI = 150
 _BAR_INCHES = 0.21
+_LABEL_WIDTH = 2.5  # the part of the logarithmic axis that a label covers, as a ratio
 _FLOOR = 0.02  # smallest ratio shown
 
 
@@ -49,26 +50,23 @@ def save(path: str, results: Sequence[Result], machine: Mapping[str, object]) ->
             fontweight="bold",
         )
         at += 1.0
-        top = at
         for name in result.values:
             ratio = result.ratio(name)
             if name == result.reference or ratio is None:
                 continue
             colour = _COLOURS.get(name.partition(",")[0], "0.6")
             axes.barh(at, ratio, left=0, height=0.82, color=colour, alpha=1.0 if name == SUBJECT else 0.75)
-            axes.text(
-                ratio * 1.06,
-                at,
-                f"{name}  {ratio:.2f}" if ratio < 10 else f"{name}  {ratio:,.0f}",
-                fontsize=7.5,
-                va="center",
-            )
+            label_at = ratio
+            for goal in result.goals:
+                limit = _as_ratio(result, goal.limit, goal.kind) if goal.subject == name else None
+                if limit is not None:
+                    axes.plot([limit, limit], [at - 0.5, at + 0.5], color="black", lw=2.2)
+                    if ratio < limit < _LABEL_WIDTH * ratio:
+                        label_at = limit  # beside the mark, not below it
+            text = f"{name}  {ratio:.2f}" if ratio < 10 else f"{name}  {ratio:,.0f}"
+            axes.text(label_at * 1.06, at, text, fontsize=7.5, va="center")
             largest = max(largest, ratio)
             at += 1.0
-        for goal in result.goals:
-            limit = _as_ratio(result, goal.limit, goal.kind)
-            if limit is not None:
-                axes.plot([limit, limit], [top - 0.5, top + 0.5], color="black", lw=2.2)
         at += 0.7
     axes.axvline(1.0, color="0.5", lw=0.8, zorder=0)
     axes.set(xscale="log", xlim=(_FLOOR, largest * 6), ylim=(at, -1.0), yticks=[])

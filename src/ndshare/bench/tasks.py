@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,8 @@ from ndshare.bench.goal import Goal, Result
 from ndshare.bench.peers import Peer
 from ndshare.bench.timing import Contestant, alternate
 from ndshare.bench.work import add_one, small_arrays
+
+_Verb = Callable[[Callable[[int], Any], int], list[Any]]  # `Peer.many` or `Peer.map`
 
 _MANY = 10_000
 _QUICK_MANY = 1_000
@@ -40,13 +42,7 @@ def run(pools: Mapping[str, Peer], rounds: int, quick: bool) -> Iterator[Result]
         "submit-many",
         f"{many:,} tiny tasks submitted at once, per task",
         "s",
-        alternate(
-            {
-                name: Contestant(partial(pool.many, add_one, many), partial(_check, many), many)
-                for name, pool in pools.items()
-            },
-            max(3, rounds // 3),
-        ),
+        _time_many({name: pool.many for name, pool in pools.items()}, many, rounds),
         "stdlib",
         (Goal(0.25),),
     )
@@ -54,13 +50,7 @@ def run(pools: Mapping[str, Peer], rounds: int, quick: bool) -> Iterator[Result]
         "map-many",
         f"map of {many:,} tiny items, chunksize 1, per item",
         "s",
-        alternate(
-            {
-                name: Contestant(partial(pool.map, add_one, many), partial(_check, many), many)
-                for name, pool in pools.items()
-            },
-            max(3, rounds // 3),
-        ),
+        _time_many({name: pool.map for name, pool in pools.items()}, many, rounds),
         "mp.Pool",
         (Goal(0.8),),
     )
@@ -80,6 +70,14 @@ def run(pools: Mapping[str, Peer], rounds: int, quick: bool) -> Iterator[Result]
         "outside",
         (Goal(1.04),),
     )
+
+
+def _time_many(verbs: Mapping[str, _Verb], count: int, rounds: int) -> dict[str, list[float]]:
+    contestants = {
+        name: Contestant(partial(verb, add_one, count), partial(_check, count), count)
+        for name, verb in verbs.items()
+    }
+    return alternate(contestants, max(3, rounds // 3))
 
 
 def _trips(pool: Peer, count: int) -> list[Any]:

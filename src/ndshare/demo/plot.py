@@ -12,6 +12,7 @@ from ndshare.demo.ridge import Floats
 
 _SHOWN = 8  # hard digits beside the surface, two columns of four
 _DPI = 160
+_LEAST_PER_CENT = 0.05  # less than one digit of 1,438
 
 
 def save(path: str, grid: Grid, search: Search, held_out: Digits, answers: Floats, caption: str) -> None:
@@ -47,8 +48,10 @@ def _surface(figure: Any, grid: Grid, search: Search) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     axes = figure.subplots()
-    per_cent = 100 * search.errors
     row, column = search.best
+    best = 100 * search.errors[row, column]
+    # A logarithmic scale has no place for a model without an error.
+    per_cent = np.maximum(100 * search.errors, _LEAST_PER_CENT)
     norm = LogNorm(per_cent.min(), max(per_cent.max(), 1.01 * per_cent.min()))
     across, up = _edges(grid.bandwidths), _edges(grid.ridges)
     mesh = axes.pcolormesh(across, up, per_cent, norm=norm, cmap="viridis_r")
@@ -77,8 +80,7 @@ def _surface(figure: Any, grid: Grid, search: Search) -> None:
         ylabel="regularisation",
     )
     axes.set_title(
-        f"Best of {per_cent.size} models: {per_cent[row, column]:.2f} % wrong "
-        f"in {grid.folds}-fold cross-validation",
+        f"Best of {per_cent.size} models: {best:.2f} % wrong in {grid.folds}-fold cross-validation",
         fontsize=10.5,
         loc="left",
     )
