@@ -29,6 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_frames",
             "_caller_state",
             "_arguments",
+            "_repeats",
         }
     ),
     frozenset({"sharing", "mainspace"}),

@@ -125,6 +125,7 @@ resolve(ndshare_segment *segment, size_t size, int kind, int fd)
             return NULL;
         }
         segment->lent = true;  /* the sender may still have it */
+        segment->staged = false;  /* from here on arrays may live in it, which a fork has to detach */
         if (segment->slots == NULL && segment->kind != NDSHARE_SEALED) {
             segment->kind = (uint8_t)kind;
         }
