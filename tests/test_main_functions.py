@@ -306,7 +306,7 @@ with ProcessPoolExecutor(2) as executor:
     assert list(executor.map(use, range(1000))) == [n + n % 256 for n in range(1000)]
     # Tasks themselves are small: everything beyond them is the globals.
     per_task = 200
-    assert executor._pool.bytes_sent < 4000 * per_task + 2 * len(blob) + 100_000, executor._pool.bytes_sent
+    assert executor._pool.delivery.bytes_sent < 4000 * per_task + 2 * len(blob) + 100_000, executor._pool.delivery.bytes_sent
     made = ndshare.stats()
     assert made.in_flight_bytes + made.idle_bytes < 60_000_000, made
     table = table + 1
