@@ -392,12 +392,13 @@ class Pool:
     ) -> None:
         """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
         self._forget_functions(worker)
-        version = (self.crew.state.refresh(), self.threads, self.threads_asked)
+        state = self.crew.state.refresh()
+        version = (state.version, self.threads, self.threads_asked)
         if worker.state_version == version:
             return
         fresh = worker.state_version is None
         try:
-            message = self.crew.state.message(
+            message = state.message(
                 overlay=worker.overlay, threads=self.threads, threads_asked=self.threads_asked
             )
             self._send_bytes(worker, frames.STATE, int(fresh), 0, message)
