@@ -140,12 +140,13 @@ class Delivery:
     def _prepare(self, worker: Worker, rest: Rest, failed: Failures) -> None:
         """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
         self._forget_functions(worker)
-        version = (self._state.refresh(), self._threads, self._threads_asked)
+        state = self._state.refresh()
+        version = (state.version, self._threads, self._threads_asked)
         if worker.state_version == version:
             return
         fresh = worker.state_version is None
         try:
-            message = self._state.message(
+            message = state.message(
                 overlay=worker.overlay, threads=self._threads, threads_asked=self._threads_asked
             )
             self._send_bytes(worker, frames.STATE, int(fresh), 0, message)
