@@ -557,8 +557,9 @@ class Pool:
             cause, text = transport.unpack(body, fds)
         except BaseException as error:
             cause, text = error, str(error)
+        name = describe(self.initializer) if self.initializer else f"preload={list(self.preload)}"
         for task in waiting:
-            failure = InitializerError(describe(self.initializer), text)
+            failure = InitializerError(name, text)
             failure.__cause__ = cause
             self._fail(task, failure)
 
