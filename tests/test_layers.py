@@ -29,12 +29,25 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_frames",
             "_caller_state",
             "_arguments",
+            "_repeats",
         }
     ),
     frozenset({"sharing", "mainspace"}),
     frozenset({"transport"}),
     frozenset(
-        {"arrays", "cloud", "functions", "layout", "memmaps", "parcel", "pickling", "reducers", "staging"}
+        {
+            "arrays",
+            "cloud",
+            "functions",
+            "layout",
+            "memmaps",
+            "named",
+            "parcel",
+            "pickling",
+            "reducers",
+            "settling",
+            "staging",
+        }
     ),
     frozenset({"segments"}),
     frozenset({"_heap", "_wire", "_platform", "cpus"}),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import functools
 import itertools
 import os
 import signal
@@ -15,8 +14,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-
 from ndshare import cpus
 from ndshare._arguments import (
     check_callable,
@@ -26,17 +23,13 @@ from ndshare._arguments import (
     module_names,
     tuple_of,
 )
+from ndshare._repeats import Repeats
 from ndshare.errors import InheritedError, RepeatedCopyWarning
 from ndshare.pool import Environment, Pool
-from ndshare.segments import is_shared
 from ndshare.tasks import ItemsTask, MapRun, TaskFuture
 from ndshare.workers import crew
 
 _T = TypeVar("_T")
-
-#: An ordinary array of this size, sent this often, is worth a hint.
-_HINT_BYTES = 1 << 20
-_HINT_TIMES = 3
 
 
 class ProcessPoolExecutor(concurrent.futures.Executor):
@@ -144,8 +137,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         )
         self._max_workers = max_workers
         self._snapshot = snapshot
-        self._copied: dict[int, list[Any]] = {}
-        self._hinted = False
+        self._repeats = Repeats()
         self._finalizer = weakref.finalize(self, self._pool.abandon)
         self._finalizer.atexit = False
 
@@ -177,8 +169,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         """
         self._check_usable()
         check_callable("fn", fn)
-        if not self._hinted:
-            self._look_for_copies(fn, args, kwargs, stacklevel=3)
+        if not self._repeats.told:
+            self._look_for_copies(fn, args, kwargs)
         task = TaskFuture(self._pool, fn, args, kwargs)
         if self._snapshot == "submit":
             task.read_now(private=self._pool.retries > 0)
@@ -223,13 +215,13 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
-        weakref.finalize(run, self._pool.forget_function, run.token).atexit = False
+        self._pool.follow(run)
         groups = _chunks(zip(*iterables, strict=False), chunksize)
 
         def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
-            if not self._hinted:
+            if not self._repeats.told:
                 for args in group:
-                    self._look_for_copies(fn, args, {}, stacklevel=4)
+                    self._look_for_copies(fn, args, {})
             task = ItemsTask(run, group)
             if self._snapshot == "submit":
                 task.read_now(private=self._pool.retries > 0)
@@ -285,29 +277,14 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         if sys.is_finalizing():
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
-    def _look_for_copies(
-        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, stacklevel: int
-    ) -> None:
+    def _look_for_copies(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Say once that a large ordinary array is copied again and again."""
-        if isinstance(fn, functools.partial):
-            args = (*args, *fn.args, *fn.keywords.values())
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, np.ndarray) and value.nbytes >= _HINT_BYTES and not is_shared(value):
-                seen = self._copied.get(id(value))
-                if seen is None or seen[0]() is not value:
-                    if len(self._copied) > 64:
-                        self._copied = {k: v for k, v in self._copied.items() if v[0]() is not None}
-                    seen = self._copied[id(value)] = [weakref.ref(value), 0]
-                seen[1] += 1
-                if seen[1] == _HINT_TIMES and not self._hinted:
-                    self._hinted = True
-                    warnings.warn(
-                        f"an ordinary array of shape {value.shape} and dtype {value.dtype} is sent to a "
-                        f"worker for the third time: {_HINT_TIMES * value.nbytes:,} bytes are copied so far. "
-                        "Put it in shared memory once, x = ndshare.share(x), and send that.",
-                        RepeatedCopyWarning,
-                        stacklevel=stacklevel,
-                    )
+        if (text := self._repeats.look(fn, args, kwargs)) is None:
+            return
+        frame, level = sys._getframe(), 1
+        while frame.f_back is not None and frame.f_code.co_filename == __file__:
+            frame, level = frame.f_back, level + 1
+        warnings.warn(text, RepeatedCopyWarning, stacklevel=level)
 
 
 def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:

@@ -27,6 +27,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ from ndshare import _wire, cpus, mainspace, segments, transport
 from ndshare._arguments import variables
 from ndshare._pool_errors import InitializerError, WorkerDiedError
 from ndshare.hub import Todo
-from ndshare.tasks import RemoteTracebackError, Task, describe
+from ndshare.tasks import MapRun, RemoteTracebackError, Task, describe
 from ndshare.workers import Answer, Crew, Worker, WorkerGoneError
 
 _BATCH_S = 1e-3
@@ -56,11 +57,18 @@ Environment = Mapping[str, str] | Sequence[Mapping[str, str]] | Callable[[int], 
 
 
 def _is_ctrl_c(error: BaseException) -> bool:
-    """Tell Ctrl-C from a KeyboardInterrupt or SystemExit that somebody's pickling code raises.
+    """Tell Ctrl-C of the user from a KeyboardInterrupt or SystemExit that somebody's pickling code raises.
 
-    Python delivers signals to the main thread alone; there, the interrupt has the benefit of the doubt.
+    Python delivers signals to the main thread alone; there, the interrupt wins.
     """
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
+class _RunReference(weakref.ref["MapRun"]):
+    """Notices the end of a map."""
+
+    __slots__ = ("token",)
+    token: int
 
 
 class Pool:
@@ -111,6 +119,8 @@ class Pool:
         self.held = False  # tasks wait for more to come
         self.bytes_copied = 0
         self.bytes_sent = 0
+        self._runs: dict[int, _RunReference] = {}  # maps whose function workers may have
+        self._runs_over: collections.deque[_RunReference] = collections.deque()
         crew.pools.add(self)
 
     # ------------------------------------------------------------------ tasks in
@@ -186,6 +196,9 @@ class Pool:
                     break
                 self._send(*picked)
             self._when_empty()
+        except BaseException:  # Ctrl-C while an argument was pickled: the others do not wait for ever
+            self.hub.put_off(self.pump)
+            raise
         finally:
             _wire.unshield()
 
@@ -311,6 +324,10 @@ class Pool:
                 self._send_some(worker, rest, failed, parcels)
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent
+        except BaseException:  # Ctrl-C while arguments were read: the I/O thread sends what is left
+            self.held = True
+            self.hub.tick()
+            raise
         finally:
             for parcel in parcels:
                 parcel.release()
@@ -374,6 +391,7 @@ class Pool:
         self, worker: Worker, rest: collections.deque[Task], failed: list[tuple[Task, BaseException]]
     ) -> None:
         """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
+        self._forget_functions(worker)
         version = (self.crew.state.refresh(), self.threads, self.threads_asked)
         if worker.state_version == version:
             return
@@ -402,6 +420,28 @@ class Pool:
             text = f"it cannot be sent to a worker: {type(error).__name__}: {error}"
             raise InitializerError(describe(self.initializer), text) from error
         self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
+
+    def follow(self, run: MapRun) -> None:
+        """Have the workers forget the function of a map once it is over.
+
+        What the garbage collector calls is a method in C: it may run anywhere, so it must take no
+        lock, and Ctrl-C in a finalizer would be lost.
+        """
+        reference = _RunReference(run, self._runs_over.append)
+        reference.token = run.token
+        self._runs[run.token] = reference
+
+    def _forget_functions(self, worker: Worker) -> None:
+        with self.hub.lock:
+            while self._runs_over:
+                token = self._runs_over.popleft().token
+                del self._runs[token]
+                for other in self.workers:
+                    if token in other.functions:
+                        other.stale.append(token)
+        while worker.stale:
+            worker.functions.discard(token := worker.stale.pop())
+            self._send_bytes(worker, frames.FORGET, 0, token, b"")
 
     @staticmethod
     def _pack(content: Any) -> tuple[transport.Draft, transport.Parcel]:
@@ -568,7 +608,8 @@ class Pool:
         self._dismiss(worker)
         tasks = sorted(worker.inflight.items())
         worker.inflight.clear()
-        victims, spared = [], []
+        victims: list[Task] = []
+        spared: list[Task] = []
         for seq, task in tasks:
             # Taken back, so that a worker whose parent went first cannot begin it in its last moment.
             (spared if worker.take_back(seq) else victims).append(task)
@@ -603,14 +644,6 @@ class Pool:
             self.pump()
 
         done.append(tell)
-
-    def forget_function(self, token: int) -> None:
-        """Have the workers forget the function of a map that is over; the garbage collector calls this."""
-        if self.hub.pid == os.getpid():
-            with self.hub.lock:
-                for worker in self.workers:
-                    if token in worker.functions:
-                        worker.stale.append(token)
 
     def interrupt(self) -> None:
         """Ctrl-C: interrupt what is running; a worker that does not react is killed."""

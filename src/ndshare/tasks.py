@@ -137,7 +137,7 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
     def _invoke_callbacks(self) -> None:
         """Call the user's callbacks: all of them, whatever one does. Ctrl-C is let through."""
         interrupt = None
-        for callback in self._done_callbacks:
+        for callback in self._done_callbacks:  # type: ignore[attr-defined]
             try:
                 opening = _wire.window()
                 try:
