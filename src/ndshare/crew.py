@@ -86,6 +86,7 @@ class Crew:
         worker = None
         while not pool.settings.own and self.idle:
             worker = self.idle.pop()
+            worker.hear_sources()
             if not worker.outdated():
                 break
             worker.quit()
@@ -97,6 +98,7 @@ class Crew:
         worker.pool = pool
         worker.sent = 0
         worker.state_version = None
+        worker.known_main.clear()
         worker.overlay = overlay
         return worker
 
@@ -112,6 +114,7 @@ class Crew:
         worker.idle_since = time.monotonic()
         worker.functions.clear()
         worker.stale.clear()
+        worker.sources_asked = True
         with suppress(WorkerGoneError):
             worker.send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0)])
         self.idle.append(worker)

@@ -302,8 +302,9 @@ class Pool:
             cause, text = transport.unpack(body, fds)
         except BaseException as error:
             cause, text = error, str(error)
+        name = self.settings.setup or f"preload={list(self.settings.preload)}"
         for task in waiting:
-            failure = InitializerError(self.settings.setup, text)
+            failure = InitializerError(name, text)
             failure.__cause__ = cause
             self._fail(task, failure)
 

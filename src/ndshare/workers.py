@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Slots in the ledger of memory that is about to be allocated.
 LEDGER_SLOTS = 1024
+#: A warm worker that does not say within this time which sources it has imported is not used again.
+_SOURCES_MS = 200
 #: How often to try and make room for the last words of a dead worker.
 _DRAIN_TRIES = 20
 #: What the socket buffers are set to where the system allows; the usual default is 208 kB.
@@ -63,6 +65,7 @@ class Worker:
         self.state_version: tuple[int, int, bool] | None = None
         self.overlay = overlay
         self.sources: list[tuple[str, int]] = []
+        self.sources_asked = False  # and it has not said
         self.idle_since = 0.0
         self._early_fds: tuple[int, ...] = ()
         self._heard: list[Any] = []
@@ -170,6 +173,7 @@ class Worker:
                 self.pool.on_initialized(self, status, body, fds, done)  # type: ignore[union-attr]  # the same
             elif kind == frames.SOURCES:
                 self.sources = marshal.loads(body)
+                self.sources_asked = False
             self.proved = True
         if answers and self.pool is not None:
             self.pool.roster.offer(self)
@@ -216,8 +220,20 @@ class Worker:
         with suppress(WorkerGoneError):
             self.send([frames.HEAD.pack(frames.QUIT, 0, 0, 0, 0.0)])
 
+    def hear_sources(self) -> None:
+        """Read its answer about source files, if it has not come yet (under the hub's lock)."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        done: Todo = collections.deque()
+        while self.sources_asked and self.crew.hub.hears(self) and poll.poll(_SOURCES_MS):
+            self.on_ready(done)
+        for action in done:
+            self.crew.hub.put_off(action)
+
     def outdated(self) -> bool:
-        """Whether a source file that it has imported has changed since."""
+        """Whether a source file that it has imported has changed since, or it does not say."""
+        if self.sources_asked:
+            return True
         for path, mtime in self.sources:
             try:
                 if os.stat(path).st_mtime_ns != mtime:
