@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import resource
@@ -66,6 +67,11 @@ class NoTextError(Exception):
 def same(value: Any = None) -> Any:
     """Return the argument."""
     return value
+
+
+def call(task: functools.partial[Any]) -> Any:
+    """Call it."""
+    return task()
 
 
 def pid(_: object = None) -> int:
