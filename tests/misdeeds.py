@@ -190,7 +190,7 @@ def stubborn(seconds: float) -> None:
     while time.monotonic() < end:
         try:
             time.sleep(0.1)
-        except KeyboardInterrupt:  # noqa: PERF203
+        except KeyboardInterrupt:
             pass
 
 
@@ -214,3 +214,18 @@ def filled(count: int, value: float) -> Any:
 def total(array: Any) -> float:
     """Read an array."""
     return float(array.sum())
+
+
+def deaf(seconds: float) -> None:
+    """Ignore all signals that can be ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    time.sleep(seconds)
+
+
+def nested(count: int) -> list[int]:
+    """Use a pool inside a worker."""
+    import ndshare
+
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        return list(executor.map(same, range(count)))

@@ -84,7 +84,7 @@ def test_submit_with_any_kind_of_callable_gives_the_same_as_a_call(
     for arguments in ((4,), ("abc",), (), (7, 2)):
         try:
             expected = function(*arguments)
-        except Exception as error:  # noqa: BLE001 - then the worker has to raise it as well
+        except Exception as error:
             with pytest.raises(type(error)):
                 executor.submit(function, *arguments).result(_HANG_S)
         else:
@@ -425,7 +425,7 @@ def test_asyncio_cancels_a_queued_task(tmp_path: Path) -> None:
     [
         (ZeroDivisionError, ("by zero",)),
         (KeyError, ("missing",)),
-        (OSError, (2, "no such file")),
+        (FileNotFoundError, (2, "no such file")),
         (UnicodeDecodeError, ("utf-8", b"\xff", 0, 1, "bad byte")),
         (SystemExit, (3,)),
         (KeyboardInterrupt, ()),
@@ -545,7 +545,7 @@ def test_failure_to_pickle_is_that_tasks_error(
     assert [future.result(_HANG_S) for future in after] == list(range(1, 21))
 
 
-@pytest.mark.parametrize("thing", ["lock", "generator", "file", "module without a name"])
+@pytest.mark.parametrize("thing", ["lock", "generator", "frame"])
 def test_unpicklable_argument_and_result_are_named(executor: ProcessPoolExecutor, thing: str) -> None:
     """Things that cannot travel fail their task with a TypeError or the like, in both directions."""
 
@@ -554,26 +554,19 @@ def test_unpicklable_argument_and_result_are_named(executor: ProcessPoolExecutor
             return threading.Lock()
         if thing == "generator":
             return (n for n in range(3))
-        if thing == "file":
-            return open(os.devnull)  # noqa: PTH123, SIM115
-        return memoryview(b"x")
+        return sys._getframe()
 
-    argument = make()
     with pytest.raises((TypeError, pickle.PicklingError)):
-        executor.submit(jobs.identity, argument).result(_HANG_S)
-    if thing == "file":
-        argument.close()
-    else:
-        with pytest.raises((TypeError, pickle.PicklingError)):
-            executor.submit(make).result(_HANG_S)
+        executor.submit(jobs.identity, make()).result(_HANG_S)
+    with pytest.raises((TypeError, pickle.PicklingError)):
+        executor.submit(make).result(_HANG_S)
     assert executor.submit(jobs.add_one, 1).result(_HANG_S) == 2
 
 
 def test_large_arguments_to_a_worker_that_dies_do_not_block(executor: ProcessPoolExecutor) -> None:
     """A worker that dies with much unread data in its socket leaves nobody waiting."""
-    data = np.ones(1_000_000)
     victims = [executor.submit(jobs.exit_now, n) for n in range(4)]
-    futures = [executor.submit(np.sum, data) for _ in range(8)]
+    futures = [executor.submit(np.sum, np.ones(1_000_000)) for _ in range(8)]
     for victim in victims:
         assert isinstance(victim.exception(_HANG_S), ndshare.WorkerDiedError)
     assert [float(future.result(_HANG_S)) for future in futures] == [1e6] * 8
@@ -709,7 +702,7 @@ def test_executor_survives_the_threads_that_used_it(executor: ProcessPoolExecuto
         ({"max_workers": 1.5}, TypeError, r"max_workers must be an integer, got 1\.5"),
         ({"max_workers": "2"}, TypeError, r"max_workers .* got '2'"),
         ({"max_workers": True}, TypeError, r"max_workers .* got True"),
-        ({"initializer": 1}, TypeError, r"initializer must be callable or None, got 1"),
+        ({"initializer": 1}, TypeError, r"initializer must be callable, got 1"),
         ({"initializer": print, "initargs": 5}, TypeError, r"initargs .* got 5"),
         ({"max_tasks_per_child": 0}, ValueError, r"max_tasks_per_child must be at least 1, got 0"),
         ({"max_tasks_per_child": 1.0}, TypeError, r"max_tasks_per_child .* got 1\.0"),
@@ -725,11 +718,11 @@ def test_executor_survives_the_threads_that_used_it(executor: ProcessPoolExecuto
         ({"env": 5}, TypeError, r"env must be .* got 5"),
         ({"env": "A=1"}, TypeError, r"env must be .* got 'A=1'"),
         ({"env": []}, ValueError, r"env .* empty"),
-        ({"env": ["A=1"]}, TypeError, r"env .* got 'A=1'"),
-        ({"env": {"A": None}}, TypeError, r"env .*'A'.* got None"),
-        ({"env": {1: "x"}}, TypeError, r"env .* got 1"),
+        ({"env": ["A=1"]}, TypeError, r"env must give a mapping .* got 'A=1'"),
+        ({"env": {"A": None}}, TypeError, r"env variable 'A' .* got None"),
+        ({"env": {1: "x"}}, TypeError, r"env must be strings, got 1"),
         ({"env": {"A=B": "x"}}, ValueError, r"env .*'A=B'"),
-        ({"env": {"A": "x\0y"}}, ValueError, r"env .*'A'"),
+        ({"env": {"A": "x\0y"}}, ValueError, r"env variable 'A' .*NUL"),
     ],
     ids=repr,
 )

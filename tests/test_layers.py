@@ -18,12 +18,36 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__"}),
     frozenset({"executor"}),
     frozenset(
-        {"workers", "pool", "tasks", "hub", "_zygote", "_worker", "_launcher", "_frames", "_caller_state"}
+        {
+            "workers",
+            "pool",
+            "tasks",
+            "hub",
+            "_zygote",
+            "_worker",
+            "_launcher",
+            "_frames",
+            "_caller_state",
+            "_arguments",
+            "_repeats",
+        }
     ),
     frozenset({"sharing", "mainspace"}),
     frozenset({"transport"}),
     frozenset(
-        {"arrays", "cloud", "functions", "layout", "memmaps", "parcel", "pickling", "reducers", "staging"}
+        {
+            "arrays",
+            "cloud",
+            "functions",
+            "layout",
+            "memmaps",
+            "named",
+            "parcel",
+            "pickling",
+            "reducers",
+            "settling",
+            "staging",
+        }
     ),
     frozenset({"segments"}),
     frozenset({"_heap", "_wire", "_platform", "cpus"}),

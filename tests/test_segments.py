@@ -270,7 +270,9 @@ def test_receiver_without_a_single_free_descriptor_still_gets_its_array(peer):
     uid = uid_of(a)
     where, fd = ticket(a)
     del a
-    source = "import resource; former = resource.getrlimit(7); resource.setrlimit(7, (fds[0] + 1, former[1]))\n"
+    source = (
+        "import resource; former = resource.getrlimit(7); resource.setrlimit(7, (fds[0] + 1, former[1]))\n"
+    )
     source += "try: x = take(where, fds[0])\nfinally: resource.setrlimit(7, former)\nresult = int(x.sum())"
     assert peer.run(source, send=(fd,), where=where) == 6 * MB
     assert uid_of(staged(MB)) != uid

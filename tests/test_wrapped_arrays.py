@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import array
-import datetime
+import datetime as dt
 import itertools
 import warnings
 from collections.abc import Callable
@@ -242,7 +242,7 @@ def test_xarray_arrives_equal(executor):
             "flag": ("time", np.arange(1000) % 2 == 0),
         },
         coords={"time": pd.date_range("2020", periods=1000), "x": np.arange(60.0), "run": 7},
-        attrs={"who": "me", "when": datetime.date(2020, 1, 1)},
+        attrs={"who": "me", "when": dt.date(2020, 1, 1)},
     )
     got, nbytes = _both_ways(executor, data)
     xr.testing.assert_identical(got, data)
@@ -279,8 +279,13 @@ def test_sparse_arrives_equal(executor, size):
 def test_torch_tensor_arrives_equal(executor):
     """Tensors on the CPU arrive equal, with stride, grad flag and type."""
     torch = pytest.importorskip("torch")
-    for a in (torch.arange(300_000.0), torch.arange(12.0).reshape(3, 4).T, torch.nn.Parameter(torch.ones(40_000)),
-              torch.tensor(3), torch.ones(4, dtype=torch.bfloat16)):  # fmt: skip
+    for a in (
+        torch.arange(300_000.0),
+        torch.arange(12.0).reshape(3, 4).T,
+        torch.nn.Parameter(torch.ones(40_000)),
+        torch.tensor(3),
+        torch.ones(4, dtype=torch.bfloat16),
+    ):
         got, nbytes = _both_ways(executor, a)
         assert nbytes < _MESSAGES_MAX_BYTES
         assert torch.equal(got, a)

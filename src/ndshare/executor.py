@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import functools
 import itertools
 import os
 import signal
@@ -15,20 +14,22 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-
 from ndshare import cpus
+from ndshare._arguments import (
+    check_callable,
+    check_count,
+    check_environment,
+    check_seconds,
+    module_names,
+    tuple_of,
+)
+from ndshare._repeats import Repeats
 from ndshare.errors import InheritedError, RepeatedCopyWarning
 from ndshare.pool import Environment, Pool
-from ndshare.segments import is_shared
 from ndshare.tasks import ItemsTask, MapRun, TaskFuture
 from ndshare.workers import crew
 
 _T = TypeVar("_T")
-
-#: An ordinary array of this size, sent this often, is worth a hint.
-_HINT_BYTES = 1 << 20
-_HINT_TIMES = 3
 
 
 class ProcessPoolExecutor(concurrent.futures.Executor):
@@ -104,21 +105,19 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
     ) -> None:
         if max_workers is None:
             max_workers = cpus.default_workers()
-        _check_count("max_workers", max_workers, 1)
+        check_count("max_workers", max_workers, 1)
         if max_tasks_per_child is not None:
-            _check_count("max_tasks_per_child", max_tasks_per_child, 1)
+            check_count("max_tasks_per_child", max_tasks_per_child, 1)
         if threads_per_worker is not None:
-            _check_count("threads_per_worker", threads_per_worker, 1)
-        _check_count("retries", retries, 0)
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be callable or None, got {initializer!r}")
-        if snapshot not in {"start", "submit"}:
+            check_count("threads_per_worker", threads_per_worker, 1)
+        check_count("retries", retries, 0)
+        if initializer is not None:
+            check_callable("initializer", initializer)
+        initargs = tuple_of("initargs", initargs)
+        if not (isinstance(snapshot, str) and snapshot in {"start", "submit"}):
             raise ValueError(f"snapshot must be 'start' or 'submit', got {snapshot!r}")
-        if isinstance(preload, str):
-            raise TypeError(
-                f"preload must be an iterable of module names, got the string {preload!r}; write "
-                f"[{preload!r}]"
-            )
+        check_environment(env)
+        preload = module_names(preload)
         if mp_context is not None:
             warnings.warn(
                 f"mp_context={mp_context!r} is ignored: ndshare forks its workers from a clean process of "
@@ -129,17 +128,16 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             crew(),
             max_workers,
             initializer=initializer,
-            initargs=tuple(initargs),
+            initargs=initargs,
             limit=max_tasks_per_child,
             env=env,
-            preload=tuple(preload),
+            preload=preload,
             threads=threads_per_worker,
             retries=retries,
         )
         self._max_workers = max_workers
         self._snapshot = snapshot
-        self._copied: dict[int, list[Any]] = {}
-        self._hinted = False
+        self._repeats = Repeats()
         self._finalizer = weakref.finalize(self, self._pool.abandon)
         self._finalizer.atexit = False
 
@@ -162,13 +160,16 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
 
         Raises
         ------
+        TypeError
+            If `fn` is not callable.
         RuntimeError
             After `shutdown`.
         InheritedError
             In a forked child of the process that made the executor.
         """
         self._check_usable()
-        if not self._hinted:
+        check_callable("fn", fn)
+        if not self._repeats.told:
             self._look_for_copies(fn, args, kwargs)
         task = TaskFuture(self._pool, fn, args, kwargs)
         if self._snapshot == "submit":
@@ -197,8 +198,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         chunksize : int, optional
             Items per task.
         buffersize : int, optional
-            How many items may be submitted whose results have not been yielded. By default all items
-            are submitted at once.
+            How many tasks (of `chunksize` items) may be submitted whose results have not been yielded;
+            the iterables are read no further than that. By default all are submitted at once.
 
         Returns
         -------
@@ -206,24 +207,29 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             Of results, in the order of the items. An error of an item is raised where its result would be.
         """
         self._check_usable()
-        _check_count("chunksize", chunksize, 1)
+        check_callable("fn", fn)
+        check_count("chunksize", chunksize, 1)
         if buffersize is not None:
-            _check_count("buffersize", buffersize, 1)
+            check_count("buffersize", buffersize, 1)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
         self._pool.follow(run)
         groups = _chunks(zip(*iterables, strict=False), chunksize)
 
         def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
+            if not self._repeats.told:
+                for args in group:
+                    self._look_for_copies(fn, args, {})
             task = ItemsTask(run, group)
             if self._snapshot == "submit":
                 task.read_now(private=self._pool.retries > 0)
             return task
 
-        window = None if buffersize is None else max(1, -(-buffersize // chunksize))
-        tasks = collections.deque(map(task_of, itertools.islice(groups, window)))
+        tasks = collections.deque(map(task_of, itertools.islice(groups, buffersize)))
         self._pool.submit_all(tasks)
-        more = map(task_of, groups) if window else iter(())
+        more = map(task_of, groups) if buffersize else iter(())
         return _results(self._pool, tasks, more, deadline)
 
     # ------------------------------------------------------------------ the end
@@ -249,7 +255,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         self._end_workers(signal.SIGKILL)
 
     def _end_workers(self, number: int) -> None:
-        self._pool.kill(number)
+        if self._pool.hub.pid == os.getpid():
+            self._pool.kill(number)
         self._pool.shutdown(wait=False, cancel=True)
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
@@ -272,32 +279,12 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
 
     def _look_for_copies(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Say once that a large ordinary array is copied again and again."""
-        if isinstance(fn, functools.partial):
-            args = (*args, *fn.args, *fn.keywords.values())
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, np.ndarray) and value.nbytes >= _HINT_BYTES and not is_shared(value):
-                seen = self._copied.get(id(value))
-                if seen is None or seen[0]() is not value:
-                    if len(self._copied) > 64:
-                        self._copied = {k: v for k, v in self._copied.items() if v[0]() is not None}
-                    seen = self._copied[id(value)] = [weakref.ref(value), 0]
-                seen[1] += 1
-                if seen[1] == _HINT_TIMES and not self._hinted:
-                    self._hinted = True
-                    warnings.warn(
-                        f"an ordinary array of shape {value.shape} and dtype {value.dtype} is sent to a "
-                        f"worker for the third time: {_HINT_TIMES * value.nbytes:,} bytes are copied so far. "
-                        "Put it in shared memory once, x = ndshare.share(x), and send that.",
-                        RepeatedCopyWarning,
-                        stacklevel=3,
-                    )
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        if (text := self._repeats.look(fn, args, kwargs)) is None:
+            return
+        frame, level = sys._getframe(), 1
+        while frame.f_back is not None and frame.f_code.co_filename == __file__:
+            frame, level = frame.f_back, level + 1
+        warnings.warn(text, RepeatedCopyWarning, stacklevel=level)
 
 
 def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:

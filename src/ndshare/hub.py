@@ -85,14 +85,21 @@ class Hub:
 
     # ------------------------------------------------------------------ sources and timers
 
+    def start(self) -> None:
+        """Start the I/O thread.
+
+        Not put off until there is something to hear: while the interpreter ends, and threads of the user
+        or exit handlers still run, no thread can be started any more (Python 3.12).
+        """
+        thread = threading.Thread(target=self._serve, name="ndshare-io", daemon=True)
+        thread.start()
+        self._thread = thread
+
     def listen(self, source: Source) -> None:
-        """Begin to hear a source; starts the I/O thread."""
+        """Begin to hear a source."""
         with self.lock:
             self._sources[source.fileno()] = source
             self._inner.register(source.fileno(), select.EPOLLIN)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="ndshare-io", daemon=True)
-                self._thread.start()
 
     def ignore(self, source: Source) -> None:
         """Hear a source no more; call before its descriptor is closed."""

@@ -43,7 +43,8 @@ import numpy as np
 
 from ndshare.errors import UnsendableGlobalError
 from ndshare.functions import MAIN_NAMES, main_namespace
-from ndshare.pickling import Placed, Recording, names_in_pickle, record
+from ndshare.named import names_in_pickle
+from ndshare.pickling import Placed, Recording, record
 from ndshare.transport import Draft
 
 _COMPARED_MAX = 16 * 1024  # bytes of pickle up to which a mutable value is compared by content

@@ -29,10 +29,8 @@ import copyreg
 import functools
 import importlib
 import pickle
-import pickletools
 import sys
 import types
-import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,8 +38,9 @@ import numpy as np
 
 from ndshare import functions, memmaps, segments
 from ndshare._wire import selective
-from ndshare.layout import decode_dtype, dense_strides, encode_dtype, is_movable, may_overlap_itself
-from ndshare.reducers import LATE_COUNT, late_reducers, reduce_subclass, same
+from ndshare.layout import encode_dtype, is_movable, may_overlap_itself
+from ndshare.named import NAME_ONLY, names_in_pickle
+from ndshare.reducers import LATE_COUNT, late_reducers, reduce_small, reduce_subclass, same
 
 # Arrays up to this many bytes are part of the pickle: noting, staging and finding one again costs
 # as much as copying 4 KiB a few times.
@@ -55,27 +54,6 @@ by_value_modules: set[str] = set()
 
 _NOTHING: frozenset[str] = frozenset()
 SLOT = pickle.PickleBuffer(bytearray(1))  # writable: a read-only one would be followed by another opcode
-
-
-def _type_var(obj: Any) -> Any:
-    facts = {"bound": obj.__bound__, "covariant": obj.__covariant__, "contravariant": obj.__contravariant__}
-    return _make_type_var, (obj.__name__, obj.__constraints__, facts)
-
-
-def _make_type_var(name: str, constraints: tuple[Any, ...], facts: dict[str, Any]) -> Any:
-    return typing.TypeVar(name, *constraints, **facts)
-
-
-# Types whose instances pickle as their name alone, which a receiver without the program cannot look
-# up. They turn up in annotations all over.
-_NAME_ONLY: dict[type, Callable[[Any], Any]] = {
-    typing.TypeVar: _type_var,
-    typing.ParamSpec: lambda obj: (typing.ParamSpec, (obj.__name__,)),
-    typing.TypeVarTuple: lambda obj: (typing.TypeVarTuple, (obj.__name__,)),
-    typing.NewType: lambda obj: (typing.NewType, (obj.__name__, obj.__supertype__)),
-}
-if sys.version_info >= (3, 12):
-    _NAME_ONLY[typing.TypeAliasType] = lambda obj: (typing.TypeAliasType, (obj.__name__, obj.__value__))
 
 
 class BeyondPickle(pickle.PicklingError):
@@ -142,7 +120,7 @@ class Session:
                 np.ndarray: self.on_array,
                 types.CellType: self.on_cell,
                 types.ModuleType: self.on_module,
-                **dict.fromkeys(_NAME_ONLY, self.on_name_only),
+                **dict.fromkeys(NAME_ONLY, self.on_name_only),
                 type(functools.lru_cache(len)): self.on_cached,
             }
         )
@@ -205,7 +183,7 @@ class Session:
                 )
                 return same, (SLOT,)
         if array.nbytes <= IN_BAND_MAX:
-            return _reduce_small(array)
+            return reduce_small(array)
         self.notes.append(array)
         return same, (SLOT,)
 
@@ -268,7 +246,7 @@ class Session:
             by_value = self.is_defined_here(obj)
         else:  # the parameters of `def f[T]` say that they are of typing, where nobody finds them
             by_value = getattr(sys.modules.get(module), obj.__name__, None) is not obj
-        return _NAME_ONLY[type(obj)](obj) if by_value else obj.__reduce__()
+        return NAME_ONLY[type(obj)](obj) if by_value else obj.__reduce__()
 
     def is_defined_here(self, obj: Any) -> bool:
         """Tell whether this message has to define a named object of ``__main__``; else note the need."""
@@ -377,46 +355,3 @@ def finish(session: Session) -> Recording:
 
 def _is_by_value(module: str) -> bool:
     return module in by_value_modules or module.partition(".")[0] in by_value_modules
-
-
-def names_in_pickle(stream: bytes) -> frozenset[str]:
-    """Return the root names of ``__main__`` that a pickle refers to."""
-    found = set()
-    memo: list[Any] = []
-    recent: list[Any] = [None, None]
-    last: Any = None
-    try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == "MEMOIZE":
-                memo.append(last)
-                continue
-            if opcode.name == "STACK_GLOBAL" and recent[-2] in functions.MAIN_NAMES:
-                found.add(recent[-1].partition(".")[0])
-            last = None
-            if "UNICODE" in opcode.name:
-                last = argument
-                recent.append(last)
-            elif opcode.name in ("BINGET", "LONG_BINGET"):
-                last = memo[argument or 0]
-                recent.append(last)
-    except ValueError:  # the end of a part, not of the pickle
-        pass
-    return frozenset(found)
-
-
-def _reduce_small(array: np.ndarray[Any, Any]) -> Any:
-    """Pickle a small array in band, in the layout of ``copy(order="K")``."""
-    shape = array.shape
-    if array.flags.c_contiguous:
-        return make_small, (array.tobytes(), encode_dtype(array.dtype), shape)
-    strides = dense_strides(shape, array.strides, array.itemsize)
-    in_memory_order = array.transpose(sorted(range(array.ndim), key=lambda axis: -strides[axis]))
-    return make_small, (in_memory_order.tobytes(), encode_dtype(array.dtype), shape, strides)
-
-
-def make_small(
-    data: bytes, code: str | bytes, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
-) -> np.ndarray[Any, Any]:
-    """Return the array of `_reduce_small`, in memory of its own."""
-    array: np.ndarray[Any, Any] = np.ndarray(shape, decode_dtype(code), data, 0, strides)
-    return array.copy("C" if strides is None else "K")

@@ -34,6 +34,7 @@ from typing import Any
 
 from ndshare import _frames as frames
 from ndshare import _wire, cpus, mainspace, segments, transport
+from ndshare._arguments import variables
 from ndshare._pool_errors import InitializerError, WorkerDiedError
 from ndshare.hub import Todo
 from ndshare.tasks import MapRun, RemoteTracebackError, Task, describe
@@ -54,6 +55,14 @@ _AGAIN_S = 0.02
 _STILLBORN = 3
 
 Environment = Mapping[str, str] | Sequence[Mapping[str, str]] | Callable[[int], Mapping[str, str]] | None
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Tell Ctrl-C of the user from a KeyboardInterrupt or SystemExit that somebody's pickling code raises.
+
+    Python delivers signals to the main thread alone; there, the interrupt wins.
+    """
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
 class _RunReference(weakref.ref["MapRun"]):
@@ -224,7 +233,7 @@ class Pool:
 
     def _pick(self) -> tuple[Worker, list[Task]] | None:
         """Choose a worker and what it gets (under the hub's lock)."""
-        if not self.queue and not self._take_back():
+        if self.killed or not (self.queue or self._take_back()):
             return None
         try:
             worker = self._choose()
@@ -233,7 +242,7 @@ class Pool:
             return None
         except Exception as error:
             if self.queue and not self.workers:  # else those that are there will do
-                self.hub.put_off(functools.partial(self._fail, self.queue.popleft(), error))
+                self.hub.put_off(functools.partial(self._refuse, self.queue.popleft(), error))
             return None
         if worker is None:
             return None
@@ -312,7 +321,7 @@ class Pool:
             env = env(number)
         elif not isinstance(env, Mapping):
             env = env[number % len(env)]
-        return {str(k): str(v) for k, v in env.items()}
+        return variables(env)
 
     def _dismiss(self, worker: Worker) -> None:
         """Take a worker off the books (under the lock)."""
@@ -344,6 +353,10 @@ class Pool:
                 self._send_some(worker, rest, failed, parcels)
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent
+        except BaseException:  # Ctrl-C while arguments were read: the I/O thread sends what is left
+            self.held = True
+            self.hub.tick()
+            raise
         finally:
             for parcel in parcels:
                 parcel.release()
@@ -380,7 +393,9 @@ class Pool:
                     own = parcel.descriptors() if parcel.blocks else ()
                 except WorkerGoneError:
                     raise
-                except Exception as error:
+                except BaseException as error:
+                    if _is_ctrl_c(error):
+                        raise
                     if records and isinstance(error, OSError | MemoryError):
                         break  # what the others hold may be what is missing: they go first
                     failed.append((task, error))
@@ -416,15 +431,24 @@ class Pool:
             )
             self._send_bytes(worker, frames.STATE, int(fresh), 0, message)
             if fresh and self.initializer is not None:
-                draft, parcel = self._pack((self.initializer, self.initargs))
-                self._send_names(worker, draft.needs)
-                self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
+                self._send_initializer(worker)
             worker.state_version = version
         except WorkerGoneError:
             raise
         except Exception as error:  # the initializer cannot be pickled: nothing can run
             failed.extend((task, error) for task in rest)
             rest.clear()
+
+    def _send_initializer(self, worker: Worker) -> None:
+        try:
+            draft, parcel = self._pack((self.initializer, self.initargs))
+            self._send_names(worker, draft.needs)
+        except WorkerGoneError:
+            raise
+        except Exception as error:
+            text = f"it cannot be sent to a worker: {type(error).__name__}: {error}"
+            raise InitializerError(describe(self.initializer), text) from error
+        self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
 
     def follow(self, run: MapRun) -> None:
         """Have the workers forget the function of a map once it is over.
@@ -575,6 +599,11 @@ class Pool:
             task.fail(error)
         self._when_empty()
 
+    def _refuse(self, task: Task, error: BaseException) -> None:
+        """Fail a task for which there is no worker, then see about the next one."""
+        self._fail(task, error)
+        self.pump()
+
     # ------------------------------------------------------------------ failures
 
     def on_initialized(
@@ -607,7 +636,8 @@ class Pool:
         self._dismiss(worker)
         tasks = sorted(worker.inflight.items())
         worker.inflight.clear()
-        victims, spared = [], []
+        victims: list[Task] = []
+        spared: list[Task] = []
         for seq, task in tasks:
             # Taken back, so that a worker whose parent went first cannot begin it in its last moment.
             (spared if worker.take_back(seq) else victims).append(task)
@@ -711,11 +741,17 @@ class Pool:
             self.hub.from_finalizer(self._when_empty)
 
     def kill(self, number: int) -> None:
-        """End all workers of this pool by a signal."""
+        """End all workers of this pool by a signal; nothing that waits is run any more."""
         with self.hub.lock:
-            self.killed = True
+            self.closed = self.killed = True
+            waiting = list(self.queue)
             for worker in self.workers:
                 worker.signal(number)
+        for task in waiting:
+            if not task.cancel():  # it was sent to a worker, and taken back
+                with self.hub.lock, contextlib.suppress(ValueError):
+                    self.queue.remove(task)
+                self._fail(task, WorkerDiedError(task.describe(), 0, None, number, 0))
 
     def _is_over(self) -> bool:
         return self.closed and not self.pending and not self.over.is_set()

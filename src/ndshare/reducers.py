@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ndshare.layout import decode_dtype, dense_strides, encode_dtype
 from ndshare.memmaps import MEMMAP_ATTRIBUTES
 
 _plain_reduce = np.ndarray.__reduce__
@@ -27,6 +28,24 @@ _plain_setstate = np.ndarray.__setstate__
 def same(obj: Any) -> Any:
     """Return its argument: the pickle opcode for an out-of-band object needs a call around it."""
     return obj
+
+
+def reduce_small(array: np.ndarray[Any, Any]) -> Any:
+    """Pickle a small array in band, in the layout of ``copy(order="K")``."""
+    shape = array.shape
+    if array.flags.c_contiguous:
+        return make_small, (array.tobytes(), encode_dtype(array.dtype), shape)
+    strides = dense_strides(shape, array.strides, array.itemsize)
+    in_memory_order = array.transpose(sorted(range(array.ndim), key=lambda axis: -strides[axis]))
+    return make_small, (in_memory_order.tobytes(), encode_dtype(array.dtype), shape, strides)
+
+
+def make_small(
+    data: bytes, code: str | bytes, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
+) -> np.ndarray[Any, Any]:
+    """Return the array of `reduce_small`, in memory of its own."""
+    array: np.ndarray[Any, Any] = np.ndarray(shape, decode_dtype(code), data, 0, strides)
+    return array.copy("C" if strides is None else "K")
 
 
 def reduce_subclass(array: np.ndarray[Any, Any]) -> Any:

@@ -142,7 +142,7 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
     def _invoke_callbacks(self) -> None:
         """Call the user's callbacks: all of them, whatever one does. Ctrl-C is let through."""
         interrupt = None
-        for callback in self._done_callbacks:
+        for callback in self._done_callbacks:  # type: ignore[attr-defined]
             opening = 0
             try:
                 try:
@@ -164,17 +164,22 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
         """Return what the task returned, or raise what it raised; see `concurrent.futures.Future.result`."""
         if self._state != _FINISHED:
             self._await(self._condition, timeout)
-        if self._state == _FINISHED:  # it changes no more: no lock
-            return self._Future__get_result()  # type: ignore[attr-defined]
-        return _shielded(concurrent.futures.Future.result, self, 0)
+        if self._state != _FINISHED:  # cancelled, or out of time
+            return _shielded(concurrent.futures.Future.result, self, 0)
+        if self._exception is not None:  # the base class overlooks exceptions that are false, before 3.13
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]
+        return self._result  # type: ignore[attr-defined]  # it changes no more: no lock
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the task raised, or None; see `concurrent.futures.Future.exception`."""
         if self._state != _FINISHED:
             self._await(self._condition, timeout)
-        if self._state == _FINISHED:
-            return self._exception
-        return _shielded(concurrent.futures.Future.exception, self, 0)
+        if self._state != _FINISHED:
+            return _shielded(concurrent.futures.Future.exception, self, 0)
+        return self._exception
 
     def cancel(self) -> bool:
         """Cancel the task if it has not been sent to a worker; its arguments are let go at once."""

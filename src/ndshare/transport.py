@@ -29,7 +29,6 @@ Not guaranteed
 
 from __future__ import annotations
 
-import gc
 import marshal
 import pickle
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ import numpy as np
 
 from ndshare import segments
 from ndshare.errors import TransportError
-from ndshare.layout import decode_dtype, encode_dtype, span, view_of
+from ndshare.layout import decode_dtype, view_of
 from ndshare.parcel import (
     BARE,
     BARE_TAG,
@@ -52,21 +51,16 @@ from ndshare.parcel import (
     TABLE,
     TABLE_HEAD,
     Parcel,
-    Piece,
     close_all,
     release,
 )
-from ndshare.pickling import Placed, Recording, by_value_modules, record
-from ndshare.staging import aligned, copy_into, copy_strides, stage_arrays, stage_bytes
+from ndshare.pickling import Recording, by_value_modules, record
+from ndshare.settling import Settling
 
 __all__ = ["INLINE_MAX", "Draft", "Parcel", "by_value_modules", "pack", "unpack"]
 
 # The receiver copies smaller pieces: they would keep a whole segment from its owner.
 _COPY_OUT_MAX = 64 * 1024
-_COLLECT_MIN = 1 << 20  # held bytes that are worth a collection of the young generation
-_LENT_BLOCKS_MAX = 128  # per message; beyond, small blocks are cheaper to copy than to map one by one
-_PIECE_TABLE_BYTES = 64  # about what a piece takes in the table
-_ORDINARY = (INLINE, 0, "", (), None, 0)
 
 
 class Draft:
@@ -110,7 +104,7 @@ class Draft:
         del recording
         if not notes and len(parts) == 1 and len(parts[0]) < INLINE_MAX:
             return Parcel(BARE_TAG + parts[0], (), self.needs)
-        return _Settling(notes, segments.COPY if broadcast else segments.VALUE).finish(parts, self.needs)
+        return Settling(notes, segments.COPY if broadcast else segments.VALUE).finish(parts, self.needs)
 
 
 def pack(obj: object, *, lend_values: bool = False) -> Draft:
@@ -130,164 +124,6 @@ def pack(obj: object, *, lend_values: bool = False) -> Draft:
         Whatever pickling raises.
     """
     return Draft(record(obj, lend=lend_values))
-
-
-class _Settling:
-    """One settling of a draft: decides for every note, then builds the parcel."""
-
-    def __init__(self, notes: tuple[Any, ...], kind: int) -> None:
-        self.kind = kind
-        self.pieces: list[Piece] = [_ORDINARY] * len(notes)
-        self.segments: list[tuple[int, int, int]] = []
-        self.blocks: list[segments.Block] = []
-        self.numbers: dict[int, int] = {}
-        self.neighbours: dict[tuple[int, int], segments.Block] = {}
-        self.nbytes_copied = 0
-        self.nbytes_lent = 0
-        self.copies: list[tuple[int, np.ndarray[Any, Any], int]] = []  # (piece, array, flags)
-        returned: dict[tuple[int, int], list[tuple[int, Placed]]] = {}
-        for number, note in enumerate(notes):
-            if type(note) is Placed:
-                if note.block.kind == segments.VALUE:
-                    returned.setdefault((note.block.uid, note.block.offset), []).append((number, note))
-                else:
-                    self._refer(number, note, 0 if note.writeable else READ_ONLY)
-            elif isinstance(note, np.ndarray):
-                self.copies.append((number, note, 0))
-            else:
-                self.copies.append((number, np.frombuffer(note.raw(), np.uint8), RAW))
-        if returned:
-            self._settle_returned(list(returned.values()))
-
-    def _segment(self, block: segments.Block, kind: int) -> int:
-        number = self.numbers.get(block.uid)
-        if number is None:
-            number = self.numbers[block.uid] = len(self.segments)
-            self.segments.append((block.uid, block.size, kind))
-            self.blocks.append(block)
-        elif block.offset != self.blocks[number].offset:
-            self.neighbours[block.uid, block.offset] = block
-        return number
-
-    def _refer(self, number: int, note: Placed, flags: int) -> None:
-        block = note.block
-        segment = self._segment(block, block.kind)
-        self.pieces[number] = (
-            segment, block.offset + note.offset, note.dtype, note.shape, note.strides, flags
-        )  # fmt: skip
-        self.nbytes_lent += _nbytes(note)
-
-    def _settle_returned(self, groups: list[list[tuple[int, Placed]]]) -> None:
-        """Lend the blocks nobody can reach any more, as far as the result fills them; copy the rest."""
-        worth = [group for group in groups if _covered(group) * 2 >= group[0][1].block.nbytes]
-        if len(worth) > _LENT_BLOCKS_MAX:
-            worth.sort(key=lambda group: -group[0][1].block.nbytes)
-            del worth[_LENT_BLOCKS_MAX:]
-        held = sum(group[0][1].block.nbytes for group in worth if group[0][1].block.users)
-        if held > _COLLECT_MIN:
-            gc.collect(0)  # cycles of the task: bound methods, tracebacks, closures that know themselves
-        lent = set()
-        for group in worth:
-            if group[0][1].block.users == 0 and group[0][1].block.lendable:
-                lent.add(id(group))
-                for number, note in group:
-                    self._refer(number, note, 0)
-        for group in groups:
-            if id(group) not in lent:
-                for number, note in group:
-                    array = view_of(
-                        note.block, note.offset, decode_dtype(note.dtype), note.shape, note.strides
-                    )
-                    self.copies.append((number, array, 0))
-
-    def finish(self, parts: tuple[bytes, ...], needs: frozenset[str]) -> Parcel:
-        """Copy what has to be copied and put the parcel together."""
-        stream_len = sum(map(len, parts))
-        arrays = [array for _, array, _ in self.copies]
-        self.nbytes_copied = sum(array.nbytes for array in arrays)
-        small = (
-            self.nbytes_copied + stream_len + _PIECE_TABLE_BYTES * (len(self.pieces) + len(arrays))
-            < INLINE_MAX
-        )
-        if small:
-            inline = self._copy_inline()
-        else:
-            inline = b""
-            self._copy_staged(arrays)
-        table = marshal.dumps((self.segments, self.pieces))
-        head = TABLE_HEAD.pack(TABLE, len(table), stream_len)
-        if len(head) + len(table) + stream_len + len(inline) <= INLINE_MAX:
-            data = b"".join((head, table, *parts, inline))
-        else:
-            if inline:  # the table turned out longer than estimated
-                self._copy_staged(arrays)
-                table = marshal.dumps((self.segments, self.pieces))
-            body = stage_bytes((table, *parts))
-            data = STORED_HEAD.pack(
-                STORED, body.uid, body.size, body.offset, self.kind, len(table), stream_len
-            )
-            self.blocks.insert(0, body)
-        return Parcel(
-            data,
-            tuple(self.blocks),
-            needs,
-            self.nbytes_copied,
-            self.nbytes_lent,
-            tuple(self.neighbours.values()),
-        )
-
-    def _copy_inline(self) -> bytes | bytearray:
-        if not self.copies:
-            return b""
-        room = bytearray(sum(aligned(array.nbytes) for _, array, _ in self.copies))
-        offset = 0
-        for number, array, flags in self.copies:
-            strides = copy_strides(array)
-            copy_into(room, offset, strides, array)
-            self.pieces[number] = (INLINE, offset, encode_dtype(array.dtype), array.shape, strides, flags)
-            offset += aligned(array.nbytes)
-        return room
-
-    def _copy_staged(self, arrays: list[np.ndarray[Any, Any]]) -> None:
-        places = stage_arrays(arrays)
-        for (number, array, flags), place in zip(self.copies, places, strict=True):
-            self.pieces[number] = (
-                self._segment(place.block, self.kind),
-                place.block.offset + place.offset,
-                encode_dtype(array.dtype),
-                array.shape,
-                place.strides,
-                flags,
-            )
-
-
-def _nbytes(note: Placed) -> int:
-    count = note.itemsize
-    for n in note.shape:
-        count *= n
-    return count
-
-
-def _covered(group: list[tuple[int, Placed]]) -> int:
-    """Return how many bytes of their block some arrays fill; where they overlap, once."""
-    if len(group) == 1:
-        return _nbytes(group[0][1])
-    extents = []
-    for _, note in group:
-        extents.append(
-            (note.offset, note.offset + span(note.shape, note.strides, note.itemsize), _nbytes(note))
-        )
-    extents.sort()
-    covered = 0
-    start, end, filled = extents[0]
-    for low, high, nbytes in extents[1:]:
-        if low >= end:
-            covered += min(filled, end - start)
-            start, end, filled = low, high, nbytes
-        else:
-            end = max(end, high)
-            filled += nbytes
-    return covered + min(filled, end - start)
 
 
 def unpack(data: bytes | bytearray | memoryview, fds: Sequence[int]) -> Any:

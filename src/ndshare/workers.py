@@ -261,6 +261,7 @@ class Crew:
         self.hub.flush = self._flush
         self._boards: list[tuple[int, mmap.mmap]] = []
         self._rows: list[tuple[int, int]] = []
+        self.hub.start()
 
     def _flush(self) -> None:
         for pool in list(self.pools):

@@ -241,8 +241,8 @@ ndshare_adopt_array(ndshare_block *block, PyObject *dtype, PyObject *shape, PyOb
         goto failed;
     }
     char *lowest = block->start + offset;
-    if (a.empty || itemsize == 0) {
-        lowest = block->start;  /* the end of a block is an address of its neighbour */
+    if (offset > 0 && (size_t)offset == block->nbytes) {
+        lowest = block->start;  /* empty: the end of a block is an address of its neighbour */
     }
     if (block->segment->readonly) {
         return view(lowest + a.below, descr, &a, keeper(block), true);

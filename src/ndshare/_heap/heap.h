@@ -236,6 +236,7 @@ int ndshare_limits_reserve(size_t nbytes, ndshare_error *error);
 void ndshare_limits_settle(size_t nbytes);
 size_t ndshare_limits_available(const char **limit);
 size_t ndshare_limits_ram(void);
+size_t ndshare_limits_mappings(void);
 
 /* ledger.c: reservations of the processes of one pool */
 size_t ndshare_ledger_reserve(size_t nbytes);   /* what the others have reserved */
@@ -287,6 +288,8 @@ struct ndshare_block {
 extern PyTypeObject *ndshare_block_type;
 int ndshare_block_start(PyObject *module);
 PyObject *ndshare_block_new(ndshare_segment *segment, char *start, size_t nbytes, bool whole, bool keeper);
+
+/* obtain.c: the ways to get one */
 PyObject *ndshare_block_stage(PyObject *module, PyObject *nbytes);
 PyObject *ndshare_block_allocate(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_block_of(PyObject *module, PyObject *array);

@@ -228,6 +228,25 @@ ndshare_limits_ram(void)
     return group_limit < total ? group_limit : total;
 }
 
+/* How many mappings a process may have. */
+size_t
+ndshare_limits_mappings(void)
+{
+    static size_t limit = 0;
+    if (limit == 0) {
+        size_t most = 65530;
+        FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
+        if (file != NULL) {
+            if (fscanf(file, "%zu", &most) != 1) {
+                most = 65530;
+            }
+            fclose(file);
+        }
+        limit = most;
+    }
+    return limit;
+}
+
 static int64_t
 milliseconds(void)
 {

@@ -4,7 +4,8 @@
  *   table.c     address -> segment                  slab.c     many small blocks in one segment
  *   counting.c  arrays and handles per block        receive.c  segments of other processes
  *   handler.c   NEP 49                              adopt.c    arrays on existing memory
- *   block.c     the Python handle                   fork.c     what a fork does
+ *   block.c     the Python handle                   obtain.c   the ways to get one
+ *   fork.c      what a fork does
  *   limits.c    does it fit                         ledger.c   reservations of a pool
  *   stats.c     figures                             heap.c     lock, identity, reaping
  */

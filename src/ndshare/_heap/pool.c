@@ -26,14 +26,17 @@ ndshare_pool_round(size_t nbytes, int *size_class)
     return eighths * step * NDSHARE_PAGE;
 }
 
+/* How many own segments there may be: each takes a descriptor and a mapping, and neither is ours alone. */
 size_t
 ndshare_pool_descriptor_limit(void)
 {
     struct rlimit limit;
+    size_t mappings = ndshare_limits_mappings() / 4;
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
-        return 1 << 18;
+        return mappings;
     }
-    return (size_t)limit.rlim_cur / 4;
+    size_t descriptors = (size_t)limit.rlim_cur / 4;
+    return descriptors < mappings ? descriptors : mappings;
 }
 
 static void

@@ -8,30 +8,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #define CACHED_MOST 8192   /* mappings kept without a user, where max_map_count is not smaller */
-
-static size_t
-mappings_limit(void)
-{
-    static size_t limit = 0;
-    if (limit == 0) {
-        size_t most = 65530;
-        FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
-        if (file != NULL) {
-            if (fscanf(file, "%zu", &most) != 1) {
-                most = 65530;
-            }
-            fclose(file);
-        }
-        limit = most;
-    }
-    return limit;
-}
 
 /* Live by-value segments per owner: a handful of entries, found by a plain search. */
 void
@@ -122,7 +103,7 @@ ndshare_receive_settle(ndshare_segment *segment)
     ndshare_heap.cached_bytes += segment->size;
     ndshare_heap.cached_count++;
     ndshare_link_push(&ndshare_heap.cache_lru, &segment->by_age);
-    size_t most = mappings_limit() / 8;
+    size_t most = ndshare_limits_mappings() / 8;
     ndshare_receive_trim(ndshare_heap.idle_limit, most < CACHED_MOST ? most : CACHED_MOST);
 }
 
@@ -144,6 +125,7 @@ resolve(ndshare_segment *segment, size_t size, int kind, int fd)
             return NULL;
         }
         segment->lent = true;  /* the sender may still have it */
+        segment->staged = false;  /* from here on arrays may live in it, which a fork has to detach */
         if (segment->slots == NULL && segment->kind != NDSHARE_SEALED) {
             segment->kind = (uint8_t)kind;
         }
@@ -259,7 +241,7 @@ ndshare_receive_should_copy_out(PyObject *Py_UNUSED(module), PyObject *object)
     ndshare_segment *segment = block->segment;
     if (segment != NULL && segment->kind == NDSHARE_VALUE && segment->origin == NDSHARE_RECEIVED) {
         copy = ndshare_heap.held_count > ndshare_pool_descriptor_limit() / 2
-            || ndshare_heap.n_segments > mappings_limit() / 4
+            || ndshare_heap.n_segments > ndshare_limits_mappings() / 4
             || ndshare_heap.held_value_bytes > ndshare_heap.idle_limit;
         for (size_t i = 0; !copy && i < ndshare_heap.n_owners; i++) {
             if (ndshare_heap.owners[i].prefix == segment->uid >> 32) {

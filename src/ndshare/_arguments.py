@@ -1,0 +1,89 @@
+"""Checks of what users pass: refused at the call that made it, with what was got and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Refuse what is no integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Refuse what is no time."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
+
+
+def check_callable(name: str, value: object) -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {value!r}")
+
+
+def tuple_of(name: str, value: object) -> tuple[Any, ...]:
+    """Return an iterable of arguments as a tuple."""
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a tuple, got {value!r}; one argument is written ({value!r},)")
+    return tuple(value)
+
+
+def module_names(value: object) -> tuple[str, ...]:
+    """Return the names of modules to preload as a tuple."""
+    if isinstance(value, str):
+        raise TypeError(
+            f"preload must be an iterable of module names, got the string {value!r}; write [{value!r}]"
+        )
+    if not isinstance(value, Iterable):
+        raise TypeError(f"preload must be an iterable of module names, got {value!r}")
+    names = tuple(value)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"preload must hold names of modules as strings, got {name!r}")
+    return names
+
+
+def check_environment(value: object) -> None:
+    """Refuse what cannot become environment variables of workers, as far as that can be told now."""
+    if value is None or callable(value):
+        return
+    if isinstance(value, Mapping):
+        variables(value)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if not value:
+            raise ValueError(
+                "env must have at least one mapping, got an empty sequence; None changes nothing"
+            )
+        for one in value:
+            variables(one)
+    else:
+        raise TypeError(
+            "env must be a mapping, a sequence of mappings or a function of the worker's number, "
+            f"got {value!r}"
+        )
+
+
+def variables(value: object) -> dict[str, str]:
+    """Return a worker's environment variables as a dict; numbers become strings, all else is refused."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"env must give a mapping of variables for each worker, got {value!r}")
+    found: dict[str, str] = {}
+    for name, content in value.items():
+        if not isinstance(name, str):
+            raise TypeError(f"names of variables in env must be strings, got {name!r}")
+        if not name or "=" in name or "\0" in name:
+            raise ValueError(f"env has a variable named {name!r}: names are not empty and hold no '=' or NUL")
+        if isinstance(content, bool) or not isinstance(content, str | int | float | np.number):
+            raise TypeError(f"env variable {name!r} must be a string or a number, got {content!r}")
+        text = str(content)
+        if "\0" in text:
+            raise ValueError(f"env variable {name!r} holds a NUL character, which no variable can: {text!r}")
+        found[name] = text
+    return found
