@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import resource
@@ -66,6 +67,11 @@ class NoTextError(Exception):
 def same(value: Any = None) -> Any:
     """Return the argument."""
     return value
+
+
+def call(task: functools.partial[Any]) -> Any:
+    """Call it."""
+    return task()
 
 
 def pid(_: object = None) -> int:
@@ -208,3 +214,18 @@ def filled(count: int, value: float) -> Any:
 def total(array: Any) -> float:
     """Read an array."""
     return float(array.sum())
+
+
+def deaf(seconds: float) -> None:
+    """Ignore all signals that can be ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    time.sleep(seconds)
+
+
+def nested(count: int) -> list[int]:
+    """Use a pool inside a worker."""
+    import ndshare
+
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        return list(executor.map(same, range(count)))

@@ -111,17 +111,13 @@ def test_task_that_fails_raises_at_the_caller_with_the_workers_traceback(
     task, kind, pattern, trace = _ERRORS[case]
     submitted = _outcome(executor.submit(task))
     with pytest.raises(kind) as caught:
-        list(executor.map(_call, [task], timeout=_SOON_S))
+        list(executor.map(misdeeds.call, [task], timeout=_SOON_S))
     for error in (submitted, caught.value):
         assert isinstance(error, kind)
         assert re.search(pattern, _text(error), re.DOTALL), _text(error)
         if trace is not None:
             assert re.search(trace, str(error.__cause__)), repr(error.__cause__)
     _goes_on(executor)
-
-
-def _call(task: Callable[[], Any]) -> Any:
-    return task()
 
 
 # ---------------------------------------------------------------------- processes that end

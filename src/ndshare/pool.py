@@ -18,6 +18,7 @@ Policy
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import functools
 import os
@@ -90,6 +91,9 @@ class Pool:
                     return
                 self.hub.look(self.workers)
             self.pump()
+        except BaseException:  # Ctrl-C while something was pickled: the caller gets no future of it
+            self._after_interrupt((task,))
+            raise
         finally:
             _wire.unshield()
 
@@ -100,8 +104,17 @@ class Pool:
             with self.hub.lock:
                 self._take_on(tasks)
             self.pump()
+        except BaseException:
+            self._after_interrupt(tasks)
+            raise
         finally:
             _wire.unshield()
+
+    def _after_interrupt(self, unwanted: Iterable[Task]) -> None:
+        """Drop tasks that nobody will hear of; what waited behind them is sent by the I/O thread."""
+        for task in unwanted:
+            self.withdraw(task)
+        self.hub.put_off(self.pump)
 
     def _take_on(self, tasks: Iterable[Task]) -> None:
         """Put tasks into the queue (under the lock: nobody closes the pool meanwhile)."""
@@ -113,21 +126,40 @@ class Pool:
         self.interrupted = False
 
     def withdraw(self, task: Task) -> bool:
-        """Let go of a task that its user cancels; False if it has been sent to a worker."""
+        """Let go of a task that its user cancels; False if a worker has begun it."""
         _wire.shield()
         try:
             with self.hub.lock:
-                if task.pool is None or task.dispatched:
+                if task.pool is None:
                     return False
-                self.pending -= 1
-                with contextlib.suppress(ValueError):  # not there: it is just being passed over
+                try:
                     self.queue.remove(task)
+                except ValueError:
+                    if not self._recall(task):
+                        return False
+                self.pending -= 1
+                if not task.dispatched:
                     task.start()  # tells those that wait: it is cancelled, not running
                 task.let_go()
             self._when_empty()
         finally:
             _wire.unshield()
         return True
+
+    def _recall(self, task: Task) -> bool:
+        """Take a task back from the worker it was sent to, if that has not begun it (under the lock)."""
+        for worker in self.workers:
+            for seq, other in worker.inflight.items():
+                if other is task:
+                    if not worker.take_back(seq):
+                        return False
+                    del worker.inflight[seq]
+                    worker.sent -= 1
+                    if not worker.inflight:  # no answer of it will make the next task come
+                        self.offer(worker)
+                        self.hub.put_off(self.pump)
+                    return True
+        return False
 
     def pump(self) -> None:
         """Send as much as the workers can take."""
@@ -141,9 +173,6 @@ class Pool:
                     break
                 self._send(*picked)
             self._when_empty()
-        except BaseException:  # Ctrl-C while an argument was pickled: the others do not wait for ever
-            self.hub.put_off(self.pump)
-            raise
         finally:
             _wire.unshield()
 
@@ -402,8 +431,13 @@ class Pool:
         with self.hub.lock:
             self.closed = True
             waiting = list(self.queue) if cancel else []
+            sent = [task for worker in self.workers for task in worker.inflight.values()] if cancel else []
         for task in waiting:
-            task.cancel()
+            if not task.cancel() and self.withdraw(task):
+                task.fail(concurrent.futures.CancelledError())  # it was on its way already
+        for task in sent:
+            if self.withdraw(task):
+                task.fail(concurrent.futures.CancelledError())
         self._when_empty()
 
     def abandon(self) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ndshare.pool import Pool
 
 _FINISHED = "FINISHED"
+_DONE = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED", _FINISHED})
 #: Where the standard library logs what callbacks raise.
 _LOGGER = logging.getLogger("concurrent.futures")
 
@@ -112,6 +113,7 @@ class Task:
                 _wire.unshield()
         except KeyboardInterrupt:
             pool.interrupt()
+            pool.hub.put_off(pool.pump)  # it may have struck while an argument was pickled
             raise
 
 
@@ -132,14 +134,21 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
     start = concurrent.futures.Future.set_running_or_notify_cancel
     succeed = concurrent.futures.Future.set_result  # type: ignore[assignment]  # names of parameters
     fail = concurrent.futures.Future.set_exception  # type: ignore[assignment]
-    done = concurrent.futures.Future.done
+
+    def done(self) -> bool:
+        """Whether it has succeeded, failed or been cancelled; takes no lock."""
+        return self._state in _DONE
 
     def _invoke_callbacks(self) -> None:
         """Call the user's callbacks: all of them, whatever one does. Ctrl-C is let through."""
         interrupt = None
         for callback in self._done_callbacks:  # type: ignore[attr-defined]
+            opening = 0
             try:
-                opening = _wire.window()
+                try:
+                    opening = _wire.window()
+                except KeyboardInterrupt as error:  # came before: this callback is called all the same
+                    interrupt = error
                 try:
                     callback(self)
                 finally:
@@ -155,26 +164,47 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
         """Return what the task returned, or raise what it raised; see `concurrent.futures.Future.result`."""
         if self._state != _FINISHED:
             self._await(self._condition, timeout)
+        if self._state != _FINISHED:  # cancelled, or out of time
+            return _shielded(concurrent.futures.Future.result, self, 0)
         if self._exception is not None:  # the base class overlooks exceptions that are false, before 3.13
             try:
                 raise self._exception
             finally:
                 self = None  # type: ignore[assignment]
-        return concurrent.futures.Future.result(self, 0)
+        return self._result  # type: ignore[attr-defined]  # it changes no more: no lock
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the task raised, or None; see `concurrent.futures.Future.exception`."""
         if self._state != _FINISHED:
             self._await(self._condition, timeout)
-        return concurrent.futures.Future.exception(self, 0)
+        if self._state != _FINISHED:
+            return _shielded(concurrent.futures.Future.exception, self, 0)
+        return self._exception
 
     def cancel(self) -> bool:
         """Cancel the task if it has not been sent to a worker; its arguments are let go at once."""
+        return _shielded(self._cancel)
+
+    def _cancel(self) -> bool:
         if not concurrent.futures.Future.cancel(self):
             return False
         if (pool := self.pool) is not None:
             pool.withdraw(self)
         return True
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
+        """Call `fn` when the future is done; see `concurrent.futures.Future.add_done_callback`."""
+        if self._state not in _DONE:
+            _shielded(self._add_callback, fn)
+        else:
+            concurrent.futures.Future.add_done_callback(self, fn)
+
+    def _add_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
+        with self._condition:
+            if self._state not in _DONE:
+                self._done_callbacks.append(fn)
+                return
+        concurrent.futures.Future.add_done_callback(self, fn)
 
 
 class ItemsTask(Task):
@@ -260,6 +290,15 @@ class MapRun:
         self.token = token
         self.condition = threading.Condition()
         self.waited_for = False
+
+
+def _shielded(function: Callable[..., Any], *args: Any) -> Any:
+    """Call what takes the lock of a future: Ctrl-C between taking and noting that would leave it taken."""
+    _wire.shield()
+    try:
+        return function(*args)
+    finally:
+        _wire.unshield()
 
 
 def describe(function: Any) -> str:

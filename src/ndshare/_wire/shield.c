@@ -23,21 +23,29 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <unistd.h>
 
 static atomic_int depth;
+static int windows;  /* that are open: within them the handler stays in place */
 static atomic_bool caught;
 static bool installed;
 static struct sigaction before;
 static pthread_t main_thread;
 static atomic_bool main_known;
+static pid_t owner;
 
 static void
 on_interrupt(int number, siginfo_t *info, void *context)
 {
-    if (atomic_load_explicit(&depth, memory_order_relaxed) > 0) {
+    if (atomic_load(&depth) > 0) {
         atomic_store(&caught, true);
+        /* In another thread the main thread may have opened a window meanwhile: it looks at `caught` after
+         * it has changed `depth`, so one of the two sees the other. */
+        if (atomic_load(&depth) > 0 || !atomic_exchange(&caught, false)) {
+            return;
+        }
     }
-    else if (before.sa_flags & SA_SIGINFO) {
+    if (before.sa_flags & SA_SIGINFO) {
         before.sa_sigaction(number, info, context);
     }
     else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN) {
@@ -96,7 +104,11 @@ ndshare_shield_main(PyObject *Py_UNUSED(module), PyObject *ident)
     }
     main_thread = (pthread_t)number;
     atomic_store(&main_known, true);
-    atomic_store(&depth, 0);  /* a forked child starts without a shield */
+    if (atomic_load(&depth) > 0 && getpid() != owner) {
+        atomic_store(&depth, 0);  /* a forked child starts without a shield */
+        windows = 0;
+    }
+    owner = getpid();
     Py_RETURN_NONE;
 }
 
@@ -105,10 +117,14 @@ ndshare_shield_up(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     if (in_main_thread()) {
         if (atomic_load(&depth) == 0) {
-            install();
+            if (windows == 0) {
+                install();
+            }
             /* What came before is raised here, not at the first line that is shielded. */
             if (PyErr_CheckSignals() < 0) {
-                uninstall();
+                if (windows == 0) {
+                    uninstall();
+                }
                 return NULL;
             }
         }
@@ -121,7 +137,9 @@ PyObject *
 ndshare_shield_down(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     if (in_main_thread() && atomic_load(&depth) > 0 && atomic_fetch_sub(&depth, 1) == 1) {
-        uninstall();
+        if (windows == 0) {
+            uninstall();
+        }
         if (deliver() < 0) {
             return NULL;
         }
@@ -133,9 +151,12 @@ PyObject *
 ndshare_shield_window(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     int saved = 0;
-    if (in_main_thread() && (saved = atomic_exchange(&depth, 0)) > 0 && deliver() < 0) {
-        atomic_store(&depth, saved);
-        return NULL;
+    if (in_main_thread() && (saved = atomic_exchange(&depth, 0)) > 0) {
+        if (deliver() < 0) {
+            atomic_store(&depth, saved);
+            return NULL;
+        }
+        windows++;
     }
     return PyLong_FromLong(saved);
 }
@@ -148,6 +169,7 @@ ndshare_shield_curtain(PyObject *Py_UNUSED(module), PyObject *number)
         return NULL;
     }
     if (saved > 0) {
+        windows--;
         atomic_store(&depth, saved);
         if (PyErr_CheckSignals() < 0) {  /* came through the window, not yet raised */
             return NULL;
