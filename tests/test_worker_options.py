@@ -237,7 +237,9 @@ def test_preload_imports_before_the_first_task(module: Callable[[str, str], Path
     module("preloaded_once", "import os\nWHERE = os.getpid()\ndef where():\n    return WHERE\n")
     with ProcessPoolExecutor(2, preload=["preloaded_once"]) as executor:
         assert executor.submit(jobs.in_modules, "preloaded_once").result(_HANG_S)
-        places = {executor.submit(jobs.import_and_call, "preloaded_once", "where").result(_HANG_S) for _ in range(6)}
+        places = {
+            executor.submit(jobs.import_and_call, "preloaded_once", "where").result(_HANG_S) for _ in range(6)
+        }
         pids = {future.result(_HANG_S) for future in [executor.submit(jobs.nap_pid, 0.05) for _ in range(4)]}
         assert len(places) == 1
         assert not places & (pids | {os.getpid()})

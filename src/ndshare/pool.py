@@ -156,7 +156,7 @@ class Pool:
                     del worker.inflight[seq]
                     worker.sent -= 1
                     if not worker.inflight:  # no answer of it will make the next task come
-                        self.offer(worker)
+                        self.roster.offer(worker)
                         self.hub.put_off(self.pump)
                     return True
         return False
