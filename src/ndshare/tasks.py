@@ -173,7 +173,7 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
                 raise self._exception
             finally:
                 self = None  # type: ignore[assignment]
-        return self._result  # type: ignore[attr-defined]  # it changes no more: no lock
+        return self._result  # it changes no more: no lock
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the task raised, or None; see `concurrent.futures.Future.exception`."""
