@@ -145,14 +145,14 @@ def depth(n: int) -> int:
     return depth(n + 1) + 1
 
 
-class Falsy(Exception):
+class FalsyError(Exception):
     """An exception that is false."""
 
     def __bool__(self) -> bool:
         return False
 
 
-class Empty(Exception):
+class EmptyError(Exception):
     """An exception of length zero."""
 
     def __len__(self) -> int:
@@ -170,6 +170,7 @@ class Counter:
         return self.value + n
 
     def __call__(self, n: int) -> int:
+        """Return the product."""
         return self.value * n
 
 
@@ -205,7 +206,7 @@ def pickled_late(deed: Callable[..., Any], *args: Any) -> WhenPickled:
     return WhenPickled(deed, *args)
 
 
-class TwoArguments(Exception):
+class TwoArgumentsError(Exception):
     """Pickles, and does not unpickle: its constructor wants more than `args` has."""
 
     def __init__(self, one: int, two: int) -> None:
@@ -214,4 +215,4 @@ class TwoArguments(Exception):
 
 def raise_two_arguments() -> NoReturn:
     """Raise an exception that cannot be rebuilt."""
-    raise TwoArguments(1, 2)
+    raise TwoArgumentsError(1, 2)

@@ -432,8 +432,8 @@ def test_asyncio_cancels_a_queued_task(tmp_path: Path) -> None:
         (GeneratorExit, ()),
         (BaseException, ("base",)),
         (StopIteration, (4,)),
-        (jobs.Falsy, ()),
-        (jobs.Empty, ()),
+        (jobs.FalsyError, ()),
+        (jobs.EmptyError, ()),
     ],
 )
 def test_exception_of_a_task_reaches_the_caller(
@@ -472,9 +472,9 @@ def test_exception_of_a_task_keeps_no_arguments(executor: ProcessPoolExecutor) -
 
 def test_exception_that_cannot_be_rebuilt_is_told_in_words(executor: ProcessPoolExecutor) -> None:
     """An exception whose pickle fails still says what it was."""
-    with pytest.raises(ndshare.errors.RemoteError, match=r"TwoArguments: 1 and 2") as caught:
+    with pytest.raises(ndshare.errors.RemoteError, match=r"TwoArgumentsError: 1 and 2") as caught:
         executor.submit(jobs.raise_two_arguments).result(_HANG_S)
-    assert "raise TwoArguments(1, 2)" in str(caught.value.__cause__)
+    assert "raise TwoArgumentsError(1, 2)" in str(caught.value.__cause__)
     assert executor.submit(jobs.add_one, 1).result(_HANG_S) == 2
 
 

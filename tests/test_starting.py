@@ -295,18 +295,34 @@ def test_jupyter_notebook_works(run_script: RunScript, tmp_path: Path) -> None:
         "assert executor.submit(work, 1).result() == 11",
         "offset = 20\nassert executor.submit(work, 1).result() == 21",
         "def work(x):\n    return -x\nassert list(executor.map(work, range(3))) == [0, -1, -2]",
-        "@dataclasses.dataclass\nclass Point:\n    x: int\n    def mirrored(self):\n        return Point(-self.x)",
+        (
+            "@dataclasses.dataclass\nclass Point:\n    x: int\n"
+            "    def mirrored(self):\n        return Point(-self.x)"
+        ),
         "p = executor.submit(Point(3).mirrored).result()\nassert isinstance(p, Point) and p == Point(-3)",
-        "class Color(enum.Enum):\n    RED = 1\nassert executor.submit(lambda: Color.RED).result() is Color.RED",
-        "def init(v):\n    global model\n    model = v\ndef use(x):\n    return model + x\n"
-        "with ndshare.ProcessPoolExecutor(2, initializer=init, initargs=(5,)) as other:\n"
-        "    assert list(other.map(use, range(4))) == [5, 6, 7, 8]",
-        "cache = []\ndef remember(x):\n    cache.append(x)\n    return len(cache)\n"
-        "with ndshare.ProcessPoolExecutor(1) as one:\n"
-        "    assert [one.submit(remember, n).result() for n in range(3)] == [1, 2, 3]\nassert cache == []",
+        (
+            "class Color(enum.Enum):\n    RED = 1\n"
+            "assert executor.submit(lambda: Color.RED).result() is Color.RED"
+        ),
+        (
+            "def init(v):\n    global model\n    model = v\ndef use(x):\n    return model + x\n"
+            "with ndshare.ProcessPoolExecutor(2, initializer=init, initargs=(5,)) as other:\n"
+            "    assert list(other.map(use, range(4))) == [5, 6, 7, 8]"
+        ),
+        (
+            "cache = []\ndef remember(x):\n    cache.append(x)\n    return len(cache)\n"
+            "with ndshare.ProcessPoolExecutor(1) as one:\n"
+            "    assert [one.submit(remember, n).result() for n in range(3)] == [1, 2, 3]\nassert cache == []"
+        ),
         "import asyncio\nassert await asyncio.wrap_future(executor.submit(work, 1)) == -1",
-        "class Point:\n    y = 1\n    def get(self):\n        return self.y\nassert executor.submit(Point().get).result() == 1",
-        "try:\n    executor.submit(lambda: 1 / 0).result()\nexcept ZeroDivisionError as e:\n    print('caught', e)",
+        (
+            "class Point:\n    y = 1\n    def get(self):\n        return self.y\n"
+            "assert executor.submit(Point().get).result() == 1"
+        ),
+        (
+            "try:\n    executor.submit(lambda: 1 / 0).result()\n"
+            "except ZeroDivisionError as e:\n    print('caught', e)"
+        ),
         "executor.shutdown()\nprint('works')",
     ]
     (tmp_path / "cells.json").write_text(json.dumps(cells))
@@ -370,7 +386,7 @@ assert not children()
 print("works")
 """,
         timeout=_TIMEOUT_S,
-        **{"NDSHARE_X": "1"},
+        NDSHARE_X="1",
     )
     assert (done.stdout, done.stderr) == ("works\n", "")
 

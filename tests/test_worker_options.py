@@ -179,9 +179,12 @@ def test_env_function_that_fails_fails_the_tasks_and_hangs_nobody() -> None:
 
 def test_env_function_that_gives_nonsense_says_so() -> None:
     """What the function returns is checked as a mapping is."""
-    with ProcessPoolExecutor(1, env=lambda number: ["A=1"]) as executor:  # type: ignore[arg-type, return-value]
-        with pytest.raises(TypeError, match=r"env must give a mapping .* got \['A=1'\]"):
-            executor.submit(jobs.add_one, 1).result(_HANG_S)
+    bad: Any = lambda number: ["A=1"]  # noqa: E731
+    with (
+        ProcessPoolExecutor(1, env=bad) as executor,
+        pytest.raises(TypeError, match=r"env must give a mapping .* got \['A=1'\]"),
+    ):
+        executor.submit(jobs.add_one, 1).result(_HANG_S)
 
 
 def test_env_that_is_read_at_import_is_set_before_it() -> None:
@@ -303,9 +306,8 @@ def test_retries_try_again_when_the_worker_died(tmp_path: Path) -> None:
 
 def test_retries_do_not_repeat_a_task_that_raises(tmp_path: Path) -> None:
     """An exception is an outcome."""
-    with ProcessPoolExecutor(1, retries=5) as executor:
-        with pytest.raises(FileExistsError):
-            executor.submit(_make_twice, tmp_path).result(_HANG_S)
+    with ProcessPoolExecutor(1, retries=5) as executor, pytest.raises(FileExistsError):
+        executor.submit(_make_twice, tmp_path).result(_HANG_S)
     assert [path.name for path in tmp_path.iterdir()] == ["once"]
 
 
@@ -502,7 +504,8 @@ def test_module_made_at_run_time_goes_by_value(executor: ProcessPoolExecutor) ->
     dynamic = types.ModuleType("made_at_run_time")
     exec(
         "factor = 3\ndef triple(x):\n    return factor * x\n"
-        "class Box:\n    def __init__(self, x):\n        self.x = x\n    def get(self):\n        return triple(self.x)\n",
+        "class Box:\n    def __init__(self, x):\n        self.x = x\n"
+        "    def get(self):\n        return triple(self.x)\n",
         dynamic.__dict__,
     )
     sys.modules["made_at_run_time"] = dynamic
