@@ -50,7 +50,9 @@ def test_map_gives_results_in_order(executor: ProcessPoolExecutor) -> None:
 @pytest.mark.parametrize("chunksize", [1, 2, 7, 40, 1000])
 def test_map_with_any_chunksize_gives_the_same(executor: ProcessPoolExecutor, chunksize: int) -> None:
     """`chunksize` changes the messages and not the results."""
-    assert list(executor.map(pow, range(40), itertools.repeat(2), chunksize=chunksize)) == [n * n for n in range(40)]
+    assert list(executor.map(pow, range(40), itertools.repeat(2), chunksize=chunksize)) == [
+        n * n for n in range(40)
+    ]
 
 
 def test_map_of_nothing_is_empty(executor: ProcessPoolExecutor) -> None:
@@ -76,7 +78,9 @@ def test_map_accepts_a_lambda_and_a_bound_method(executor: ProcessPoolExecutor) 
     assert list(executor.map(jobs.Counter(5).add, range(10), chunksize=4)) == list(range(5, 15))
 
 
-def test_map_error_comes_in_its_place_and_cancels_the_rest(executor: ProcessPoolExecutor, tmp_path: Path) -> None:
+def test_map_error_comes_in_its_place_and_cancels_the_rest(
+    executor: ProcessPoolExecutor, tmp_path: Path
+) -> None:
     """Results before the error are given, then the error; the iterator is at its end."""
     results = executor.map(_sleep_or_fail, range(40))
     assert [next(results) for _ in range(30)] == list(range(30))
@@ -241,9 +245,9 @@ def test_map_after_shutdown_is_refused(executor: ProcessPoolExecutor) -> None:
 def test_map_sends_the_function_once_per_worker(executor: ProcessPoolExecutor) -> None:
     """A function that holds 1 MB is not sent with every item."""
     table = bytes(np.random.default_rng(1).integers(0, 255, 1_000_000, dtype=np.uint8))
-    before = executor._pool.bytes_sent
+    before = executor._pool.delivery.bytes_sent
     assert list(executor.map(table.__getitem__, range(300))) == list(table[:300])
-    assert executor._pool.bytes_sent - before < 2 * (1_000_000 + 300 * 200)
+    assert executor._pool.delivery.bytes_sent - before < 2 * (1_000_000 + 300 * 200)
 
 
 def test_map_of_arrays_gives_arrays(executor: ProcessPoolExecutor) -> None:

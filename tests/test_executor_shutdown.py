@@ -111,7 +111,9 @@ def test_shutdown_while_threads_submit_leaves_no_future_open() -> None:
         futures: list[Future[int]] = []
         refused: list[BaseException] = []
 
-        def flood(executor: ProcessPoolExecutor, futures: list[Future[int]], refused: list[BaseException]) -> None:
+        def flood(
+            executor: ProcessPoolExecutor, futures: list[Future[int]], refused: list[BaseException]
+        ) -> None:
             try:
                 while True:
                     futures.append(executor.submit(jobs.add_one, 1))
@@ -303,7 +305,13 @@ print("end of script", flush=True)
     )
     assert done.stderr == ""
     assert done.stdout.split("\n")[:1] == ["end of script"]
-    assert sorted(done.stdout.split("\n")[1:-1]) == ["callback task 3", "task 0", "task 1", "task 2", "task 3"]
+    assert sorted(done.stdout.split("\n")[1:-1]) == [
+        "callback task 3",
+        "task 0",
+        "task 1",
+        "task 2",
+        "task 3",
+    ]
 
 
 def test_interpreter_exit_after_shutdown_without_waiting_finishes_tasks(run_script: RunScript) -> None:
@@ -372,7 +380,9 @@ def early():
     assert done.stdout == "early: 1\nlate: cannot schedule new futures after shutdown\n"
 
 
-@pytest.mark.parametrize("how", ["sys.exit(3)", "raise ValueError('no')", "os._exit(4)", "os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize(
+    "how", ["sys.exit(3)", "raise ValueError('no')", "os._exit(4)", "os.kill(os.getpid(), 9)"]
+)
 def test_interpreter_ended_in_any_way_leaves_no_worker(run_script: RunScript, how: str) -> None:
     """However the script ends, its workers and zygote go with it."""
     done = run_script(

@@ -17,7 +17,7 @@ import pytest
 
 import misdeeds
 import ndshare
-from ndshare import workers
+from ndshare import crew
 
 _SOON_S = 2.0
 _KILL = int(signal.SIGKILL)
@@ -279,7 +279,7 @@ def test_initializer_that_does_not_pickle_fails_the_tasks() -> None:
 
 
 def _zygote_pid() -> int:
-    (ear,) = workers.crew().zygotes.values()
+    (ear,) = crew.crew().zygotes.values()
     return ear.zygote.process.pid
 
 
@@ -308,7 +308,7 @@ def test_zygote_killed_fails_what_runs_and_nothing_else(executor: ndshare.Proces
 def test_zygote_killed_while_idle_is_not_noticed(executor: ndshare.ProcessPoolExecutor) -> None:
     """Killed between tasks, at once before the next submit: it is started anew, and no task fails."""
     for pause in (0.0, 0.0, 0.001, 0.1):
-        while not workers.crew().zygotes:  # its end was heard after the old workers' last results
+        while not crew.crew().zygotes:  # its end was heard after the old workers' last results
             executor.submit(misdeeds.same, 0).result(10)
         os.kill(_zygote_pid(), signal.SIGKILL)
         time.sleep(pause)

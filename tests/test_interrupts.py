@@ -121,8 +121,10 @@ def test_interrupt_that_nobody_catches_ends_the_program(
         task = _TASKS[name]
         partial = "misdeeds.functools.partial(" + task + ")"
         work = _WAITS[wait].format(task=task, partial=partial)
-        head = "with ndshare.ProcessPoolExecutor(2) as executor:" if block == "with" else (
-            "executor = ndshare.ProcessPoolExecutor(2)\nif True:"
+        head = (
+            "with ndshare.ProcessPoolExecutor(2) as executor:"
+            if block == "with"
+            else ("executor = ndshare.ProcessPoolExecutor(2)\nif True:")
         )
         program = script(f"""
 {head}
@@ -163,7 +165,9 @@ with ndshare.ProcessPoolExecutor(2) as executor:
     assert out.split()[0] == "struck"
 
 
-def test_interrupt_while_the_first_workers_start_prints_one_traceback(script: Callable[[str], _Script]) -> None:
+def test_interrupt_while_the_first_workers_start_prints_one_traceback(
+    script: Callable[[str], _Script],
+) -> None:
     """Ctrl-C in a terminal also reaches processes that are just starting: none of them says a word."""
     for pause in (0.0, 0.02, 0.05, 0.1, 0.2):
         program = script("""
@@ -252,7 +256,15 @@ def test_interrupts_at_random_moments_lose_nothing(chaos_seed: int, chaos_rounds
     """Ctrl-C anywhere in a busy program: one KeyboardInterrupt each, all futures done, nothing hangs."""
     rounds = 25 * chaos_rounds
     done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", str(_HERE / "hunt_interrupts.py"), str(chaos_seed), str(rounds), target],
+        [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            str(_HERE / "hunt_interrupts.py"),
+            str(chaos_seed),
+            str(rounds),
+            target,
+        ],
         capture_output=True,
         text=True,
         timeout=60 + 2 * rounds,

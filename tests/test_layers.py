@@ -19,8 +19,12 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"executor"}),
     frozenset(
         {
-            "workers",
             "pool",
+            "_delivery",
+            "_roster",
+            "_settings",
+            "crew",
+            "workers",
             "tasks",
             "hub",
             "_zygote",

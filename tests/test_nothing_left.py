@@ -71,7 +71,9 @@ def _tree(token: str) -> dict[int, str]:
 
 
 def _shm() -> set[str]:
-    return {entry.name for entry in os.scandir("/dev/shm") if "ndshare" in entry.name and "leak" not in entry.name}
+    return {
+        entry.name for entry in os.scandir("/dev/shm") if "ndshare" in entry.name and "leak" not in entry.name
+    }
 
 
 def _kill_one_parent(seed: int, number: int) -> None:
@@ -100,7 +102,9 @@ def _kill_one_parent(seed: int, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     victim.communicate()
-    assert not left, f"seed {seed}, round {number}, killed after {pause:.3f} s: still there {_GONE_S} s later: {left}"
+    assert not left, (
+        f"seed {seed}, round {number}, killed after {pause:.3f} s: still there {_GONE_S} s later: {left}"
+    )
     assert _shm() <= before, f"seed {seed}, round {number}: left in /dev/shm: {_shm() - before}"
 
 
@@ -178,9 +182,9 @@ class _Load:
                 work.append((executor.submit(misdeeds.same, value), lambda r, v=value: r == v))
             elif kind == 1:
                 count = rng.choice((10, 20_000, 300_000))
-                work.append((
-                    executor.submit(misdeeds.total, np.full(count, 2.0)), lambda r, n=count: r == 2.0 * n
-                ))
+                work.append(
+                    (executor.submit(misdeeds.total, np.full(count, 2.0)), lambda r, n=count: r == 2.0 * n)
+                )
             elif kind == 2:
                 count = rng.choice((10, 20_000, 300_000))
 
@@ -301,7 +305,9 @@ def test_many_executors_leave_nothing_while_the_workers_stay() -> None:
             with ndshare.ProcessPoolExecutor(1, max_tasks_per_child=1) as executor:
                 assert executor.submit(misdeeds.same, 1).result() == 1
         gc.collect()
-        counts.append((len(os.listdir("/proc/self/fd")), threading.active_count(), len(leaks.Mappings().picture())))
+        counts.append(
+            (len(os.listdir("/proc/self/fd")), threading.active_count(), len(leaks.Mappings().picture()))
+        )
     assert counts[2][0] <= counts[0][0] + 2, counts
     assert counts[2][1] == counts[0][1]
     assert counts[2][2] <= counts[0][2] + 2, counts

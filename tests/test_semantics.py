@@ -421,12 +421,12 @@ def test_shared_memory_context_catches_what_libraries_make(executor, tmp_path):
     assert {name: ndshare.is_shared(a) for name, a in made.items()} == dict.fromkeys(made, True)
     assert np.array_equal(made["load"], content)
     assert np.array_equal(made["h5"], content)
-    before = executor._pool.bytes_copied
+    before = executor._pool.delivery.bytes_copied
     for a in made.values():
         got = executor.submit(echo, a).result()
         assert np.shares_memory(got, a) or not a.size
         assert np.array_equal(got, a)
-    assert executor._pool.bytes_copied == before
+    assert executor._pool.delivery.bytes_copied == before
     assert executor.submit(echo, objects).result().tolist() == [None, "x"]
 
 

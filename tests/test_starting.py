@@ -108,7 +108,11 @@ print("got", list(executor.map(work, range(3))))
 print("got", executor.submit(undefined))
 """
     done = _python("-i", "-q", cwd=tmp_path, stdin=typed)
-    assert [line for line in done.stdout.splitlines() if "got" in line] == ["got 11", "got 21", "got [0, -1, -2]"]
+    assert [line for line in done.stdout.splitlines() if "got" in line] == [
+        "got 11",
+        "got 21",
+        "got [0, -1, -2]",
+    ]
     assert done.stderr.count("Traceback") == 1
     assert "name 'undefined' is not defined" in done.stderr
 
@@ -141,7 +145,8 @@ def test_zip_application_works(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "program.pyz", "w") as archive:
         archive.writestr("helper.py", "def triple(x):\n    return 3 * x\n")
         archive.writestr(
-            "__main__.py", _PROGRAM + "import helper\nassert executor.submit(helper.triple, 2).result() == 6\n"
+            "__main__.py",
+            _PROGRAM + "import helper\nassert executor.submit(helper.triple, 2).result() == 6\n",
         )
     done = _python("program.pyz", cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("works\n", "")

@@ -29,11 +29,11 @@ def executor():
 
 def _both_ways(executor: ndshare.ProcessPoolExecutor, obj: Any) -> tuple[Any, int]:
     """Echo an object; return it and the bytes that went through sockets."""
-    before = executor._pool.bytes_sent
+    before = executor._pool.delivery.bytes_sent
     assert executor.submit(type_name, obj).result() == type_name(obj)
     got = executor.submit(echo, obj).result()
     assert type(got) is type(obj)
-    return got, executor._pool.bytes_sent - before
+    return got, executor._pool.delivery.bytes_sent - before
 
 
 # ---- subclasses of ndarray
@@ -321,7 +321,7 @@ def test_mapped_file_travels_as_file_and_offset(executor, npy):
     """`np.load(mmap_mode="r")` and views of it are mapped by the worker and by the caller again."""
     path, content = npy
     mapped = np.load(path, mmap_mode="r")
-    before = executor._pool.bytes_copied
+    before = executor._pool.delivery.bytes_copied
     for view in (
         np.s_[:],
         np.s_[100:200, ::-2],
@@ -345,8 +345,8 @@ def test_mapped_file_travels_as_file_and_offset(executor, npy):
     kind, _, in_file, _ = executor.submit(array_tasks.look_at_file, as_array, path).result()
     assert kind is np.ndarray
     assert in_file
-    assert executor._pool.bytes_copied == before
-    assert executor._pool.bytes_sent < _MESSAGES_MAX_BYTES
+    assert executor._pool.delivery.bytes_copied == before
+    assert executor._pool.delivery.bytes_sent < _MESSAGES_MAX_BYTES
 
 
 def test_writable_mapped_file_is_written_by_the_worker(executor, npy):

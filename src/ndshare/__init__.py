@@ -36,9 +36,9 @@ from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
 
 if _typing.TYPE_CHECKING:
     from ndshare._pool_errors import InitializerError, WorkerDiedError
+    from ndshare.crew import shutdown
     from ndshare.executor import ProcessPoolExecutor
     from ndshare.sharing import share
-    from ndshare.workers import shutdown
 
 __version__ = "0.1.0"
 
@@ -82,7 +82,7 @@ _LATER = {
     "ProcessPoolExecutor": "ndshare.executor",
     "WorkerDiedError": "ndshare._pool_errors",
     "share": "ndshare.sharing",
-    "shutdown": "ndshare.workers",
+    "shutdown": "ndshare.crew",
 }
 
 

@@ -5,53 +5,64 @@ Snapshots are compared with the last one at each dispatch, so this has to cost m
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import sys
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 from ndshare import _wire
 
 
-class CallerState:
-    """The caller's process-wide settings, with a version that changes when they do."""
+class Snapshot(NamedTuple):
+    """The settings at one time; equal versions, equal settings."""
 
-    def __init__(self) -> None:
-        self.version = 0
-        self._seen: tuple[Any, ...] = ()
-        self._content: dict[str, Any] = {}
-
-    def refresh(self) -> int:
-        """Look whether anything changed, and return the version."""
-        here = _wire.here()
-        environ = os.environ._data  # type: ignore[attr-defined]  # bytes: a copy of os.environ takes 30 µs
-        seen = self._seen
-        if (
-            not seen
-            or seen[0] != here
-            or seen[1] != sys.path
-            or seen[2] != environ
-            or seen[3] != warnings.filters
-        ):
-            self._seen = (here, list(sys.path), dict(environ), list(warnings.filters))
-            try:
-                cwd = os.getcwd()
-            except FileNotFoundError:  # somebody removed it
-                cwd = None
-            base = cwd or "/"
-            self._content = {
-                "cwd": cwd,
-                "path": [os.path.join(base, p) for p in sys.path if isinstance(p, str)],
-                "environ": dict(os.environ),
-                "filters": [f for f in warnings.filters if f[2].__module__ == "builtins" or _importable(f)],
-            }
-            self.version += 1
-        return self.version
+    version: int
+    seen: tuple[Any, ...]
+    content: dict[str, Any]
 
     def message(self, **extra: Any) -> bytes:
-        """The last snapshot, pickled."""
-        return pickle.dumps(self._content | extra, protocol=5)
+        """Pickle it for a worker."""
+        return pickle.dumps(self.content | extra, protocol=5)
+
+
+class CallerState:
+    """The caller's process-wide settings, with a version that changes when they do.
+
+    Several threads may ask at once: a snapshot is published whole, and none is ever changed.
+    """
+
+    def __init__(self) -> None:
+        self._versions = itertools.count(1)
+        self._last: Snapshot | None = None
+
+    def refresh(self) -> Snapshot:
+        """Look whether anything changed, and return the snapshot of now."""
+        here = _wire.here()
+        environ = os.environ._data  # type: ignore[attr-defined]  # bytes: a copy of os.environ takes 30 µs
+        last = self._last
+        if last is not None:
+            seen = last.seen
+            if seen[0] == here and seen[1] == sys.path and seen[2] == environ and seen[3] == warnings.filters:
+                return last
+        self._last = new = self._look(here, environ)
+        return new
+
+    def _look(self, here: Any, environ: dict[bytes, bytes]) -> Snapshot:
+        seen = (here, list(sys.path), dict(environ), list(warnings.filters))
+        try:
+            cwd = os.getcwd()
+        except FileNotFoundError:  # somebody removed it
+            cwd = None
+        base = cwd or "/"
+        content = {
+            "cwd": cwd,
+            "path": [os.path.join(base, p) for p in seen[1] if isinstance(p, str)],
+            "environ": {os.fsdecode(name): os.fsdecode(value) for name, value in seen[2].items()},
+            "filters": [f for f in seen[3] if f[2].__module__ == "builtins" or _importable(f)],
+        }
+        return Snapshot(next(self._versions), seen, content)
 
 
 def _importable(entry: tuple[Any, ...]) -> bool:

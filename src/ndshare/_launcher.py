@@ -82,8 +82,8 @@ class Zygote:
                 "BLIS_NUM_THREADS": "1",
             }
             environment.pop("PYTHONWARNINGS", None)
-            # Ctrl-C in a terminal goes to the whole process group: the new interpreter starts with it blocked,
-            # until it can ignore it.
+            # Ctrl-C in a terminal goes to the whole process group: the new interpreter starts with it
+            # blocked, until it can ignore it.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             try:
                 self.process = subprocess.Popen(

@@ -82,9 +82,20 @@ class _Worker:
         _wire.store_u64(self.board, self.row + frames.PID_AT, os.getpid())
         mainspace.install()
         os.environ.update(self.overlay)
-        for name in options["preload"]:
-            importlib.import_module(name)
-        self.baseline = set(sys.modules)
+        self._preload(options["preload"])
+        self.noted = set(
+            sys.modules
+        )  # modules whose source files are in `sources`, or are nobody's to change
+        self.modules = len(sys.modules)
+        self.sources: dict[str, int] = {}  # file -> time of its last change, when it was imported
+
+    def _preload(self, names: tuple[str, ...]) -> None:
+        try:
+            for name in names:
+                importlib.import_module(name)
+        except BaseException as error:
+            self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, _pack_error(error))
+            raise SystemExit(1) from None
 
     # ------------------------------------------------------------------ receiving
 
@@ -176,6 +187,8 @@ class _Worker:
                 status, error = error.status, error.cause
             parcel = _pack_error(error)
             del error
+        if len(sys.modules) != self.modules:
+            self._note_sources()
         seconds = time.perf_counter() - began
         self._answer(frames.RESULT, status, seq, seconds, parcel)
 
@@ -246,6 +259,8 @@ class _Worker:
         if fresh:
             np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
             self.functions.clear()
+            mainspace.install()  # as for a process forked from the caller now: no globals of earlier tasks
+            self.main_failure = None
             self.overlay = state["overlay"]
         sys.path[:] = state["path"]
         importlib.invalidate_caches()
@@ -273,14 +288,19 @@ class _Worker:
             self.threads = threads
 
     def _on_sources(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
-        """Say from which files of the user's the modules here come, and how old the files are."""
-        found = []
-        for name in sys.modules.keys() - self.baseline:
+        """Say from which files of the user's the modules here come, and how old the files were."""
+        found = list(self.sources.items())[:1000]
+        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(found)], ())
+
+    def _note_sources(self) -> None:
+        """Look at the files of newly imported modules at once: they may be changed as soon as the result is out."""
+        for name in sys.modules.keys() - self.noted:
             path = getattr(sys.modules.get(name), "__file__", None)
             if path and not path.startswith((sys.prefix, sys.base_prefix)):
                 with contextlib.suppress(OSError):
-                    found.append((path, os.stat(path).st_mtime_ns))
-        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(found[:200])], ())
+                    self.sources.setdefault(path, os.stat(path).st_mtime_ns)
+        self.noted.update(sys.modules)
+        self.modules = len(sys.modules)
 
     # ------------------------------------------------------------------ sending
 

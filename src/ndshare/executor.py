@@ -24,10 +24,11 @@ from ndshare._arguments import (
     tuple_of,
 )
 from ndshare._repeats import Repeats
+from ndshare._settings import Environment, PoolSettings
+from ndshare.crew import crew
 from ndshare.errors import InheritedError, RepeatedCopyWarning
-from ndshare.pool import Environment, Pool
+from ndshare.pool import Pool
 from ndshare.tasks import ItemsTask, MapRun, TaskFuture
-from ndshare.workers import crew
 
 _T = TypeVar("_T")
 
@@ -124,9 +125,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 "its own",
                 stacklevel=2,
             )
-        self._pool = Pool(
-            crew(),
-            max_workers,
+        settings = PoolSettings(
+            int(max_workers),
             initializer=initializer,
             initargs=initargs,
             limit=max_tasks_per_child,
@@ -135,6 +135,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             threads=threads_per_worker,
             retries=retries,
         )
+        self._pool = Pool(crew(), settings)
         self._max_workers = max_workers
         self._snapshot = snapshot
         self._repeats = Repeats()
@@ -173,7 +174,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             self._look_for_copies(fn, args, kwargs)
         task = TaskFuture(self._pool, fn, args, kwargs)
         if self._snapshot == "submit":
-            task.read_now(private=self._pool.retries > 0)
+            task.read_now(private=self._pool.settings.retries > 0)
         self._pool.submit(task)
         return task
 
@@ -215,7 +216,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
-        self._pool.follow(run)
+        self._pool.delivery.follow(run)
         groups = _chunks(zip(*iterables, strict=False), chunksize)
 
         def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
@@ -224,7 +225,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                     self._look_for_copies(fn, args, {})
             task = ItemsTask(run, group)
             if self._snapshot == "submit":
-                task.read_now(private=self._pool.retries > 0)
+                task.read_now(private=self._pool.settings.retries > 0)
             return task
 
         tasks = collections.deque(map(task_of, itertools.islice(groups, buffersize)))

@@ -63,11 +63,11 @@ _replaced: list[types.ModuleType] = []  # a module that nobody refers to would l
 
 
 def install() -> types.ModuleType:
-    """Give this process a fresh, empty ``__main__``. Called once in every worker."""
+    """Give this process a fresh, empty ``__main__``. Called in every worker, for every executor anew."""
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = __builtins__
     old = sys.modules.get("__main__")
-    if old is not None:
+    if old is not None and not _replaced:
         _replaced.append(old)
     for name in MAIN_NAMES:
         sys.modules[name] = main

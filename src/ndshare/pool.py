@@ -9,9 +9,8 @@
 Policy
 ------
 - A task goes to an idle worker; else a new worker is started up to `max_workers`; else it waits. Only
-  when tasks are short (`_PREFETCH_S`) is a worker sent more than it can run at once.
-- Many short tasks travel in one message: as many as make `_BATCH_S` of work, measured. An idle worker
-  takes back what another one has not begun.
+  when tasks are short is a worker sent more than it can run at once (`ndshare._roster`).
+- Many short tasks travel in one message. An idle worker takes back what another one has not begun.
 - Arguments are read when a task is dispatched, in the thread that dispatches it.
 - A worker's death fails the task it was running, or tries it again; what it had not begun runs elsewhere.
 """
@@ -22,31 +21,26 @@ import collections
 import concurrent.futures
 import contextlib
 import functools
-import math
 import os
 import signal
 import sys
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from ndshare import _frames as frames
-from ndshare import _wire, cpus, mainspace, segments, transport
-from ndshare._arguments import variables
+from ndshare import _wire, transport
+from ndshare._delivery import Delivery
 from ndshare._pool_errors import InitializerError, WorkerDiedError
+from ndshare._roster import BURST_TASKS, Roster
+from ndshare._settings import PoolSettings
+from ndshare.crew import Crew
 from ndshare.hub import Todo
-from ndshare.tasks import MapRun, RemoteTracebackError, Task, describe
-from ndshare.workers import Answer, Crew, Worker, WorkerGoneError
+from ndshare.tasks import RemoteTracebackError, Task
+from ndshare.workers import Answer, Worker, WorkerGoneError
 
-_BATCH_S = 1e-3
-_BATCH_TASKS = 60
-_PREFETCH_S = 20e-3
 #: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
 _BURST_S = 100e-6
-_BURST_TASKS = 32
-_TINY_S = 200e-6
 #: A worker that does not react to Ctrl-C within this time is killed.
 _INTERRUPT_S = 0.6
 #: A worker that could not be started for lack of something passing is tried again after this time.
@@ -54,74 +48,26 @@ _AGAIN_S = 0.02
 #: So many workers in a row may die before they have answered anything, then the tasks that wait fail.
 _STILLBORN = 3
 
-Environment = Mapping[str, str] | Sequence[Mapping[str, str]] | Callable[[int], Mapping[str, str]] | None
-
-
-def _is_ctrl_c(error: BaseException) -> bool:
-    """Tell Ctrl-C of the user from a KeyboardInterrupt or SystemExit that somebody's pickling code raises.
-
-    Python delivers signals to the main thread alone; there, the interrupt wins.
-    """
-    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
-
-
-class _RunReference(weakref.ref["MapRun"]):
-    """Notices the end of a map."""
-
-    __slots__ = ("token",)
-    token: int
-
 
 class Pool:
     """Workers of one executor and the tasks that wait for them."""
 
-    def __init__(
-        self,
-        crew: Crew,
-        max_workers: int,
-        *,
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        limit: int | None = None,
-        env: Environment = None,
-        preload: tuple[str, ...] = (),
-        threads: int | None = None,
-        retries: int = 0,
-    ) -> None:
+    def __init__(self, crew: Crew, settings: PoolSettings) -> None:
         self.crew = crew
         self.hub = crew.hub
-        self.max_workers = max_workers
-        self.initializer = initializer
-        self.initargs = initargs
-        self.limit = limit
-        self.env = env
-        self.preload = preload
-        self.threads_asked = threads is not None
-        self.threads = threads or max(1, cpus.default_workers() // max_workers)
-        self.retries = retries
-        self.own = bool(initializer or limit or env or preload)
-        self.idle_limit = max(64 << 20, segments.stats().idle_limit // max(2, max_workers))
+        self.settings = settings
+        self.delivery = Delivery(crew, settings)
+        self.roster = Roster(crew, self, settings)
+        self.workers = self.roster.workers
         self.queue: collections.deque[Task] = collections.deque()
-        self.workers: list[Worker] = []
-        self.free: dict[Worker, None] = {}  # workers that could take more
         self.pending = 0  # tasks that are not finished
         self.closed = False
         self.killed = False
         self.interrupted = False  # by Ctrl-C, and nothing was submitted since
         self.over = threading.Event()
-        self.seconds: float | None = None  # what a task takes, smoothed
-        self.functions: dict[int, Callable[..., Any]] = {}
-        self._numbers: list[int] = []  # worker numbers that are free again
-        self._next_number = 0
-        self._number_of: dict[Worker, int] = {}
-        self._stillborn = 0
         self._burst = 0  # submits in quick succession
         self._last_submit = 0.0
         self.held = False  # tasks wait for more to come
-        self.bytes_copied = 0
-        self.bytes_sent = 0
-        self._runs: dict[int, _RunReference] = {}  # maps whose function workers may have
-        self._runs_over: collections.deque[_RunReference] = collections.deque()
         crew.pools.add(self)
 
     # ------------------------------------------------------------------ tasks in
@@ -136,10 +82,9 @@ class Pool:
             with self.hub.lock:
                 self._take_on((task,))
                 waiting = len(self.queue)
-                saturated = not self.free and len(self.workers) >= self.max_workers
-            tiny = self.seconds is not None and self.seconds < _TINY_S
-            if saturated or (self._burst > _BURST_TASKS and tiny):
-                if waiting & (_BURST_TASKS - 1):
+                late = self.roster.saturated or (self._burst > BURST_TASKS and self.roster.tiny)
+            if late:
+                if waiting & (BURST_TASKS - 1):
                     if not self.held:
                         self.held = True  # whoever waits next, or the I/O thread soon, sends them together
                         self.hub.tick()
@@ -211,7 +156,7 @@ class Pool:
                     del worker.inflight[seq]
                     worker.sent -= 1
                     if not worker.inflight:  # no answer of it will make the next task come
-                        self.offer(worker)
+                        self.roster.offer(worker)
                         self.hub.put_off(self.pump)
                     return True
         return False
@@ -233,10 +178,10 @@ class Pool:
 
     def _pick(self) -> tuple[Worker, list[Task]] | None:
         """Choose a worker and what it gets (under the hub's lock)."""
-        if self.killed or not (self.queue or self._take_back()):
+        if self.killed or not (self.queue or self.roster.take_back(self.queue)):
             return None
         try:
-            worker = self._choose()
+            worker = self.roster.choose(len(self.queue))
         except BlockingIOError:
             self.hub.later(_AGAIN_S, self.pump)
             return None
@@ -246,7 +191,7 @@ class Pool:
             return None
         if worker is None:
             return None
-        size = self._batch_size(worker)
+        size = self.roster.batch_size(worker, len(self.queue))
         batch: list[Task] = []
         while self.queue and len(batch) < size:
             task = self.queue[0]
@@ -266,91 +211,16 @@ class Pool:
             return None
         worker.sending = True
         worker.batch = len(batch)
-        self.free.pop(worker, None)
+        self.roster.free.pop(worker, None)
         return worker, batch
-
-    def _choose(self) -> Worker | None:
-        for worker in self.free:
-            if not worker.inflight:
-                return worker
-        if len(self.workers) < self.max_workers:
-            return self._hire()
-        if self.seconds is None or self.seconds > _PREFETCH_S:
-            return None
-        if self.seconds > _TINY_S or len(self.queue) >= _BURST_TASKS:
-            return next(iter(self.free), None)
-        return None
-
-    def _batch_size(self, worker: Worker) -> int:
-        if self.seconds is None or (self.initializer is not None and not worker.proved):
-            return 1
-        fair = math.ceil(len(self.queue) / max(1, len(self.workers)))
-        size = max(1, min(_BATCH_TASKS, fair, int(_BATCH_S / max(self.seconds, 1e-6))))
-        return min(size, self.limit - worker.sent) if self.limit else size
-
-    def _take_back(self) -> bool:
-        """If a worker is idle and the queue empty: what other workers have not begun (under the lock)."""
-        if not any(not w.inflight for w in self.free):
-            return False
-        loaded = max(self.workers, key=lambda w: len(w.inflight), default=None)
-        if loaded is None or len(loaded.inflight) < 2:
-            return False
-        seqs = list(loaded.inflight)
-        for seq in reversed(seqs[1 + (len(seqs) - 1) // 2 :]):
-            if loaded.take_back(seq):
-                loaded.sent -= 1
-                self.queue.appendleft(loaded.inflight.pop(seq))
-        return bool(self.queue)
-
-    # ------------------------------------------------------------------ workers
-
-    def _hire(self) -> Worker:
-        number = self._numbers.pop() if self._numbers else self._next_number
-        if number == self._next_number:
-            self._next_number += 1
-        worker = self.crew.lease(self, self._overlay(number))
-        self._number_of[worker] = number
-        self.workers.append(worker)
-        return worker
-
-    def _overlay(self, number: int) -> dict[str, str]:
-        env = self.env
-        if env is None:
-            return {}
-        if callable(env):
-            env = env(number)
-        elif not isinstance(env, Mapping):
-            env = env[number % len(env)]
-        return variables(env)
-
-    def _dismiss(self, worker: Worker) -> None:
-        """Take a worker off the books (under the lock)."""
-        if worker in self._number_of:
-            self._numbers.append(self._number_of.pop(worker))
-            self.workers.remove(worker)
-        self.free.pop(worker, None)
-
-    def offer(self, worker: Worker) -> None:
-        """Note that a worker can take more, or let it go when its time is over (under the lock)."""
-        if worker.leaving or worker.sending or worker not in self._number_of:
-            return
-        if self.limit and worker.sent >= self.limit:
-            if not worker.inflight:
-                self._dismiss(worker)
-                worker.quit()
-        elif len(worker.inflight) < max(2, worker.batch // 2 + 1):
-            self.free[worker] = None
 
     # ------------------------------------------------------------------ sending
 
     def _send(self, worker: Worker, batch: list[Task]) -> None:
         failed: list[tuple[Task, BaseException]] = []
         rest = collections.deque(batch)
-        parcels: list[transport.Parcel] = []
         try:
-            self._prepare(worker, rest, failed)
-            while rest:
-                self._send_some(worker, rest, failed, parcels)
+            self.delivery.send(worker, rest, failed)
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent
         except BaseException:  # Ctrl-C while arguments were read: the I/O thread sends what is left
@@ -358,8 +228,6 @@ class Pool:
             self.hub.tick()
             raise
         finally:
-            for parcel in parcels:
-                parcel.release()
             with self.hub.lock:
                 back = list(rest)
                 worker.sending = False
@@ -368,176 +236,13 @@ class Pool:
                     back = list(worker.inflight.values()) + back
                     worker.inflight.clear()
                 self.queue.extendleft(reversed(back))
-                self.offer(worker)
+                self.roster.offer(worker)
             for task, reason in failed:
                 self._fail(task, reason)
             if failed:
                 self.hub.ring()
 
-    def _send_some(
-        self,
-        worker: Worker,
-        rest: collections.deque[Task],
-        failed: list[tuple[Task, BaseException]],
-        parcels: list[transport.Parcel],
-    ) -> None:
-        """Send as many of the rest as one message takes; in `rest` remains what was not sent."""
-        records: list[tuple[Task, transport.Parcel, int]] = []
-        fds: list[int] = []
-        size = 0
-        try:
-            while rest and size < frames.MESSAGE_MAX_BYTES - transport.INLINE_MAX and len(fds) < 64:
-                task = rest[0]
-                try:
-                    parcel = self._parcel(worker, task)
-                    own = parcel.descriptors() if parcel.blocks else ()
-                except WorkerGoneError:
-                    raise
-                except BaseException as error:
-                    if _is_ctrl_c(error):
-                        raise
-                    if records and isinstance(error, OSError | MemoryError):
-                        break  # what the others hold may be what is missing: they go first
-                    failed.append((task, error))
-                    rest.popleft()
-                    continue
-                fds += own
-                records.append((task, parcel, len(own)))
-                rest.popleft()
-                size += len(parcel.data)
-                if parcel.blocks and task.parcel is None:
-                    parcels.append(parcel)
-            if records:
-                self._send_records(worker, records, fds)
-        except BaseException:  # the worker is gone; Ctrl-C while an argument was pickled
-            rest.extendleft(task for task, _, _ in reversed(records))
-            raise
-        finally:
-            for fd in fds:
-                os.close(fd)
-
-    def _prepare(
-        self, worker: Worker, rest: collections.deque[Task], failed: list[tuple[Task, BaseException]]
-    ) -> None:
-        """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
-        self._forget_functions(worker)
-        version = (self.crew.state.refresh(), self.threads, self.threads_asked)
-        if worker.state_version == version:
-            return
-        fresh = worker.state_version is None
-        try:
-            message = self.crew.state.message(
-                overlay=worker.overlay, threads=self.threads, threads_asked=self.threads_asked
-            )
-            self._send_bytes(worker, frames.STATE, int(fresh), 0, message)
-            if fresh and self.initializer is not None:
-                self._send_initializer(worker)
-            worker.state_version = version
-        except WorkerGoneError:
-            raise
-        except Exception as error:  # the initializer cannot be pickled: nothing can run
-            failed.extend((task, error) for task in rest)
-            rest.clear()
-
-    def _send_initializer(self, worker: Worker) -> None:
-        try:
-            draft, parcel = self._pack((self.initializer, self.initargs))
-            self._send_names(worker, draft.needs)
-        except WorkerGoneError:
-            raise
-        except Exception as error:
-            text = f"it cannot be sent to a worker: {type(error).__name__}: {error}"
-            raise InitializerError(describe(self.initializer), text) from error
-        self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
-
-    def follow(self, run: MapRun) -> None:
-        """Have the workers forget the function of a map once it is over.
-
-        What the garbage collector calls is a method in C: it may run anywhere, so it must take no
-        lock, and Ctrl-C in a finalizer would be lost.
-        """
-        reference = _RunReference(run, self._runs_over.append)
-        reference.token = run.token
-        self._runs[run.token] = reference
-
-    def _forget_functions(self, worker: Worker) -> None:
-        with self.hub.lock:
-            while self._runs_over:
-                token = self._runs_over.popleft().token
-                del self._runs[token]
-                for other in self.workers:
-                    if token in other.functions:
-                        other.stale.append(token)
-        while worker.stale:
-            worker.functions.discard(token := worker.stale.pop())
-            self._send_bytes(worker, frames.FORGET, 0, token, b"")
-
-    @staticmethod
-    def _pack(content: Any) -> tuple[transport.Draft, transport.Parcel]:
-        """Pickle and copy; Ctrl-C is let through, as this may take long."""
-        opening = _wire.window()
-        try:
-            draft = transport.pack(content)
-            return draft, draft.settle()
-        finally:
-            _wire.curtain(opening)
-
-    def _parcel(self, worker: Worker, task: Task) -> transport.Parcel:
-        """What a task sends to this worker; sends first what the worker lacks for it."""
-        parcel = task.parcel or self._pack(task.content)[1]
-        if task.token and task.token not in worker.functions:
-            draft, function = self._pack(task.function)
-            self._send_names(worker, draft.needs)
-            self._send_parcel(worker, frames.FUNCTION, task.token, function)
-            worker.functions.add(task.token)
-        if parcel.needs:
-            self._send_names(worker, parcel.needs)
-        self.bytes_copied += parcel.nbytes_copied
-        return parcel
-
-    def _send_names(self, worker: Worker, needs: frozenset[str]) -> None:
-        if needs and (draft := mainspace.deliver(needs, worker.known_main)) is not None:
-            self._send_parcel(worker, frames.MAIN, 0, draft.settle())
-            worker.known_main.update(draft.delivers or {})
-
-    def _send_parcel(self, worker: Worker, kind: int, number: int, parcel: transport.Parcel) -> None:
-        fds = parcel.descriptors()
-        try:
-            worker.send([frames.HEAD.pack(kind, 0, 0, number, 0.0), parcel.data], fds)
-            self.bytes_sent += len(parcel.data)
-        finally:
-            for fd in fds:
-                os.close(fd)
-            parcel.release()
-
-    def _send_bytes(self, worker: Worker, kind: int, status: int, number: int, content: bytes) -> None:
-        worker.send([frames.HEAD.pack(kind, status, 0, number, 0.0), content])
-        self.bytes_sent += len(content)
-
-    def _send_records(
-        self, worker: Worker, records: list[tuple[Task, transport.Parcel, int]], fds: list[int]
-    ) -> None:
-        """Send tasks; from the moment they are on the worker's books, `records` is empty."""
-        parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0, 0.0)]
-        with self.hub.lock:
-            for task, parcel, nfds in records:
-                seq = worker.next_task()
-                worker.inflight[seq] = task
-                data = parcel.data
-                kind = frames.ITEMS if task.token else frames.CALL
-                parts += (frames.RECORD.pack(seq, len(data), task.token, nfds, kind), data)
-            worker.sent += len(records)
-            records.clear()
-        message = b"".join(parts)
-        self.bytes_sent += len(message)
-        worker.send((message,), fds)
-
     # ------------------------------------------------------------------ results
-
-    def took(self, seconds: float) -> None:
-        """Note how long a task took (under the hub's lock)."""
-        self._stillborn = 0
-        self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
 
     def resolve(self, worker: Worker, answers: collections.deque[Answer]) -> None:
         """Rebuild results and resolve their futures, without the lock."""
@@ -552,7 +257,7 @@ class Pool:
 
     def _resolve(self, worker: Worker, task: Task, status: int, body: bytes, fds: tuple[int, ...]) -> None:
         try:
-            self.bytes_sent += len(body)
+            self.delivery.bytes_sent += len(body)
             value = transport.unpack(body, fds)
         except BaseException as error:  # a result that cannot be rebuilt, or exits, is this task's error
             self._fail(task, error)
@@ -618,7 +323,7 @@ class Pool:
         waiting = list(worker.inflight.values()) + list(self.queue)
         worker.inflight.clear()
         self.queue.clear()
-        self._dismiss(worker)
+        self.roster.dismiss(worker)
         done.append(lambda: self._initializer_failed(waiting, body, fds))
 
     def _initializer_failed(self, waiting: list[Task], body: bytes, fds: tuple[int, ...]) -> None:
@@ -626,14 +331,15 @@ class Pool:
             cause, text = transport.unpack(body, fds)
         except BaseException as error:
             cause, text = error, str(error)
+        name = self.settings.setup or f"preload={list(self.settings.preload)}"
         for task in waiting:
-            failure = InitializerError(describe(self.initializer), text)
+            failure = InitializerError(name, text)
             failure.__cause__ = cause
             self._fail(task, failure)
 
     def on_death(self, worker: Worker, pid: int, code: int | None, peak: int, done: Todo) -> None:
         """A worker has ended (under the hub's lock)."""
-        self._dismiss(worker)
+        self.roster.dismiss(worker)
         tasks = sorted(worker.inflight.items())
         worker.inflight.clear()
         victims: list[Task] = []
@@ -645,20 +351,20 @@ class Pool:
             victims, spared = victims + spared, []
         setup = ""  # what it was at, if that was not a task
         if not worker.proved and not worker.leaving and not victims:
-            self._stillborn += 1
-            if self.initializer is not None and worker.state_version is not None:
-                setup = describe(self.initializer)
-            if self._stillborn >= _STILLBORN:
+            self.roster.stillborn += 1
+            if self.settings.initializer is not None and worker.state_version is not None:
+                setup = self.settings.setup
+            if self.roster.stillborn >= _STILLBORN:
                 spared += self.queue
                 self.queue.clear()
                 victims, spared = victims + spared, []
-                self._stillborn = 0
+                self.roster.stillborn = 0
         exit_code = code if code is not None and code >= 0 else None
         number = -code if code is not None and code < 0 else None
         lost: list[tuple[Task, BaseException]] = []
         for task in victims:
             task.attempts += 1
-            if task.attempts <= self.retries and not self.killed:
+            if task.attempts <= self.settings.retries and not self.killed:
                 spared.insert(0, task)
             else:
                 facts = (setup or task.describe(), pid, exit_code, number, peak, task.attempts)
@@ -765,7 +471,7 @@ class Pool:
                 return
             self.crew.pools.discard(self)
             for worker in list(self.workers):
-                self._dismiss(worker)
+                self.roster.dismiss(worker)
                 self.crew.release(worker)
         self.over.set()
         self.hub.ring()

@@ -15,13 +15,15 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ndshare import _wire, transport
 from ndshare.errors import InheritedError
 
 if TYPE_CHECKING:
     from ndshare.pool import Pool
+
+_T = TypeVar("_T")
 
 _FINISHED = "FINISHED"
 _DONE = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED", _FINISHED})
@@ -171,7 +173,7 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
                 raise self._exception
             finally:
                 self = None  # type: ignore[assignment]
-        return self._result  # type: ignore[attr-defined]  # it changes no more: no lock
+        return self._result  # it changes no more: no lock
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the task raised, or None; see `concurrent.futures.Future.exception`."""
@@ -202,7 +204,7 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
     def _add_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
         with self._condition:
             if self._state not in _DONE:
-                self._done_callbacks.append(fn)
+                self._done_callbacks.append(fn)  # type: ignore[attr-defined]
                 return
         concurrent.futures.Future.add_done_callback(self, fn)
 
@@ -292,7 +294,7 @@ class MapRun:
         self.waited_for = False
 
 
-def _shielded(function: Callable[..., Any], *args: Any) -> Any:
+def _shielded(function: Callable[..., _T], *args: Any) -> _T:
     """Call what takes the lock of a future: Ctrl-C between taking and noting that would leave it taken."""
     _wire.shield()
     try:

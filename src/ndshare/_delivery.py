@@ -1,0 +1,253 @@
+"""How tasks get to a worker: everything it lacks first, then as many tasks as one message takes.
+
+::
+
+    batch ─► settings changed? STATE  ─► names of __main__ it lacks? MAIN ─► function of a map? FUNCTION
+          ─► pickle, copy or lend     ─► TASKS
+
+Guarantees
+----------
+- What was not sent stays in `rest`; an error of one task does not touch the others.
+- Descriptors are closed and parcels released whatever happens.
+- Ctrl-C is let through only while the user's objects are pickled and copied.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import threading
+import weakref
+from typing import Any
+
+from ndshare import _frames as frames
+from ndshare import _wire, mainspace, transport
+from ndshare._pool_errors import InitializerError
+from ndshare._settings import PoolSettings
+from ndshare.crew import Crew
+from ndshare.tasks import MapRun, Task
+from ndshare.workers import Worker, WorkerGoneError
+
+Rest = collections.deque[Task]
+Failures = list[tuple[Task, BaseException]]
+
+#: More descriptors than this are not gathered for one message.
+_MESSAGE_FDS = 64
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Tell Ctrl-C of the user from a KeyboardInterrupt or SystemExit that somebody's pickling code raises.
+
+    Python delivers signals to the main thread alone; there, the interrupt wins.
+    """
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
+class _RunReference(weakref.ref["MapRun"]):
+    """Notices the end of a map."""
+
+    __slots__ = ("token",)
+    token: int
+
+
+class Delivery:
+    """Sends the tasks of one pool.
+
+    Parameters
+    ----------
+    crew : Crew
+        Whose workers they are.
+    settings : PoolSettings
+        What the workers must be like.
+    """
+
+    def __init__(self, crew: Crew, settings: PoolSettings) -> None:
+        self._crew = crew
+        self._settings = settings
+        self._lock = crew.hub.lock
+        self._state = crew.state
+        self._threads = settings.threads_each
+        self._threads_asked = settings.threads is not None
+        self._runs: dict[int, _RunReference] = {}  # maps whose function workers may have
+        self._runs_over: collections.deque[_RunReference] = collections.deque()
+        self.bytes_copied = 0
+        self.bytes_sent = 0
+
+    def send(self, worker: Worker, rest: Rest, failed: Failures) -> None:
+        """Send tasks to a worker.
+
+        Parameters
+        ----------
+        worker : Worker
+            No other thread may be sending to it.
+        rest : deque of Task
+            What to send; what is sent, or has failed, is taken out.
+        failed : list of (Task, BaseException)
+            Where tasks are put that cannot be sent, with the reason.
+
+        Raises
+        ------
+        WorkerGoneError
+            If the worker has ended.
+        """
+        parcels: list[transport.Parcel] = []
+        try:
+            self._prepare(worker, rest, failed)
+            while rest:
+                self._send_some(worker, rest, failed, parcels)
+        finally:
+            for parcel in parcels:
+                parcel.release()
+
+    def _send_some(
+        self, worker: Worker, rest: Rest, failed: Failures, parcels: list[transport.Parcel]
+    ) -> None:
+        """Send as many of the rest as one message takes; in `rest` remains what was not sent."""
+        records: list[tuple[Task, transport.Parcel, int]] = []
+        fds: list[int] = []
+        size = 0
+        try:
+            while rest and size < frames.MESSAGE_MAX_BYTES - transport.INLINE_MAX and len(fds) < _MESSAGE_FDS:
+                task = rest[0]
+                try:
+                    parcel = self._parcel(worker, task)
+                    own = parcel.descriptors() if parcel.blocks else ()
+                except WorkerGoneError:
+                    raise
+                except BaseException as error:
+                    if _is_ctrl_c(error):
+                        raise
+                    if records and isinstance(error, OSError | MemoryError):
+                        break  # what the others hold may be what is missing: they go first
+                    failed.append((task, error))
+                    rest.popleft()
+                    continue
+                fds += own
+                records.append((task, parcel, len(own)))
+                rest.popleft()
+                size += len(parcel.data)
+                if parcel.blocks and task.parcel is None:
+                    parcels.append(parcel)
+            if records:
+                self._send_records(worker, records, fds)
+        except BaseException:  # the worker is gone; Ctrl-C while an argument was pickled
+            rest.extendleft(task for task, _, _ in reversed(records))
+            raise
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _prepare(self, worker: Worker, rest: Rest, failed: Failures) -> None:
+        """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
+        self._forget_functions(worker)
+        state = self._state.refresh()
+        version = (state.version, self._threads, self._threads_asked)
+        if worker.state_version == version:
+            return
+        fresh = worker.state_version is None
+        try:
+            message = state.message(
+                overlay=worker.overlay, threads=self._threads, threads_asked=self._threads_asked
+            )
+            self._send_bytes(worker, frames.STATE, int(fresh), 0, message)
+            if fresh and self._settings.initializer is not None:
+                self._send_initializer(worker)
+            worker.state_version = version
+        except WorkerGoneError:
+            raise
+        except Exception as error:  # the initializer cannot be pickled: nothing can run
+            failed.extend((task, error) for task in rest)
+            rest.clear()
+
+    def _send_initializer(self, worker: Worker) -> None:
+        try:
+            draft, parcel = self._pack((self._settings.initializer, self._settings.initargs))
+            self._send_names(worker, draft.needs)
+        except WorkerGoneError:
+            raise
+        except Exception as error:
+            text = f"it cannot be sent to a worker: {type(error).__name__}: {error}"
+            raise InitializerError(self._settings.setup, text) from error
+        self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
+
+    def follow(self, run: MapRun) -> None:
+        """Have the workers forget the function of a map once it is over.
+
+        What the garbage collector calls is a method in C: it may run anywhere, so it must take no
+        lock, and Ctrl-C in a finalizer would be lost.
+        """
+        reference = _RunReference(run, self._runs_over.append)
+        reference.token = run.token
+        self._runs[run.token] = reference
+
+    def _forget_functions(self, worker: Worker) -> None:
+        with self._lock:
+            while self._runs_over:
+                token = self._runs_over.popleft().token
+                del self._runs[token]
+                for other in self._crew.workers.values():
+                    if token in other.functions:
+                        other.stale.append(token)
+        while worker.stale:
+            worker.functions.discard(token := worker.stale.pop())
+            self._send_bytes(worker, frames.FORGET, 0, token, b"")
+
+    @staticmethod
+    def _pack(content: Any) -> tuple[transport.Draft, transport.Parcel]:
+        """Pickle and copy; Ctrl-C is let through, as this may take long."""
+        opening = _wire.window()
+        try:
+            draft = transport.pack(content)
+            return draft, draft.settle()
+        finally:
+            _wire.curtain(opening)
+
+    def _parcel(self, worker: Worker, task: Task) -> transport.Parcel:
+        """What a task sends to this worker; sends first what the worker lacks for it."""
+        parcel = task.parcel or self._pack(task.content)[1]
+        if task.token and task.token not in worker.functions:
+            draft, function = self._pack(task.function)
+            self._send_names(worker, draft.needs)
+            self._send_parcel(worker, frames.FUNCTION, task.token, function)
+            worker.functions.add(task.token)
+        if parcel.needs:
+            self._send_names(worker, parcel.needs)
+        self.bytes_copied += parcel.nbytes_copied
+        return parcel
+
+    def _send_names(self, worker: Worker, needs: frozenset[str]) -> None:
+        if needs and (draft := mainspace.deliver(needs, worker.known_main)) is not None:
+            self._send_parcel(worker, frames.MAIN, 0, draft.settle())
+            worker.known_main.update(draft.delivers or {})
+
+    def _send_parcel(self, worker: Worker, kind: int, number: int, parcel: transport.Parcel) -> None:
+        fds = parcel.descriptors()
+        try:
+            worker.send([frames.HEAD.pack(kind, 0, 0, number, 0.0), parcel.data], fds)
+            self.bytes_sent += len(parcel.data)
+        finally:
+            for fd in fds:
+                os.close(fd)
+            parcel.release()
+
+    def _send_bytes(self, worker: Worker, kind: int, status: int, number: int, content: bytes) -> None:
+        worker.send([frames.HEAD.pack(kind, status, 0, number, 0.0), content])
+        self.bytes_sent += len(content)
+
+    def _send_records(
+        self, worker: Worker, records: list[tuple[Task, transport.Parcel, int]], fds: list[int]
+    ) -> None:
+        """Send tasks; from the moment they are on the worker's books, `records` is empty."""
+        parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0, 0.0)]
+        with self._lock:
+            for task, parcel, nfds in records:
+                seq = worker.next_task()
+                worker.inflight[seq] = task
+                data = parcel.data
+                kind = frames.ITEMS if task.token else frames.CALL
+                parts += (frames.RECORD.pack(seq, len(data), task.token, nfds, kind), data)
+            worker.sent += len(records)
+            records.clear()
+        message = b"".join(parts)
+        self.bytes_sent += len(message)
+        worker.send((message,), fds)
