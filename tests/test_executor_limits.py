@@ -9,7 +9,6 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,10 +24,14 @@ import numpy as np
 import misdeeds, ndshare
 """
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user, mounting and cgroups need root")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="becoming another user, mounting and cgroups need root"
+)
 
 
-def _run(source: str, *, before: Callable[[], None] | None = None, timeout: float = 100, **environment: str) -> str:
+def _run(
+    source: str, *, before: Callable[[], None] | None = None, timeout: float = 100, **environment: str
+) -> str:
     """Run source text in a fresh interpreter; a death by a signal is a failure of its own kind."""
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", _HEAD + textwrap.dedent(source)],
@@ -59,7 +62,9 @@ def test_ten_thousand_live_arrays_fit_under_256_descriptors_as_another_user(tmp_
     import ndshare
 
     library = tmp_path / "library"
-    shutil.copytree(Path(ndshare.__file__).parent, library / "ndshare", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(ndshare.__file__).parent, library / "ndshare", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(_HERE / "misdeeds.py", library)
     for path in (tmp_path, *tmp_path.parents):
         if path.stat().st_uid == os.getuid() and path != Path("/"):
@@ -168,6 +173,7 @@ def test_full_sockets_in_both_directions_do_not_block_each_other() -> None:
 
 # ---------------------------------------------------------------------- /dev/shm
 
+
 @needs_root
 def test_one_gigabyte_works_with_64_mb_of_dev_shm() -> None:
     """In a container with the default /dev/shm, arrays of 1 GB go to a worker and back, by value and shared."""
@@ -255,7 +261,9 @@ _CGROUP = Path("/sys/fs/cgroup/memory")
 
 
 @needs_root
-@pytest.mark.skipif(not (_CGROUP / "memory.limit_in_bytes").exists(), reason="no cgroup v1 memory controller here")
+@pytest.mark.skipif(
+    not (_CGROUP / "memory.limit_in_bytes").exists(), reason="no cgroup v1 memory controller here"
+)
 def test_memory_cgroup_raises_memory_error_and_kills_nobody() -> None:
     """In a memory cgroup of 512 MB an allocation that cannot fit raises; no process is killed."""
     inner = next(

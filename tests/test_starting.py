@@ -370,7 +370,7 @@ assert not children()
 print("works")
 """,
         timeout=_TIMEOUT_S,
-        **{"NDSHARE_X": "1"},
+        NDSHARE_X="1",
     )
     assert (done.stdout, done.stderr) == ("works\n", "")
 
