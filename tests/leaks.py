@@ -45,7 +45,7 @@ class Children(Resource):
 
     name = "child process"
 
-    def picture(self) -> dict[object, str]:  # noqa: D102
+    def picture(self) -> dict[object, str]:
         parents: dict[int, int] = {}
         facts: dict[int, tuple[str, str]] = {}
         for entry in os.listdir("/proc"):
@@ -97,7 +97,7 @@ class Threads(Resource):
 
     name = "thread"
 
-    def picture(self) -> dict[object, str]:  # noqa: D102
+    def picture(self) -> dict[object, str]:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         return {ident: f"thread {names.get(ident, 'without a name')!r}" for ident in sys._current_frames()}
 
@@ -107,7 +107,7 @@ class Descriptors(Resource):
 
     name = "open descriptor"
 
-    def picture(self) -> dict[object, str]:  # noqa: D102
+    def picture(self) -> dict[object, str]:
         found: dict[object, str] = {}
         for entry in os.listdir("/proc/self/fd"):
             try:
@@ -123,7 +123,7 @@ class Mappings(Resource):
 
     name = "mapping of a memfd"
 
-    def picture(self) -> dict[object, str]:  # noqa: D102
+    def picture(self) -> dict[object, str]:
         found: dict[object, str] = {}
         with open("/proc/self/maps") as file:
             for line in file:
@@ -138,7 +138,7 @@ class ShmEntries(Resource):
 
     name = "/dev/shm entry"
 
-    def picture(self) -> dict[object, str]:  # noqa: D102
+    def picture(self) -> dict[object, str]:
         found: dict[object, str] = {}
         with os.scandir("/dev/shm") as entries:
             for entry in entries:

@@ -229,3 +229,28 @@ def nested(count: int) -> list[int]:
 
     with ndshare.ProcessPoolExecutor(1) as executor:
         return list(executor.map(same, range(count)))
+
+
+def counted(count: int) -> Any:
+    """Return the numbers from 0."""
+    return np.arange(count)
+
+
+def first(array: Any) -> float:
+    """Look at one element."""
+    return float(array[0])
+
+
+def shared_total(nbytes: int) -> float:
+    """Make a shared array in the worker and keep it for a moment."""
+    import ndshare
+
+    array = ndshare.ones(nbytes // 8)
+    time.sleep(0.05)
+    return float(array[-1])
+
+
+def whole_total(array: Any) -> tuple[int, float]:
+    """Read an array, and say who did."""
+    time.sleep(0.02)
+    return os.getpid(), float(array.sum())

@@ -244,9 +244,6 @@ def pattern(n, seed):
 SIZES = st.one_of(st.integers(0, 300), st.sampled_from([4096, 5000, 70_000, 300_000, 1_000_000, 2_000_000]))
 
 
-# ruff: noqa: D102  -- the rules of the machine are named by what they do
-
-
 class HeapMachine(RuleBasedStateMachine):
     """Allocate, lend, take back, drop, fork and trim in any order: no byte is ever anybody else's."""
 

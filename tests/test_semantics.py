@@ -20,6 +20,8 @@ import semantics_tasks as tasks
 from array_tasks import echo
 from semantics_tasks import is_pattern, pattern
 
+pytestmark = pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning")
+
 KB, MB = 1024, 1024 * 1024
 SIZES = (0, 1 * KB, 64 * KB, 1 * MB, 64 * MB)
 _CHURN = (1 * KB, 64 * KB, 300 * KB, 1 * MB, 1 * MB, 5 * MB)
@@ -531,7 +533,6 @@ def _sum_later(gate, a):
     return int(a[0]), int(a[-1])
 
 
-@pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning")
 @pytest.mark.parametrize("nbytes", SIZES[1:])
 def test_snapshot_at_submit_reads_a_reused_buffer_at_once(nbytes):
     """With snapshot="submit" a buffer may be refilled after submit; with "start" the last content travels."""

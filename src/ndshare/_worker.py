@@ -293,7 +293,7 @@ class _Worker:
         self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(found)], ())
 
     def _note_sources(self) -> None:
-        """Look at the files of newly imported modules at once: they may be changed as soon as the result is out."""
+        """Look at the files of newly imported modules at once: they may change once the result is out."""
         for name in sys.modules.keys() - self.noted:
             path = getattr(sys.modules.get(name), "__file__", None)
             if path and not path.startswith((sys.prefix, sys.base_prefix)):
