@@ -251,6 +251,6 @@ def shared_total(nbytes: int) -> float:
 
 
 def whole_total(array: Any) -> tuple[int, float]:
-    """Read an array, and say who did."""
+    """Read something of each page of an array, and say who did."""
     time.sleep(0.02)
-    return os.getpid(), float(array.sum())
+    return os.getpid(), float(array[::512].sum() * 512)

@@ -216,9 +216,9 @@ class _Load:
 
 
 def _workers_of_mine() -> list[int]:
-    from ndshare import workers
+    from ndshare.crew import crew
 
-    zygotes = {ear.zygote.process.pid for ear in list(workers.crew().zygotes.values())}
+    zygotes = {ear.zygote.process.pid for ear in list(crew().zygotes.values())}
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():

@@ -33,6 +33,8 @@ Failures = list[tuple[Task, BaseException]]
 
 #: More descriptors than this are not gathered for one message.
 _MESSAGE_FDS = 64
+#: A worker is sent no more tasks at once than make this much memory: what waits is not copied yet.
+_COPIED_BYTES = 4 << 20
 
 
 def _is_ctrl_c(error: BaseException) -> bool:
@@ -81,7 +83,8 @@ class Delivery:
         worker : Worker
             No other thread may be sending to it.
         rest : deque of Task
-            What to send; what is sent, or has failed, is taken out.
+            What to send; what is sent, or has failed, is taken out. What would hold too much memory at
+            once stays.
         failed : list of (Task, BaseException)
             Where tasks are put that cannot be sent, with the reason.
 
@@ -93,21 +96,26 @@ class Delivery:
         parcels: list[transport.Parcel] = []
         try:
             self._prepare(worker, rest, failed)
-            while rest:
-                self._send_some(worker, rest, failed, parcels)
+            copied = 0
+            while rest and copied < _COPIED_BYTES:
+                copied += self._send_some(worker, rest, failed, parcels)
         finally:
             for parcel in parcels:
                 parcel.release()
 
     def _send_some(
         self, worker: Worker, rest: Rest, failed: Failures, parcels: list[transport.Parcel]
-    ) -> None:
-        """Send as many of the rest as one message takes; in `rest` remains what was not sent."""
+    ) -> int:
+        """Send as many of the rest as one message takes; in `rest` remains what was not sent.
+
+        Returns how many bytes of arrays were copied for them.
+        """
         records: list[tuple[Task, transport.Parcel, int]] = []
         fds: list[int] = []
-        size = 0
+        size = copied = 0
+        room = frames.MESSAGE_MAX_BYTES - transport.INLINE_MAX
         try:
-            while rest and size < frames.MESSAGE_MAX_BYTES - transport.INLINE_MAX and len(fds) < _MESSAGE_FDS:
+            while rest and size < room and len(fds) < _MESSAGE_FDS and copied < _COPIED_BYTES:
                 task = rest[0]
                 try:
                     parcel = self._parcel(worker, task)
@@ -126,10 +134,12 @@ class Delivery:
                 records.append((task, parcel, len(own)))
                 rest.popleft()
                 size += len(parcel.data)
+                copied += parcel.nbytes_copied
                 if parcel.blocks and task.parcel is None:
                     parcels.append(parcel)
             if records:
                 self._send_records(worker, records, fds)
+            return copied
         except BaseException:  # the worker is gone; Ctrl-C while an argument was pickled
             rest.extendleft(task for task, _, _ in reversed(records))
             raise

@@ -230,6 +230,7 @@ class Pool:
         finally:
             with self.hub.lock:
                 back = list(rest)
+                worker.batch = max(1, worker.batch - len(back))
                 worker.sending = False
                 if worker.gone:
                     worker.close()
