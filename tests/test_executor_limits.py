@@ -30,16 +30,12 @@ needs_root = pytest.mark.skipif(
 
 
 def _run(
-<<<<<<< HEAD
-    source: str, *, before: Callable[[], None] | None = None, timeout: float = 100, **environment: str
-=======
     source: str,
     *,
     prefix: tuple[str, ...] = (),
     before: Callable[[], None] | None = None,
     timeout: float = 100,
     **environment: str,
->>>>>>> chaos
 ) -> str:
     """Run source text in a fresh interpreter; a death by a signal is a failure of its own kind."""
     done = subprocess.run(
@@ -70,48 +66,6 @@ _AS_NOBODY = (
     "--ambient-caps=-all,+dac_read_search", "--bounding-set=-all,+dac_read_search",
 )  # fmt: skip
 
-<<<<<<< HEAD
-    library = tmp_path / "library"
-    shutil.copytree(
-        Path(ndshare.__file__).parent, library / "ndshare", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    shutil.copy(_HERE / "misdeeds.py", library)
-    for path in (tmp_path, *tmp_path.parents):
-        if path.stat().st_uid == os.getuid() and path != Path("/"):
-            path.chmod(path.stat().st_mode | 0o055)
-    try:
-        _run(
-            f"""
-            sys.path.insert(0, {str(library)!r})
-            resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-            os.setgroups([]); os.setgid({_NOBODY}); os.setuid({_NOBODY})
-            os.chdir("/")
-            with ndshare.ProcessPoolExecutor(2) as executor:
-                {textwrap.indent(textwrap.dedent(_MANY), " " * 16).strip()}
-                results = list(executor.map(misdeeds.filled, sizes.tolist(), range(10_000), chunksize=7))
-                # Submitted one by one as well: each result a message of its own.
-                more = [f.result() for f in [executor.submit(misdeeds.filled, 40_000, float(i)) for i in range(500)]]
-                for number, (size, result) in enumerate(zip(sizes, results)):
-                    assert result.shape == (size,) and (result == number).all(), number
-                for number, result in enumerate(more):
-                    assert (result == number).all()
-                del results, more
-                arrays = [ndshare.full(int(size), float(number)) for number, size in enumerate(sizes)]
-                assert all(ndshare.is_shared(array) for array in arrays if array.size)
-                futures = [executor.submit(misdeeds.total, array) for array in arrays]
-                for number, (array, future) in enumerate(zip(arrays, futures)):
-                    assert future.result() == float(number) * array.size, number
-                # All of them in one message, and back.
-                back = executor.submit(misdeeds.same, arrays).result()
-                for array, again in zip(arrays, back):
-                    assert array.size == 0 or np.shares_memory(array, again)
-                print("descriptors", len(os.listdir("/proc/self/fd")))
-            """,
-            PYTHONDONTWRITEBYTECODE="1",
-        )
-    except PermissionError as error:  # the interpreter itself is in root's home
-        pytest.skip(str(error))
-=======
 
 @needs_root
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv to become another user")
@@ -145,7 +99,6 @@ def test_ten_thousand_live_arrays_fit_under_256_descriptors_as_another_user() ->
         prefix=_AS_NOBODY,
         PYTHONDONTWRITEBYTECODE="1",
     )
->>>>>>> chaos
 
 
 def test_results_that_find_no_free_descriptor_arrive_when_there_is_one() -> None:

@@ -139,13 +139,13 @@ class Delivery:
                     parcels.append(parcel)
             if records:
                 self._send_records(worker, records, fds)
-            return copied
         except BaseException:  # the worker is gone; Ctrl-C while an argument was pickled
             rest.extendleft(task for task, _, _ in reversed(records))
             raise
         finally:
             for fd in fds:
                 os.close(fd)
+        return copied
 
     def _prepare(self, worker: Worker, rest: Rest, failed: Failures) -> None:
         """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
