@@ -280,4 +280,9 @@ def main(how, state):
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # at once, so that the child is not waited for but sees its gate closed

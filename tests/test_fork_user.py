@@ -37,7 +37,7 @@ def test_fork_leaves_each_side_its_memory(run_script, how, state):
 
 
 _PRELUDE = """
-import gc, multiprocessing, os, subprocess, sys, threading, time, warnings
+import faulthandler, gc, multiprocessing, os, subprocess, sys, threading, time, warnings
 import numpy as np, ndshare
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 warnings.simplefilter("ignore", ndshare.RepeatedCopyWarning)
@@ -89,11 +89,12 @@ def load(seed):
                 assert (executor.submit(echo, s).result() == a).all()
     except BaseException as error:
         errors.append(error)
-threads = [threading.Thread(target=load, args=(i,)) for i in range(3)]
+threads = [threading.Thread(target=load, args=(i,), daemon=True) for i in range(3)]
 for t in threads:
     t.start()
 mine = executor.submit(pattern, 600_000, 77).result()
 def child():
+    faulthandler.dump_traceback_later(60, exit=True)  # tells where it hangs
     gc.collect()
     assert (mine == pattern(600_000, 77)).all()
     mine[:] = 0
@@ -103,15 +104,10 @@ def child():
         assert (own.submit(pattern, 600_000, 5).result() == pattern(600_000, 5)).all()
     ndshare.shutdown()
 for i in range(12):
-    pid = forked(child)
-    deadline = time.monotonic() + 30
-    while os.waitpid(pid, os.WNOHANG)[0] == 0:
-        if time.monotonic() > deadline:
-            os.kill(pid, 6)
-            sys.exit("a child hangs")
-        time.sleep(0.01)
+    ended(forked(child))
     assert (mine == pattern(600_000, 77)).all()
 stop.set()
+faulthandler.dump_traceback_later(60, exit=True)
 for t in threads:
     t.join()
 assert not errors, errors

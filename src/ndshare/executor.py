@@ -14,7 +14,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
-from ndshare import cpus
+# `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at that
+# moment would leave the child an import lock that nobody releases.
+from ndshare import cpus, sharing  # noqa: F401
 from ndshare._arguments import (
     check_callable,
     check_count,
