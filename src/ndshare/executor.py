@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
-# `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at that
-# moment would leave the child an import lock that nobody releases.
+# `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
+# that moment would leave the child an import lock that nobody releases.
 from ndshare import cpus, sharing  # noqa: F401
 from ndshare._arguments import (
     check_callable,
