@@ -74,4 +74,4 @@ BUFFER_BYTES = 256 * 1024
 FDS_MAX = 250
 
 #: How long both ends look for the next message before they sleep.
-SPIN_US = 0
+SPIN_US = 30

@@ -63,6 +63,7 @@ class Hub:
         self.lock = threading.RLock()
         self._leader = threading.Lock()
         self._leader_thread = 0
+        self._left = 0.0  # when a thread last stopped leading
         self._led = 0  # how often a thread has led or lent a hand
         self._parked = False  # the I/O thread does not hear the workers
         self._ticking = False  # the I/O thread counts the time that it is parked
@@ -156,6 +157,8 @@ class Hub:
         belongs to the hub, so that the I/O thread does the rest.
         """
         todo = self._todo
+        if not todo:
+            return
         try:
             while todo:
                 try:
@@ -182,7 +185,7 @@ class Hub:
 
     def look(self, sources: Iterable[Source]) -> None:
         """Deal with what is there from these sources, without waiting and without giving up the GIL."""
-        self._park()
+        self.tick()
         with self.lock:
             for source in sources:
                 source.on_ready(self._todo)
@@ -213,8 +216,12 @@ class Hub:
         finally:
             self._leader_thread = 0
             self._leader.release()
-            if self._waiters or self._resting or time.monotonic() - began > _PARK_S:
+            now = time.monotonic()
+            if self._waiters or self._resting or now - began > _PARK_S or now - self._left > _PARK_S:
                 self._unpark()
+            else:  # the second time in a moment: most likely not the last
+                self._count()
+            self._left = now
 
     def _lead(self, finished: Callable[[], bool], deadline: float | None) -> None:
         while not finished():
@@ -258,6 +265,9 @@ class Hub:
                 if not self._parked and self._stop >= 0:
                     self._outer.modify(self._inner, 0)
                     self._parked = True
+
+    def _count(self) -> None:
+        """Have the I/O thread count the time that it is parked; it takes over when it is over."""
         if not self._ticking:
             self._ticking = True
             self._wake_thread()
@@ -265,6 +275,7 @@ class Hub:
     def tick(self) -> None:
         """Have `flush` called by the I/O thread within `_PARK_S`."""
         self._park()
+        self._count()
 
     def _unpark(self) -> None:
         if self._parked:
