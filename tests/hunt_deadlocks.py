@@ -176,6 +176,46 @@ class Player(threading.Thread):
         assert over.wait(60), "a chain of callbacks has broken"
 
 
+def books() -> None:
+    """Say what the pools believe, before the stacks are dumped: most hangs are a task that nobody has."""
+    from ndshare import _frames
+    from ndshare.crew import Crew
+    from ndshare.pool import Pool
+
+    for thing in gc.get_objects():
+        if isinstance(thing, Crew) and not thing.closed:
+            hub = thing.hub
+            print(
+                f"crew: leader {hub._leader_thread} parked {hub._parked} ticking {hub._ticking} resting {hub._resting}",
+                f"waiters {hub._waiters} todo {len(hub._todo)} workers {len(thing.workers)} idle {len(thing.idle)}",
+                f"zygotes {[(ear.zygote.process.pid, ear.zygote.process.poll()) for ear in thing.zygotes.values()]}",
+                file=sys.stderr,
+            )
+        elif isinstance(thing, Pool) and thing.pending:
+            print(
+                f"pool: pending {thing.pending} queue {len(thing.queue)} held {thing.held} closed {thing.closed}",
+                f"killed {thing.killed} free {len(thing.roster.free)} seconds {thing.roster.seconds}",
+                f"at most {thing.settings.max_workers} limit {thing.settings.limit}",
+                file=sys.stderr,
+            )
+            for worker in thing.workers:
+                pid = int.from_bytes(worker.board[worker.row + _frames.PID_AT : worker.row + _frames.PID_AT + 8], "little")
+                cells = [worker.board[_frames.cell(worker.row, seq)] for seq in worker.inflight]
+                try:
+                    with open(f"/proc/{pid}/stat") as file:
+                        state = file.read().rpartition(")")[2].split()[0]
+                    with open(f"/proc/{pid}/wchan") as file:
+                        state += " " + file.read()
+                except OSError:
+                    state = "gone"
+                print(
+                    f"  worker {worker.id} pid {pid} {state}: sending {worker.sending} leaving {worker.leaving}",
+                    f"gone {worker.gone} sent {worker.sent} heard {thing.hub.hears(worker)} proved {worker.proved}",
+                    f"inflight {len(cells)} cells {cells}",
+                    file=sys.stderr,
+                )
+
+
 def main(seed: int, seconds: float) -> None:
     """Play; every thread must come to its end, every future must be done."""
     faulthandler.dump_traceback_later(seconds + _HANG_S, exit=True)
@@ -183,6 +223,9 @@ def main(seed: int, seconds: float) -> None:
     sys.setswitchinterval(rng.choice((0.005, 0.0005, 0.00001)))
     if rng.random() < 0.5:
         gc.set_threshold(rng.choice((10, 50)), 2, 2)  # finalizers at every moment
+    watch = threading.Timer(seconds + _HANG_S - 3, books)
+    watch.daemon = True
+    watch.start()
     stop = threading.Event()
     boxes = [Box(random.Random(seed + i)) for i in range(rng.randrange(1, 3))]
     players = [Player(seed * 100 + i, boxes, stop) for i in range(rng.randrange(1, 5))]
@@ -210,6 +253,7 @@ def main(seed: int, seconds: float) -> None:
     for box in boxes:
         box.executor.shutdown()
     ndshare.shutdown()
+    watch.cancel()
     faulthandler.cancel_dump_traceback_later()
     print("ok", sum(player.done for player in players))
 

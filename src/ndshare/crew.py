@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 _IDLE_S = 300.0
 
 
+class CrewClosedError(Exception):
+    """Another thread has ended the crew; the next call of `crew` makes a new one."""
+
+
 class Crew:
     """All workers and zygotes of this process."""
 
@@ -49,6 +53,7 @@ class Crew:
         self.workers: dict[int, Worker] = {}
         self.idle: list[Worker] = []
         self.pools: set[Pool] = set()
+        self.closed = False
         self.buffer = bytearray(frames.BUFFER_BYTES)
         self.ledger = segments.ledger_create(LEDGER_SLOTS)
         segments.ledger_attach(self.ledger, 0)
@@ -56,6 +61,19 @@ class Crew:
         self._boards: list[tuple[int, mmap.mmap]] = []
         self._rows: list[tuple[int, int]] = []
         self.hub.start()
+
+    def join(self, pool: Pool) -> None:
+        """Take a pool on.
+
+        Raises
+        ------
+        CrewClosedError
+            If the crew has just been shut down by another thread.
+        """
+        with self.hub.lock:
+            if self.closed:
+                raise CrewClosedError
+            self.pools.add(pool)
 
     def _flush(self) -> None:
         for pool in list(self.pools):
@@ -172,7 +190,7 @@ class Crew:
 
         What Ctrl-C has interrupted is not finished: the interpreter shall end.
         """
-        for pool in list(self.pools):
+        while (pool := self._last_pool()) is not None:
             interrupted = pool.interrupted or ended_by_interrupt
             if interrupted:
                 pool.interrupt()
@@ -194,6 +212,13 @@ class Crew:
             self.idle.clear()
         self.hub.close()
         self._close_boards()
+
+    def _last_pool(self) -> Pool | None:
+        with self.hub.lock:
+            for pool in self.pools:
+                return pool
+            self.closed = True
+            return None
 
     def _close_boards(self) -> None:
         for fd, board in self._boards:

@@ -27,7 +27,7 @@ from ndshare._arguments import (
 )
 from ndshare._repeats import Repeats
 from ndshare._settings import Environment, PoolSettings
-from ndshare.crew import crew
+from ndshare.crew import CrewClosedError, crew
 from ndshare.errors import InheritedError, RepeatedCopyWarning
 from ndshare.pool import Pool
 from ndshare.tasks import ItemsTask, MapRun, TaskFuture
@@ -137,7 +137,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             threads=threads_per_worker,
             retries=retries,
         )
-        self._pool = Pool(crew(), settings)
+        self._pool = _new_pool(settings)
         self._max_workers = max_workers
         self._snapshot = snapshot
         self._repeats = Repeats()
@@ -288,6 +288,14 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         while frame.f_back is not None and frame.f_code.co_filename == __file__:
             frame, level = frame.f_back, level + 1
         warnings.warn(text, RepeatedCopyWarning, stacklevel=level)
+
+
+def _new_pool(settings: PoolSettings) -> Pool:
+    while True:
+        try:
+            return Pool(crew(), settings)
+        except CrewClosedError:  # another thread was just shutting it down
+            continue
 
 
 def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:

@@ -176,6 +176,10 @@ class Hub:
         self._todo.append(action)
         self._wake_thread()
 
+    def do_next(self, action: Callable[[], None]) -> None:
+        """Have the thread that is doing what was put off do this as well; or whoever waits in it."""
+        self._todo.append(action)
+
     def from_finalizer(self, action: Callable[[], None]) -> None:
         """Let the I/O thread do something; takes no lock, as the garbage collector may run anywhere."""
         self._todo.append(action)
@@ -225,6 +229,9 @@ class Hub:
 
     def _lead(self, finished: Callable[[], bool], deadline: float | None) -> None:
         while not finished():
+            if self._todo:  # in a callback, which interrupted a thread that was at it
+                self.finish()
+                continue
             _wire.spin(self._inner.fileno(), _frames.SPIN_US)
             if deadline is None:
                 self.turn(None)
@@ -243,6 +250,8 @@ class Hub:
         try:
             if not self._leader_thread:
                 self._unpark()
+            if self._todo:
+                self.finish()
             with condition:
                 while not finished():
                     left = None if deadline is None else deadline - time.monotonic()

@@ -62,13 +62,13 @@ class Pool:
         self.queue: collections.deque[Task] = collections.deque()
         self.pending = 0  # tasks that are not finished
         self.closed = False
-        self.killed = False
+        self.killed = 0  # the signal that has ended its workers
         self.interrupted = False  # by Ctrl-C, and nothing was submitted since
         self.over = threading.Event()
         self._burst = 0  # submits in quick succession
         self._last_submit = 0.0
         self.held = False  # tasks wait for more to come
-        crew.pools.add(self)
+        crew.join(self)
 
     # ------------------------------------------------------------------ tasks in
 
@@ -172,6 +172,8 @@ class Pool:
                 if picked is None:
                     break
                 self._send(*picked)
+            if self.killed:
+                self._drop_waiting()
             self._when_empty()
         finally:
             _wire.unshield()
@@ -249,7 +251,13 @@ class Pool:
         """Rebuild results and resolve their futures, without the lock."""
         try:
             while answers:
-                self._resolve(worker, *answers.popleft())
+                answer = answers.popleft()
+                if answer[0].has_callbacks():
+                    # The user's code may wait for the others: they are not kept from it.
+                    self.hub.do_next(functools.partial(self.resolve, worker, answers))
+                    answers = collections.deque()
+                    answer[0].on_done = self.hub.ring
+                self._resolve(worker, *answer)
         except BaseException:  # Ctrl-C, in the thread that waits: the I/O thread does the rest
             self.hub.put_off(functools.partial(self.resolve, worker, answers))
             raise
@@ -450,18 +458,26 @@ class Pool:
     def kill(self, number: int) -> None:
         """End all workers of this pool by a signal; nothing that waits is run any more."""
         with self.hub.lock:
-            self.closed = self.killed = True
-            waiting = list(self.queue)
+            self.closed = True
+            self.killed = number
             for worker in self.workers:
                 worker.signal(number)
-        for task in waiting:
+        self._drop_waiting()
+        self._when_empty()
+
+    def _drop_waiting(self) -> None:
+        """End what waits in the queue of a pool whose workers were killed, or came back to it since."""
+        for task in list(self.queue):
             if not task.cancel():  # it was sent to a worker, and taken back
                 with self.hub.lock, contextlib.suppress(ValueError):
                     self.queue.remove(task)
-                self._fail(task, WorkerDiedError(task.describe(), 0, None, number, 0))
+                self._fail(task, WorkerDiedError(task.describe(), 0, None, self.killed, 0))
 
     def _is_over(self) -> bool:
-        return self.closed and not self.pending and not self.over.is_set()
+        if not self.closed or self.pending or self.over.is_set():
+            return False
+        # A thread may not have noticed yet that what it has just sent is done: the worker is still its own.
+        return not any(worker.sending for worker in self.workers)
 
     def _when_empty(self) -> None:
         """After the last task of a closed pool: give the workers back."""

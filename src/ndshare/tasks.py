@@ -42,6 +42,7 @@ class Task:
     parcel: transport.Parcel | None = None  # arguments that were read at submit
     dispatched = False  # at least once: it can be cancelled no more
     attempts = 0  # workers that died with it
+    on_done: Callable[[], None] | None = None  # called before the callbacks
     modules_tried: frozenset[str] = frozenset()  # sent by value for it
     pool: Pool | None
     function: Callable[..., Any] | None
@@ -81,6 +82,10 @@ class Task:
             self.content = transport.unpack(parcel.data, parcel.descriptors())
         finally:
             parcel.release()
+
+    def has_callbacks(self) -> bool:
+        """Whether code of the user's runs when it is done."""
+        return False
 
     def let_go(self) -> None:
         """Drop the function, its arguments and the pool."""
@@ -141,9 +146,15 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
         """Whether it has succeeded, failed or been cancelled; takes no lock."""
         return self._state in _DONE
 
+    def has_callbacks(self) -> bool:
+        """See `Task.has_callbacks`."""
+        return bool(self._done_callbacks)  # type: ignore[attr-defined]
+
     def _invoke_callbacks(self) -> None:
         """Call the user's callbacks: all of them, whatever one does. Ctrl-C is let through."""
         interrupt = None
+        if self.on_done is not None:  # the result is there for all that wait, before the callbacks have run
+            self.on_done()
         for callback in self._done_callbacks:  # type: ignore[attr-defined]
             opening = 0
             try:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ndshare import _frames as frames
-from ndshare import _wire, segments
+from ndshare import _wire, parcel, segments
 from ndshare._launcher import Zygote
 from ndshare.hub import Todo
 
@@ -161,8 +161,6 @@ class Worker:
             if self._early_fds:
                 fds, self._early_fds = self._early_fds + fds, ()
             if kind == frames.RESULT:
-                # Appended before it is taken off the books, and looked for first: Ctrl-C may strike anywhere
-                # here, and then all of this is done again.
                 if (task := self.inflight.get(seq)) is not None:
                     answers.append((task, status, body, fds))
                     self.pool.roster.took(seconds)  # type: ignore[union-attr]  # it has one as long as tasks are in flight
@@ -170,7 +168,10 @@ class Worker:
             elif kind == frames.FDS:
                 self._early_fds = fds
             elif kind == frames.INITIALIZED:
-                self.pool.on_initialized(self, status, body, fds, done)  # type: ignore[union-attr]  # the same
+                if self.pool is None:  # which did not wait for it
+                    parcel.close_all(fds)
+                else:
+                    self.pool.on_initialized(self, status, body, fds, done)
             elif kind == frames.SOURCES:
                 self.sources = marshal.loads(body)
                 self.sources_asked = False
@@ -190,16 +191,17 @@ class Worker:
         """Read all that a dead worker left in its socket (under the hub's lock)."""
         patience = _DRAIN_TRIES
         while self.crew.hub.hears(self):
-            before = len(done)
-            self.on_ready(done)
-            if len(done) == before:
-                return
-            if done[-1] is _make_room:  # what is left needs descriptors that this process lacks
-                done.pop()
+            heard: Todo = collections.deque()  # of its own: other threads empty the hub's without the lock
+            self.on_ready(heard)
+            if heard and heard[-1] is _make_room:  # what is left needs descriptors that this process lacks
+                heard.pop()
                 _make_room()
                 patience -= 1
-                if not patience:
-                    return  # lost: the tasks fail with the worker
+            elif not heard:
+                return
+            done.extend(heard)
+            if not patience:
+                return  # lost: the tasks fail with the worker
 
     def close(self) -> None:
         """Give its descriptors and its row back; put off while a thread is sending to it."""
