@@ -204,11 +204,13 @@ class Hub:
             if len(self._todo) != before:
                 self._wake_thread()
 
-    def drive(self, finished: Callable[[], bool], deadline: float | None) -> None:
+    def drive(
+        self, finished: Callable[[], bool], deadline: float | None, spin_us: int = _frames.SPIN_US
+    ) -> None:
         """Run the loop here until `finished` or the deadline; return at once if another thread leads."""
         me = threading.get_ident()
         if self._leader_thread == me:  # a callback that waits for another future
-            self._lead(finished, deadline)
+            self._lead(finished, deadline, spin_us)
             return
         if not self._leader.acquire(blocking=False):
             return
@@ -216,7 +218,7 @@ class Hub:
         began = time.monotonic()
         try:
             self._park()
-            self._lead(finished, deadline)
+            self._lead(finished, deadline, spin_us)
         finally:
             self._leader_thread = 0
             self._leader.release()
@@ -227,12 +229,12 @@ class Hub:
                 self._count()
             self._left = now
 
-    def _lead(self, finished: Callable[[], bool], deadline: float | None) -> None:
+    def _lead(self, finished: Callable[[], bool], deadline: float | None, spin_us: int) -> None:
         while not finished():
             if self._todo:  # in a callback, which interrupted a thread that was at it
                 self.finish()
                 continue
-            _wire.spin(self._inner.fileno(), _frames.SPIN_US)
+            _wire.spin(self._inner.fileno(), spin_us)
             if deadline is None:
                 self.turn(None)
             else:
