@@ -18,11 +18,14 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 
 import numpy as np
 
 import misdeeds
 import ndshare
+
+warnings.simplefilter("ignore", ndshare.RepeatedCopyWarning)
 
 _HANG_S = float(os.environ.get("HUNT_HANG_S", "45"))
 _CLOSED = (RuntimeError, concurrent.futures.CancelledError, concurrent.futures.BrokenExecutor)
@@ -201,7 +204,9 @@ def books() -> None:
                 file=sys.stderr,
             )
             for worker in thing.workers:
-                pid = int.from_bytes(worker.board[worker.row + _frames.PID_AT : worker.row + _frames.PID_AT + 8], "little")
+                pid = int.from_bytes(
+                    worker.board[worker.row + _frames.PID_AT : worker.row + _frames.PID_AT + 8], "little"
+                )
                 cells = [worker.board[_frames.cell(worker.row, seq)] for seq in worker.inflight]
                 try:
                     with open(f"/proc/{pid}/stat") as file:

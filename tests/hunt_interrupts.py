@@ -16,12 +16,15 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
 
 import misdeeds
 import ndshare
+
+warnings.simplefilter("ignore", ndshare.RepeatedCopyWarning)
 
 _HANG_S = 30.0
 

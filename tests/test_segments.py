@@ -234,9 +234,9 @@ def test_result_lent_by_the_handler_and_sent_back_arrives_home(peer):
     assert peer.run("result = float(y.sum())") == 200_000
 
 
-def test_should_copy_out_is_true_from_the_third_live_segment_of_an_owner(peer):
-    """Keeping more than two by-value segments would force the sender to fresh pages."""
-    kept = [staged(MB, i) for i in range(4)]
+def test_should_copy_out_is_true_from_the_fifth_live_segment_of_an_owner(peer):
+    """Keeping ever more by-value segments would force the sender to fresh pages each time."""
+    kept = [staged(MB, i) for i in range(6)]
     said = []
     for i, a in enumerate(kept):
         where, fd = ticket(a)
@@ -248,7 +248,7 @@ def test_should_copy_out_is_true_from_the_third_live_segment_of_an_owner(peer):
                 where=where,
             )
         )
-    assert said == [False, False, True, True]
+    assert said == [False, False, False, False, True, True]
     own = segments.stage(10)
     assert segments.should_copy_out(own) is False
     own.release()

@@ -73,5 +73,7 @@ MESSAGE_MAX_BYTES = 64 * 1024
 BUFFER_BYTES = 256 * 1024
 FDS_MAX = 250
 
-#: How long both ends look for the next message before they sleep.
-SPIN_US = 0
+#: How long both ends look for the next message before they sleep, in microseconds: a moment, and longer where
+#: one caller waits for one task, so that nobody else wants the processor.
+SPIN_US = 30
+SPIN_ALONE_US = 150

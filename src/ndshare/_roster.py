@@ -64,7 +64,7 @@ class Roster:
 
     def choose(self, waiting: int) -> Worker | None:
         """Who gets the next of `waiting` tasks: an idle worker, a new one, or one that has little left."""
-        for worker in self.free:
+        for worker in reversed(self.free):  # the one that has worked last is the warmest
             if not worker.inflight:
                 return worker
         if len(self.workers) < self._settings.max_workers:

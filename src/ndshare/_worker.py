@@ -67,6 +67,7 @@ class _Worker:
         self.early_fds: tuple[int, ...] = ()
         self.main_failure: tuple[BaseException, str] | None = None
         self.interruptible = False
+        self.spin_us = frames.SPIN_US
         self.threads = 1
         self.overlay: dict[str, str] = options["overlay"]
 
@@ -126,7 +127,7 @@ class _Worker:
             handlers[kind](status, count, number, view[frames.HEAD.size : size], fds)
 
     def _receive(self) -> tuple[int, tuple[int, ...]] | None:
-        _wire.spin(self.socket_fd, frames.SPIN_US)
+        _wire.spin(self.socket_fd, self.spin_us)
         while True:
             try:
                 return _wire.recv_message(self.socket_fd, self.buffer, 0)
@@ -155,6 +156,7 @@ class _Worker:
     # ------------------------------------------------------------------ tasks
 
     def _on_tasks(self, _status: int, count: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        self.spin_us = frames.SPIN_ALONE_US if count == 1 else frames.SPIN_US
         at = 0
         used = 0
         for _ in range(count):

@@ -63,6 +63,7 @@ class Hub:
         self.lock = threading.RLock()
         self._leader = threading.Lock()
         self._leader_thread = 0
+        self._left = 0.0  # when a thread last stopped leading
         self._led = 0  # how often a thread has led or lent a hand
         self._parked = False  # the I/O thread does not hear the workers
         self._ticking = False  # the I/O thread counts the time that it is parked
@@ -156,6 +157,8 @@ class Hub:
         belongs to the hub, so that the I/O thread does the rest.
         """
         todo = self._todo
+        if not todo:
+            return
         try:
             while todo:
                 try:
@@ -186,7 +189,7 @@ class Hub:
 
     def look(self, sources: Iterable[Source]) -> None:
         """Deal with what is there from these sources, without waiting and without giving up the GIL."""
-        self._park()
+        self.tick()
         with self.lock:
             for source in sources:
                 source.on_ready(self._todo)
@@ -201,11 +204,13 @@ class Hub:
             if len(self._todo) != before:
                 self._wake_thread()
 
-    def drive(self, finished: Callable[[], bool], deadline: float | None) -> None:
+    def drive(
+        self, finished: Callable[[], bool], deadline: float | None, spin_us: int = _frames.SPIN_US
+    ) -> None:
         """Run the loop here until `finished` or the deadline; return at once if another thread leads."""
         me = threading.get_ident()
         if self._leader_thread == me:  # a callback that waits for another future
-            self._lead(finished, deadline)
+            self._lead(finished, deadline, spin_us)
             return
         if not self._leader.acquire(blocking=False):
             return
@@ -213,19 +218,23 @@ class Hub:
         began = time.monotonic()
         try:
             self._park()
-            self._lead(finished, deadline)
+            self._lead(finished, deadline, spin_us)
         finally:
             self._leader_thread = 0
             self._leader.release()
-            if self._waiters or self._resting or time.monotonic() - began > _PARK_S:
+            now = time.monotonic()
+            if self._waiters or self._resting or now - began > _PARK_S or now - self._left > _PARK_S:
                 self._unpark()
+            else:  # the second time in a moment: most likely not the last
+                self._count()
+            self._left = now
 
-    def _lead(self, finished: Callable[[], bool], deadline: float | None) -> None:
+    def _lead(self, finished: Callable[[], bool], deadline: float | None, spin_us: int) -> None:
         while not finished():
             if self._todo:  # in a callback, which interrupted a thread that was at it
                 self.finish()
                 continue
-            _wire.spin(self._inner.fileno(), _frames.SPIN_US)
+            _wire.spin(self._inner.fileno(), spin_us)
             if deadline is None:
                 self.turn(None)
             else:
@@ -267,6 +276,9 @@ class Hub:
                 if not self._parked and self._stop >= 0:
                     self._outer.modify(self._inner, 0)
                     self._parked = True
+
+    def _count(self) -> None:
+        """Have the I/O thread count the time that it is parked; it takes over when it is over."""
         if not self._ticking:
             self._ticking = True
             self._wake_thread()
@@ -274,6 +286,7 @@ class Hub:
     def tick(self) -> None:
         """Have `flush` called by the I/O thread within `_PARK_S`."""
         self._park()
+        self._count()
 
     def _unpark(self) -> None:
         if self._parked:

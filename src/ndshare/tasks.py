@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ndshare import _frames as frames
 from ndshare import _wire, transport
 from ndshare.errors import InheritedError
 
@@ -113,7 +114,9 @@ class Task:
             try:
                 if pool.held:
                     pool.pump()
-                pool.hub.drive(self.done, deadline)
+                alone = pool.pending == 1
+                spin_us = frames.SPIN_ALONE_US if alone else frames.SPIN_US
+                pool.hub.drive(self.done, deadline, spin_us)
                 if not self.done() and (deadline is None or time.monotonic() < deadline):
                     pool.hub.wait(condition, self.done, deadline)
             finally:

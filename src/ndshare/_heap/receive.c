@@ -44,6 +44,11 @@ ndshare_receive_count(const ndshare_segment *segment, int change)
     ndshare_heap.owners[ndshare_heap.n_owners++].live = 1;
 }
 
+/* So many live results of one owner are kept as they came; of more, the receiver takes a copy and gives the
+ * segment back: that costs less than fresh pages would cost the owner. Two are alive in any loop that
+ * assigns its result to the same name. */
+#define KEPT_MOST 4
+
 static void
 drop(ndshare_segment *segment)
 {
@@ -245,7 +250,7 @@ ndshare_receive_should_copy_out(PyObject *Py_UNUSED(module), PyObject *object)
             || ndshare_heap.held_value_bytes > ndshare_heap.idle_limit;
         for (size_t i = 0; !copy && i < ndshare_heap.n_owners; i++) {
             if (ndshare_heap.owners[i].prefix == segment->uid >> 32) {
-                copy = ndshare_heap.owners[i].live > 2;
+                copy = ndshare_heap.owners[i].live > KEPT_MOST;
                 break;
             }
         }
