@@ -106,16 +106,18 @@ class Player(threading.Thread):
         """One thing that a program does."""
         rng = self.rng
         kind = rng.randrange(12)
+        # A worker that ends after each task costs some 20 ms per task: a queue of hundreds is no hang.
+        many = 500 if executor._pool.settings.limit is None else 20
         if kind == 0:
-            for i in range(rng.randrange(500)):
+            for i in range(rng.randrange(many)):
                 self.keep(executor.submit(misdeeds.same, i))
         elif kind == 1:
-            n = rng.randrange(300)
+            n = rng.randrange(many)
             assert list(executor.map(misdeeds.same, range(n), chunksize=rng.randrange(1, 9))) == list(
                 range(n)
             )
         elif kind == 2:
-            futures = [self.keep(executor.submit(misdeeds.same, i)) for i in range(rng.randrange(80))]
+            futures = [self.keep(executor.submit(misdeeds.same, i)) for i in range(rng.randrange(min(many, 80)))]
             for future in futures:
                 if rng.random() < 0.5:
                     future.cancel()
@@ -123,7 +125,7 @@ class Player(threading.Thread):
                 if not future.cancelled():
                     assert future.result(60) == number
         elif kind == 3:
-            futures = [self.keep(executor.submit(misdeeds.same, i)) for i in range(rng.randrange(1, 60))]
+            futures = [self.keep(executor.submit(misdeeds.same, i)) for i in range(rng.randrange(1, min(many, 60)))]
             for future in concurrent.futures.as_completed(futures, timeout=60):
                 future.exception()
         elif kind == 4:  # callbacks that submit, which call back, which submit
@@ -148,8 +150,8 @@ class Player(threading.Thread):
             with contextlib.suppress(concurrent.futures.TimeoutError):
                 self.keep(executor.submit(misdeeds.nap, 0.02)).result(0.02 * rng.random())
         elif kind == 9:
-            results = executor.map(misdeeds.same, range(200), buffersize=rng.choice((None, 1, 10)))
-            for _ in range(rng.randrange(200)):
+            results = executor.map(misdeeds.same, range(many), buffersize=rng.choice((None, 1, 10)))
+            for _ in range(rng.randrange(many)):
                 next(results)
             del results  # dropped half-way
         elif kind == 10:
