@@ -117,7 +117,9 @@ class Player(threading.Thread):
                 range(n)
             )
         elif kind == 2:
-            futures = [self.keep(executor.submit(misdeeds.same, i)) for i in range(rng.randrange(min(many, 80)))]
+            futures = [
+                self.keep(executor.submit(misdeeds.same, i)) for i in range(rng.randrange(min(many, 80)))
+            ]
             for future in futures:
                 if rng.random() < 0.5:
                     future.cancel()
@@ -125,7 +127,9 @@ class Player(threading.Thread):
                 if not future.cancelled():
                     assert future.result(60) == number
         elif kind == 3:
-            futures = [self.keep(executor.submit(misdeeds.same, i)) for i in range(rng.randrange(1, min(many, 60)))]
+            futures = [
+                self.keep(executor.submit(misdeeds.same, i)) for i in range(rng.randrange(1, min(many, 60)))
+            ]
             for future in concurrent.futures.as_completed(futures, timeout=60):
                 future.exception()
         elif kind == 4:  # callbacks that submit, which call back, which submit

@@ -22,7 +22,14 @@ def test_everything_at_once_does_not_hang(chaos_seed: int, chaos_rounds: int) ->
     """Threads, cancels, callbacks that submit and wait, recycled and killed workers, abrupt ends: no hang."""
     for number in range(chaos_rounds):
         done = subprocess.run(
-            [sys.executable, "-X", "faulthandler", str(_HERE / "hunt_deadlocks.py"), str(chaos_seed + number), str(_PLAY_S)],
+            [
+                sys.executable,
+                "-X",
+                "faulthandler",
+                str(_HERE / "hunt_deadlocks.py"),
+                str(chaos_seed + number),
+                str(_PLAY_S),
+            ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
