@@ -412,9 +412,13 @@ class Pool:
             _wire.unshield()
 
     def _insist(self, running: list[tuple[Worker, int]]) -> None:
-        """Kill the workers that are still at the task they were interrupted in, or in their initializer."""
+        """Kill the workers that are still at the task they were interrupted in, or in their initializer.
+
+        If the pool is being closed since, nobody wants what they have begun in the meantime either.
+        """
         with self.hub.lock:
-            stuck = [worker for worker, seq in running if seq in worker.inflight]
+            unwanted = self.closed and self.interrupted
+            stuck = [w for w, seq in running if seq in w.inflight or (unwanted and w.inflight)]
         for worker in stuck:
             worker.signal(signal.SIGKILL)
 
