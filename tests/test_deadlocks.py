@@ -57,7 +57,7 @@ def test_callback_may_wait_for_a_future_whose_result_came_with_its_own(
         head = executor.submit(misdeeds.nap, 0.005)
         first = executor.submit(misdeeds.same, 1)
         others = [executor.submit(misdeeds.same, i) for i in range(20)]
-        first.add_done_callback(lambda _, others=others: heard.extend(f.result(20) for f in others))
+        first.add_done_callback(lambda _, o=others, h=heard: h.extend(f.result(20) for f in o))
         assert head.result(20) == 0.005
         assert first.result(20) == 1
         deadline = time.monotonic() + 20

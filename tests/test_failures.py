@@ -390,7 +390,7 @@ def test_cancel_of_queued_futures_releases_their_memory() -> None:
 
     for snapshot in ("start", "submit"):
         with ndshare.ProcessPoolExecutor(1, snapshot=snapshot) as executor:  # type: ignore[arg-type]
-            head = executor.submit(misdeeds.nap, 4.0)
+            head = executor.submit(misdeeds.nap, 60.0)
             time.sleep(0.2)
             arrays = [np.full(1_000_000, float(i)) for i in range(20)]
             futures = [executor.submit(misdeeds.total, array) for array in arrays]
@@ -406,4 +406,5 @@ def test_cancel_of_queued_futures_releases_their_memory() -> None:
                 busy = after.own_bytes - after.idle_bytes
                 assert before.own_bytes - before.idle_bytes >= 150_000_000
                 assert busy <= 8_100_000 * (20 - len(cancelled) + 1)
-            head.result(10)
+            executor.kill_workers()
+            assert isinstance(head.exception(10), ndshare.WorkerDiedError)

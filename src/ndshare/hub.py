@@ -27,6 +27,7 @@ import collections
 import contextlib
 import heapq
 import itertools
+import math
 import os
 import select
 import sys
@@ -81,6 +82,7 @@ class Hub:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._todo: Todo = collections.deque()
+        self._callbacks: Todo = collections.deque()
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -151,29 +153,43 @@ class Hub:
         self.finish()
 
     def finish(self) -> None:
-        """Do what was put off until the lock was free.
+        """Do what was put off until the lock was free; in the I/O thread, the user's callbacks too.
 
-        Ctrl-C may strike in a callback of the user's, in a thread that waits for a result: the list
-        belongs to the hub, so that the I/O thread does the rest.
+        Should anything raise, the I/O thread does the rest: the lists belong to the hub.
         """
         todo = self._todo
-        if not todo:
-            return
-        try:
-            while todo:
-                try:
-                    action = todo.popleft()
-                except IndexError:  # another thread took it
-                    break
-                action()
-        except BaseException:
-            self._wake_thread()
-            raise
-        self.ring()
+        while todo or (self._callbacks and self.in_thread):
+            try:
+                while todo:
+                    try:
+                        action = todo.popleft()
+                    except IndexError:  # another thread took it
+                        break
+                    action()
+            except BaseException:
+                self._wake_thread()
+                raise
+            self.ring()
+            if self._callbacks and self.in_thread:
+                self._callbacks.popleft()()
 
     def put_off(self, action: Callable[[], None]) -> None:
         """Let the I/O thread do something once the lock is free."""
         self._todo.append(action)
+        self._wake_thread()
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether the caller is the I/O thread, the only one that runs callbacks of the user's."""
+        return threading.current_thread() is self._thread
+
+    def call_back(self, action: Callable[[], None]) -> None:
+        """Let the I/O thread do something that runs the user's code.
+
+        In a thread that waits for one future, the callback of another could wait in vain for what that thread
+        does next, or be hit by its Ctrl-C.
+        """
+        self._callbacks.append(action)
         self._wake_thread()
 
     def do_next(self, action: Callable[[], None]) -> None:
@@ -199,9 +215,10 @@ class Hub:
     def read(self, source: Source) -> None:
         """Read what is there from a source; what follows from it is done later, by the I/O thread."""
         with self.lock:
-            before = len(self._todo)
-            source.on_ready(self._todo)
-            if len(self._todo) != before:
+            heard: Todo = collections.deque()  # other threads empty the hub's without the lock
+            source.on_ready(heard)
+            if heard:
+                self._todo.extend(heard)
                 self._wake_thread()
 
     def drive(
@@ -231,8 +248,8 @@ class Hub:
 
     def _lead(self, finished: Callable[[], bool], deadline: float | None, spin_us: int) -> None:
         while not finished():
-            if self._todo:  # in a callback, which interrupted a thread that was at it
-                self.finish()
+            if self._todo or (self._callbacks and self.in_thread):
+                self.finish()  # in a callback, which interrupted the thread that was at it
                 continue
             _wire.spin(self._inner.fileno(), spin_us)
             if deadline is None:
@@ -252,18 +269,22 @@ class Hub:
         try:
             if not self._leader_thread:
                 self._unpark()
-            if self._todo:
-                self.finish()
-            with condition:
-                while not finished():
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        return
-                    opening = _wire.window()
-                    try:
-                        condition.wait(left)
-                    finally:
-                        _wire.curtain(opening)
+            while not finished():
+                left = math.inf if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    return
+                if self._todo or self.in_thread:
+                    # A callback waits. Once the leader leaves it is this thread that has to hear the workers.
+                    self.finish()
+                    self.drive(finished, deadline)
+                    left = min(left, _PARK_S)
+                with condition:
+                    if not finished():
+                        opening = _wire.window()
+                        try:
+                            condition.wait(None if left == math.inf else left)
+                        finally:
+                            _wire.curtain(opening)
         finally:
             with self.lock:
                 self._waiters -= 1
@@ -319,8 +340,9 @@ class Hub:
                 self.finish()
                 self.flush()
                 self._run_timers()
-            except BaseException:  # SystemExit of somebody's callback included: nobody else listens
+            except BaseException:  # SystemExit of somebody's code included: nobody else listens
                 sys.excepthook(*sys.exc_info())
+        self.finish()
 
     def _run_timers(self) -> None:
         while True:

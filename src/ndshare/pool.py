@@ -253,6 +253,10 @@ class Pool:
             while answers:
                 answer = answers.popleft()
                 if answer[0].has_callbacks():
+                    if not self.hub.in_thread:
+                        alone = collections.deque([answer])
+                        self.hub.call_back(functools.partial(self.resolve, worker, alone))
+                        continue
                     # The user's code may wait for the others: they are not kept from it.
                     self.hub.do_next(functools.partial(self.resolve, worker, answers))
                     answers = collections.deque()
@@ -309,6 +313,9 @@ class Pool:
     def _fail(self, task: Task, error: BaseException, text: str = "") -> None:
         if text:
             error.__cause__ = RemoteTracebackError(text)
+        if task.has_callbacks() and not self.hub.in_thread:
+            self.hub.call_back(functools.partial(self._fail, task, error))
+            return
         if self._finish(task):
             task.fail(error)
         self._when_empty()
@@ -405,9 +412,13 @@ class Pool:
             _wire.unshield()
 
     def _insist(self, running: list[tuple[Worker, int]]) -> None:
-        """Kill the workers that are still at the task they were interrupted in, or in their initializer."""
+        """Kill the workers that are still at the task they were interrupted in, or in their initializer.
+
+        If the pool is being closed since, nobody wants what they have begun in the meantime either.
+        """
         with self.hub.lock:
-            stuck = [worker for worker, seq in running if seq in worker.inflight]
+            unwanted = self.closed and self.interrupted
+            stuck = [w for w, seq in running if seq in w.inflight or (unwanted and w.inflight)]
         for worker in stuck:
             worker.signal(signal.SIGKILL)
 
