@@ -233,7 +233,7 @@ def _workers_of_mine() -> list[int]:
 def test_random_kills_of_workers_cost_only_their_tasks(chaos_seed: int, chaos_rounds: int) -> None:
     """Workers killed at random under mixed load: other results are right, nothing hangs, nothing is left."""
     before = leaks.pictures()
-    kills = 40 * chaos_rounds
+    kills = 50 * chaos_rounds
     load = _Load(chaos_seed)
     rng = random.Random(chaos_seed)
     with contextlib.ExitStack() as stack:
