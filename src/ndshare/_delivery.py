@@ -15,7 +15,6 @@ Guarantees
 from __future__ import annotations
 
 import collections
-import os
 import threading
 import weakref
 from typing import Any
@@ -25,6 +24,7 @@ from ndshare import _wire, mainspace, transport
 from ndshare._pool_errors import InitializerError
 from ndshare._settings import PoolSettings
 from ndshare.crew import Crew
+from ndshare.parcel import close_all
 from ndshare.tasks import MapRun, Task
 from ndshare.workers import Worker, WorkerGoneError
 
@@ -143,8 +143,7 @@ class Delivery:
             rest.extendleft(task for task, _, _ in reversed(records))
             raise
         finally:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
         return copied
 
     def _prepare(self, worker: Worker, rest: Rest, failed: Failures) -> None:
@@ -191,13 +190,14 @@ class Delivery:
         self._runs[run.token] = reference
 
     def _forget_functions(self, worker: Worker) -> None:
-        with self._lock:
-            while self._runs_over:
-                token = self._runs_over.popleft().token
-                del self._runs[token]
-                for other in self._crew.workers.values():
-                    if token in other.functions:
-                        other.stale.append(token)
+        if self._runs_over:
+            with self._lock:
+                while self._runs_over:
+                    token = self._runs_over.popleft().token
+                    del self._runs[token]
+                    for other in self._crew.workers.values():
+                        if token in other.functions:
+                            other.stale.append(token)
         while worker.stale:
             worker.functions.discard(token := worker.stale.pop())
             self._send_bytes(worker, frames.FORGET, 0, token, b"")
@@ -236,8 +236,7 @@ class Delivery:
             worker.send([frames.HEAD.pack(kind, 0, 0, number, 0.0), parcel.data], fds)
             self.bytes_sent += len(parcel.data)
         finally:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             parcel.release()
 
     def _send_bytes(self, worker: Worker, kind: int, status: int, number: int, content: bytes) -> None:

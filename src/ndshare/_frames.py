@@ -74,6 +74,6 @@ BUFFER_BYTES = 256 * 1024
 FDS_MAX = 250
 
 #: How long both ends look for the next message before they sleep, in microseconds: a moment, and longer where
-#: one caller waits for one task, so that nobody else wants the processor.
+#: one short task follows the other, each waited for, so that nobody else wants the processor.
 SPIN_US = 30
-SPIN_ALONE_US = 150
+SPIN_ALONE_US = 400

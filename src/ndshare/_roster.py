@@ -9,6 +9,7 @@ import collections
 import math
 from typing import TYPE_CHECKING
 
+from ndshare import _frames as frames
 from ndshare._settings import PoolSettings
 from ndshare.crew import Crew
 from ndshare.tasks import Task
@@ -61,6 +62,11 @@ class Roster:
     def tiny(self) -> bool:
         """Whether tasks are so short that sending one costs more than running it."""
         return self.seconds is not None and self.seconds < TINY_S
+
+    @property
+    def short(self) -> bool:
+        """Whether the result of a task comes before it pays to sleep."""
+        return self.seconds is not None and self.seconds * 1e6 < frames.SPIN_ALONE_US
 
     def choose(self, waiting: int) -> Worker | None:
         """Who gets the next of `waiting` tasks: an idle worker, a new one, or one that has little left."""

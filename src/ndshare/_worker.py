@@ -22,6 +22,7 @@ import contextlib
 import errno
 import importlib
 import marshal
+import math
 import mmap
 import os
 import pickle
@@ -68,6 +69,7 @@ class _Worker:
         self.main_failure: tuple[BaseException, str] | None = None
         self.interruptible = False
         self.spin_us = frames.SPIN_US
+        self.waited_us = math.inf
         self.threads = 1
         self.overlay: dict[str, str] = options["overlay"]
 
@@ -127,10 +129,13 @@ class _Worker:
             handlers[kind](status, count, number, view[frames.HEAD.size : size], fds)
 
     def _receive(self) -> tuple[int, tuple[int, ...]] | None:
+        began = time.perf_counter()
         _wire.spin(self.socket_fd, self.spin_us)
         while True:
             try:
-                return _wire.recv_message(self.socket_fd, self.buffer, 0)
+                received = _wire.recv_message(self.socket_fd, self.buffer, 0)
+                self.waited_us = (time.perf_counter() - began) * 1e6
+                return received
             except OSError as error:
                 if error.errno != errno.EMFILE:  # the message waits in the socket until there is room
                     return None
@@ -156,7 +161,8 @@ class _Worker:
     # ------------------------------------------------------------------ tasks
 
     def _on_tasks(self, _status: int, count: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
-        self.spin_us = frames.SPIN_ALONE_US if count == 1 else frames.SPIN_US
+        soon = count == 1 and self.waited_us < frames.SPIN_ALONE_US  # so will be the next, most likely
+        self.spin_us = frames.SPIN_ALONE_US if soon else frames.SPIN_US
         at = 0
         used = 0
         for _ in range(count):

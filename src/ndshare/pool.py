@@ -36,6 +36,7 @@ from ndshare._roster import BURST_TASKS, Roster
 from ndshare._settings import PoolSettings
 from ndshare.crew import Crew
 from ndshare.hub import Todo
+from ndshare.parcel import close_all
 from ndshare.tasks import RemoteTracebackError, Task
 from ndshare.workers import Answer, Worker, WorkerGoneError
 
@@ -290,13 +291,10 @@ class Pool:
             return False
         task.modules_tried |= {name}
         transport.by_value_modules.add(name)
-        self._again([task])
-        return True
-
-    def _again(self, tasks: list[Task]) -> None:
         with self.hub.lock:
-            self.queue.extendleft(reversed(tasks))
+            self.queue.appendleft(task)
         self.pump()
+        return True
 
     def _finish(self, task: Task) -> bool:
         """Take a task off the books; False if its user has cancelled it, or it was off them already."""
@@ -332,8 +330,7 @@ class Pool:
     ) -> None:
         """The initializer has run in a worker (under the hub's lock)."""
         if status == frames.OK:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             return
         worker.leaving = True
         waiting = list(worker.inflight.values()) + list(self.queue)

@@ -114,7 +114,7 @@ class Task:
             try:
                 if pool.held:
                     pool.pump()
-                alone = pool.pending == 1
+                alone = pool.pending == 1 and pool.roster.short
                 spin_us = frames.SPIN_ALONE_US if alone else frames.SPIN_US
                 pool.hub.drive(self.done, deadline, spin_us)
                 if not self.done() and (deadline is None or time.monotonic() < deadline):
