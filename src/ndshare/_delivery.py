@@ -221,12 +221,14 @@ class Delivery:
             self._send_parcel(worker, frames.FUNCTION, task.token, function)
             worker.functions.add(task.token)
         if parcel.needs:
-            self._send_names(worker, parcel.needs)
+            self._send_names(worker, parcel.needs, task.brings)
         self.bytes_copied += parcel.nbytes_copied
         return parcel
 
-    def _send_names(self, worker: Worker, needs: frozenset[str]) -> None:
-        if needs and (draft := mainspace.deliver(needs, worker.known_main)) is not None:
+    def _send_names(
+        self, worker: Worker, needs: frozenset[str], without: frozenset[str] = frozenset()
+    ) -> None:
+        if needs and (draft := mainspace.deliver(needs, worker.known_main, without)) is not None:
             self._send_parcel(worker, frames.MAIN, 0, draft.settle())
             worker.known_main.update(draft.delivers or {})
 

@@ -29,7 +29,6 @@ import pickle
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -39,7 +38,7 @@ import numpy as np
 
 from ndshare import _frames as frames
 from ndshare import _wire, cpus, mainspace, segments, transport
-from ndshare.errors import RemoteError
+from ndshare.failures import pack_failure
 
 #: Read by numerical libraries when they are loaded.
 THREAD_VARIABLES = (
@@ -97,7 +96,7 @@ class _Worker:
             for name in names:
                 importlib.import_module(name)
         except BaseException as error:
-            self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, _pack_error(error))
+            self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, pack_failure(error))
             raise SystemExit(1) from None
 
     # ------------------------------------------------------------------ receiving
@@ -193,7 +192,7 @@ class _Worker:
             status = frames.ERROR
             if isinstance(error, _UnreadableError):
                 status, error = error.status, error.cause
-            parcel = _pack_error(error)
+            parcel = pack_failure(error)
             del error
         if len(sys.modules) != self.modules:
             self._note_sources()
@@ -258,7 +257,7 @@ class _Worker:
             finally:
                 self.interruptible = False
         except BaseException as error:
-            self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, _pack_error(error))
+            self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, pack_failure(error))
             raise SystemExit(1) from None
         self._answer(frames.INITIALIZED, frames.OK, 0, 0.0, transport.pack(None).settle())
 
@@ -352,28 +351,3 @@ class _UnreadableError(Exception):
         super().__init__(status, cause)
         self.status = status
         self.cause = cause
-
-
-def _pack_error(error: BaseException) -> transport.Parcel:
-    """The exception and its traceback as text; tried out: many exceptions pickle but do not unpickle."""
-    try:
-        text = "".join(traceback.format_exception(error))
-    except BaseException as failure:
-        text = f"{type(error).__qualname__} (its traceback could not be formatted: {failure!r})"
-    traceback.clear_frames(error.__traceback__)
-    error.__traceback__ = error.__cause__ = error.__context__ = None
-    try:
-        parcel = transport.pack((error, text)).settle()
-        again = transport.unpack(parcel.data, parcel.descriptors())
-        if type(again[0]) is not type(error):
-            raise TypeError(f"its pickle gives a {type(again[0]).__qualname__}")
-    except BaseException as reason:
-        try:
-            words = str(error)
-        except BaseException:
-            words = "<no text>"
-        stand_in = RemoteError(
-            type(error).__qualname__, words[:10_000], f"{type(reason).__name__}: {reason}"[:1000]
-        )
-        parcel = transport.pack((stand_in, text[-20_000:])).settle()
-    return parcel

@@ -271,6 +271,11 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
 
     # ------------------------------------------------------------------ checks
 
+    @property
+    def usable(self) -> bool:
+        """Whether it takes tasks: it was made in this process and has not been shut down."""
+        return self._pool.hub.pid == os.getpid() and not self._pool.closed
+
     def _check_usable(self) -> None:
         pool = self._pool
         if pool.hub.pid != os.getpid():

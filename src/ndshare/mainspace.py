@@ -30,6 +30,7 @@ Not guaranteed
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -80,6 +81,24 @@ def apply(update: dict[str, object]) -> None:
     main_namespace().update({name: value for name, value in update.items() if "." not in name})
 
 
+@contextlib.contextmanager
+def lent(data: dict[str, object]) -> Iterator[None]:
+    """Bind data in this process's ``__main__`` for a while; what was there comes back afterwards.
+
+    It may take memory that belongs to somebody else: nothing of it stays.
+    """
+    namespace = main_namespace()
+    before = {name: namespace[name] for name in data if name in namespace}
+    namespace.update(data)
+    try:
+        yield
+    finally:
+        for name in data:
+            namespace.pop(name, None)
+        namespace.update(before)
+        data.clear()
+
+
 class _Definition:
     """What a name meant when it was looked at last, and what it needs."""
 
@@ -88,8 +107,7 @@ class _Definition:
     def __init__(self, name: str, value: object) -> None:
         recording = record(value, defining=frozenset((name,)))
         self.needs = tuple(_needs(name, value, recording))
-        constant = type(value) in _CONSTANT_TYPES or isinstance(value, (type, np.dtype))
-        self.content = None if constant else _content(recording)
+        self.content = None if _is_constant(value) else _content(recording)
         self._value: object = None
         try:
             self._reference: weakref.ref[Any] | None = weakref.ref(value)
@@ -126,7 +144,9 @@ def _new_lock() -> None:
 os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it
 
 
-def deliver(needs: Iterable[str], known: dict[str, object]) -> Draft | None:
+def deliver(
+    needs: Iterable[str], known: dict[str, object], without: frozenset[str] = frozenset()
+) -> Draft | None:
     """Pack what a worker lacks of the names a task needs.
 
     Parameters
@@ -135,6 +155,8 @@ def deliver(needs: Iterable[str], known: dict[str, object]) -> Draft | None:
         `Draft.needs` of the task.
     known : dict
         What this worker was sent before. Call ``known.update(draft.delivers)`` once the draft is sent.
+    without : frozenset of str
+        Names that the task brings itself (`pack_with_data`).
 
     Returns
     -------
@@ -147,11 +169,8 @@ def deliver(needs: Iterable[str], known: dict[str, object]) -> Draft | None:
         If a global cannot be pickled; a TypeError that names it and who uses it.
     """
     with _lock:
-        namespace = main_namespace()
-        if _definitions_of != [id(namespace)]:
-            _definitions.clear()
-            _definitions_of[:] = [id(namespace)]
-        definitions = _closure(needs, namespace)
+        namespace = _current_namespace()
+        definitions = _closure(needs, namespace, without)
         stale = {name: d for name, d in definitions.items() if known.get(name) is not d}
         if not stale:
             return None
@@ -161,12 +180,56 @@ def deliver(needs: Iterable[str], known: dict[str, object]) -> Draft | None:
             recording = record(update, defining=frozenset(stale))
             more = {
                 name: d
-                for name, d in _closure(recording.needs, namespace).items()
+                for name, d in _closure(recording.needs, namespace, without).items()
                 if name not in stale and known.get(name) is not d
             }
             if not more:
                 return Draft(recording, delivers=dict(stale))
             stale.update(more)
+
+
+def pack_with_data(content: object, data: dict[str, object]) -> Draft:
+    """Pack an object, and with it the data among the globals of ``__main__`` that its functions use.
+
+    Functions and classes go the usual way, each once per worker. Data (arrays, lists, objects …) is read now,
+    for this message alone: the receiver gets what the globals are at this moment.
+
+    Parameters
+    ----------
+    content : object
+        What to pack; `data` is part of it.
+    data : dict
+        Empty; the globals are put here, by name. Its keys are what `deliver` can leave out.
+
+    Raises
+    ------
+    Exception
+        Whatever pickling raises.
+    """
+    recording = record(content)
+    if not recording.needs:
+        return Draft(recording)
+    with _lock:
+        namespace = _current_namespace()
+        while True:
+            known = len(data)
+            _closure(recording.needs, namespace, frozenset(data), data)
+            if len(data) == known:
+                return Draft(recording)
+            recording = record(content, defining=frozenset(data))
+
+
+def _current_namespace() -> dict[str, Any]:
+    """The globals of ``__main__``; if they are not those of the last call, what is known of them is forgotten."""
+    namespace = main_namespace()
+    if _definitions_of != [id(namespace)]:
+        _definitions.clear()
+        _definitions_of[:] = [id(namespace)]
+    return namespace
+
+
+def _is_constant(value: object) -> bool:
+    return type(value) in _CONSTANT_TYPES or isinstance(value, (type, np.dtype))
 
 
 def _forget_rebound(namespace: dict[str, Any]) -> None:
@@ -176,15 +239,26 @@ def _forget_rebound(namespace: dict[str, Any]) -> None:
             del _definitions[name]
 
 
-def _closure(needs: Iterable[str], namespace: dict[str, Any]) -> dict[str, _Definition]:
-    """Return the definitions of some names and of all that these need."""
+def _closure(
+    needs: Iterable[str],
+    namespace: dict[str, Any],
+    without: frozenset[str],
+    data: dict[str, object] | None = None,
+) -> dict[str, _Definition]:
+    """Return the definitions of some names and of all that these need.
+
+    If there is a dict for `data`, what is not a function, a class or the like is put there and not defined.
+    """
     found: dict[str, _Definition] = {}
     users = dict.fromkeys(needs, "the task")
     open_names = list(users)
     while open_names:
         name = open_names.pop()
         value = _value(name, namespace)
-        if value is _ABSENT:
+        if value is _ABSENT or name in without:
+            continue
+        if data is not None and not _is_constant(value):
+            data[name] = value
             continue
         definition = _definitions.get(name)
         try:

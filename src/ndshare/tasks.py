@@ -44,6 +44,7 @@ class Task:
     dispatched = False  # at least once: it can be cancelled no more
     attempts = 0  # workers that died with it
     on_done: Callable[[], None] | None = None  # called before the callbacks
+    brings: frozenset[str] = frozenset()  # names of `__main__` that its parcel defines itself
     modules_tried: frozenset[str] = frozenset()  # sent by value for it
     pool: Pool | None
     function: Callable[..., Any] | None

@@ -65,6 +65,27 @@ ndshare_atomic_cas_u8(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssi
 }
 
 PyObject *
+ndshare_atomic_cas_u64(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_buffer view;
+    if (check_count("cas_u64", nargs, 4) < 0) {
+        return NULL;
+    }
+    unsigned long long expected = PyLong_AsUnsignedLongLong(args[2]), wanted = PyLong_AsUnsignedLongLong(args[3]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    _Atomic uint64_t *cell = cell_at(args[0], args[1], 8, &view);
+    if (cell == NULL) {
+        return NULL;
+    }
+    uint64_t seen = (uint64_t)expected;
+    int done = atomic_compare_exchange_strong(cell, &seen, (uint64_t)wanted);
+    PyBuffer_Release(&view);
+    return PyBool_FromLong(done);
+}
+
+PyObject *
 ndshare_atomic_load_u8(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     Py_buffer view;

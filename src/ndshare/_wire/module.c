@@ -90,6 +90,8 @@ static PyMethodDef methods[] = {
      PyDoc_STR("spin(fd, microseconds)\n\nReturn when `fd` is readable, or the time is over.")},
     {"cas_u8", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u8, METH_FASTCALL,
      PyDoc_STR("cas_u8(buffer, offset, expected, new) -> bool")},
+    {"cas_u64", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u64, METH_FASTCALL,
+     PyDoc_STR("cas_u64(buffer, offset, expected, new) -> bool")},
     {"load_u8", (PyCFunction)(void (*)(void))ndshare_atomic_load_u8, METH_FASTCALL,
      PyDoc_STR("load_u8(buffer, offset) -> int")},
     {"store_u8", (PyCFunction)(void (*)(void))ndshare_atomic_store_u8, METH_FASTCALL,

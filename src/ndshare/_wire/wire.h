@@ -22,6 +22,7 @@ PyObject *ndshare_message_recv_all(PyObject *module, PyObject *const *args, Py_s
 PyObject *ndshare_message_spin(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
 PyObject *ndshare_atomic_cas_u8(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_atomic_cas_u64(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_atomic_load_u8(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_atomic_store_u8(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_atomic_add_u64(PyObject *module, PyObject *const *args, Py_ssize_t nargs);

@@ -1,0 +1,171 @@
+"""The caller's side of a map: start workers, wait, hand out again what dead ones left, draw progress.
+
+::
+
+    start n workers ──► wait ──► report       errors are noted
+                         ▲   ├─► lost         item it was at fails (or is tried again), the rest of its
+                         │   │                share is handed out again, another worker is started
+                         │   └─► nothing yet  progress; kill who is at one item for too long
+                         └────────────────────────────────────────────────────────────────────
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+
+from ndshare._board import UNDONE
+from ndshare._map_workers import Lost, MapWorkers, Ranges
+from ndshare._runner import Job, WorkerReport
+from ndshare.tasks import RemoteTracebackError
+
+Progress = Callable[[int, int], object]
+
+#: How often progress is drawn and time limits are looked at.
+_TICK_S = 0.05
+#: So many workers may end in a row without having begun an item.
+_STILLBORN_MOST = 3
+
+
+class Drive:
+    """One map, from the first worker to the last item.
+
+    Parameters
+    ----------
+    job : Job
+        What to do.
+    workers : MapWorkers
+        Who does it.
+    timeout : float or None
+        Seconds for one item.
+    retries : int
+        How often an item is tried again whose worker died.
+    progress : callable or None
+        Called with (finished, all).
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        workers: MapWorkers,
+        *,
+        timeout: float | None = None,
+        retries: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self._job = job
+        self._board = job.board
+        self._workers = workers
+        self._timeout = timeout
+        self._retries = retries
+        self._progress = progress
+        self._told = -1
+        self._tries: Counter[int] = Counter()
+        self._stillborn = 0
+        self.reports: list[WorkerReport] = []
+        self.errors: list[tuple[int, BaseException]] = []
+
+    def run(self, count: int) -> None:
+        """Run the map with so many workers.
+
+        Raises
+        ------
+        BaseException
+            Ctrl-C; or what kept the workers from running at all. Errors of items are in `errors`.
+        """
+        try:
+            self._workers.start(count)
+            self.tell()
+            while True:
+                while self._workers.running:
+                    self._turn()
+                rest = self._board.undone(0, self._board.items)
+                if not rest or self._board.stopped:
+                    break
+                self._again(rest)  # taken off the board by workers that died before they had noted it
+            self.tell()
+        except BaseException:
+            self._board.stop()
+            raise
+        finally:
+            self._workers.close()
+        self.errors.sort(key=lambda pair: pair[0])
+
+    def tell(self) -> None:
+        """Call the user's progress function if there is something new."""
+        if self._progress is None:
+            return
+        finished = min(self._board.finished(), self._board.items)
+        if finished > self._told:
+            self._told = finished
+            self._progress(finished, self._board.items)
+
+    # ------------------------------------------------------------------ waiting
+
+    def _turn(self) -> None:
+        ticking = self._progress is not None or self._timeout is not None
+        for outcome in self._workers.wait(_TICK_S if ticking else None):
+            if isinstance(outcome, Lost):
+                self._bury(outcome)
+            else:
+                self.reports.append(outcome)
+                self.errors += [(index, _caused(error, text)) for index, error, text in outcome.errors]
+        self.tell()
+        if self._timeout is not None:
+            self._kill_slow(int(self._timeout * 1e9))
+
+    def _kill_slow(self, limit_ns: int) -> None:
+        board = self._board
+        for worker_id in range(board.num_workers):
+            index = board.current(worker_id)
+            if index is None or board.killed(worker_id):
+                continue
+            pid = board.pid_of(worker_id)
+            late = time.monotonic_ns() - board.began(worker_id) > limit_ns
+            if late and pid and board.kill(worker_id, index):
+                self._workers.kill(pid)
+
+    # ------------------------------------------------------------------ deaths
+
+    def _bury(self, lost: Lost) -> None:
+        board, job = self._board, self._job
+        if not isinstance(lost.error, BrokenProcessPool):  # no death: the job could not be run at all
+            raise lost.error
+        worker_id = board.worker_of(lost.pid)
+        if worker_id is None:
+            self._stillborn += 1
+            if self._stillborn >= _STILLBORN_MOST:
+                raise lost.error
+            self._again(())
+            return
+        self._stillborn = 0
+        index, killed = board.current(worker_id), board.killed(worker_id)
+        share = board.share_of(worker_id)
+        if index is not None and board.mask[index] == UNDONE:
+            self._tries[index] += 1
+            if self._tries[index] > self._retries:
+                error = lost.error
+                if killed:
+                    error = TimeoutError(
+                        f"item {index} took longer than {self._timeout:g} s; its worker was killed. What the item "
+                        "has written so far is in the arrays"
+                    )
+                self.errors.append((index, error))
+                board.fail(worker_id, index)
+                if job.on_error == "raise":
+                    board.stop()
+        board.leave(worker_id)
+        left = board.undone(*share)
+        if not board.stopped and (left or board.taken < board.items):
+            self._again(left)
+
+    def _again(self, ranges: Ranges) -> None:
+        self._workers.start(1, ranges)
+
+
+def _caused(error: BaseException, text: str) -> BaseException:
+    if text:
+        error.__cause__ = RemoteTracebackError(text)
+    return error

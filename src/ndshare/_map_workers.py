@@ -1,0 +1,84 @@
+"""What the workers of one map must be able to do, whatever they are.
+
+::
+
+    MapWorkers ── Caller       the calling thread        _local_workers
+               ├─ Threads                                _local_workers
+               ├─ PoolWorkers  processes of the pool     _pool_workers
+               └─ Forked       forked for this map       _forked_workers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ndshare._runner import WorkerReport
+
+Ranges = Sequence[tuple[int, int]]
+
+
+class Lost:
+    """A worker that ended without a report.
+
+    Parameters
+    ----------
+    pid : int
+        Its process; 0 if it is not known, or if there was none.
+    error : BaseException
+        What became of it.
+    """
+
+    def __init__(self, pid: int, error: BaseException) -> None:
+        self.pid = pid
+        self.error = error
+
+
+Outcome = WorkerReport | Lost
+
+
+class MapWorkers(Protocol):
+    """Workers of one map."""
+
+    start_method: str
+
+    @property
+    def running(self) -> int:
+        """How many have been started and not been heard of since."""
+
+    def start(self, ranges: Ranges = ()) -> None:
+        """Start one more; it runs these items first."""
+
+    def wait(self, seconds: float | None) -> list[Outcome]:
+        """Wait until one has ended, or so long."""
+
+    def kill(self, pid: int) -> None:
+        """Kill a process."""
+
+    def close(self) -> None:
+        """End those that still run, whatever it takes, and let everything go."""
+
+
+Outcome = WorkerReport | Lost
+
+
+class MapWorkers(Protocol):
+    """Workers of one map."""
+
+    start_method: str
+
+    @property
+    def running(self) -> int:
+        """How many have been started and not been heard of since."""
+
+    def start(self, count: int, ranges: Ranges = ()) -> None:
+        """Start so many more; they run these items first."""
+
+    def wait(self, seconds: float | None) -> list[Outcome]:
+        """Wait until one has ended, or so long."""
+
+    def kill(self, pid: int) -> None:
+        """Kill a process."""
+
+    def close(self) -> None:
+        """End those that still run, whatever it takes, and let everything go."""

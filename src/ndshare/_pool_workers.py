@@ -1,0 +1,152 @@
+"""Workers of a map that are workers of a pool: each gets one task, which takes shares until none is left.
+
+The job is packed once for all of them. Ordinary arrays in it are copied once; workers map the copy
+copy-on-write.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+from ndshare import _wire, mainspace, transport
+from ndshare._map_workers import Lost, Outcome, Ranges
+from ndshare._runner import Job, run_in_worker
+from ndshare.pool import Pool
+from ndshare.tasks import Task
+
+
+class _RunnerTask(Task):
+    """One worker of a map, as a task of the pool. Its parcel belongs to the map."""
+
+    finished = False
+    value: Any = None
+    error: BaseException | None = None
+
+    def __init__(self, workers: PoolWorkers, parcel: transport.Parcel, brings: frozenset[str]) -> None:
+        self._workers = workers
+        self.pool = workers.pool
+        self.function = workers.job.kernel
+        self.parcel = parcel
+        self.brings = brings
+
+    def start(self) -> bool:
+        """See `Task.start`."""
+        return True
+
+    def succeed(self, value: Any) -> None:
+        """See `Task.succeed`."""
+        self.value = value
+        self._finish()
+
+    def fail(self, error: BaseException) -> None:
+        """See `Task.fail`."""
+        self.error = error
+        self._finish()
+
+    def _finish(self) -> None:
+        self.finished = True
+        with self._workers.condition:
+            self._workers.ended.append(self)
+            self._workers.condition.notify_all()
+
+    def let_go(self) -> None:
+        """See `Task.let_go`."""
+        self.parcel = None
+        super().let_go()
+
+
+class PoolWorkers(Task):
+    """Workers of a pool. As a task it is the one that waits for any of its runners."""
+
+    start_method = "pool"
+
+    def __init__(self, job: Job, pool: Pool) -> None:
+        self.job = job
+        self.pool: Pool = pool
+        self.condition = threading.Condition()
+        self.ended: list[_RunnerTask] = []
+        self._parcels: list[transport.Parcel] = []
+        self._first: tuple[transport.Parcel, frozenset[str]] | None = None
+        self._tasks: set[_RunnerTask] = set()
+        self._by_value: set[str] = set()
+        self.nbytes_copied = 0
+        self.nbytes_lent = 0
+        self.nbytes_pickled = 0
+
+    @property
+    def running(self) -> int:
+        """See `MapWorkers`."""
+        return len(self._tasks)
+
+    def _pack(self, ranges: Ranges) -> tuple[transport.Parcel, frozenset[str]]:
+        data: dict[str, object] = {}
+        draft = mainspace.pack_with_data((run_in_worker, (self.job, data, ranges), {}), data)
+        parcel = draft.settle(broadcast=True)
+        self._parcels.append(parcel)
+        self.nbytes_copied += parcel.nbytes_copied
+        self.nbytes_lent += parcel.nbytes_lent
+        self.nbytes_pickled += len(parcel.data)
+        return parcel, frozenset(data)
+
+    def start(self, count: int, ranges: Ranges = ()) -> None:  # type: ignore[override]  # MapWorkers', not Task's
+        """See `MapWorkers`."""
+        if ranges:
+            packed = self._pack(ranges)
+        else:
+            packed = self._first = self._first or self._pack(())
+        tasks = [_RunnerTask(self, *packed) for _ in range(count)]
+        self._tasks.update(tasks)
+        self.pool.submit_all(tasks)
+
+    def done(self) -> bool:
+        """Whether a runner has ended that nobody has asked for."""
+        return bool(self.ended)
+
+    def wait(self, seconds: float | None) -> list[Outcome]:
+        """See `MapWorkers`."""
+        self._await(self.condition, seconds)
+        with self.condition:
+            ended, self.ended = self.ended, []
+        outcomes: list[Outcome] = []
+        for task in ended:
+            self._tasks.discard(task)
+            error = task.error
+            if error is None:
+                outcomes.append(task.value)
+            elif self._can_send_by_value(error):
+                self._first = None
+                self.start(1)
+            else:
+                outcomes.append(Lost(getattr(error, "pid", 0), error))
+        return outcomes
+
+    def _can_send_by_value(self, error: BaseException) -> bool:
+        """Whether it helps to pack the map anew: a module that workers cannot import goes by value now."""
+        name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if not name or name in self._by_value or name not in transport.by_value_modules:
+            return False
+        self._by_value.add(name)
+        return True
+
+    def kill(self, pid: int) -> None:
+        """See `MapWorkers`."""
+        with self.pool.hub.lock:
+            for worker in self.pool.workers:
+                if worker.pid == pid:
+                    worker.signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """See `MapWorkers`."""
+        _wire.shield()
+        try:
+            if self._tasks:
+                self.job.board.stop()
+                self.pool.interrupt()
+            for parcel in self._parcels:
+                parcel.release()
+            self._parcels.clear()
+            self._first = None
+        finally:
+            _wire.unshield()

@@ -1,0 +1,294 @@
+"""What one worker of a map does: take shares off the board, run them, report.
+
+::
+
+    Job ──► run_job ──► take a share ──► ndshare._loop.run ──► errors?  note, go on behind the item
+                            ▲                                     │
+                            └── share size from the time per item ┘
+
+The same code runs in the caller (serial), in threads, in workers of the pool and in forked ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ndshare import _loop, failures, mainspace
+from ndshare._board import Board
+from ndshare.functors import Functor
+
+#: A share of tiny items takes about so long: long enough that taking it costs nothing, ...
+_SHARE_NS = 2_000_000
+#: ... and at least so long, however few items are left.
+_SHARE_LEAST_NS = 50_000
+#: A share is at most this part of what is left, per worker, so that all end at the same time.
+_PARTS_LEFT = 4
+#: How much larger than its predecessor a share may be: the first item often takes longest.
+_GROWTH = 16
+
+
+@dataclasses.dataclass(slots=True)
+class Job:
+    """One map, as its workers see it.
+
+    Attributes
+    ----------
+    kernel : callable
+        Called as ``kernel(worker_id, *entry)``.
+    functor : Functor
+        What yields the entries.
+    board : Board
+        Shared by all workers of the map.
+    on_error : {"raise", "collect"}
+        Whether an error ends the map.
+    share_items : int
+        Items per share; 0: found out.
+    block : int
+        No share begins or ends within a block of so many items.
+    timed : bool
+        Whether the beginning of each item is noted.
+    trace : bool
+        Whether each share is noted.
+    """
+
+    kernel: Callable[..., object]
+    functor: Functor
+    board: Board
+    on_error: str = "raise"
+    share_items: int = 0
+    block: int = 1
+    timed: bool = False
+    trace: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class WorkerReport:
+    """What one worker did.
+
+    Attributes
+    ----------
+    worker_id, pid : int
+        Which one.
+    items, shares : int
+        How many it finished, in how many shares.
+    busy : float
+        Seconds inside shares.
+    peak_bytes : int
+        Largest resident memory of its process so far.
+    errors : list of (int, BaseException, str)
+        Index, exception, traceback.
+    timeline : list of (int, int, float, float)
+        First item, end, start and end in seconds (monotonic clock) of each share, if asked for.
+    """
+
+    worker_id: int
+    pid: int
+    items: int = 0
+    shares: int = 0
+    busy: float = 0.0
+    peak_bytes: int = 0
+    errors: list[tuple[int, BaseException, str]] = dataclasses.field(default_factory=list)
+    timeline: list[tuple[int, int, float, float]] = dataclasses.field(default_factory=list)
+
+
+class _Inside(threading.local):
+    depth = 0
+
+
+_inside = _Inside()
+
+
+def inside_kernel() -> bool:
+    """Whether the calling thread is in a kernel."""
+    return _inside.depth > 0
+
+
+def run_job(
+    job: Job,
+    ranges: Sequence[tuple[int, int]] = (),
+    *,
+    portable: bool = True,
+    tell: Callable[[], None] | None = None,
+) -> WorkerReport:
+    """Run shares until none is left.
+
+    Parameters
+    ----------
+    job : Job
+        The map.
+    ranges : sequence of (int, int)
+        Items to be run first: what a worker that died has left.
+    portable : bool
+        Whether the errors have to survive pickling.
+    tell : callable, optional
+        Called after each share.
+    """
+    return _Runner(job, portable, tell).run(ranges)
+
+
+def run_in_worker(job: Job, data: dict[str, object], ranges: Sequence[tuple[int, int]]) -> WorkerReport:
+    """Run shares in a worker of a pool, with the caller's global data in its ``__main__`` meanwhile."""
+    with mainspace.lent(data):
+        return run_job(job, ranges)
+
+
+class _Runner:
+    def __init__(self, job: Job, portable: bool, tell: Callable[[], None] | None) -> None:
+        self.job = job
+        self.tell = tell
+        self.board = job.board
+        self.portable = portable
+        self.report = WorkerReport(job.board.enter(os.getpid()), os.getpid())
+        self.values = getattr(job.functor, "values", None)
+        self.per_item_ns = 0.0
+        self.size = 1
+
+    def run(self, ranges: Sequence[tuple[int, int]]) -> WorkerReport:
+        board, report = self.board, self.report
+        _inside.depth += 1
+        try:
+            for start, end in ranges:
+                self._share(start, end)
+            while (share := self._take()) is not None:
+                self._share(*share)
+        finally:
+            _inside.depth -= 1
+            if not board.killed(report.worker_id):
+                board.leave(report.worker_id)
+        report.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return report
+
+    # ------------------------------------------------------------------ shares
+
+    def _take(self) -> tuple[int, int] | None:
+        board = self.board
+        left = board.items - board.taken
+        if left <= 0 or board.stopped:
+            return None
+        count = self.job.share_items or self._fitting(left)
+        block = self.job.block
+        count = -(-count // block) * block
+        start = board.take(count)
+        if start >= board.items:
+            return None
+        return start, min(start + count, board.items)
+
+    def _fitting(self, left: int) -> int:
+        """How many items the next share should have."""
+        if not self.per_item_ns:
+            return 1
+        fair = left / (_PARTS_LEFT * self.board.num_workers)
+        most = _SHARE_NS / self.per_item_ns
+        least = _SHARE_LEAST_NS / self.per_item_ns
+        self.size = max(1, int(min(max(min(fair, most), min(least, left)), self.size * _GROWTH)))
+        return self.size
+
+    def _share(self, start: int, end: int) -> None:
+        board, report = self.board, self.report
+        if board.stopped:
+            return
+        board.begin(report.worker_id, start, end)
+        began = time.monotonic_ns()
+        before = report.items
+        first = start
+        while first < end:
+            first = self._stretch(first, end)
+            if board.stopped and first < end:
+                break
+        ended = time.monotonic_ns()
+        report.shares += 1
+        report.busy += (ended - began) * 1e-9
+        if self.job.trace:
+            report.timeline.append((start, end, began * 1e-9, ended * 1e-9))
+        if self.tell is not None:
+            self.tell()
+        if report.items > before:
+            per_item = (ended - began) / (report.items - before)
+            self.per_item_ns = per_item if not self.per_item_ns else 0.5 * (self.per_item_ns + per_item)
+
+    def _stretch(self, first: int, end: int) -> int:
+        """Run items until one fails; returns the next one to be run."""
+        job, board, report = self.job, self.board, self.report
+        worker_id = report.worker_id
+        slot = board.slot(worker_id)
+        failure: BaseException | None = None
+        killed = False
+        try:
+            if self.values is not None:
+                source, by_index = self.values, True
+            else:
+                source, by_index = iter(job.functor.iterate(slice(first, end))), False
+            finished, killed = _loop.run(
+                job.kernel, worker_id, source, by_index,
+                board.memory, slot, board.mask_at, first, end - first, job.timed,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            board.stop()
+            raise
+        except BaseException as error:
+            failure = error
+        if failure is None:
+            report.items += finished
+            if killed:
+                _wait_for_the_end()
+            if finished < end - first:
+                failure = RuntimeError(
+                    f"{type(job.functor).__name__}.iterate(slice({first}, {end})) yielded {finished} entries "
+                    f"instead of {end - first}"
+                )
+                self._note(first + finished, failure)
+                return first + finished + 1
+            return end
+        at = board.current(worker_id)
+        at = first if at is None or not first <= at < end else at
+        report.items += at - first
+        self._note(at, failure)
+        return at + 1
+
+    def _note(self, index: int, error: BaseException) -> None:
+        board, report = self.board, self.report
+        if self.job.on_error == "raise":
+            board.stop()
+        if self.portable:
+            report.errors.append((index, *failures.portable(error)))
+        else:
+            report.errors.append((index, error, ""))
+        board.fail(report.worker_id, index)
+
+
+def _wait_for_the_end() -> None:
+    """The caller has decided to kill this process for the item it has just finished."""
+    while True:
+        signal.pause()
+
+
+class ShareKernel:
+    """Runs a share of a functor whose length is not known as if it were one item."""
+
+    def __init__(self, kernel: Callable[..., object], functor: Functor) -> None:
+        self.kernel = kernel
+        self.functor = functor
+
+    def __call__(self, worker_id: int, _index: int, share: Any) -> None:
+        """Call the kernel for all entries of a share."""
+        kernel = self.kernel
+        for entry in self.functor.iterate(share):
+            kernel(worker_id, *entry)
+
+
+@contextlib.contextmanager
+def serial_only() -> Iterator[None]:
+    """Mark the thread as being in a kernel."""
+    _inside.depth += 1
+    try:
+        yield
+    finally:
+        _inside.depth -= 1

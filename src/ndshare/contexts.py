@@ -1,0 +1,480 @@
+"""Where a map runs: `SerialContext`, `ThreadContext`, `ProcessContext`, and what they have in common.
+
+::
+
+    alloc ──► shared arrays, whatever the context: any other can map over them
+    map   ──► functor, board, job ──► workers of the context (ndshare._driving) ──► MapReport
+
+Guarantees
+----------
+- The same kernel gives the same result in every context. (Sums in `per_worker` rows depend on which worker
+  had which item, in the last bits; `per_block` rows do not.)
+- A map inside a kernel runs in that kernel's thread, with worker number 0.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+import math
+import operator
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ndshare import _runner, arrays, cpus, functors
+from ndshare._arguments import check_callable, check_count, check_seconds
+from ndshare._board import DONE, Board
+from ndshare._driving import Drive, Progress
+from ndshare._local_workers import Caller, Threads
+from ndshare._map_workers import MapWorkers
+from ndshare._pool_workers import PoolWorkers
+from ndshare._runner import Job
+from ndshare._settings import Environment
+from ndshare.executor import ProcessPoolExecutor
+from ndshare.report import MapReport
+
+Kernel = Callable[..., object]
+Shape = int | Iterable[int]
+
+
+class MapContext(abc.ABC):
+    """Where maps run. Subclasses say with which workers.
+
+    Parameters
+    ----------
+    num_workers : int
+        How many workers a map has at most; the rows of an array with ``per_worker=True``.
+    """
+
+    #: Whether one item can be ended without ending the program.
+    can_kill = False
+
+    def __init__(self, num_workers: int) -> None:
+        check_count("num_workers", num_workers, 1)
+        self.num_workers = int(num_workers)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_workers={self.num_workers})"
+
+    @abc.abstractmethod
+    def _workers(self, job: Job, tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+        """Make the workers of one map, and say why they are what they are if that is not as usual.
+
+        Parameters
+        ----------
+        job : Job
+            The map.
+        tell : callable
+            To be called now and then by workers that keep the calling thread.
+        """
+
+    def _board(self, items: int) -> Board:
+        """Make the board of a map."""
+        memory = np.zeros(Board.nbytes(self.num_workers, items), np.uint8)
+        return Board(memory, self.num_workers, items)
+
+    # ------------------------------------------------------------------ alloc
+
+    def alloc(
+        self,
+        shape: Shape | None = None,
+        dtype: npt.DTypeLike = None,
+        *,
+        order: Literal["C", "F"] | None = None,
+        fill: object = None,
+        like: Any = None,
+        per_worker: bool = False,
+        per_block: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """Make an array that kernels write their results to.
+
+        Parameters
+        ----------
+        shape : int or iterable of int
+            Its shape; may be ``()`` or contain zeros.
+        dtype : dtype-like, optional
+            By default float64.
+        order : {"C", "F"}, optional
+            Memory layout; by default "C".
+        fill : scalar or array_like, optional
+            What it is filled with, by NumPy's rules of broadcasting. By default zeros.
+        like : array, optional
+            Where shape, dtype and order are taken from, as far as they are not given.
+        per_worker : bool, optional
+            Make one such array for each worker: along the first axis of the result for order "C", along the
+            last for "F". The kernel writes to that of its `worker_id`.
+        per_block : int, optional
+            The first number of `shape` is the number of items, and the result has one row for each block of so
+            many of them: the kernel writes to row ``index // per_block``. A block is never split between workers.
+
+        Returns
+        -------
+        numpy.ndarray
+            A shared array, see `ndshare.empty`.
+
+        Raises
+        ------
+        TypeError
+            If neither `shape` nor `like` is given; for object dtypes.
+        ValueError
+            For an unknown order; if `per_worker` and `per_block` are given together.
+
+        Notes
+        -----
+        Arrays of every context are the same: what one has made, every other can map over.
+        """
+        given, kind, layout = _resolve(shape, dtype, order, like)
+        if per_worker and per_block is not None:
+            raise ValueError("alloc: per_worker and per_block exclude each other; give one of them")
+        if per_worker:
+            given = (self.num_workers, *given) if layout == "C" else (*given, self.num_workers)
+        if per_block is not None:
+            check_count("per_block", per_block, 1)
+            if not given:
+                raise ValueError("alloc: with per_block the first number of shape is the number of items; it is ()")
+            given = (-(-given[0] // per_block), *given[1:])
+        array = self._alloc(given, kind, layout)
+        if fill is not None:
+            array[...] = fill
+        if per_worker or per_block is not None:
+            _rows.note(array, layout, per_block)
+        return array
+
+    def _alloc(self, shape: tuple[int, ...], dtype: np.dtype[Any], order: str) -> npt.NDArray[Any]:
+        """Make an array of zeros that all workers can write to."""
+        return arrays.zeros(shape, dtype, cast("Literal['C', 'F']", order))
+
+    # ------------------------------------------------------------------ map
+
+    def map(
+        self,
+        kernel: Kernel,
+        functor: object,
+        *,
+        progress: bool | Progress = False,
+        on_error: Literal["raise", "collect"] = "raise",
+        timeout: float | None = None,
+        retries: int = 0,
+        seed: int | None = None,
+        shares: int | None = None,
+        trace: bool = False,
+    ) -> MapReport:
+        """Call ``kernel(worker_id, index, value)`` for every item of a collection.
+
+        Parameters
+        ----------
+        kernel : callable
+            Any callable; what it returns is dropped. It writes its results to arrays from `alloc`.
+        functor : Functor or collection
+            What to map over; see `ndshare.functors`.
+        progress : bool or callable, optional
+            Show a progress bar, or call ``progress(finished, all)``.
+        on_error : {"raise", "collect"}, optional
+            After the first error, begin nothing more and raise it; or go on and put the errors in the report.
+        timeout : float, optional
+            Seconds for one item. A worker that takes longer is killed; the item fails with `TimeoutError`.
+        retries : int, optional
+            How often an item is tried again whose *worker died*. One that raises is never tried again.
+        seed : int, optional
+            Of `ndshare.item_rng`.
+        shares : int, optional
+            Cut the collection into so many shares of equal length, instead of by the time that items take.
+        trace : bool, optional
+            Note when each share ran, for `MapReport.plot`.
+
+        Returns
+        -------
+        MapReport
+
+        Raises
+        ------
+        Exception
+            What the kernel raised for the first item that failed, with a note of its index.
+        TypeError
+            If the kernel uses something that cannot be sent to workers.
+        """
+        began = time.perf_counter()
+        check_callable("kernel", kernel)
+        if on_error not in ("raise", "collect"):
+            raise ValueError(f"on_error must be 'raise' or 'collect', got {on_error!r}")
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+            if not self.can_kill:
+                raise ValueError(
+                    f"timeout={timeout!r}: a {type(self).__name__} cannot end an item that takes too long; "
+                    "use a ProcessContext"
+                )
+        check_count("retries", retries, 0)
+        if shares is not None:
+            check_count("shares", shares, 1)
+        source = functors.find(functor)
+        kernel_of_item, source, items = _sized(kernel, source, shares or self.num_workers)
+        board = self._board(items)
+        job = Job(
+            kernel_of_item,
+            source,
+            board,
+            on_error=on_error,
+            share_items=-(-items // shares) if shares and items else 0,
+            block=_rows.block(),
+            timed=timeout is not None,
+            trace=trace,
+        )
+        context: MapContext = SerialContext() if _runner.inside_kernel() else self
+        drive: Drive | None = None
+        workers, reason = context._workers(job, lambda: drive.tell() if drive is not None else None)
+        if context is not self:
+            reason = "inside a kernel of another map"
+        drive = Drive(
+            job,
+            workers,
+            timeout=timeout if context is self else None,
+            retries=retries,
+            progress=_progress(progress),
+        )
+        drive.run(min(items, context.num_workers))
+        report = MapReport(
+            items,
+            time.perf_counter() - began,
+            board.mask[:items] == DONE,
+            drive.errors,
+            sorted(drive.reports, key=lambda worker: worker.worker_id),
+            type(self).__name__,
+            workers.start_method,
+            reason,
+            context.num_workers,
+        )
+        if drive.errors and on_error == "raise":
+            index, error = drive.errors[0]
+            error.add_note(f"ndshare.map: item {index} of {items}")
+            raise error
+        return report
+
+    def reduce(self, array: npt.NDArray[Any], op: Callable[..., Any] = np.add) -> npt.NDArray[Any]:
+        """Combine the rows of an array made with ``per_worker`` or ``per_block``."""
+        raise NotImplementedError
+
+
+class SerialContext(MapContext):
+    """Maps run in the calling thread, one item after the other. Options are accepted and ignored."""
+
+    def __init__(self, *_ignored: object, **_options: object) -> None:
+        super().__init__(1)
+
+    def _workers(self, job: Job, tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+        return Caller(job, tell), ""
+
+
+class ThreadContext(MapContext):
+    """Maps run in threads of this process, made for each map.
+
+    Parameters
+    ----------
+    num_workers : int, optional
+        By default the number of processors.
+    """
+
+    def __init__(self, num_workers: int | None = None) -> None:
+        super().__init__(cpus.default_workers() if num_workers is None else num_workers)
+
+    def _workers(self, job: Job, tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+        return Threads(job), ""
+
+
+class ProcessContext(MapContext):
+    """Maps run in warm worker processes, or in processes forked for each map.
+
+    Parameters
+    ----------
+    num_workers : int, optional
+        By default the smaller of the CPU affinity and the container's CPU quota, at least 1.
+    start : {"pool", "fork"}, optional
+        Where the workers come from. Workers of the pool are forked from a clean process and sent the kernel;
+        forked ones have everything that the caller has, at the price of a fork per map.
+    threads_per_worker, env, preload
+        As of `ndshare.ProcessPoolExecutor`.
+    """
+
+    can_kill = True
+
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        *,
+        start: Literal["pool", "fork"] = "pool",
+        threads_per_worker: int | None = None,
+        env: Environment = None,
+        preload: Sequence[str] = (),
+    ) -> None:
+        super().__init__(cpus.default_workers() if num_workers is None else num_workers)
+        if start not in ("pool", "fork"):
+            raise ValueError(f"start must be 'pool' or 'fork', got {start!r}")
+        self.start = start
+        self._options: dict[str, Any] = {
+            "threads_per_worker": threads_per_worker,
+            "env": env,
+            "preload": preload,
+        }
+        self._executor: ProcessPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def _board(self, items: int) -> Board:
+        memory = arrays.zeros(Board.nbytes(self.num_workers, items), np.uint8)
+        return Board(memory, self.num_workers, items)
+
+    def _workers(self, job: Job, tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+        return PoolWorkers(job, self._pool()._pool), ""
+
+    def _pool(self) -> ProcessPoolExecutor:
+        with self._lock:
+            if self._executor is None or not self._executor.usable:
+                self._executor = ProcessPoolExecutor(self.num_workers, **self._options)
+            return self._executor
+
+
+# ---------------------------------------------------------------------- the default
+
+_KINDS: dict[str, type[MapContext]] = {
+    "serial": SerialContext,
+    "threads": ThreadContext,
+    "processes": ProcessContext,
+}
+_default: MapContext | None = None
+
+
+def get_default_context() -> MapContext:
+    """Return the context that `ndshare.map` and `ndshare.alloc` use: processes, unless set otherwise."""
+    global _default
+    if _default is None:
+        _default = ProcessContext()
+    return _default
+
+
+def set_default_context(
+    context: MapContext | Literal["serial", "threads", "processes"], *args: Any, **options: Any
+) -> None:
+    """Choose the context that `ndshare.map` and `ndshare.alloc` use.
+
+    Parameters
+    ----------
+    context : MapContext or {"serial", "threads", "processes"}
+        A context, or the name of a kind, which is then made with the other arguments.
+    *args, **options
+        For the context.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither.
+    """
+    global _default
+    if isinstance(context, MapContext):
+        if args or options:
+            raise TypeError("set_default_context: options go with the name of a context, not with a context")
+        _default = context
+    elif isinstance(context, str):
+        if context not in _KINDS:
+            raise ValueError(f"set_default_context: {context!r} is none of {', '.join(map(repr, _KINDS))}")
+        _default = _KINDS[context](*args, **options)
+    else:
+        raise TypeError(
+            f"set_default_context takes a context or one of {', '.join(map(repr, _KINDS))}, got {context!r}"
+        )
+
+
+def _of_default(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function of the default context's method."""
+
+    def function(*args: Any, **options: Any) -> Any:
+        return getattr(get_default_context(), method.__name__)(*args, **options)
+
+    function.__name__ = function.__qualname__ = method.__name__
+    function.__doc__ = method.__doc__
+    function.__module__ = "ndshare"
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    function.__signature__ = inspect.signature(method).replace(parameters=parameters)  # type: ignore[attr-defined]
+    return function
+
+
+alloc = _of_default(MapContext.alloc)
+map = _of_default(MapContext.map)  # noqa: A001 - the field's word for it
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _resolve(
+    shape: Shape | None, dtype: npt.DTypeLike, order: str | None, like: Any
+) -> tuple[tuple[int, ...], np.dtype[Any], str]:
+    if shape is None:
+        if like is None:
+            raise TypeError("alloc: give a shape, or an array that the new one is to be like")
+        shape = like.shape
+    try:
+        dimensions: tuple[int, ...] = (operator.index(cast("int", shape)),)
+    except TypeError:
+        dimensions = tuple(map_index(shape))
+    if dtype is None:
+        dtype = like.dtype if like is not None else np.float64
+    if order is None:
+        order = "F" if like is not None and like.flags.f_contiguous and not like.flags.c_contiguous else "C"
+    if order not in ("C", "F"):
+        raise ValueError(f"alloc: order is {order!r}; allowed are 'C' and 'F'")
+    return dimensions, np.dtype(dtype), order
+
+
+def map_index(numbers: Any) -> Iterable[int]:
+    """Yield integers, as NumPy takes them."""
+    for number in numbers:
+        yield operator.index(number)
+
+
+def _sized(
+    kernel: Kernel, functor: functors.Functor, shares: int
+) -> tuple[Kernel, functors.Functor, int]:
+    """Return kernel, functor and number of items; a share is an item where the length is not known."""
+    try:
+        return kernel, functor, len(functor)  # type: ignore[arg-type]
+    except TypeError:
+        parts = list(functor.split(shares))
+        return _runner.ShareKernel(kernel, functor), functors.SequenceFunctor(parts), len(parts)
+
+
+def _progress(progress: bool | Progress) -> Progress | None:
+    if progress is False or progress is None:
+        return None
+    if progress is True:
+        from ndshare.progress import Bar
+
+        return Bar()
+    check_callable("progress", progress)
+    return progress
+
+
+class _Rows:
+    """Arrays with rows per worker or per block that are alive."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Any], str, int | None]] = {}
+
+    def note(self, array: npt.NDArray[Any], order: str, per_block: int | None) -> None:
+        key = id(array)
+        reference = weakref.ref(array, lambda _: self._known.pop(key, None))
+        self._known[key] = reference, order, per_block
+
+    def of(self, array: npt.NDArray[Any]) -> tuple[str, int | None] | None:
+        known = self._known.get(id(array))
+        return known[1:] if known is not None and known[0]() is array else None
+
+    def block(self) -> int:
+        """Return how many items belong together, for all such arrays."""
+        return math.lcm(*(n for _, _, n in list(self._known.values()) if n))
+
+
+_rows = _Rows()
