@@ -179,9 +179,10 @@ class Board:
 
     def undone(self, start: int, end: int) -> list[tuple[int, int]]:
         """Return the stretches of a range that are neither done nor failed."""
-        empty = np.flatnonzero(self.mask[start:end] == UNDONE)
-        if not empty.size:
+        mask = self.mask[start:end]
+        if np.count_nonzero(mask) == mask.size:
             return []
+        empty = np.flatnonzero(mask == UNDONE)
         breaks = np.flatnonzero(np.diff(empty) > 1) + 1
         return [(start + int(run[0]), start + int(run[-1]) + 1) for run in np.split(empty, breaks)]
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from ndshare._board import UNDONE
 from ndshare._map_workers import Lost, MapWorkers, Ranges
-from ndshare._runner import Job, WorkerReport
+from ndshare._runner import Job, KernelMemory, WorkerReport
 from ndshare.tasks import RemoteTracebackError
 
 Progress = Callable[[int, int], object]
@@ -27,6 +28,12 @@ Progress = Callable[[int, int], object]
 _TICK_S = 0.05
 #: So many workers may end in a row without having begun an item.
 _STILLBORN_MOST = 3
+#: A map that took less than this last time has one worker, ...
+_TINY_S = 100e-6
+#: ... and the others if it is not over by then.
+_LATE_S = 1e-3
+
+_seconds_of: KernelMemory[float] = KernelMemory(math.inf)
 
 
 class Drive:
@@ -76,11 +83,16 @@ class Drive:
             Ctrl-C; or what kept the workers from running at all. Errors of items are in `errors`.
         """
         try:
-            self._workers.start(count)
+            first = 1 if _seconds_of.get(self._job.kernel) * self._board.items < _TINY_S else count
+            self._workers.start(first)
             self.tell()
+            if first < count:
+                self._turn(_LATE_S)
+                if not self.reports and not self.errors:  # it is not as tiny as last time
+                    self._workers.start(count - first)
             while True:
                 while self._workers.running:
-                    self._turn()
+                    self._turn(None)
                 rest = self._board.undone(0, self._board.items)
                 if not rest or self._board.stopped:
                     break
@@ -104,13 +116,16 @@ class Drive:
 
     # ------------------------------------------------------------------ waiting
 
-    def _turn(self) -> None:
-        ticking = self._progress is not None or self._timeout is not None
-        for outcome in self._workers.wait(_TICK_S if ticking else None):
+    def _turn(self, seconds: float | None) -> None:
+        if seconds is None and (self._progress is not None or self._timeout is not None):
+            seconds = _TICK_S
+        for outcome in self._workers.wait(seconds):
             if isinstance(outcome, Lost):
                 self._bury(outcome)
             else:
                 self.reports.append(outcome)
+                if outcome.items:
+                    _seconds_of.put(self._job.kernel, outcome.busy / outcome.items)
                 self.errors += [(index, _caused(error, text)) for index, error, text in outcome.errors]
         self.tell()
         if self._timeout is not None:

@@ -12,9 +12,13 @@ from typing import Any
 
 from ndshare import _wire, mainspace, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
-from ndshare._runner import Job, run_in_worker
+from ndshare._runner import Job, KernelMemory, run_in_worker
 from ndshare.pool import Pool
 from ndshare.tasks import Task
+
+
+#: Which global data kernels used last time, so that they are pickled once.
+_globals_of: KernelMemory[frozenset[str]] = KernelMemory(frozenset())
 
 
 class _RunnerTask(Task):
@@ -81,8 +85,9 @@ class PoolWorkers(Task):
         return len(self._tasks)
 
     def _pack(self, ranges: Ranges) -> tuple[transport.Parcel, frozenset[str]]:
-        data: dict[str, object] = {}
+        data = mainspace.current(_globals_of.get(self.job.kernel))
         draft = mainspace.pack_with_data((run_in_worker, (self.job, data, ranges), {}), data)
+        _globals_of.put(self.job.kernel, frozenset(data))
         parcel = draft.settle(broadcast=True)
         self._parcels.append(parcel)
         self.nbytes_copied += parcel.nbytes_copied

@@ -18,12 +18,15 @@ import resource
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ndshare import _loop, failures, mainspace
 from ndshare._board import Board
 from ndshare.functors import Functor
+
+_T = TypeVar("_T")
 
 #: A share of tiny items takes about so long: long enough that taking it costs nothing, ...
 _SHARE_NS = 2_000_000
@@ -97,6 +100,33 @@ class WorkerReport:
     peak_bytes: int = 0
     errors: list[tuple[int, BaseException, str]] = dataclasses.field(default_factory=list)
     timeline: list[tuple[int, int, float, float]] = dataclasses.field(default_factory=list)
+
+
+class KernelMemory(Generic[_T]):
+    """What was found out about kernels, by their code, for as long as that lives.
+
+    Parameters
+    ----------
+    default : object
+        What is known of others.
+    """
+
+    def __init__(self, default: _T) -> None:
+        self._default = default
+        self._known: weakref.WeakKeyDictionary[Any, _T] = weakref.WeakKeyDictionary()
+
+    def get(self, kernel: Callable[..., object]) -> _T:
+        """Return what is known of a kernel."""
+        return self._known.get(_code_of(kernel), self._default)
+
+    def put(self, kernel: Callable[..., object], value: _T) -> None:
+        """Remember it."""
+        if (code := _code_of(kernel)) is not None:
+            self._known[code] = value
+
+
+def _code_of(kernel: Any) -> Any:
+    return getattr(getattr(kernel, "__func__", kernel), "__code__", None)
 
 
 class _Inside(threading.local):

@@ -199,14 +199,15 @@ def pack_with_data(content: object, data: dict[str, object]) -> Draft:
     content : object
         What to pack; `data` is part of it.
     data : dict
-        Empty; the globals are put here, by name. Its keys are what `deliver` can leave out.
+        The globals are put here, by name. What is there already spares looking for it. Its keys are what
+        `deliver` can leave out.
 
     Raises
     ------
     Exception
         Whatever pickling raises.
     """
-    recording = record(content)
+    recording = record(content, defining=frozenset(data))
     if not recording.needs:
         return Draft(recording)
     with _lock:
@@ -217,6 +218,12 @@ def pack_with_data(content: object, data: dict[str, object]) -> Draft:
             if len(data) == known:
                 return Draft(recording)
             recording = record(content, defining=frozenset(data))
+
+
+def current(names: Iterable[str]) -> dict[str, object]:
+    """Return what some names of ``__main__`` are now; those it lacks are left out."""
+    namespace = main_namespace()
+    return {name: namespace[name] for name in names if name in namespace}
 
 
 def _current_namespace() -> dict[str, Any]:

@@ -1,0 +1,179 @@
+"""Workers of a map that are forked from the caller for this one map: nothing is pickled but their reports.
+
+::
+
+    caller ──fork──► child: has everything the caller has, runs shares
+       ▲               │
+       └── report ─────┘   one message; the end of the socket without one is a death
+
+Guarantees
+----------
+- Children are killed with the thread that forked them, and when the map is given up.
+- They draw other random numbers than the caller and each other, and have their part of the processors.
+
+Not guaranteed: a fork copies locks that other threads hold. `may_fork` says whether there are any; ndshare's
+own thread holds none at that moment.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import warnings
+from contextlib import suppress
+
+from ndshare import _wire, cpus, transport
+from ndshare._map_workers import Lost, Outcome, Ranges
+from ndshare._pool_errors import WorkerDiedError
+from ndshare._runner import Job, run_job
+from ndshare.failures import pack_failure
+from ndshare.tasks import describe
+
+_REPORT, _FAILURE = b"\0", b"\1"
+_BUFFER_BYTES = transport.INLINE_MAX + 4096
+_OWN_THREADS = frozenset({"ndshare-io"})
+
+
+def may_fork() -> bool:
+    """Whether no thread but ndshare's own and the calling one runs in this process."""
+    me = threading.current_thread()
+    return all(thread is me or thread.name in _OWN_THREADS for thread in threading.enumerate())
+
+
+class Forked:
+    """Children of this process.
+
+    Parameters
+    ----------
+    job : Job
+        The map.
+    threads : int
+        BLAS and OpenMP threads of each.
+    """
+
+    start_method = "fork"
+
+    def __init__(self, job: Job, threads: int) -> None:
+        import threadpoolctl  # here and not in every child
+
+        self._limit = threadpoolctl.threadpool_limits
+        self._job = job
+        self._threads = threads
+        self._children: dict[int, tuple[int, socket.socket]] = {}  # descriptor -> (process, socket)
+        self._buffer = bytearray(_BUFFER_BYTES)
+
+    @property
+    def running(self) -> int:
+        """See `MapWorkers`."""
+        return len(self._children)
+
+    def start(self, count: int, ranges: Ranges = ()) -> None:
+        """See `MapWorkers`."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()  # else every child writes it again
+        for _ in range(count):
+            _wire.shield()
+            try:
+                self._fork(ranges)
+            finally:
+                _wire.unshield()
+
+    def _fork(self, ranges: Ranges) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # the other thread is ours, see may_fork
+                pid = os.fork()
+            if pid == 0:
+                self._live(theirs, ranges)
+        self._children[ours.fileno()] = pid, ours
+
+    def _live(self, link: socket.socket, ranges: Ranges) -> None:
+        """Be the child; never returns."""
+        code = 1
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides
+            _wire.unshield()
+            _wire.die_with_parent(signal.SIGKILL)
+            for _, other in self._children.values():
+                other.close()
+            if (random := sys.modules.get("numpy.random")) is not None:
+                random.seed()
+            cpus.set_inside_worker(self._threads)
+            self._limit(self._threads)
+            try:
+                parcel, kind = transport.pack(run_job(self._job, ranges)).settle(), _REPORT
+            except BaseException as error:
+                parcel, kind = pack_failure(error), _FAILURE
+            fds = parcel.descriptors()
+            _wire.send_message(link.fileno(), [kind, parcel.data], fds, 0)
+            code = 0
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(Exception):
+                    stream.flush()
+            os._exit(code)
+
+    # ------------------------------------------------------------------ waiting
+
+    def wait(self, seconds: float | None) -> list[Outcome]:
+        """See `MapWorkers`."""
+        poll = select.poll()
+        for fd in self._children:
+            poll.register(fd, select.POLLIN)
+        outcomes = []
+        for fd, _ in poll.poll(None if seconds is None else max(0, int(seconds * 1000))):
+            _wire.shield()
+            try:
+                outcomes.append(self._hear(fd))
+            finally:
+                _wire.unshield()
+        return outcomes
+
+    def _hear(self, fd: int) -> Outcome:
+        received = None
+        with suppress(OSError):
+            received = _wire.recv_message(fd, self._buffer, 0)
+        pid, link = self._children.pop(fd)
+        link.close()
+        _, status, usage = os.wait4(pid, 0)
+        if received is None or not received[0]:
+            signal_number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+            exit_code = None if signal_number else os.waitstatus_to_exitcode(status)
+            return Lost(
+                pid,
+                WorkerDiedError(
+                    describe(self._job.kernel), pid, exit_code, signal_number, usage.ru_maxrss * 1024
+                ),
+            )
+        size, fds = received
+        content = transport.unpack(bytes(self._buffer[1:size]), fds)
+        if self._buffer[:1] == _REPORT:
+            outcome: Outcome = content
+            return outcome
+        return Lost(0, content[0])
+
+    def kill(self, pid: int) -> None:
+        """See `MapWorkers`."""
+        if any(pid == child for child, _ in self._children.values()):
+            os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+
+    def close(self) -> None:
+        """See `MapWorkers`."""
+        _wire.shield()
+        try:
+            for pid, _ in self._children.values():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for pid, link in self._children.values():
+                link.close()
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+            self._children.clear()
+        finally:
+            _wire.unshield()
