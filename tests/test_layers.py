@@ -16,7 +16,22 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench"}),
     frozenset({"__init__"}),
+    frozenset({"contexts"}),
     frozenset({"executor"}),
+    frozenset(
+        {
+            "_driving",
+            "_forked_workers",
+            "_local_workers",
+            "_map_workers",
+            "_pool_workers",
+            "_runner",
+            "captured",
+            "functors",
+            "progress",
+            "report",
+        }
+    ),
     frozenset(
         {
             "pool",
@@ -36,7 +51,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_repeats",
         }
     ),
-    frozenset({"sharing", "mainspace"}),
+    frozenset({"sharing", "mainspace", "failures"}),
     frozenset({"transport"}),
     frozenset(
         {
@@ -54,7 +69,8 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"segments"}),
-    frozenset({"_heap", "_wire", "_platform", "cpus"}),
+    frozenset({"_board"}),
+    frozenset({"_heap", "_loop", "_wire", "_platform", "cpus"}),
     frozenset({"errors", "_pool_errors"}),
 )
 _LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -79,6 +79,16 @@ class PoolWorkers(Task):
         self.nbytes_lent = 0
         self.nbytes_pickled = 0
 
+    def pack(self) -> None:
+        """Pack the job now, to see whether it can be sent.
+
+        Raises
+        ------
+        Exception
+            Whatever pickling raises.
+        """
+        self._first = self._pack(())
+
     @property
     def running(self) -> int:
         """See `MapWorkers`."""

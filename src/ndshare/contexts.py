@@ -27,15 +27,17 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from ndshare import _runner, arrays, cpus, functors
+from ndshare import _runner, arrays, captured, cpus, functors
 from ndshare._arguments import check_callable, check_count, check_seconds
 from ndshare._board import DONE, Board
 from ndshare._driving import Drive, Progress
+from ndshare._forked_workers import Forked, may_fork
 from ndshare._local_workers import Caller, Threads
 from ndshare._map_workers import MapWorkers
 from ndshare._pool_workers import PoolWorkers
 from ndshare._runner import Job
 from ndshare._settings import Environment
+from ndshare.errors import CapacityError
 from ndshare.executor import ProcessPoolExecutor
 from ndshare.report import MapReport
 
@@ -329,7 +331,27 @@ class ProcessContext(MapContext):
         return Board(memory, self.num_workers, items)
 
     def _workers(self, job: Job, tell: Callable[[], None]) -> tuple[MapWorkers, str]:
-        return PoolWorkers(job, self._pool()._pool), ""
+        if self.start == "fork":
+            return self._forked(job), ""
+        workers = PoolWorkers(job, self._pool()._pool)
+        try:
+            workers.pack()
+        except (CapacityError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            reason = captured.unsendable(job.kernel, job.functor, error)
+            if not may_fork():
+                raise TypeError(
+                    f"{reason}; workers cannot be forked for this map either, because other threads run in this "
+                    "process. Open it inside the kernel, pass what is needed of it, or ask for "
+                    'ProcessContext(start="fork") if these threads hold no locks'
+                ) from error
+            return self._forked(job), reason
+        return workers, ""
+
+    def _forked(self, job: Job) -> MapWorkers:
+        threads = self._options["threads_per_worker"] or max(1, cpus.default_workers() // self.num_workers)
+        return Forked(job, threads)
 
     def _pool(self) -> ProcessPoolExecutor:
         with self._lock:

@@ -1,0 +1,81 @@
+"""What a kernel brings along besides its code: by name, as its author would call it.
+
+::
+
+    def kernel(worker_id, index, value):     captured: out, table, a global of __main__
+        out[index] = table[value] * scale    self.scale, for a method
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ndshare import functions, pickling
+
+
+def variables(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
+    """Yield name and value of what a callable uses: cells, globals of ``__main__``, defaults, attributes."""
+    if isinstance(kernel, functools.partial):
+        yield from variables(kernel.func)
+        for number, value in enumerate(kernel.args):
+            yield f"argument {number + 1} of the partial", value
+        yield from kernel.keywords.items()
+    elif isinstance(kernel, types.MethodType):
+        yield from variables(kernel.__func__)
+        yield from _attributes(kernel.__self__, "self")
+    elif isinstance(kernel, types.FunctionType):
+        code = kernel.__code__
+        for name, cell in zip(code.co_freevars, kernel.__closure__ or (), strict=True):
+            try:
+                yield name, cell.cell_contents
+            except ValueError:  # not bound yet
+                continue
+        for number, value in enumerate(kernel.__defaults__ or ()):
+            position = code.co_argcount - len(kernel.__defaults__ or ()) + number
+            yield code.co_varnames[position], value
+        yield from (kernel.__kwdefaults__ or {}).items()
+        if kernel.__globals__ is functions.main_namespace():
+            for name in sorted(functions.needs_of(kernel)):
+                if name in kernel.__globals__:
+                    yield name, kernel.__globals__[name]
+    elif not isinstance(kernel, type) and not isinstance(kernel, types.BuiltinFunctionType):
+        yield from _attributes(kernel, type(kernel).__name__)
+
+
+def _attributes(obj: object, name: str) -> Iterator[tuple[str, Any]]:
+    for attribute, value in getattr(obj, "__dict__", {}).items():
+        yield f"{name}.{attribute}", value
+
+
+def unsendable(kernel: Callable[..., object], functor: object, error: Exception) -> str:
+    """Say which of the things a map uses cannot be sent to a worker.
+
+    Parameters
+    ----------
+    kernel : callable
+        What was to be sent.
+    functor : object
+        What it is mapped over.
+    error : Exception
+        What pickling both has raised.
+    """
+    for name, value in variables(kernel):
+        if (why := _why_not(value)) is not None:
+            return (
+                f"the variable {name!r} ({type(value).__module__}.{type(value).__qualname__}) that the kernel "
+                f"uses cannot be sent to a worker: {why}"
+            )
+    if (why := _why_not(functor)) is not None:
+        return f"the mapped collection cannot be sent to a worker: {why}"
+    return f"the kernel cannot be sent to a worker: {type(error).__name__}: {error}"
+
+
+def _why_not(value: object) -> str | None:
+    try:
+        pickling.record(value)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
