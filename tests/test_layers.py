@@ -14,7 +14,7 @@ _SOURCE = Path(__file__).parent.parent / "src" / "ndshare"
 # The package itself, ``ndshare``, only collects names: nothing below the tools may import it.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
-    frozenset({"cli", "demo", "bench"}),
+    frozenset({"cli", "demo", "bench", "testing"}),
     frozenset({"__init__"}),
     frozenset({"contexts"}),
     frozenset({"executor"}),

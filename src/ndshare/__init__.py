@@ -36,8 +36,19 @@ from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
 
 if _typing.TYPE_CHECKING:
     from ndshare._pool_errors import InitializerError, WorkerDiedError
+    from ndshare.contexts import (
+        MapContext,
+        ProcessContext,
+        SerialContext,
+        ThreadContext,
+        alloc,
+        get_default_context,
+        map,
+        set_default_context,
+    )
     from ndshare.crew import shutdown
     from ndshare.executor import ProcessPoolExecutor
+    from ndshare.report import MapReport
     from ndshare.sharing import share
 
 __version__ = "0.1.0"
@@ -46,26 +57,35 @@ __all__ = [
     "CapacityError",
     "InheritedError",
     "InitializerError",
+    "MapContext",
+    "MapReport",
     "NdshareError",
     "NdshareWarning",
+    "ProcessContext",
     "ProcessPoolExecutor",
     "RemoteError",
     "RepeatedCopyWarning",
     "SegmentError",
     "SegmentGoneError",
+    "SerialContext",
     "Stats",
+    "ThreadContext",
     "TransportError",
     "UnsendableGlobalError",
     "WorkerDiedError",
     "WorkerError",
+    "alloc",
     "array",
     "empty",
     "empty_like",
     "full",
     "full_like",
+    "get_default_context",
     "is_shared",
+    "map",
     "ones",
     "ones_like",
+    "set_default_context",
     "share",
     "shared_memory",
     "shutdown",
@@ -79,8 +99,17 @@ __all__ = [
 # than everything else here.
 _LATER = {
     "InitializerError": "ndshare._pool_errors",
+    "MapContext": "ndshare.contexts",
+    "MapReport": "ndshare.report",
+    "ProcessContext": "ndshare.contexts",
     "ProcessPoolExecutor": "ndshare.executor",
+    "SerialContext": "ndshare.contexts",
+    "ThreadContext": "ndshare.contexts",
     "WorkerDiedError": "ndshare._pool_errors",
+    "alloc": "ndshare.contexts",
+    "get_default_context": "ndshare.contexts",
+    "map": "ndshare.contexts",
+    "set_default_context": "ndshare.contexts",
     "share": "ndshare.sharing",
     "shutdown": "ndshare.crew",
 }

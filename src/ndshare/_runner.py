@@ -117,7 +117,8 @@ class KernelMemory(Generic[_T]):
 
     def get(self, kernel: Callable[..., object]) -> _T:
         """Return what is known of a kernel."""
-        return self._known.get(_code_of(kernel), self._default)
+        code = _code_of(kernel)
+        return self._default if code is None else self._known.get(code, self._default)
 
     def put(self, kernel: Callable[..., object], value: _T) -> None:
         """Remember it."""
