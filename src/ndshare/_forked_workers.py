@@ -24,12 +24,15 @@ import socket
 import sys
 import threading
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
+from types import MappingProxyType
 
 from ndshare import _wire, cpus, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._pool_errors import WorkerDiedError
 from ndshare._runner import Job, run_job
+from ndshare.captured import Traffic
 from ndshare.failures import pack_failure
 from ndshare.tasks import describe
 
@@ -56,6 +59,7 @@ class Forked:
     """
 
     start_method = "fork"
+    captured: Mapping[str, Traffic] = MappingProxyType({})  # nothing is sent
 
     def __init__(self, job: Job, threads: int) -> None:
         import threadpoolctl  # here and not in every child

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._runner import Job, run_job
+from ndshare.captured import Traffic
 
 #: How long after Ctrl-C threads are given to finish their item.
 _PATIENCE_S = 0.5
@@ -17,6 +19,7 @@ class Caller:
     """The calling thread itself; `tell` is called after each share."""
 
     start_method = "serial"
+    captured: Mapping[str, Traffic] = MappingProxyType({})  # nothing is sent
 
     def __init__(self, job: Job, tell: Callable[[], None]) -> None:
         self._job = job
@@ -48,6 +51,7 @@ class Threads:
     """Threads of this process."""
 
     start_method = "threads"
+    captured: Mapping[str, Traffic] = MappingProxyType({})  # nothing is sent
 
     def __init__(self, job: Job) -> None:
         self._job = job

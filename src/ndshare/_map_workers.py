@@ -10,10 +10,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ndshare._runner import WorkerReport
+from ndshare.captured import Traffic
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -43,6 +44,10 @@ class MapWorkers(Protocol):
     start_method: str
 
     @property
+    def captured(self) -> Mapping[str, Traffic]:
+        """How the variables of the kernel are sent."""
+
+    @property
     def running(self) -> int:
         """How many have been started and not been heard of since."""
 
@@ -66,6 +71,10 @@ class MapWorkers(Protocol):
     """Workers of one map."""
 
     start_method: str
+
+    @property
+    def captured(self) -> Mapping[str, Traffic]:
+        """How the variables of the kernel are sent."""
 
     @property
     def running(self) -> int:

@@ -10,12 +10,11 @@ import signal
 import threading
 from typing import Any
 
-from ndshare import _wire, mainspace, transport
+from ndshare import _wire, captured, mainspace, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._runner import Job, KernelMemory, run_in_worker
 from ndshare.pool import Pool
 from ndshare.tasks import Task
-
 
 #: Which global data kernels used last time, so that they are pickled once.
 _globals_of: KernelMemory[frozenset[str]] = KernelMemory(frozenset())
@@ -75,9 +74,7 @@ class PoolWorkers(Task):
         self._first: tuple[transport.Parcel, frozenset[str]] | None = None
         self._tasks: set[_RunnerTask] = set()
         self._by_value: set[str] = set()
-        self.nbytes_copied = 0
-        self.nbytes_lent = 0
-        self.nbytes_pickled = 0
+        self.captured = captured.account(job.kernel, job.functor)
 
     def pack(self) -> None:
         """Pack the job now, to see whether it can be sent.
@@ -100,9 +97,6 @@ class PoolWorkers(Task):
         _globals_of.put(self.job.kernel, frozenset(data))
         parcel = draft.settle(broadcast=True)
         self._parcels.append(parcel)
-        self.nbytes_copied += parcel.nbytes_copied
-        self.nbytes_lent += parcel.nbytes_lent
-        self.nbytes_pickled += len(parcel.data)
         return parcel, frozenset(data)
 
     def start(self, count: int, ranges: Ranges = ()) -> None:  # type: ignore[override]  # MapWorkers', not Task's

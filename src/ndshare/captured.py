@@ -11,9 +11,13 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ndshare import functions, pickling
+
+_CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
 
 
 def variables(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
@@ -48,6 +52,30 @@ def variables(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
 def _attributes(obj: object, name: str) -> Iterator[tuple[str, Any]]:
     for attribute, value in getattr(obj, "__dict__", {}).items():
         yield f"{name}.{attribute}", value
+
+
+class Traffic(NamedTuple):
+    """What became of the bytes of a variable: by reference, copied once for all workers, or pickled."""
+
+    shared: int
+    copied: int
+    pickled: int
+
+
+def account(kernel: Callable[..., object], functor: object) -> dict[str, Traffic]:
+    """Return how each variable of a kernel, and the collection, travels. Those that cannot are left out."""
+    found = {}
+    for name, value in (*variables(kernel), ("the collection", functor)):
+        if isinstance(value, _CODE):
+            continue
+        try:
+            recording = pickling.record(value)
+        except Exception:
+            continue
+        shared = sum(note.nbytes for note in recording.notes if isinstance(note, pickling.Placed))
+        copied = sum(note.nbytes for note in recording.notes if isinstance(note, np.ndarray))
+        found[name] = Traffic(shared, copied, sum(map(len, recording.parts)))
+    return found
 
 
 def unsendable(kernel: Callable[..., object], functor: object, error: Exception) -> str:

@@ -139,7 +139,9 @@ class MapContext(abc.ABC):
         if per_block is not None:
             check_count("per_block", per_block, 1)
             if not given:
-                raise ValueError("alloc: with per_block the first number of shape is the number of items; it is ()")
+                raise ValueError(
+                    "alloc: with per_block the first number of shape is the number of items; it is ()"
+                )
             given = (-(-given[0] // per_block), *given[1:])
         array = self._alloc(given, kind, layout)
         if fill is not None:
@@ -251,6 +253,7 @@ class MapContext(abc.ABC):
             workers.start_method,
             reason,
             context.num_workers,
+            dict(workers.captured),
         )
         if drive.errors and on_error == "raise":
             index, error = drive.errors[0]
@@ -457,9 +460,7 @@ def map_index(numbers: Any) -> Iterable[int]:
         yield operator.index(number)
 
 
-def _sized(
-    kernel: Kernel, functor: functors.Functor, shares: int
-) -> tuple[Kernel, functors.Functor, int]:
+def _sized(kernel: Kernel, functor: functors.Functor, shares: int) -> tuple[Kernel, functors.Functor, int]:
     """Return kernel, functor and number of items; a share is an item where the length is not known."""
     try:
         return kernel, functor, len(functor)  # type: ignore[arg-type]

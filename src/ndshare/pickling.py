@@ -28,6 +28,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import importlib
+import math
 import pickle
 import sys
 import types
@@ -70,6 +71,11 @@ class Placed(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     writeable: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its items."""
+        return math.prod(self.shape, start=self.itemsize)
 
 
 class Recording:

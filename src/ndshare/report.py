@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ndshare._runner import WorkerReport
+from ndshare.captured import Traffic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,9 @@ class MapReport:
         Why so, if not as usual.
     num_workers : int
         Workers of the context.
-    nbytes : dict
-        Bytes shared, copied and pickled for the workers.
+    captured : dict of Traffic
+        For each variable that the kernel uses: bytes that went by reference, were copied once for all workers,
+        and were pickled. Empty where nothing has to be sent.
     """
 
     items: int
@@ -48,7 +50,7 @@ class MapReport:
     start_method: str
     reason: str = ""
     num_workers: int = 1
-    nbytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    captured: dict[str, Traffic] = dataclasses.field(default_factory=dict)
 
     @property
     def busy(self) -> float:

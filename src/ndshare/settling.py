@@ -79,7 +79,7 @@ class Settling:
         self.pieces[number] = (
             segment, block.offset + note.offset, note.dtype, note.shape, note.strides, flags
         )  # fmt: skip
-        self.nbytes_lent += _nbytes(note)
+        self.nbytes_lent += note.nbytes
 
     def _settle_returned(self, groups: list[list[tuple[int, Placed]]]) -> None:
         """Lend the blocks nobody can reach any more, as far as the result fills them; copy the rest."""
@@ -165,21 +165,14 @@ class Settling:
             )
 
 
-def _nbytes(note: Placed) -> int:
-    count = note.itemsize
-    for n in note.shape:
-        count *= n
-    return count
-
-
 def _covered(group: list[tuple[int, Placed]]) -> int:
     """Return how many bytes of their block some arrays fill; where they overlap, once."""
     if len(group) == 1:
-        return _nbytes(group[0][1])
+        return group[0][1].nbytes
     extents = []
     for _, note in group:
         extents.append(
-            (note.offset, note.offset + span(note.shape, note.strides, note.itemsize), _nbytes(note))
+            (note.offset, note.offset + span(note.shape, note.strides, note.itemsize), note.nbytes)
         )
     extents.sort()
     covered = 0

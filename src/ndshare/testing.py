@@ -390,7 +390,10 @@ class ContextConformance:
                     raise ValueError
 
             context.map(
-                kernel, range(n), on_error="collect", progress=lambda done, total, heard=heard: heard.append((done, total))
+                kernel,
+                range(n),
+                on_error="collect",
+                progress=lambda done, total, heard=heard: heard.append((done, total)),
             )
             assert heard == sorted(set(heard))
             assert heard[-1] == (n, n)
@@ -419,7 +422,7 @@ class ContextConformance:
         context = self.make_context()
         report = context.map(lambda *_: time.sleep(0.002), range(20))
         assert sum(worker.items for worker in report.workers) == 20
-        assert 0.03 < report.busy
+        assert report.busy > 0.03
         assert 1 <= len(report.workers) <= context.num_workers
         assert "20 items" in repr(report)
 
