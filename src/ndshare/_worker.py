@@ -135,11 +135,12 @@ class _Worker:
         while True:
             try:
                 received = _wire.recv_message(self.socket_fd, self.buffer, 0)
-                self.waited_us = (time.perf_counter() - began) * 1e6
-                return received
             except OSError as error:
                 if error.errno != errno.EMFILE:  # the message waits in the socket until there is room
                     return None
+            else:
+                self.waited_us = (time.perf_counter() - began) * 1e6
+                return received
             segments.trim()
             time.sleep(0.01)
 
