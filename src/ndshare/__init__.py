@@ -43,7 +43,7 @@ if _typing.TYPE_CHECKING:
         ThreadContext,
         alloc,
         get_default_context,
-        map,
+        map,  # noqa: A004 - the field's word
         set_default_context,
     )
     from ndshare.crew import shutdown

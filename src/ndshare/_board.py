@@ -63,7 +63,7 @@ class Board:
     __slots__ = ("items", "memory", "num_workers")
 
     def __init__(self, memory: npt.NDArray[np.uint8], num_workers: int, items: int) -> None:
-        self.memory = memory
+        self.memory: Any = memory
         self.num_workers = num_workers
         self.items = items
 
@@ -82,7 +82,8 @@ class Board:
     @property
     def mask(self) -> npt.NDArray[np.uint8]:
         """One byte per item: `UNDONE`, `DONE` or `FAILED`."""
-        return self.memory[self.mask_at :]
+        mask: npt.NDArray[np.uint8] = self.memory[self.mask_at :]
+        return mask
 
     @property
     def taken(self) -> int:
@@ -97,14 +98,14 @@ class Board:
         """Begin no new share."""
         _wire.store_u64(self.memory, _STOP_AT, 1)
 
-    @property
-    def stopped(self) -> bool:
+    def is_stopped(self) -> bool:
         """Whether no new share is to be begun."""
         return bool(_wire.load_u64(self.memory, _STOP_AT))
 
     def finished(self) -> int:
         """How many items are done or have failed."""
-        return sum(_wire.load_u64(self.memory, self.slot(w) + _COUNT_AT) for w in range(self.num_workers))
+        cells = [self.slot(worker_id) + _COUNT_AT for worker_id in range(self.num_workers)]
+        return sum([_wire.load_u64(self.memory, cell) for cell in cells])
 
     # ------------------------------------------------------------------ one worker
 

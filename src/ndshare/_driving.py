@@ -94,7 +94,7 @@ class Drive:
                 while self._workers.running:
                     self._turn(None)
                 rest = self._board.undone(0, self._board.items)
-                if not rest or self._board.stopped:
+                if not rest or self._board.is_stopped():
                     break
                 self._again(rest)  # taken off the board by workers that died before they had noted it
             self.tell()
@@ -161,20 +161,20 @@ class Drive:
         if index is not None and board.mask[index] == UNDONE:
             self._tries[index] += 1
             if self._tries[index] > self._retries:
-                error = lost.error
-                if killed:
-                    error = TimeoutError(
-                        f"item {index} took longer than {self._timeout:g} s; its worker was killed. What the item "
-                        "has written so far is in the arrays"
-                    )
-                self.errors.append((index, error))
+                self.errors.append((index, self._too_late(index) if killed else lost.error))
                 board.fail(worker_id, index)
                 if job.on_error == "raise":
                     board.stop()
         board.leave(worker_id)
         left = board.undone(*share)
-        if not board.stopped and (left or board.taken < board.items):
+        if not board.is_stopped() and (left or board.taken < board.items):
             self._again(left)
+
+    def _too_late(self, index: int) -> TimeoutError:
+        return TimeoutError(
+            f"item {index} took longer than {self._timeout:g} s; its worker was killed. What the item has "
+            "written so far is in the arrays"
+        )
 
     def _again(self, ranges: Ranges) -> None:
         self._workers.start(1, ranges)

@@ -51,35 +51,6 @@ class MapWorkers(Protocol):
     def running(self) -> int:
         """How many have been started and not been heard of since."""
 
-    def start(self, ranges: Ranges = ()) -> None:
-        """Start one more; it runs these items first."""
-
-    def wait(self, seconds: float | None) -> list[Outcome]:
-        """Wait until one has ended, or so long."""
-
-    def kill(self, pid: int) -> None:
-        """Kill a process."""
-
-    def close(self) -> None:
-        """End those that still run, whatever it takes, and let everything go."""
-
-
-Outcome = WorkerReport | Lost
-
-
-class MapWorkers(Protocol):
-    """Workers of one map."""
-
-    start_method: str
-
-    @property
-    def captured(self) -> Mapping[str, Traffic]:
-        """How the variables of the kernel are sent."""
-
-    @property
-    def running(self) -> int:
-        """How many have been started and not been heard of since."""
-
     def start(self, count: int, ranges: Ranges = ()) -> None:
         """Start so many more; they run these items first."""
 

@@ -202,7 +202,7 @@ class _Runner:
     def _take(self) -> tuple[int, int] | None:
         board = self.board
         left = board.items - board.taken
-        if left <= 0 or board.stopped:
+        if left <= 0 or board.is_stopped():
             return None
         count = self.job.share_items or self._fitting(left)
         block = self.job.block
@@ -224,7 +224,7 @@ class _Runner:
 
     def _share(self, start: int, end: int) -> None:
         board, report = self.board, self.report
-        if board.stopped:
+        if board.is_stopped():
             return
         board.begin(report.worker_id, start, end)
         began = time.monotonic_ns()
@@ -232,7 +232,7 @@ class _Runner:
         first = start
         while first < end:
             first = self._stretch(first, end)
-            if board.stopped and first < end:
+            if board.is_stopped() and first < end:
                 break
         ended = time.monotonic_ns()
         report.shares += 1

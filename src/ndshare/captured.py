@@ -93,8 +93,8 @@ def unsendable(kernel: Callable[..., object], functor: object, error: Exception)
     for name, value in variables(kernel):
         if (why := _why_not(value)) is not None:
             return (
-                f"the variable {name!r} ({type(value).__module__}.{type(value).__qualname__}) that the kernel "
-                f"uses cannot be sent to a worker: {why}"
+                f"the variable {name!r} ({type(value).__module__}.{type(value).__qualname__}) that the "
+                f"kernel uses cannot be sent to a worker: {why}"
             )
     if (why := _why_not(functor)) is not None:
         return f"the mapped collection cannot be sent to a worker: {why}"

@@ -65,7 +65,7 @@ class MapContext(abc.ABC):
         return f"{type(self).__name__}(num_workers={self.num_workers})"
 
     @abc.abstractmethod
-    def _workers(self, job: Job, tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+    def _workers(self, job: Job, tell: Callable[[], None], /) -> tuple[MapWorkers, str]:
         """Make the workers of one map, and say why they are what they are if that is not as usual.
 
         Parameters
@@ -86,7 +86,7 @@ class MapContext(abc.ABC):
     def alloc(
         self,
         shape: Shape | None = None,
-        dtype: npt.DTypeLike = None,
+        dtype: npt.DTypeLike | None = None,
         *,
         order: Literal["C", "F"] | None = None,
         fill: object = None,
@@ -112,8 +112,9 @@ class MapContext(abc.ABC):
             Make one such array for each worker: along the first axis of the result for order "C", along the
             last for "F". The kernel writes to that of its `worker_id`.
         per_block : int, optional
-            The first number of `shape` is the number of items, and the result has one row for each block of so
-            many of them: the kernel writes to row ``index // per_block``. A block is never split between workers.
+            The first number of `shape` is the number of items, and the result has one row for each block of
+            so many of them: the kernel writes to row ``index // per_block``. A block is never split between
+            workers.
 
         Returns
         -------
@@ -288,7 +289,7 @@ class ThreadContext(MapContext):
     def __init__(self, num_workers: int | None = None) -> None:
         super().__init__(cpus.default_workers() if num_workers is None else num_workers)
 
-    def _workers(self, job: Job, tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+    def _workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
         return Threads(job), ""
 
 
@@ -333,7 +334,7 @@ class ProcessContext(MapContext):
         memory = arrays.zeros(Board.nbytes(self.num_workers, items), np.uint8)
         return Board(memory, self.num_workers, items)
 
-    def _workers(self, job: Job, tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+    def _workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
         if self.start == "fork":
             return self._forked(job), ""
         workers = PoolWorkers(job, self._pool()._pool)
@@ -345,8 +346,8 @@ class ProcessContext(MapContext):
             reason = captured.unsendable(job.kernel, job.functor, error)
             if not may_fork():
                 raise TypeError(
-                    f"{reason}; workers cannot be forked for this map either, because other threads run in this "
-                    "process. Open it inside the kernel, pass what is needed of it, or ask for "
+                    f"{reason}; workers cannot be forked for this map either, because other threads run in "
+                    "this process. Open it inside the kernel, pass what is needed of it, or ask for "
                     'ProcessContext(start="fork") if these threads hold no locks'
                 ) from error
             return self._forked(job), reason
@@ -381,9 +382,7 @@ def get_default_context() -> MapContext:
     return _default
 
 
-def set_default_context(
-    context: MapContext | Literal["serial", "threads", "processes"], *args: Any, **options: Any
-) -> None:
+def set_default_context(context: MapContext | str, *args: Any, **options: Any) -> None:
     """Choose the context that `ndshare.map` and `ndshare.alloc` use.
 
     Parameters
@@ -399,18 +398,17 @@ def set_default_context(
         If it is neither.
     """
     global _default
-    if isinstance(context, MapContext):
-        if args or options:
-            raise TypeError("set_default_context: options go with the name of a context, not with a context")
-        _default = context
-    elif isinstance(context, str):
-        if context not in _KINDS:
-            raise ValueError(f"set_default_context: {context!r} is none of {', '.join(map(repr, _KINDS))}")
+    if isinstance(context, str) and context in _KINDS:
         _default = _KINDS[context](*args, **options)
-    else:
-        raise TypeError(
-            f"set_default_context takes a context or one of {', '.join(map(repr, _KINDS))}, got {context!r}"
-        )
+        return
+    names = ", ".join(repr(name) for name in _KINDS)
+    if isinstance(context, str):
+        raise ValueError(f"set_default_context: {context!r} is none of {names}")  # noqa: TRY004 - its type is right
+    if not isinstance(context, MapContext):
+        raise TypeError(f"set_default_context takes a context or one of {names}, got {context!r}")
+    if args or options:
+        raise TypeError("set_default_context: options go with the name of a context, not with a context")
+    _default = context
 
 
 def _of_default(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -435,7 +433,7 @@ map = _of_default(MapContext.map)  # noqa: A001 - the field's word for it
 
 
 def _resolve(
-    shape: Shape | None, dtype: npt.DTypeLike, order: str | None, like: Any
+    shape: Shape | None, dtype: npt.DTypeLike | None, order: str | None, like: Any
 ) -> tuple[tuple[int, ...], np.dtype[Any], str]:
     if shape is None:
         if like is None:
@@ -444,7 +442,7 @@ def _resolve(
     try:
         dimensions: tuple[int, ...] = (operator.index(cast("int", shape)),)
     except TypeError:
-        dimensions = tuple(map_index(shape))
+        dimensions = tuple(operator.index(number) for number in cast("Iterable[Any]", shape))
     if dtype is None:
         dtype = like.dtype if like is not None else np.float64
     if order is None:
@@ -452,12 +450,6 @@ def _resolve(
     if order not in ("C", "F"):
         raise ValueError(f"alloc: order is {order!r}; allowed are 'C' and 'F'")
     return dimensions, np.dtype(dtype), order
-
-
-def map_index(numbers: Any) -> Iterable[int]:
-    """Yield integers, as NumPy takes them."""
-    for number in numbers:
-        yield operator.index(number)
 
 
 def _sized(kernel: Kernel, functor: functors.Functor, shares: int) -> tuple[Kernel, functors.Functor, int]:

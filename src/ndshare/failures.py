@@ -9,7 +9,7 @@ from ndshare.errors import RemoteError
 
 
 def portable(error: BaseException) -> tuple[BaseException, str]:
-    """Return an exception that survives pickling, and its traceback as text. Clears the frames of the error."""
+    """Return an exception that survives pickling, and its traceback as text; clears its frames."""
     parcel = pack_failure(error)
     try:
         failure: tuple[BaseException, str] = transport.unpack(parcel.data, parcel.descriptors())

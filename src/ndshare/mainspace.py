@@ -227,7 +227,7 @@ def current(names: Iterable[str]) -> dict[str, object]:
 
 
 def _current_namespace() -> dict[str, Any]:
-    """The globals of ``__main__``; if they are not those of the last call, what is known of them is forgotten."""
+    """The globals of ``__main__``; if they are others than last time, definitions are forgotten."""
     namespace = main_namespace()
     if _definitions_of != [id(namespace)]:
         _definitions.clear()

@@ -37,8 +37,8 @@ class MapReport:
     num_workers : int
         Workers of the context.
     captured : dict of Traffic
-        For each variable that the kernel uses: bytes that went by reference, were copied once for all workers,
-        and were pickled. Empty where nothing has to be sent.
+        For each variable that the kernel uses: bytes that went by reference, were copied once for all
+        workers, and were pickled. Empty where nothing has to be sent.
     """
 
     items: int
