@@ -49,16 +49,27 @@ if _typing.TYPE_CHECKING:
     from ndshare.crew import shutdown
     from ndshare.executor import ProcessPoolExecutor
     from ndshare.report import MapReport
+    from ndshare.functors import (
+        DataArrayFunctor,
+        ExtraDataFunctor,
+        Functor,
+        NdarrayFunctor,
+        SequenceFunctor,
+    )
     from ndshare.sharing import share
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CapacityError",
+    "DataArrayFunctor",
+    "ExtraDataFunctor",
+    "Functor",
     "InheritedError",
     "InitializerError",
     "MapContext",
     "MapReport",
+    "NdarrayFunctor",
     "NdshareError",
     "NdshareWarning",
     "ProcessContext",
@@ -67,6 +78,7 @@ __all__ = [
     "RepeatedCopyWarning",
     "SegmentError",
     "SegmentGoneError",
+    "SequenceFunctor",
     "SerialContext",
     "Stats",
     "ThreadContext",
@@ -98,11 +110,16 @@ __all__ = [
 # Loaded when first asked for: workers, pickling and the standard library's executors take longer to import
 # than everything else here.
 _LATER = {
+    "DataArrayFunctor": "ndshare.functors",
+    "ExtraDataFunctor": "ndshare.functors",
+    "Functor": "ndshare.functors",
     "InitializerError": "ndshare._pool_errors",
     "MapContext": "ndshare.contexts",
     "MapReport": "ndshare.report",
+    "NdarrayFunctor": "ndshare.functors",
     "ProcessContext": "ndshare.contexts",
     "ProcessPoolExecutor": "ndshare.executor",
+    "SequenceFunctor": "ndshare.functors",
     "SerialContext": "ndshare.contexts",
     "ThreadContext": "ndshare.contexts",
     "WorkerDiedError": "ndshare._pool_errors",
