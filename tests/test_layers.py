@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench", "testing"}),
     frozenset({"__init__"}),
-    frozenset({"contexts"}),
+    frozenset({"contexts", "default_context"}),
     frozenset({"executor"}),
     frozenset(
         {
@@ -28,6 +28,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_runner",
             "captured",
             "functors",
+            "mapping",
+            "rows",
             "progress",
             "report",
         }

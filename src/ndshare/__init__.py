@@ -36,19 +36,15 @@ from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
 
 if _typing.TYPE_CHECKING:
     from ndshare._pool_errors import InitializerError, WorkerDiedError
-    from ndshare.contexts import (
-        MapContext,
-        ProcessContext,
-        SerialContext,
-        ThreadContext,
+    from ndshare.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
+    from ndshare.crew import shutdown
+    from ndshare.default_context import (
         alloc,
         get_default_context,
-        map,  # noqa: A004 - the field's word
+        map,  # noqa: A004 - the word of the field
         set_default_context,
     )
-    from ndshare.crew import shutdown
     from ndshare.executor import ProcessPoolExecutor
-    from ndshare.report import MapReport
     from ndshare.functors import (
         DataArrayFunctor,
         ExtraDataFunctor,
@@ -56,6 +52,7 @@ if _typing.TYPE_CHECKING:
         NdarrayFunctor,
         SequenceFunctor,
     )
+    from ndshare.report import MapReport
     from ndshare.sharing import share
 
 __version__ = "0.1.0"
@@ -123,10 +120,10 @@ _LATER = {
     "SerialContext": "ndshare.contexts",
     "ThreadContext": "ndshare.contexts",
     "WorkerDiedError": "ndshare._pool_errors",
-    "alloc": "ndshare.contexts",
-    "get_default_context": "ndshare.contexts",
-    "map": "ndshare.contexts",
-    "set_default_context": "ndshare.contexts",
+    "alloc": "ndshare.default_context",
+    "get_default_context": "ndshare.default_context",
+    "map": "ndshare.default_context",
+    "set_default_context": "ndshare.default_context",
     "share": "ndshare.sharing",
     "shutdown": "ndshare.crew",
 }

@@ -101,6 +101,19 @@ class WorkerReport:
     errors: list[tuple[int, BaseException, str]] = dataclasses.field(default_factory=list)
     timeline: list[tuple[int, int, float, float]] = dataclasses.field(default_factory=list)
 
+    def plus(self, other: WorkerReport) -> WorkerReport:
+        """Return what both did together."""
+        return WorkerReport(
+            self.worker_id,
+            self.pid,
+            self.items + other.items,
+            self.shares + other.shares,
+            self.busy + other.busy,
+            max(self.peak_bytes, other.peak_bytes),
+            self.errors + other.errors,
+            self.timeline + other.timeline,
+        )
+
 
 class KernelMemory(Generic[_T]):
     """What was found out about kernels, by their code, for as long as that lives.

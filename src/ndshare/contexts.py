@@ -15,22 +15,18 @@ Guarantees
 from __future__ import annotations
 
 import abc
-import inspect
-import math
 import operator
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ndshare import _runner, arrays, captured, cpus, functors
+from ndshare import arrays, captured, cpus, functors, mapping
 from ndshare._arguments import check_callable, check_count, check_seconds
-from ndshare._board import DONE, Board
-from ndshare._driving import Drive, Progress
+from ndshare._board import Board
+from ndshare._driving import Progress
 from ndshare._forked_workers import Forked, may_fork
 from ndshare._local_workers import Caller, Threads
 from ndshare._map_workers import MapWorkers
@@ -40,6 +36,7 @@ from ndshare._settings import Environment
 from ndshare.errors import CapacityError
 from ndshare.executor import ProcessPoolExecutor
 from ndshare.report import MapReport
+from ndshare.rows import rows
 
 Kernel = Callable[..., object]
 Shape = int | Iterable[int]
@@ -65,7 +62,7 @@ class MapContext(abc.ABC):
         return f"{type(self).__name__}(num_workers={self.num_workers})"
 
     @abc.abstractmethod
-    def _workers(self, job: Job, tell: Callable[[], None], /) -> tuple[MapWorkers, str]:
+    def make_workers(self, job: Job, tell: Callable[[], None], /) -> tuple[MapWorkers, str]:
         """Make the workers of one map, and say why they are what they are if that is not as usual.
 
         Parameters
@@ -76,7 +73,7 @@ class MapContext(abc.ABC):
             To be called now and then by workers that keep the calling thread.
         """
 
-    def _board(self, items: int) -> Board:
+    def make_board(self, items: int) -> Board:
         """Make the board of a map."""
         memory = np.zeros(Board.nbytes(self.num_workers, items), np.uint8)
         return Board(memory, self.num_workers, items)
@@ -148,7 +145,7 @@ class MapContext(abc.ABC):
         if fill is not None:
             array[...] = fill
         if per_worker or per_block is not None:
-            _rows.note(array, layout, per_block)
+            rows.note(array, layout, per_block)
         return array
 
     def _alloc(self, shape: tuple[int, ...], dtype: np.dtype[Any], order: str) -> npt.NDArray[Any]:
@@ -204,7 +201,6 @@ class MapContext(abc.ABC):
         TypeError
             If the kernel uses something that cannot be sent to workers.
         """
-        began = time.perf_counter()
         check_callable("kernel", kernel)
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', got {on_error!r}")
@@ -218,49 +214,8 @@ class MapContext(abc.ABC):
         check_count("retries", retries, 0)
         if shares is not None:
             check_count("shares", shares, 1)
-        source = functors.find(functor)
-        kernel_of_item, source, items = _sized(kernel, source, shares or self.num_workers)
-        board = self._board(items)
-        job = Job(
-            kernel_of_item,
-            source,
-            board,
-            on_error=on_error,
-            share_items=-(-items // shares) if shares and items else 0,
-            block=_rows.block(),
-            timed=timeout is not None,
-            trace=trace,
-        )
-        context: MapContext = SerialContext() if _runner.inside_kernel() else self
-        drive: Drive | None = None
-        workers, reason = context._workers(job, lambda: drive.tell() if drive is not None else None)
-        if context is not self:
-            reason = "inside a kernel of another map"
-        drive = Drive(
-            job,
-            workers,
-            timeout=timeout if context is self else None,
-            retries=retries,
-            progress=_progress(progress),
-        )
-        drive.run(min(items, context.num_workers))
-        report = MapReport(
-            items,
-            time.perf_counter() - began,
-            board.mask[:items] == DONE,
-            drive.errors,
-            sorted(drive.reports, key=lambda worker: worker.worker_id),
-            type(self).__name__,
-            workers.start_method,
-            reason,
-            context.num_workers,
-            dict(workers.captured),
-        )
-        if drive.errors and on_error == "raise":
-            index, error = drive.errors[0]
-            error.add_note(f"ndshare.map: item {index} of {items}")
-            raise error
-        return report
+        options = mapping.Options(on_error, timeout, retries, seed, shares, trace, _progress(progress))
+        return mapping.run(self, kernel, functors.find(functor), options)
 
     def reduce(self, array: npt.NDArray[Any], op: Callable[..., Any] = np.add) -> npt.NDArray[Any]:
         """Combine the rows of an array made with ``per_worker`` or ``per_block``."""
@@ -273,7 +228,8 @@ class SerialContext(MapContext):
     def __init__(self, *_ignored: object, **_options: object) -> None:
         super().__init__(1)
 
-    def _workers(self, job: Job, tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+    def make_workers(self, job: Job, tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+        """See `MapContext`."""
         return Caller(job, tell), ""
 
 
@@ -289,7 +245,8 @@ class ThreadContext(MapContext):
     def __init__(self, num_workers: int | None = None) -> None:
         super().__init__(cpus.default_workers() if num_workers is None else num_workers)
 
-    def _workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+    def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+        """See `MapContext`."""
         return Threads(job), ""
 
 
@@ -330,11 +287,13 @@ class ProcessContext(MapContext):
         self._executor: ProcessPoolExecutor | None = None
         self._lock = threading.Lock()
 
-    def _board(self, items: int) -> Board:
+    def make_board(self, items: int) -> Board:
+        """See `MapContext`."""
         memory = arrays.zeros(Board.nbytes(self.num_workers, items), np.uint8)
         return Board(memory, self.num_workers, items)
 
-    def _workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+    def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+        """See `MapContext`."""
         if self.start == "fork":
             return self._forked(job), ""
         workers = PoolWorkers(job, self._pool()._pool)
@@ -364,74 +323,6 @@ class ProcessContext(MapContext):
             return self._executor
 
 
-# ---------------------------------------------------------------------- the default
-
-_KINDS: dict[str, type[MapContext]] = {
-    "serial": SerialContext,
-    "threads": ThreadContext,
-    "processes": ProcessContext,
-}
-_default: MapContext | None = None
-
-
-def get_default_context() -> MapContext:
-    """Return the context that `ndshare.map` and `ndshare.alloc` use: processes, unless set otherwise."""
-    global _default
-    if _default is None:
-        _default = ProcessContext()
-    return _default
-
-
-def set_default_context(context: MapContext | str, *args: Any, **options: Any) -> None:
-    """Choose the context that `ndshare.map` and `ndshare.alloc` use.
-
-    Parameters
-    ----------
-    context : MapContext or {"serial", "threads", "processes"}
-        A context, or the name of a kind, which is then made with the other arguments.
-    *args, **options
-        For the context.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is neither.
-    """
-    global _default
-    if isinstance(context, str) and context in _KINDS:
-        _default = _KINDS[context](*args, **options)
-        return
-    names = ", ".join(repr(name) for name in _KINDS)
-    if isinstance(context, str):
-        raise ValueError(f"set_default_context: {context!r} is none of {names}")  # noqa: TRY004 - its type is right
-    if not isinstance(context, MapContext):
-        raise TypeError(f"set_default_context takes a context or one of {names}, got {context!r}")
-    if args or options:
-        raise TypeError("set_default_context: options go with the name of a context, not with a context")
-    _default = context
-
-
-def _of_default(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function of the default context's method."""
-
-    def function(*args: Any, **options: Any) -> Any:
-        return getattr(get_default_context(), method.__name__)(*args, **options)
-
-    function.__name__ = function.__qualname__ = method.__name__
-    function.__doc__ = method.__doc__
-    function.__module__ = "ndshare"
-    parameters = list(inspect.signature(method).parameters.values())[1:]
-    function.__signature__ = inspect.signature(method).replace(parameters=parameters)  # type: ignore[attr-defined]
-    return function
-
-
-alloc = _of_default(MapContext.alloc)
-map = _of_default(MapContext.map)  # noqa: A001 - the field's word for it
-
-
-# ---------------------------------------------------------------------- helpers
-
-
 def _resolve(
     shape: Shape | None, dtype: npt.DTypeLike | None, order: str | None, like: Any
 ) -> tuple[tuple[int, ...], np.dtype[Any], str]:
@@ -452,44 +343,12 @@ def _resolve(
     return dimensions, np.dtype(dtype), order
 
 
-def _sized(kernel: Kernel, functor: functors.Functor, shares: int) -> tuple[Kernel, functors.Functor, int]:
-    """Return kernel, functor and number of items; a share is an item where the length is not known."""
-    try:
-        return kernel, functor, len(functor)  # type: ignore[arg-type]
-    except TypeError:
-        parts = list(functor.split(shares))
-        return _runner.ShareKernel(kernel, functor), functors.SequenceFunctor(parts), len(parts)
-
-
 def _progress(progress: bool | Progress) -> Progress | None:
-    if progress is False or progress is None:
-        return None
     if progress is True:
         from ndshare.progress import Bar
 
         return Bar()
+    if not progress:
+        return None
     check_callable("progress", progress)
     return progress
-
-
-class _Rows:
-    """Arrays with rows per worker or per block that are alive."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Any], str, int | None]] = {}
-
-    def note(self, array: npt.NDArray[Any], order: str, per_block: int | None) -> None:
-        key = id(array)
-        reference = weakref.ref(array, lambda _: self._known.pop(key, None))
-        self._known[key] = reference, order, per_block
-
-    def of(self, array: npt.NDArray[Any]) -> tuple[str, int | None] | None:
-        known = self._known.get(id(array))
-        return known[1:] if known is not None and known[0]() is array else None
-
-    def block(self) -> int:
-        """Return how many items belong together, for all such arrays."""
-        return math.lcm(*(n for _, _, n in list(self._known.values()) if n))
-
-
-_rows = _Rows()

@@ -1,0 +1,197 @@
+"""One map from the functor to the report, in any context; and maps over iterators, batch by batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from ndshare import _runner
+from ndshare._board import DONE, Board
+from ndshare._driving import Drive, Progress
+from ndshare._local_workers import Caller
+from ndshare._map_workers import MapWorkers
+from ndshare._runner import Job, WorkerReport
+from ndshare.functors import Functor, IteratorFunctor, SequenceFunctor, count_items
+from ndshare.report import MapReport
+from ndshare.rows import rows
+
+Kernel = Callable[..., object]
+
+#: Batches of an iterator grow until one takes about so long ...
+_BATCH_S = 0.2
+#: ... by this factor at most, and to so many items.
+_BATCH_GROWTH = 4
+_BATCH_MOST = 100_000
+
+
+class Context(Protocol):
+    """What a map asks of its context."""
+
+    num_workers: int
+
+    def make_board(self, items: int) -> Board:
+        """See `ndshare.MapContext`."""
+
+    def make_workers(self, job: Job, tell: Callable[[], None], /) -> tuple[MapWorkers, str]:
+        """See `ndshare.MapContext`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """Options of a map, checked; `ndshare.MapContext.map` says what they mean."""
+
+    on_error: str
+    timeout: float | None
+    retries: int
+    seed: int | None
+    shares: int | None
+    trace: bool
+    progress: Progress | None
+
+
+def run(context: Context, kernel: Kernel, functor: Functor, options: Options) -> MapReport:
+    """Run a map; see `ndshare.MapContext.map`."""
+    if isinstance(functor, IteratorFunctor):
+        report = _run_batches(context, kernel, functor, options)
+    else:
+        report = _run_once(context, kernel, functor, options)
+    if report.errors and options.on_error == "raise":
+        index, error = report.errors[0]
+        error.add_note(f"ndshare.map: item {index} of {report.items}")
+        raise error
+    return report
+
+
+def _run_once(context: Context, kernel: Kernel, functor: Functor, options: Options) -> MapReport:
+    began = time.perf_counter()
+    shares = options.shares
+    kernel, functor, items = _sized(kernel, functor, shares or context.num_workers)
+    board = context.make_board(items)
+    job = Job(
+        kernel,
+        functor,
+        board,
+        on_error=options.on_error,
+        share_items=-(-items // shares) if shares and items else 0,
+        block=rows.block(),
+        timed=options.timeout is not None,
+        trace=options.trace,
+    )
+    drive: Drive | None = None
+
+    def tell() -> None:
+        if drive is not None:
+            drive.tell()
+
+    nested = _runner.inside_kernel()
+    workers: MapWorkers
+    if nested:
+        workers, reason = Caller(job, tell), "inside a kernel of another map"
+    else:
+        workers, reason = context.make_workers(job, tell)
+    drive = Drive(
+        job,
+        workers,
+        timeout=None if nested else options.timeout,
+        retries=options.retries,
+        progress=options.progress,
+    )
+    drive.run(min(items, 1 if nested else context.num_workers))
+    return MapReport(
+        items,
+        time.perf_counter() - began,
+        board.mask[:items] == DONE,
+        drive.errors,
+        sorted(drive.reports, key=lambda worker: worker.worker_id),
+        type(context).__name__,
+        workers.start_method,
+        reason,
+        context.num_workers,
+        dict(workers.captured),
+    )
+
+
+def _sized(kernel: Kernel, functor: Functor, shares: int) -> tuple[Kernel, Functor, int]:
+    """Return kernel, functor and number of items; a share is an item where the length is not known."""
+    items = count_items(functor)
+    if items is not None:
+        return kernel, functor, items
+    parts = list(functor.split(shares))
+    return _runner.ShareKernel(kernel, functor), SequenceFunctor(parts), len(parts)
+
+
+# ---------------------------------------------------------------------- iterators
+
+
+class _Batch(Functor):
+    """Some values of an iterator, with their indices in the whole."""
+
+    def __init__(self, values: list[Any], offset: int) -> None:
+        self._batch = values
+        self._offset = offset
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    def iterate(self, share: slice) -> Iterator[tuple[Any, ...]]:
+        """Yield entries."""
+        for number in range(share.start, share.stop):
+            yield self._offset + number, self._batch[number]
+
+
+def _run_batches(context: Context, kernel: Kernel, functor: IteratorFunctor, options: Options) -> MapReport:
+    began = time.perf_counter()
+    reports: list[MapReport] = []
+    size = 2 * context.num_workers
+    offset = 0
+
+    def progress(done: int, _total: int) -> None:
+        if options.progress is not None and done:
+            options.progress(offset + done, offset + done + 1)  # there may be more
+
+    while values := functor.take(size):
+        told = dataclasses.replace(options, progress=progress if options.progress is not None else None)
+        report = _run_once(context, kernel, _Batch(values, offset), told)
+        report = dataclasses.replace(
+            report, errors=[(offset + index, error) for index, error in report.errors]
+        )
+        reports.append(report)
+        offset += report.items
+        if report.errors and options.on_error == "raise":
+            break
+        size = _next_size(size, report)
+    if options.progress is not None and (
+        not reports or not reports[-1].errors or options.on_error == "collect"
+    ):
+        options.progress(offset, offset)
+    return _together(context, reports, time.perf_counter() - began)
+
+
+def _next_size(size: int, report: MapReport) -> int:
+    fitting = int(size * _BATCH_S / max(report.elapsed, 1e-6))
+    return max(1, min(fitting, size * _BATCH_GROWTH, _BATCH_MOST))
+
+
+def _together(context: Context, reports: list[MapReport], elapsed: float) -> MapReport:
+    workers: dict[tuple[int, int], WorkerReport] = {}
+    for report in reports:
+        for worker in report.workers:
+            key = worker.worker_id, worker.pid
+            workers[key] = workers[key].plus(worker) if key in workers else worker
+    last = reports[-1] if reports else None
+    return MapReport(
+        sum(report.items for report in reports),
+        elapsed,
+        np.concatenate([report.done for report in reports]) if reports else np.zeros(0, bool),
+        [pair for report in reports for pair in report.errors],
+        [workers[key] for key in sorted(workers)],
+        type(context).__name__,
+        last.start_method if last else "serial",
+        last.reason if last else "there was nothing to do",
+        context.num_workers,
+        last.captured if last else {},
+    )
