@@ -1,0 +1,368 @@
+"""What only maps in processes have to do: deaths, things that cannot be pickled, the state of the program."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ndshare
+
+_DEATHS = {
+    "os._exit": (lambda: os._exit(3), None, 3),
+    "SIGKILL": (lambda: os.kill(os.getpid(), signal.SIGKILL), signal.SIGKILL, None),
+    "SIGSEGV": (lambda: _crash(), signal.SIGSEGV, None),
+}
+
+
+def _crash() -> None:
+    faulthandler.disable()  # a forked child inherits it
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@pytest.mark.parametrize("start", ["pool", "fork"])
+@pytest.mark.parametrize("how", sorted(_DEATHS))
+def test_kernel_that_dies_at_item_37_costs_that_item(start: str, how: str) -> None:
+    """99 of 100 outputs are right; the error knows the index and the signal; the next map works."""
+    die, signal_number, exit_code = _DEATHS[how]
+    context = ndshare.ProcessContext(2, start=start)
+    out = context.alloc(100)
+
+    def kernel(_worker_id: int, index: int, value: int) -> None:
+        if index == 37:
+            die()
+        out[index] = value + 1
+
+    report = context.map(kernel, range(100), on_error="collect")
+    ((index, error),) = report.errors
+    assert index == 37
+    assert isinstance(error, ndshare.WorkerDiedError)
+    assert (error.signal_number, error.exit_code) == (signal_number, exit_code)
+    assert np.flatnonzero(out != np.arange(1, 101)).tolist() == [37]
+    assert np.flatnonzero(~report.done).tolist() == [37]
+    with pytest.raises(ndshare.WorkerDiedError) as caught:
+        context.map(kernel, range(100))
+    assert caught.value.__notes__ == ["ndshare.map: item 37 of 100"]
+    report = context.map(lambda _worker_id, index, _value: out.__setitem__(index, -1), range(100))
+    assert report.done.all()
+    assert (out == -1).all()
+
+
+@pytest.mark.parametrize("start", ["pool", "fork"])
+def test_items_of_dead_workers_are_tried_again(start: str, tmp_path: Path) -> None:
+    """With retries an item whose worker died runs once more; one that raises does not."""
+    context = ndshare.ProcessContext(2, start=start)
+    out = context.alloc(50, int)
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        out[index] += 1
+        if index == 20 and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == 30:
+            raise ValueError
+
+    report = context.map(kernel, range(50), retries=1, on_error="collect")
+    assert [(index, type(error)) for index, error in report.errors] == [(30, ValueError)]
+    assert out.tolist() == [2 if index == 20 else 1 for index in range(50)]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("start", ["pool", "fork"])
+def test_random_kills_lose_no_other_item(start: str, chaos_seed: int, chaos_rounds: int) -> None:
+    """Workers are killed at random moments: every item is done exactly once, or is an error."""
+    rng = random.Random(chaos_seed)
+    context = ndshare.ProcessContext(3, start=start)
+    out = context.alloc(400, int)
+    pids = context.alloc(3, int)
+    kills = 0
+
+    def kernel(worker_id: int, index: int, _value: int) -> None:
+        pids[worker_id] = os.getpid()
+        time.sleep(0.0005)
+        out[index] += 1
+
+    while kills < 13 * chaos_rounds:
+        out[:] = pids[:] = 0
+        over = threading.Event()
+
+        def killer() -> None:
+            nonlocal kills
+            while not over.wait(rng.random() * 0.03):
+                victim = int(pids[rng.randrange(3)])
+                if victim:
+                    pids[pids == victim] = 0
+                    try:
+                        os.kill(victim, signal.SIGKILL)
+                    except ProcessLookupError:
+                        continue
+                    kills += 1
+
+        thread = threading.Thread(target=killer)
+        thread.start()
+        try:
+            report = context.map(kernel, range(400), on_error="collect")
+        finally:
+            over.set()
+            thread.join()
+        failed = [index for index, error in report.errors if isinstance(error, ndshare.WorkerDiedError)]
+        assert len(failed) == len(report.errors)
+        assert np.flatnonzero(~report.done).tolist() == failed
+        others = np.delete(out, failed)
+        assert (others == 1).all(), np.unique(others, return_counts=True)
+
+
+def test_globals_are_what_they_are_when_map_is_called(run_script) -> None:
+    """Arrays, lists and numbers of the script, changed in place or bound anew between two maps."""
+    run_script("""
+import numpy as np, ndshare
+out = ndshare.alloc(4)
+table = np.arange(100_000.0)
+settings = {"scale": 1.0}
+offset = 0
+
+def helper(value):
+    return table[value] * settings["scale"] + offset
+
+def kernel(worker_id, index, value):
+    out[index] = helper(value)
+
+context = ndshare.ProcessContext(2)
+context.map(kernel, range(4))
+assert out.tolist() == [0, 1, 2, 3], out
+table[:4] = 10
+settings["scale"] = 2.0
+offset = 1
+context.map(kernel, range(4))
+assert out.tolist() == [21, 21, 21, 21], out
+table = np.zeros(4)
+context.map(kernel, range(4))
+assert out.tolist() == [1, 1, 1, 1], out
+with ndshare.ProcessPoolExecutor(2) as executor:  # nothing of it stays in the workers
+    assert executor.submit(helper, 3).result() == 1
+""")
+
+
+def test_memory_of_captured_arrays_is_free_after_the_map() -> None:
+    """Workers keep nothing of a map."""
+    context = ndshare.ProcessContext(2)
+    table = np.ones(3_000_000)
+    out = context.alloc(4)
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        out[index] = table.sum()
+
+    for _ in range(5):
+        context.map(kernel, range(4))
+    assert (out == 3e6).all()
+    assert ndshare.stats().lent_bytes < table.nbytes
+    report = context.map(kernel, range(4))
+    assert report.captured["table"] == (0, table.nbytes, pytest.approx(0, abs=1000))
+    assert report.captured["out"][:2] == (out.nbytes, 0)
+
+
+def test_what_cannot_be_pickled_is_inherited_by_fork() -> None:
+    """A lock, an open file, a generator's functor: forked workers have them; the report says why."""
+    lock = threading.Lock()
+    out = ndshare.alloc(10)
+
+    def kernel(_worker_id: int, index: int, value: int) -> None:
+        with lock:
+            out[index] = value
+
+    context = ndshare.ProcessContext(2)
+    report = context.map(kernel, range(10))
+    assert out.tolist() == list(range(10))
+    assert report.start_method == "fork"
+    assert "'lock'" in report.reason
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    try:
+        with pytest.raises(TypeError, match="'lock'.*threads"):
+            context.map(kernel, range(10))
+        out[:] = 0
+        ndshare.ProcessContext(2, start="fork").map(kernel, range(10))  # asked for
+    finally:
+        ended.set()
+        thread.join()
+    assert out.tolist() == list(range(10))
+
+
+def test_forked_workers_have_the_state_of_the_moment() -> None:
+    """Everything the caller has, unpickled; they draw different random numbers."""
+
+    class Counter:
+        value = 0
+
+        def __reduce__(self) -> str:
+            raise AssertionError("pickled")
+
+    counter = Counter()
+    out, drawn = ndshare.alloc(100), ndshare.alloc(2, per_worker=True)
+    context = ndshare.ProcessContext(2, start="fork")
+
+    def kernel(worker_id: int, index: int, _value: int) -> None:
+        out[index] = counter.value
+        drawn[worker_id] = np.random.random(), random.random()  # noqa: NPY002 - that stream is the point
+        time.sleep(0.001)
+
+    for value in (1, 2):
+        counter.value = value
+        report = context.map(kernel, range(100))
+        assert (out == value).all()
+    assert len(report.workers) == 2
+    assert len(np.unique(drawn)) == 4
+
+
+@pytest.mark.parametrize("kind", ["serial", "threads", "pool", "fork"])
+def test_iterators_of_unknown_length(kind: str) -> None:
+    """Read as far as needed, mapped in batches; indices go on; an error of the iterator is raised."""
+    contexts = {
+        "serial": ndshare.SerialContext,
+        "threads": lambda: ndshare.ThreadContext(2),
+        "pool": lambda: ndshare.ProcessContext(2),
+        "fork": lambda: ndshare.ProcessContext(2, start="fork"),
+    }
+    context = contexts[kind]()
+    out = context.alloc(1000, int)
+    heard: list[tuple[int, int]] = []
+
+    def kernel(_worker_id: int, index: int, value: int) -> None:
+        if value == 2 * 77:
+            raise ValueError
+        out[index] = value
+
+    report = context.map(
+        kernel,
+        (2 * k for k in range(1000)),
+        on_error="collect",
+        progress=lambda done, total: heard.append((done, total)),
+    )
+    assert [index for index, _ in report.errors] == [77]
+    assert np.flatnonzero(out != 2 * np.arange(1000)).tolist() == [77]
+    assert report.items == 1000
+    assert np.flatnonzero(~report.done).tolist() == [77]
+    assert heard[-1] == (1000, 1000)
+    assert [pair for pair in heard if pair[0] == pair[1]] == [(1000, 1000)]
+    assert context.map(kernel, iter(())).items == 0
+
+    def broken() -> object:
+        yield 1
+        raise OSError("end of tape")
+
+    with pytest.raises(OSError, match="end of tape"):
+        context.map(lambda *_: None, broken())
+
+
+def test_more_workers_than_processors() -> None:
+    """8 workers, sums per worker and in one CPU: exact."""
+    context = ndshare.ProcessContext(8)
+    counts = context.alloc(4, int, per_worker=True)
+
+    def kernel(worker_id: int, _index: int, value: int) -> None:
+        counts[worker_id, value % 4] += value
+
+    report = context.map(kernel, range(10_000), shares=500)
+    assert counts.sum(axis=0).tolist() == [sum(range(k, 10_000, 4)) for k in range(4)]
+    assert len(report.workers) == 8
+
+
+def test_one_cpu_affinity_gives_one_worker(run_script) -> None:
+    """At least one, and it works."""
+    run_script("""
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import ndshare
+out = ndshare.alloc(10)
+report = ndshare.map(lambda worker_id, index, value: out.__setitem__(index, value), range(10))
+assert out.tolist() == list(range(10))
+assert report.num_workers == ndshare.get_default_context().num_workers == 1
+""")
+
+
+def test_context_lives_on_after_shutdown() -> None:
+    """`ndshare.shutdown` ends the workers; the next map starts others."""
+    context = ndshare.ProcessContext(2)
+    out = context.alloc(10)
+
+    def kernel(_worker_id: int, index: int, value: int) -> None:
+        out[index] = value
+
+    context.map(kernel, range(10))
+    ndshare.shutdown()
+    out[:] = 0
+    context.map(kernel, range(10))
+    assert out.tolist() == list(range(10))
+
+
+def test_context_is_usable_in_a_forked_child() -> None:
+    """The child starts workers of its own."""
+    context = ndshare.ProcessContext(2)
+    out = context.alloc(10)
+
+    def kernel(_worker_id: int, index: int, value: int) -> None:
+        out[index] = value
+
+    context.map(kernel, range(10))
+    out[:] = 0
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            context.map(kernel, range(10))
+            ndshare.shutdown()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert out.tolist() == list(range(10))
+
+
+_INTERRUPTED = """
+import os, signal, threading, time, sys
+import numpy as np, ndshare
+kind = sys.argv[1]
+context = {"serial": ndshare.SerialContext, "threads": lambda: ndshare.ThreadContext(2),
+           "pool": lambda: ndshare.ProcessContext(2), "fork": lambda: ndshare.ProcessContext(2, start="fork")}[kind]()
+out = context.alloc(1000)
+def kernel(worker_id, index, value):
+    time.sleep(0.01)
+    out[index] = 1
+def strike():
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGINT)
+pid = os.fork()
+if pid == 0:
+    time.sleep(0.5)
+    os.kill(os.getppid(), signal.SIGINT)
+    os._exit(0)
+try:
+    context.map(kernel, range(1000))
+except KeyboardInterrupt:
+    began = time.monotonic()
+else:
+    raise AssertionError("not interrupted")
+done = out.sum()
+assert done < 900
+out[:] = 0
+report = context.map(lambda w, i, v: out.__setitem__(i, v), range(10))
+assert out[:10].tolist() == list(range(10)), out[:10]
+assert time.monotonic() - began < 2
+os.waitpid(pid, 0)
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("kind", ["serial", "threads", "pool", "fork"])
+def test_interrupt_ends_the_map_and_the_context_goes_on(kind: str, run_script) -> None:
+    """One KeyboardInterrupt, nothing printed, the next map works."""
+    done = run_script(_INTERRUPTED, kind)
+    assert (done.stdout, done.stderr) == ("ok\n", "")
