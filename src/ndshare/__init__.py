@@ -38,14 +38,25 @@ if _typing.TYPE_CHECKING:
     from ndshare._pool_errors import InitializerError, WorkerDiedError
     from ndshare.crew import shutdown
     from ndshare.executor import ProcessPoolExecutor
+    from ndshare.functors import (
+        DataArrayFunctor,
+        ExtraDataFunctor,
+        Functor,
+        NdarrayFunctor,
+        SequenceFunctor,
+    )
     from ndshare.sharing import share
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CapacityError",
+    "DataArrayFunctor",
+    "ExtraDataFunctor",
+    "Functor",
     "InheritedError",
     "InitializerError",
+    "NdarrayFunctor",
     "NdshareError",
     "NdshareWarning",
     "ProcessPoolExecutor",
@@ -53,6 +64,7 @@ __all__ = [
     "RepeatedCopyWarning",
     "SegmentError",
     "SegmentGoneError",
+    "SequenceFunctor",
     "Stats",
     "TransportError",
     "UnsendableGlobalError",
@@ -78,8 +90,13 @@ __all__ = [
 # Loaded when first asked for: workers, pickling and the standard library's executors take longer to import
 # than everything else here.
 _LATER = {
+    "DataArrayFunctor": "ndshare.functors",
+    "ExtraDataFunctor": "ndshare.functors",
+    "Functor": "ndshare.functors",
     "InitializerError": "ndshare._pool_errors",
+    "NdarrayFunctor": "ndshare.functors",
     "ProcessPoolExecutor": "ndshare.executor",
+    "SequenceFunctor": "ndshare.functors",
     "WorkerDiedError": "ndshare._pool_errors",
     "share": "ndshare.sharing",
     "shutdown": "ndshare.crew",

@@ -1,0 +1,158 @@
+"""Functor of h5py datasets, along their first axis.
+
+::
+
+    caller                                   worker
+    HDF5Functor(dataset) ── file name and ──► opens the file read-only when the first item
+                            dataset name      is read, once per process
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple, Self
+
+from ndshare.functors.base import is_instance
+from ndshare.functors.slabs import SlabFunctor, check_has_items
+
+__all__ = ["HDF5Functor"]
+
+# Others keep the content in memory, in several files, or far away.
+_REOPENABLE = ("sec2", "stdio", "direct")
+# From this version of the superblock on, a file says in itself that somebody writes it.
+_MARKS_WRITERS = 3
+
+
+class Place(NamedTuple):
+    """Where another process finds a dataset."""
+
+    filename: str  # absolute
+    name: str
+    locking: bool | None  # None: as HDF5 does by itself
+    swmr: bool
+
+
+class HDF5Functor(SlabFunctor):
+    """Functor of an `h5py.Dataset`: the kernel gets ``(worker_id, index, dataset[index])``.
+
+    Parameters
+    ----------
+    dataset : h5py.Dataset
+        Of at least one dimension, in an open file.
+
+    Raises
+    ------
+    ValueError
+        If the dataset has no dimensions or its file is closed.
+
+    Notes
+    -----
+    The caller's process, its threads and forked children read through `dataset` itself. Other processes open
+    the file by name, read-only; if the caller has it open for writing, it is flushed before. That is
+    refused, with a `TypeError`, for files in memory or of several parts, for datasets without
+    a name, and for files of the newest format (``libver="latest"``) that are open for writing, unless in
+    SWMR mode: HDF5 lets nobody else read those.
+
+    Reading is fastest when a chunk holds whole items.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        if not is_instance(dataset, "h5py", "Dataset"):
+            raise TypeError(f"HDF5Functor: needs an h5py.Dataset, got {type(dataset).__name__}")
+        if not dataset:
+            raise ValueError("HDF5Functor: the file of this dataset is closed; open it again")
+        self.count = check_has_items("HDF5Functor", dataset.shape, f"the dataset {dataset.name!r}")
+        self._dataset = dataset
+        # A relative name means this file only until the working directory changes.
+        self._filename = os.path.abspath(dataset.file.filename)
+        self._place: Place | None = None
+
+    @classmethod
+    def wrap(cls, value: Any) -> Self | None:
+        """Accept h5py datasets."""
+        return cls(value) if is_instance(value, "h5py", "Dataset") else None
+
+    def opened(self) -> Any:
+        """Return the dataset, opened in this process."""
+        if self._dataset is None:
+            assert self._place is not None
+            self._dataset = _open(self._place)
+        return self._dataset
+
+    def __getstate__(self) -> dict[str, Any]:
+        place = self._place
+        if place is None:
+            place = _place_of(self._dataset, self._filename)
+        return {"count": self.count, "_place": place, "_filename": self._filename, "_dataset": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _place_of(dataset: Any, filename: str) -> Place:
+    """Return where other processes find a dataset, and make sure that they find its present content."""
+    if not dataset:
+        raise TypeError(_refusal("a dataset", filename, "its file is closed", "keep it open"))
+    file = dataset.file
+    name = dataset.name
+    what = f"the dataset {name!r}"
+    if name is None:
+        raise TypeError(_refusal("a dataset", filename, "it has no name", "give it one"))
+    if file.driver not in _REOPENABLE:
+        reason = f"nobody else can open it (driver {file.driver!r})"
+        raise TypeError(_refusal(what, filename, reason, "write it to a file"))
+    if not _is_same_file(file, filename):
+        reason = "another file, or none, has that name now"
+        raise TypeError(_refusal(what, filename, reason, "open it by its full name"))
+    if file.mode == "r":
+        return Place(filename, name, None if _has_locks(file) else False, file.swmr_mode)
+    if not file.swmr_mode and file.id.get_create_plist().get_version()[0] >= _MARKS_WRITERS:
+        reason = "a file of this format (libver='latest') that is open for writing can be read by nobody else"
+        raise TypeError(_refusal(what, filename, reason, "open it with mode 'r', or set file.swmr_mode"))
+    file.flush()
+    return Place(filename, name, False, file.swmr_mode)  # the writer's lock would keep everybody out
+
+
+def _refusal(what: str, filename: str, reason: str, remedy: str) -> str:
+    return (
+        f"cannot send {what} of {filename!r} to another process: {reason}; {remedy}, or read it into an "
+        "array by dataset[:]"
+    )
+
+
+def _is_same_file(file: Any, filename: str) -> bool:
+    try:
+        there = os.stat(filename)
+    except OSError:
+        return False
+    here = os.fstat(file.id.get_vfd_handle())
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _has_locks(file: Any) -> bool:
+    access = file.id.get_access_plist()
+    return not hasattr(access, "get_file_locking") or bool(access.get_file_locking()[0])
+
+
+def _open(place: Place) -> Any:
+    import h5py
+
+    try:
+        file = _opened_file(h5py, place)
+        return file[place.name]
+    except (OSError, KeyError) as error:
+        raise OSError(
+            f"cannot open {place.filename!r} to read {place.name!r}: {error}; the file must stay where it "
+            "is, readable by every worker, and open for writing nowhere but in the caller"
+        ) from error
+
+
+def _opened_file(h5py: Any, place: Place) -> Any:
+    try:
+        return h5py.File(place.filename, "r", locking=place.locking, swmr=place.swmr)
+    except OSError as error:
+        if "locking flag values don't match" not in str(error):
+            raise
+    # The kernel has the file open in this process, with another locking than ours; HDF5 insists on one.
+    other = None if place.locking is False else False
+    return h5py.File(place.filename, "r", locking=other, swmr=place.swmr)

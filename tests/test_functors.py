@@ -1,0 +1,353 @@
+"""How the functor of an object is found, and what every functor promises."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ndshare
+from functor_tasks import entries
+from ndshare import functors
+from ndshare.functors import Functor, count_items, find, gen_split_slices, values_of
+
+
+@pytest.fixture(autouse=True)
+def registry() -> Iterator[list[type[Functor]]]:
+    """Restore the list of registered classes."""
+    known = Functor._functor_types
+    before = list(known)
+    yield known
+    known[:] = before
+
+
+class Numbers:
+    """A collection that no library knows."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+
+# ---- finding
+
+
+@pytest.mark.parametrize(
+    ("obj", "kind"),
+    [
+        ([1, 2], functors.SequenceFunctor),
+        ((), functors.SequenceFunctor),
+        ("abc", functors.SequenceFunctor),
+        (b"abc", functors.SequenceFunctor),
+        (range(5), functors.SequenceFunctor),
+        (deque([1]), functors.SequenceFunctor),
+        (np.zeros(3), functors.NdarrayFunctor),
+        (np.ma.zeros(3), functors.NdarrayFunctor),
+        ((x for x in "ab"), functors.IteratorFunctor),
+        (map(str, [1]), functors.IteratorFunctor),
+        (zip([1], [2], strict=True), functors.IteratorFunctor),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_find_known_object_gives_its_functor(obj, kind):
+    """Sequences, arrays and iterators are wrapped by themselves."""
+    assert type(find(obj)) is kind
+    assert type(Functor.try_wrap(obj)) is kind
+
+
+@pytest.mark.parametrize("obj", [5, None, {"a": 1}, {1, 2}, object(), list, {}.keys()], ids=repr)
+def test_find_unknown_object_is_refused_with_its_type(obj):
+    """What has no order or no items is refused, and the message says what to do."""
+    with pytest.raises(ValueError, match=re.escape(f"no default functor for {type(obj)}") + r".*pass list\("):
+        find(obj)
+
+
+def test_find_functor_comes_back_as_it_is():
+    """A functor is its own functor."""
+    functor = functors.SequenceFunctor([1])
+    assert find(functor) is functor
+    assert Functor.try_wrap(functor) is functor
+
+
+@pytest.mark.parametrize("hook", ["_ndshare_functor_", "_pasha_functor_"])
+def test_find_hook_comes_before_registered_classes(hook):
+    """What the object itself says comes first, by either name."""
+
+    class Backwards(list):
+        pass
+
+    setattr(Backwards, hook, lambda self: functors.SequenceFunctor(self[::-1]))
+    assert entries(find(Backwards([1, 2, 3]))) == [(0, 3), (1, 2), (2, 1)]
+
+
+def test_find_own_hook_comes_before_pashas():
+    """An object that serves both libraries gives ndshare's functor."""
+
+    class Both:
+        def _ndshare_functor_(self):
+            return functors.SequenceFunctor("n")
+
+        def _pasha_functor_(self):
+            return functors.SequenceFunctor("p")
+
+    assert entries(find(Both())) == [(0, "n")]
+
+
+def test_find_functor_comes_before_its_hook():
+    """An instance of Functor is not asked for another one."""
+
+    class Odd(functors.SequenceFunctor):
+        def _ndshare_functor_(self):
+            raise AssertionError
+
+    odd = Odd("ab")
+    assert find(odd) is odd
+
+
+def test_find_hook_returning_no_functor_is_refused():
+    """The message names the method and what it returned."""
+
+    class Wrong:
+        def _pasha_functor_(self):
+            return [1, 2]
+
+    with pytest.raises(TypeError, match=r"Wrong\._pasha_functor_\(\) returned \[1, 2\] \(list\)"):
+        find(Wrong())
+
+
+def test_find_class_with_hook_is_no_instance():
+    """The hook of a class is not called on the class itself."""
+
+    class Hooked:
+        def _pasha_functor_(self):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match="no default functor"):
+        find(Hooked)
+
+
+def test_find_foreign_functor_is_recognised_by_its_methods():
+    """Functors of pasha itself, or of a hook, need not derive from ndshare's class."""
+
+    class Foreign:
+        def split(self, num_workers):
+            return range(num_workers)
+
+        def iterate(self, share):
+            yield share, share
+
+    class Owner:
+        def _pasha_functor_(self):
+            return foreign
+
+    foreign = Foreign()
+    assert find(foreign) is foreign
+    assert find(Owner()) is foreign
+    assert count_items(foreign) is None
+    assert values_of(foreign) is None
+
+
+# ---- registration
+
+
+def test_subclass_registers_itself():
+    """Subclassing is registration."""
+
+    class NumbersFunctor(Functor):
+        def __init__(self, numbers):
+            self.numbers = numbers
+
+        @classmethod
+        def wrap(cls, value):
+            return cls(value) if isinstance(value, Numbers) else None
+
+        def split(self, num_workers):
+            return gen_split_slices(self.numbers.n, n_parts=num_workers)
+
+        def iterate(self, share):
+            yield from ((i, i, i) for i in range(share.start, share.stop))
+
+    functor = find(Numbers(3))
+    assert type(functor) is NumbersFunctor
+    assert [list(functor.iterate(share)) for share in functor.split(2)] == [
+        [(0, 0, 0)],
+        [(1, 1, 1), (2, 2, 2)],
+    ]
+    assert count_items(functor) is None
+
+
+def test_two_classes_for_one_object_are_ambiguous():
+    """Two matches are refused, both named."""
+
+    class MyStrings(functors.SequenceFunctor):
+        @classmethod
+        def wrap(cls, value):
+            return cls(value) if isinstance(value, str) else None
+
+    with pytest.raises(ValueError, match=r"default functor is ambiguous: SequenceFunctor and MyStrings"):
+        find("abc")
+    assert type(find(MyStrings("abc"))) is MyStrings
+    assert type(find([1])) is functors.SequenceFunctor
+
+
+def test_subclass_without_wrap_makes_nothing_ambiguous():
+    """An inherited wrap is asked once, for the class it belongs to."""
+
+    class Quiet(functors.SequenceFunctor):
+        pass
+
+    class Quieter(functors.NdarrayFunctor):
+        pass
+
+    assert type(find([1])) is functors.SequenceFunctor
+    assert type(find(np.zeros(2))) is functors.NdarrayFunctor
+
+
+def test_wrap_of_a_mixin_counts():
+    """A wrap that comes from a class that is no functor is the subclass's own."""
+
+    class Mixin:
+        @classmethod
+        def wrap(cls, value):
+            return cls("xy") if isinstance(value, Numbers) else None
+
+    class Mixed(Mixin, functors.SequenceFunctor):
+        pass
+
+    assert type(find(Numbers(1))) is Mixed
+
+
+def test_class_defined_again_replaces_the_first():
+    """Running a notebook cell twice leaves one class registered."""
+    source = (
+        "class CellFunctor(Functor):\n"
+        "    @classmethod\n"
+        "    def wrap(cls, value):\n"
+        "        return cls() if type(value).__name__ == 'Numbers' else None\n"
+    )
+    namespace: dict[str, Any] = {"Functor": Functor, "__name__": "a_notebook"}
+    exec(source, namespace)
+    exec(source, namespace)
+    assert type(find(Numbers(1))) is namespace["CellFunctor"]
+
+
+# ---- shares
+
+
+@pytest.mark.parametrize(("n", "k"), [(0, 1), (0, 3), (1, 1), (1, 4), (3, 7), (10, 3), (100, 8)])
+def test_split_shares_cover_everything_once(n, k):
+    """Share i of k starts at i*n//k; empty ones are allowed."""
+    functor = find(range(n))
+    shares = functor.split(k)
+    assert shares == [slice(i * n // k, (i + 1) * n // k) for i in range(k)]
+    assert [entry for share in shares for entry in functor.iterate(share)] == [(i, i) for i in range(n)]
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_split_among_nobody_is_refused(number):
+    """The number of workers is at least 1."""
+    with pytest.raises(ValueError, match=f"num_workers is {number}; it must be at least 1"):
+        find([1]).split(number)
+    with pytest.raises(TypeError, match="num_workers is 'two'"):
+        find([1]).split("two")
+
+
+def test_gen_split_slices_by_length_and_by_number():
+    """Parts are at most part_len long; part_len wins."""
+    assert gen_split_slices(10, part_len=4) == [slice(0, 3), slice(3, 6), slice(6, 10)]
+    assert gen_split_slices(10, part_len=4, n_parts=1) == gen_split_slices(10, part_len=4)
+    assert gen_split_slices(0, part_len=4) == []
+    assert gen_split_slices(np.int64(4), n_parts=np.int64(2)) == [slice(0, 2), slice(2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({}, "must specify either part_len or n_parts"),
+        ({"part_len": 0}, "part_len is 0; it must be at least 1"),
+        ({"n_parts": -2}, "n_parts is -2; it must be at least 1"),
+    ],
+)
+def test_gen_split_slices_bad_number_is_refused(arguments, text):
+    """Every number is checked."""
+    with pytest.raises(ValueError, match=text):
+        gen_split_slices(3, **arguments)
+    with pytest.raises(ValueError, match="total_len is -1"):
+        gen_split_slices(-1, n_parts=1)
+
+
+def test_functor_without_methods_says_what_is_missing():
+    """The base class divides what has a length and iterates over nothing."""
+
+    class Empty(Functor):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Empty must define split, or __len__"):
+        Empty().split(2)
+    with pytest.raises(NotImplementedError, match="Empty must define iterate"):
+        Empty().iterate(slice(0))
+    assert Functor.wrap(3) is None
+
+
+# ---- what a map may rely on
+
+
+def test_count_items_is_none_for_shares_of_their_own():
+    """A subclass that divides in its own way is not asked for other shares."""
+
+    class ByList(functors.SequenceFunctor):
+        def split(self, num_workers):
+            return [[0, 2], [1]]
+
+        def iterate(self, share):
+            return ((i, self.sequence[i]) for i in share)
+
+    class ByListCounted(ByList):
+        def __len__(self):
+            return 3
+
+    assert count_items(find([1, 2])) == 2
+    assert count_items(find(x for x in "a")) is None
+    assert count_items(ByList("abc")) is None
+    assert count_items(ByListCounted("abc")) == 3
+
+
+def test_values_are_hidden_by_a_way_of_ones_own():
+    """The fast path is closed as soon as a subclass iterates, divides or counts in its own way."""
+
+    class Triple(functors.SequenceFunctor):
+        def iterate(self, share):
+            yield from ((i, value, 3 * value) for i, value in super().iterate(share))
+
+    class Plain(functors.SequenceFunctor):
+        def __init__(self, sequence):  # as pasha's own subclasses do, without super().__init__
+            self.sequence = sequence
+            self.values = "something else"
+
+    assert values_of(Triple([1])) is None
+    assert not hasattr(Triple([1]), "values")
+    assert entries(Triple([5])) == [(0, 5, 15)]
+    plain = Plain([1, 2])
+    assert values_of(plain) == [1, 2]
+    assert plain.values == "something else"
+
+
+def test_top_level_names_are_those_of_the_package():
+    """Five names are at the top, all are in `ndshare.functors`."""
+    for name in ("Functor", "SequenceFunctor", "NdarrayFunctor", "DataArrayFunctor", "ExtraDataFunctor"):
+        assert getattr(ndshare, name) is getattr(functors, name)
+    assert functors.__all__ == sorted(set(functors.__all__))
+
+
+def test_import_and_search_import_no_library(run_script):
+    """Neither the package nor a search imports what the caller has not."""
+    script = (
+        "import sys\nfrom ndshare import functors\n"
+        "functors.find([1]); functors.find(iter([]))\n"
+        "try: functors.find(object())\nexcept ValueError: pass\n"
+        "print([m for m in ('pandas', 'xarray', 'h5py', 'zarr', 'extra_data') if m in sys.modules])\n"
+    )
+    assert run_script(script).stdout.strip() == "[]"
