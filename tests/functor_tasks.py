@@ -31,7 +31,7 @@ def write_everywhere(functor: Any) -> None:
 
 def all_shared(functor: Any) -> bool:
     """Tell whether the values of a functor are in shared memory."""
-    return all(ndshare.is_shared(value) for _, value in functor.iterate(slice(None)))
+    return all(ndshare.is_shared(np.asarray(value)) for _, value in functor.iterate(slice(None)))
 
 
 def travelled(obj: Any) -> Any:

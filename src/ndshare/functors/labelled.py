@@ -29,6 +29,8 @@ class DataArrayFunctor(NdarrayFunctor):
     """
 
     def __init__(self, array: Any, dim: Hashable | None = None) -> None:
+        if not is_instance(array, "xarray", "DataArray"):
+            raise TypeError(f"DataArrayFunctor: needs an xarray.DataArray, got {type(array).__name__}")
         if dim is not None:
             if dim not in array.dims:
                 raise ValueError(
@@ -68,6 +70,8 @@ class DatasetFunctor(Functor):
     """
 
     def __init__(self, dataset: Any, dim: Hashable | None = None) -> None:
+        if not is_instance(dataset, "xarray", "Dataset"):
+            raise TypeError(f"DatasetFunctor: needs an xarray.Dataset, got {type(dataset).__name__}")
         if dim is None:
             dim = _leading_dim(dataset)
         elif dim not in dataset.sizes:
