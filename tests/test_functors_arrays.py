@@ -238,7 +238,7 @@ def test_iterator_cannot_travel_and_is_named():
     def readings():
         yield 1
 
-    with pytest.raises(TypeError, match="cannot send the generator '.*readings' to another process"):
+    with pytest.raises(TypeError, match=r"cannot send the generator '.*readings' to another process"):
         travelled(find(readings()))
     with pytest.raises(TypeError, match="cannot send a list_iterator"):
         travelled(find(iter([1])))

@@ -304,10 +304,12 @@ def imported(name: str) -> types.ModuleType | None:
 def is_instance(obj: Any, module: str, *names: str) -> bool:
     """Tell whether an object is of one of the named classes of a module, without importing it."""
     found = imported(module)
-    if found is None:
-        return False
-    kinds = (getattr(found, name, None) for name in names)  # missing while another thread imports it
-    return isinstance(obj, tuple(kind for kind in kinds if isinstance(kind, type)))
+    if found is not None:
+        for name in names:
+            kind = getattr(found, name, None)  # missing while another thread imports the library
+            if isinstance(kind, type) and isinstance(obj, kind):
+                return True
+    return False
 
 
 def indices_of(share: Any, length: int) -> range:
