@@ -35,6 +35,7 @@ BUILTINS = {
     "RemoteError": RuntimeError,
     "NdshareWarning": UserWarning,
     "RepeatedCopyWarning": UserWarning,
+    "SilentWriteWarning": UserWarning,
 }
 
 

@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench"}),
     frozenset({"__init__"}),
-    frozenset({"executor"}),
+    frozenset({"executor", "watching", "_contents", "_differences"}),
     frozenset(
         {
             "pool",
@@ -40,6 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"transport"}),
     frozenset(
         {
+            "_scratch",
             "arrays",
             "cloud",
             "functions",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing as _typing
 
+from ndshare._scratch import scratch
 from ndshare.arrays import (
     array,
     empty,
@@ -28,6 +29,7 @@ from ndshare.errors import (
     RepeatedCopyWarning,
     SegmentError,
     SegmentGoneError,
+    SilentWriteWarning,
     TransportError,
     UnsendableGlobalError,
     WorkerError,
@@ -53,6 +55,7 @@ __all__ = [
     "RepeatedCopyWarning",
     "SegmentError",
     "SegmentGoneError",
+    "SilentWriteWarning",
     "Stats",
     "TransportError",
     "UnsendableGlobalError",
@@ -66,6 +69,7 @@ __all__ = [
     "is_shared",
     "ones",
     "ones_like",
+    "scratch",
     "share",
     "shared_memory",
     "shutdown",
