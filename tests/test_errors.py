@@ -33,6 +33,7 @@ BUILTINS = {
     "InitializerError": BrokenProcessPool,
     "InheritedError": RuntimeError,
     "RemoteError": RuntimeError,
+    "OwnerDiedError": RuntimeError,
     "NdshareWarning": UserWarning,
     "RepeatedCopyWarning": UserWarning,
     "SilentWriteWarning": UserWarning,

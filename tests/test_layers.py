@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench"}),
     frozenset({"__init__"}),
-    frozenset({"executor", "watching", "_contents", "_differences"}),
+    frozenset({"executor", "locks", "watching", "_contents", "_differences"}),
     frozenset(
         {
             "pool",
@@ -55,7 +55,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"segments"}),
-    frozenset({"_heap", "_wire", "_platform", "cpus"}),
+    frozenset({"_heap", "_lock", "_wire", "_platform", "cpus"}),
     frozenset({"errors", "_pool_errors"}),
 )
 _LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -25,6 +25,7 @@ from ndshare.errors import (
     InheritedError,
     NdshareError,
     NdshareWarning,
+    OwnerDiedError,
     RemoteError,
     RepeatedCopyWarning,
     SegmentError,
@@ -40,6 +41,7 @@ if _typing.TYPE_CHECKING:
     from ndshare._pool_errors import InitializerError, WorkerDiedError
     from ndshare.crew import shutdown
     from ndshare.executor import ProcessPoolExecutor
+    from ndshare.locks import Lock, lock
     from ndshare.sharing import share
 
 __version__ = "0.1.0"
@@ -48,8 +50,10 @@ __all__ = [
     "CapacityError",
     "InheritedError",
     "InitializerError",
+    "Lock",
     "NdshareError",
     "NdshareWarning",
+    "OwnerDiedError",
     "ProcessPoolExecutor",
     "RemoteError",
     "RepeatedCopyWarning",
@@ -67,6 +71,7 @@ __all__ = [
     "full",
     "full_like",
     "is_shared",
+    "lock",
     "ones",
     "ones_like",
     "scratch",
@@ -83,8 +88,10 @@ __all__ = [
 # than everything else here.
 _LATER = {
     "InitializerError": "ndshare._pool_errors",
+    "Lock": "ndshare.locks",
     "ProcessPoolExecutor": "ndshare.executor",
     "WorkerDiedError": "ndshare._pool_errors",
+    "lock": "ndshare.locks",
     "share": "ndshare.sharing",
     "shutdown": "ndshare.crew",
 }

@@ -85,7 +85,7 @@ def same(old: Any, new: Any) -> bool:
 def _items_differ(value: Any, kept: list[Any]) -> bool:
     if len(value) != len(kept):
         return True
-    now = list(value)
+    now = value if isinstance(value, list) else list(value)
     try:
         equal = now == kept  # in C, and by identity first
     except Exception:  # an element's __eq__ raised, as that of arrays does: one by one, then

@@ -7,6 +7,7 @@
     │   └── SegmentGoneError                the memory a message names is not there any more
     ├── CapacityError (MemoryError)         asked / free / the limit that binds
     ├── TransportError (RuntimeError)           a message could not be rebuilt
+    ├── OwnerDiedError (RuntimeError)           a process ended while it held a lock
     ├── UnsendableGlobalError (TypeError)       a global of __main__ cannot be pickled
     └── WorkerError (RuntimeError)
         ├── WorkerDiedError (BrokenProcessPool)     a process ended under a task
@@ -132,6 +133,27 @@ class TransportError(NdshareError, RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.got}; {self.remedy}."
+
+
+class OwnerDiedError(NdshareError, RuntimeError):
+    """A process died while it held a lock; what the lock protects may be half written.
+
+    Parameters
+    ----------
+    pid : int
+        The process that died, or whose thread ended; -1 if it is not known.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(pid)
+        self.pid = pid
+
+    def __str__(self) -> str:
+        who = f"process {self.pid}" if self.pid > 0 else "a process"
+        return (
+            f"{who} ended while it held the lock, so that what the lock protects may be half written; the lock "
+            "is not given to anybody until that is repaired: check and mend it within `with lock.repair():`"
+        )
 
 
 class UnsendableGlobalError(NdshareError, TypeError):
