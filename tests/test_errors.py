@@ -33,8 +33,10 @@ BUILTINS = {
     "InitializerError": BrokenProcessPool,
     "InheritedError": RuntimeError,
     "RemoteError": RuntimeError,
+    "OwnerDiedError": RuntimeError,
     "NdshareWarning": UserWarning,
     "RepeatedCopyWarning": UserWarning,
+    "SilentWriteWarning": UserWarning,
 }
 
 

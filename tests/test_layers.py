@@ -26,12 +26,16 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_map_workers",
             "_pool_workers",
             "_runner",
+            "_contents",
+            "_differences",
             "captured",
             "functors",
+            "locks",
             "mapping",
             "rows",
             "progress",
             "report",
+            "watching",
         }
     ),
     frozenset(
@@ -57,6 +61,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"transport"}),
     frozenset(
         {
+            "_scratch",
             "arrays",
             "cloud",
             "functions",
@@ -73,6 +78,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"segments"}),
     frozenset({"_board"}),
     frozenset({"_heap", "_loop", "_wire", "_platform", "cpus"}),
+    frozenset({"_heap", "_lock", "_wire", "_platform", "cpus"}),
     frozenset({"errors", "_pool_errors"}),
 )
 _LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing as _typing
 
+from ndshare._scratch import scratch
 from ndshare.arrays import (
     array,
     empty,
@@ -24,10 +25,12 @@ from ndshare.errors import (
     InheritedError,
     NdshareError,
     NdshareWarning,
+    OwnerDiedError,
     RemoteError,
     RepeatedCopyWarning,
     SegmentError,
     SegmentGoneError,
+    SilentWriteWarning,
     TransportError,
     UnsendableGlobalError,
     WorkerError,
@@ -53,6 +56,7 @@ if _typing.TYPE_CHECKING:
         SequenceFunctor,
     )
     from ndshare.report import MapReport
+    from ndshare.locks import Lock, lock
     from ndshare.sharing import share
 
 __version__ = "0.1.0"
@@ -64,11 +68,13 @@ __all__ = [
     "Functor",
     "InheritedError",
     "InitializerError",
+    "Lock",
     "MapContext",
     "MapReport",
     "NdarrayFunctor",
     "NdshareError",
     "NdshareWarning",
+    "OwnerDiedError",
     "ProcessContext",
     "ProcessPoolExecutor",
     "RemoteError",
@@ -77,6 +83,7 @@ __all__ = [
     "SegmentGoneError",
     "SequenceFunctor",
     "SerialContext",
+    "SilentWriteWarning",
     "Stats",
     "ThreadContext",
     "TransportError",
@@ -91,9 +98,11 @@ __all__ = [
     "full_like",
     "get_default_context",
     "is_shared",
+    "lock",
     "map",
     "ones",
     "ones_like",
+    "scratch",
     "set_default_context",
     "share",
     "shared_memory",
@@ -111,6 +120,7 @@ _LATER = {
     "ExtraDataFunctor": "ndshare.functors",
     "Functor": "ndshare.functors",
     "InitializerError": "ndshare._pool_errors",
+    "Lock": "ndshare.locks",
     "MapContext": "ndshare.contexts",
     "MapReport": "ndshare.report",
     "NdarrayFunctor": "ndshare.functors",
@@ -122,6 +132,7 @@ _LATER = {
     "WorkerDiedError": "ndshare._pool_errors",
     "alloc": "ndshare.default_context",
     "get_default_context": "ndshare.default_context",
+    "lock": "ndshare.locks",
     "map": "ndshare.default_context",
     "set_default_context": "ndshare.default_context",
     "share": "ndshare.sharing",

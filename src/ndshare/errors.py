@@ -7,6 +7,7 @@
     │   └── SegmentGoneError                the memory a message names is not there any more
     ├── CapacityError (MemoryError)         asked / free / the limit that binds
     ├── TransportError (RuntimeError)           a message could not be rebuilt
+    ├── OwnerDiedError (RuntimeError)           a process ended while it held a lock
     ├── UnsendableGlobalError (TypeError)       a global of __main__ cannot be pickled
     └── WorkerError (RuntimeError)
         ├── WorkerDiedError (BrokenProcessPool)     a process ended under a task
@@ -15,7 +16,8 @@
         └── RemoteError                             a task's exception could not be sent as it was
 
     NdshareWarning (UserWarning)
-    └── RepeatedCopyWarning     the same large array is copied again and again
+    ├── RepeatedCopyWarning     the same large array is copied again and again
+    └── SilentWriteWarning      a kernel wrote to something that is not shared
 
 Each class takes plain facts as positional arguments and builds its text in ``__str__``, so it
 survives pickling.
@@ -133,6 +135,27 @@ class TransportError(NdshareError, RuntimeError):
         return f"{self.what}: {self.got}; {self.remedy}."
 
 
+class OwnerDiedError(NdshareError, RuntimeError):
+    """A process died while it held a lock; what the lock protects may be half written.
+
+    Parameters
+    ----------
+    pid : int
+        The process that died, or whose thread ended; -1 if it is not known.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(pid)
+        self.pid = pid
+
+    def __str__(self) -> str:
+        who = f"process {self.pid}" if self.pid > 0 else "a process"
+        return (
+            f"{who} ended while it held the lock, so that what the lock protects may be half written; the lock "
+            "is not given to anybody until that is repaired: check and mend it within `with lock.repair():`"
+        )
+
+
 class UnsendableGlobalError(NdshareError, TypeError):
     """A global of ``__main__`` that a task uses cannot be pickled.
 
@@ -222,6 +245,39 @@ class NdshareWarning(UserWarning):
 
 class RepeatedCopyWarning(NdshareWarning):
     """The same large ordinary array was sent to workers several times, a copy each time."""
+
+
+class SilentWriteWarning(NdshareWarning):
+    """A kernel wrote to an object that is not shared, so that what it wrote is lost.
+
+    Parameters
+    ----------
+    name : str
+        Name of the captured variable, such as ``results['a']``.
+    what : str
+        What it is: "list", or shape and dtype of an array.
+    """
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(name, what)
+        self.name = name
+        self.what = what
+
+    def __str__(self) -> str:
+        if self.what.startswith("array"):
+            remedy = (
+                "make it with ndshare.alloc(), or put ndshare.share() around it, and all workers write to "
+                "the same memory; if it is only a place to work in, say so with ndshare.scratch()"
+            )
+        else:
+            remedy = (
+                "write results into an array made by ndshare.alloc(), each item at its own index, and build "
+                "other objects of them after the map"
+            )
+        return (
+            f"the kernel wrote to {self.name} ({self.what}), which is not shared: each worker has a copy "
+            f"of its own, and what was written there is lost; {remedy}."
+        )
 
 
 def __getattr__(name: str) -> Any:

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ndshare import functions, memmaps, segments
+from ndshare import _scratch, functions, memmaps, segments
 from ndshare._wire import selective
 from ndshare.layout import encode_dtype, is_movable, may_overlap_itself
 from ndshare.named import NAME_ONLY, names_in_pickle
@@ -52,6 +52,8 @@ _IDLE_MAX = 8
 
 by_value_modules: set[str] = set()
 """Modules the receivers cannot import: their functions and classes are sent by value."""
+
+_MARKED = _scratch.marked  # empty in most programs: then nothing is looked up per array
 
 _NOTHING: frozenset[str] = frozenset()
 SLOT = pickle.PickleBuffer(bytearray(1))  # writable: a read-only one would be followed by another opcode
@@ -120,6 +122,7 @@ class Session:
         self.lend = False
         self.defining = _NOTHING
         self.late: set[str] = set()
+        self.marked: object = None  # the scratch array that is being taken apart
         self.modules = 0  # how many were imported when late reducers were looked for
         self.table = _Table(
             {
@@ -156,6 +159,12 @@ class Session:
 
     def on_array(self, array: np.ndarray[Any, Any]) -> Any:
         """Note a plain array, or pickle it in band when it is small."""
+        if _MARKED and array is not self.marked and _scratch.is_scratch(array):
+            self.marked = array
+            try:
+                return _scratch.reduce_marked(self.on_array(array))
+            finally:
+                self.marked = None
         dtype = array.dtype
         if not is_movable(dtype):
             return array.__reduce_ex__(5)
@@ -200,7 +209,8 @@ class Session:
             mapped = memmaps.reduce_memmap(array, root)
             if mapped is not None:
                 return mapped
-        return reduce_subclass(array)
+        reduced = reduce_subclass(array)
+        return _scratch.reduce_marked(reduced) if _MARKED and _scratch.is_scratch(array) else reduced
 
     # ---- functions, classes, modules
 

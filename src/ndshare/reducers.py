@@ -143,7 +143,12 @@ def _torch_types(torch: Any) -> dict[type, Callable[[Any], Any]]:
     return {torch.Tensor: reduce_tensor, torch.nn.Parameter: reduce_tensor}
 
 
+def _lock_types(locks: Any) -> dict[type, Callable[[Any], Any]]:
+    return {locks.Lock: locks.reduce_lock}
+
+
 _LATE: dict[str, Callable[[types.ModuleType], dict[type, Callable[[Any], Any]]]] = {
+    "ndshare.locks": _lock_types,
     "pandas": _pandas_types,
     "torch": _torch_types,
 }

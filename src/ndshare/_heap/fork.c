@@ -49,8 +49,9 @@ mark_slots(ndshare_segment *slab)
     }
 }
 
-static void
-detach(ndshare_segment *segment)
+/* Lock held. Nobody else sees what is written here from now on, and pagemap tells which pages were. */
+void
+ndshare_fork_detach(ndshare_segment *segment)
 {
     int fd = segment->fd;
     char *base = mmap(segment->base, segment->size, PROT_READ | PROT_WRITE,
@@ -75,7 +76,7 @@ before(void)
         if (segment->kind == NDSHARE_VALUE) {
             bool being_filled = segment->staged && segment->counts.handles > 0;
             if (segment->counts.users > 0 && !being_filled) {
-                detach(segment);
+                ndshare_fork_detach(segment);
             }
         }
         else if (segment->kind == NDSHARE_SHARED && segment->origin == NDSHARE_OWN) {

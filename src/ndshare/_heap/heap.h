@@ -253,6 +253,7 @@ PyObject *ndshare_ledger_clear(PyObject *module, PyObject *slot);
 int ndshare_fork_start(void);
 bool ndshare_fork_still_seen(uint64_t epoch);   /* lock held; a forked child may see memory of then */
 void ndshare_fork_tidy(void);                   /* lock held */
+void ndshare_fork_detach(ndshare_segment *segment);  /* lock held; remap copy-on-write, in place */
 
 /* handler.c: NEP 49 */
 int ndshare_handler_start(PyObject *module);
@@ -295,6 +296,11 @@ PyObject *ndshare_block_allocate(PyObject *module, PyObject *const *args, Py_ssi
 PyObject *ndshare_block_of(PyObject *module, PyObject *array);
 PyObject *ndshare_block_seal(PyObject *module, PyObject *buffer);
 PyObject *ndshare_block_is_shared(PyObject *module, PyObject *array);
+
+/* altered.c: was an array written to? */
+PyObject *ndshare_altered(PyObject *module, PyObject *array);
+PyObject *ndshare_detach(PyObject *module, PyObject *array);
+PyObject *ndshare_digest(PyObject *module, PyObject *array);
 
 /* stats.c */
 PyObject *ndshare_stats(PyObject *module, PyObject *unused);

@@ -8,6 +8,7 @@
  *   fork.c      what a fork does
  *   limits.c    does it fit                         ledger.c   reservations of a pool
  *   stats.c     figures                             heap.c     lock, identity, reaping
+ *   altered.c   was an array written to
  */
 #include "array_api.h"
 
@@ -108,6 +109,12 @@ static PyMethodDef methods[] = {
     {"set_handler", ndshare_handler_set, METH_O,
      PyDoc_STR("set_handler(capsule)\n--\n\nNumPy's allocator in this context; returns the one before.")},
     {"current_handler", ndshare_handler_current, METH_NOARGS, PyDoc_STR("current_handler()\n--\n\n")},
+    {"altered", ndshare_altered, METH_O,
+     PyDoc_STR("altered(array)\n--\n\nWhether copy-on-write memory differs from what was sent; None for other memory.")},
+    {"detach", ndshare_detach, METH_O,
+     PyDoc_STR("detach(array)\n--\n\nMap by-value memory copy-on-write in place; False for other memory.")},
+    {"digest", ndshare_digest, METH_O,
+     PyDoc_STR("digest(array)\n--\n\n128 bits of the bytes from the first to the last, gaps included.")},
     {"trim", trim, METH_NOARGS, PyDoc_STR("trim()\n--\n\nGive idle memory back; bytes.")},
     {"stats", ndshare_stats, METH_NOARGS, PyDoc_STR("stats()\n--\n\n")},
     {"set_idle_limit", set_idle_limit, METH_O, PyDoc_STR("set_idle_limit(nbytes)\n--\n\nReturns the former one.")},
