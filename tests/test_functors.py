@@ -234,6 +234,43 @@ def test_class_defined_again_replaces_the_first():
     assert type(find(Numbers(1))) is namespace["CellFunctor"]
 
 
+def test_functor_class_of_a_script_works_in_workers(run_script):
+    """A subclass that is defined in ``__main__`` travels, and iterates in a worker."""
+    script = """
+import ndshare
+from ndshare import functors
+
+class Squares(ndshare.Functor):
+    def __init__(self, n):
+        self.n = n
+    @classmethod
+    def wrap(cls, obj):
+        return cls(obj) if isinstance(obj, int) else None
+    def __len__(self):
+        return self.n
+    def iterate(self, share):
+        yield from ((i, i * i) for i in range(share.start, share.stop))
+
+class Twice(functors.SequenceFunctor):
+    def iterate(self, share):
+        yield from ((i, value, value) for i, value in super().iterate(share))
+
+def look(functor, obj):
+    found = functors.find(obj)
+    return list(functor.iterate(slice(1, 3))), functors.count_items(functor), type(found) is type(functor)
+
+with ndshare.ProcessPoolExecutor(1) as executor:
+    for _ in range(2):
+        print(executor.submit(look, functors.find(5), 3).result())
+    print(executor.submit(look, Twice("abc"), "abc").result(), functors.values_of(Twice("abc")))
+"""
+    assert run_script(script).stdout.splitlines() == [
+        "([(1, 1), (2, 4)], 5, True)",
+        "([(1, 1), (2, 4)], 5, True)",
+        "([(1, 'b', 'b'), (2, 'c', 'c')], 3, False) None",
+    ]
+
+
 # ---- shares
 
 
