@@ -198,6 +198,30 @@ def test_iterator_error_comes_after_the_values_before_it():
     assert functor.take(10) == []
 
 
+def test_iterator_interrupt_loses_nothing():
+    """Ctrl-C is raised at once; the values before it come with the next batch."""
+
+    class Interrupted:
+        def __init__(self):
+            self.n = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.n += 1
+            if self.n == 3:
+                raise KeyboardInterrupt
+            return self.n
+
+    functor = find(Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        functor.take(5)
+    assert functor.taken == 0
+    assert functor.take(4) == [1, 2, 4, 5]
+    assert functor.take(1) == [6]
+
+
 def test_iterator_entries_number_what_is_left():
     """One share holds everything that has not been taken."""
     functor = find(iter("abc"))

@@ -14,8 +14,6 @@ import ndshare
 from functor_tasks import entries, sums, travelled
 from ndshare.functors import HDF5Functor, find, slabs
 
-_LOCK_FREE = {"locking": False}  # HDF5 wants one way of locking per process and file
-
 
 @pytest.fixture
 def data() -> np.ndarray:
@@ -92,6 +90,48 @@ def test_dataset_is_opened_once_and_when_first_read(path):
         assert functor._dataset is opened
         assert opened.file.mode == "r"
         assert len(entries(travelled(functor), 0, 2)) == 2  # it travels further
+
+
+def test_dataset_closed_by_its_reader_can_be_written(path):
+    """A worker that gives its file back leaves no lock; it can read again later."""
+    with h5py.File(path, "r") as file:
+        functor = find(file["one"])
+        back = travelled(functor)
+        functor.close()  # the caller's file is the caller's
+        assert entries(functor) == [(0, 5)]
+    assert entries(back) == [(0, 5)]
+    back.close()
+    with h5py.File(path, "r+") as file:
+        file["one"][0] = 6
+    assert entries(back) == [(0, 6)]
+
+
+def test_dataset_is_read_by_forked_children(run_script, path):
+    """Children of a fork read what they have inherited, at the same time."""
+    script = """
+import os, sys
+import h5py
+from ndshare.functors import find
+
+with h5py.File(sys.argv[1]) as file:
+    functor = find(file["chunked"])
+    expected = [value.tolist() for value in file["plain"]]
+    children = []
+    for _ in range(3):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                for _ in range(50):
+                    status = int([value.tolist() for _, value in functor.iterate(slice(None))] != expected)
+                    if status:
+                        break
+            finally:
+                os._exit(status)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
+"""
+    run_script(script, str(path))
 
 
 def test_dataset_of_a_file_opened_relatively_is_found_elsewhere(path, data, monkeypatch):

@@ -148,6 +148,8 @@ def test_forked_child_opens_the_files_itself(run_script):
 functor = find(position[:50])
 first = entries(functor)
 files = functor.obj.files
+functor.close()
+assert files[0]._file is None and entries(functor) == first
 opened = files[0]._file
 pid = os.fork()
 if pid == 0:

@@ -79,6 +79,14 @@ class HDF5Functor(SlabFunctor):
             self._dataset = _open(self._place)
         return self._dataset
 
+    def close(self) -> None:
+        """Give back the file if it was opened here by name; for the end of a map in a worker.
+
+        While it is open to read, nobody can open it to write. A later `iterate` opens it again.
+        """
+        if self._place is not None:
+            self._dataset = None
+
     def __getstate__(self) -> dict[str, Any]:
         place = self._place
         if place is None:

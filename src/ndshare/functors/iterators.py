@@ -48,7 +48,8 @@ class IteratorFunctor(Functor):
             )
         self.iterator = iterator
         self.taken = 0
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
+        self._kept: list[Any] = []  # taken, but not handed out
         self._lock = threading.Lock()
 
     @classmethod
@@ -76,19 +77,25 @@ class IteratorFunctor(Functor):
         """
         if count < 1:
             raise ValueError(f"IteratorFunctor.take: count is {count}; it must be at least 1")
-        values: list[Any] = []
+        return self._take(count)[1]
+
+    def _take(self, count: int) -> tuple[int, list[Any]]:
+        """Return the index of the next value, and the next values."""
         with self._lock:
-            if self._failure is not None:
+            values, self._kept = self._kept, []
+            try:
+                if self._failure is None:
+                    values.extend(itertools.islice(self.iterator, count - len(values)))
+            except Exception as error:
+                self._failure = error  # what came before it is in the list
+            except BaseException:  # Ctrl-C: now, and without losing anything
+                self._kept = values
+                raise
+            if self._failure is not None and not values:
                 failure, self._failure = self._failure, None
                 raise failure
-            try:
-                values.extend(itertools.islice(self.iterator, count))  # keeps what came before an error
-            except BaseException as error:
-                if not values:
-                    raise
-                self._failure = error
             self.taken += len(values)
-        return values
+            return self.taken - len(values), values
 
     def split(self, num_workers: int) -> list[slice]:  # noqa: ARG002
         """Return a single share: an iterator cannot be divided."""
@@ -101,8 +108,11 @@ class IteratorFunctor(Functor):
                 f"IteratorFunctor: {share!r} of an iterator cannot be had without what comes before it; "
                 "iterate over all of it, or take() batches"
             )
-        while values := self.take(1):
-            yield self.taken - 1, values[0]
+        while True:
+            index, values = self._take(1)
+            if not values:
+                return
+            yield index, values[0]
 
     def __reduce__(self) -> NoReturn:
         kind = type(self.iterator)

@@ -79,12 +79,19 @@ class ExtraDataFunctor(Functor):
         for index, (train_id, data) in zip(indices, entries, strict=True):
             yield index, train_id, data
 
+    def close(self) -> None:
+        """Close the files; for the end of a map in a worker.
+
+        While they are open to read, nobody can open them to write. A later `iterate` opens them again.
+        """
+        for file in self.obj.files:
+            file.close()
+
     def _leave_inherited_files(self) -> None:
         """Close what a fork has passed on, once: HDF5 is not to use one open file in two processes."""
         pid = os.getpid()
         if pid != self._pid:
-            for file in self.obj.files:
-                file.close()
+            self.close()
             self._pid = pid
 
 
