@@ -79,7 +79,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_board"}),
     frozenset({"_heap", "_loop", "_wire", "_platform", "cpus"}),
     frozenset({"_heap", "_lock", "_wire", "_platform", "cpus"}),
-    frozenset({"errors", "_pool_errors"}),
+    frozenset({"errors", "_pool_errors", "_callers"}),
 )
 _LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

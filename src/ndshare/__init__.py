@@ -55,8 +55,8 @@ if _typing.TYPE_CHECKING:
         NdarrayFunctor,
         SequenceFunctor,
     )
-    from ndshare.report import MapReport
     from ndshare.locks import Lock, lock
+    from ndshare.report import MapReport
     from ndshare.sharing import share
 
 __version__ = "0.1.0"

@@ -28,10 +28,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from types import MappingProxyType
 
-from ndshare import _wire, cpus, transport
+from ndshare import _wire, captured, cpus, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._pool_errors import WorkerDiedError
-from ndshare._runner import Job, run_job
+from ndshare._runner import Job, run_watched
 from ndshare.captured import Traffic
 from ndshare.failures import pack_failure
 from ndshare.tasks import describe
@@ -111,7 +111,8 @@ class Forked:
             cpus.set_inside_worker(self._threads)
             self._limit(self._threads)
             try:
-                parcel, kind = transport.pack(run_job(self._job, ranges)).settle(), _REPORT
+                report = run_watched(self._job, ranges, captured.globals_of(self._job.kernel))
+                parcel, kind = transport.pack(report).settle(), _REPORT
             except BaseException as error:
                 parcel, kind = pack_failure(error), _FAILURE
             fds = parcel.descriptors()

@@ -22,9 +22,10 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-from ndshare import _loop, failures, mainspace
+from ndshare import _loop, captured, failures, mainspace
 from ndshare._board import Board
-from ndshare.functors import Functor
+from ndshare.functors import Functor, values_of
+from ndshare.watching import Watch
 
 _T = TypeVar("_T")
 
@@ -88,6 +89,8 @@ class WorkerReport:
         Largest resident memory of its process so far.
     errors : list of (int, BaseException, str)
         Index, exception, traceback.
+    lost_writes : list of (str, str)
+        Name and kind of captured objects that the kernel wrote to although they are not shared.
     timeline : list of (int, int, float, float)
         First item, end, start and end in seconds (monotonic clock) of each share, if asked for.
     """
@@ -99,6 +102,7 @@ class WorkerReport:
     busy: float = 0.0
     peak_bytes: int = 0
     errors: list[tuple[int, BaseException, str]] = dataclasses.field(default_factory=list)
+    lost_writes: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     timeline: list[tuple[int, int, float, float]] = dataclasses.field(default_factory=list)
 
     def plus(self, other: WorkerReport) -> WorkerReport:
@@ -111,6 +115,7 @@ class WorkerReport:
             self.busy + other.busy,
             max(self.peak_bytes, other.peak_bytes),
             self.errors + other.errors,
+            self.lost_writes + other.lost_writes,
             self.timeline + other.timeline,
         )
 
@@ -181,7 +186,21 @@ def run_job(
 def run_in_worker(job: Job, data: dict[str, object], ranges: Sequence[tuple[int, int]]) -> WorkerReport:
     """Run shares in a worker of a pool, with the caller's global data in its ``__main__`` meanwhile."""
     with mainspace.lent(data):
-        return run_job(job, ranges)
+        return run_watched(job, ranges, {**captured.globals_of(job.kernel), **data})
+
+
+def run_watched(
+    job: Job, ranges: Sequence[tuple[int, int]], extra_globals: dict[str, object]
+) -> WorkerReport:
+    """Run shares in a process of its own, and find out what the kernel wrote to in vain."""
+    watch = Watch(job.kernel, job.functor, extra_globals)
+    try:
+        report = run_job(job, ranges)
+    finally:
+        if callable(close := getattr(job.functor, "close", None)):
+            close()  # files that this process has opened for the map
+    report.lost_writes = watch.changes()
+    return report
 
 
 class _Runner:

@@ -49,6 +49,21 @@ def variables(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
         yield from _attributes(kernel, type(kernel).__name__)
 
 
+def globals_of(kernel: Any) -> dict[str, Any]:
+    """Return the globals that a function's own code names, of whatever module it is."""
+    kernel = getattr(kernel, "__func__", kernel)
+    if not isinstance(kernel, types.FunctionType):
+        return {}
+    names: set[str] = set()
+    codes = [kernel.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    namespace = kernel.__globals__
+    return {name: namespace[name] for name in sorted(names) if name in namespace}
+
+
 def _attributes(obj: object, name: str) -> Iterator[tuple[str, Any]]:
     for attribute, value in getattr(obj, "__dict__", {}).items():
         yield f"{name}.{attribute}", value

@@ -25,6 +25,7 @@ from ndshare._arguments import (
     module_names,
     tuple_of,
 )
+from ndshare._callers import warn_caller
 from ndshare._repeats import Repeats
 from ndshare._settings import Environment, PoolSettings
 from ndshare.crew import CrewClosedError, crew
@@ -289,10 +290,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         """Say once that a large ordinary array is copied again and again."""
         if (text := self._repeats.look(fn, args, kwargs)) is None:
             return
-        frame, level = sys._getframe(), 1
-        while frame.f_back is not None and frame.f_code.co_filename == __file__:
-            frame, level = frame.f_back, level + 1
-        warnings.warn(text, RepeatedCopyWarning, stacklevel=level)
+        warn_caller(RepeatedCopyWarning(text))
 
 
 def _new_pool(settings: PoolSettings) -> Pool:

@@ -11,10 +11,12 @@ import numpy as np
 
 from ndshare import _runner
 from ndshare._board import DONE, Board
+from ndshare._callers import warn_caller
 from ndshare._driving import Drive, Progress
 from ndshare._local_workers import Caller
 from ndshare._map_workers import MapWorkers
 from ndshare._runner import Job, WorkerReport
+from ndshare.errors import SilentWriteWarning
 from ndshare.functors import Functor, IteratorFunctor, SequenceFunctor, count_items
 from ndshare.report import MapReport
 from ndshare.rows import rows
@@ -59,6 +61,8 @@ def run(context: Context, kernel: Kernel, functor: Functor, options: Options) ->
         report = _run_batches(context, kernel, functor, options)
     else:
         report = _run_once(context, kernel, functor, options)
+    for name, what in report.lost_writes:
+        warn_caller(SilentWriteWarning(name, what))
     if report.errors and options.on_error == "raise":
         index, error = report.errors[0]
         error.add_note(f"ndshare.map: item {index} of {report.items}")

@@ -53,6 +53,11 @@ class MapReport:
     captured: dict[str, Traffic] = dataclasses.field(default_factory=dict)
 
     @property
+    def lost_writes(self) -> list[tuple[str, str]]:
+        """Captured objects that the kernel wrote to in vain: name and kind, each once."""
+        return list(dict.fromkeys(lost for worker in self.workers for lost in worker.lost_writes))
+
+    @property
     def busy(self) -> float:
         """Seconds that workers spent in kernels, together."""
         return sum(worker.busy for worker in self.workers)
