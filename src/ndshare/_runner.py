@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from ndshare import _loop, captured, failures, mainspace
 from ndshare._board import Board
-from ndshare.functors import Functor, values_of
+from ndshare.functors import Functor
 from ndshare.watching import Watch
 
 _T = TypeVar("_T")
@@ -210,7 +210,7 @@ class _Runner:
         self.board = job.board
         self.portable = portable
         self.report = WorkerReport(job.board.enter(os.getpid()), os.getpid())
-        self.values = getattr(job.functor, "values", None)
+        self.values = values_of(job.functor)
         self.per_item_ns = 0.0
         self.size = 1
 
