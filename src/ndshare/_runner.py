@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from ndshare import _loop, captured, failures, mainspace
 from ndshare._board import Board
-from ndshare.functors import Functor
+from ndshare.functors import Functor, values_of
 from ndshare.watching import Watch
 
 _T = TypeVar("_T")

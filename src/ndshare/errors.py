@@ -152,7 +152,7 @@ class OwnerDiedError(NdshareError, RuntimeError):
         who = f"process {self.pid}" if self.pid > 0 else "a process"
         return (
             f"{who} ended while it held the lock, so that what the lock protects may be half written; the "
-            "lock is not given to anybody until that is repaired: check and mend it within `with lock.repair():`"
+            "lock is not given to anybody until that is repaired: check and mend it in `with lock.repair():`"
         )
 
 
