@@ -42,6 +42,7 @@ if _typing.TYPE_CHECKING:
     from ndshare.crew import shutdown
     from ndshare.executor import ProcessPoolExecutor
     from ndshare.locks import Lock, lock
+    from ndshare.randomness import item_rng
     from ndshare.sharing import share
 
 __version__ = "0.1.0"
@@ -71,6 +72,7 @@ __all__ = [
     "full",
     "full_like",
     "is_shared",
+    "item_rng",
     "lock",
     "ones",
     "ones_like",
@@ -91,6 +93,7 @@ _LATER = {
     "Lock": "ndshare.locks",
     "ProcessPoolExecutor": "ndshare.executor",
     "WorkerDiedError": "ndshare._pool_errors",
+    "item_rng": "ndshare.randomness",
     "lock": "ndshare.locks",
     "share": "ndshare.sharing",
     "shutdown": "ndshare.crew",
