@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench"}),
     frozenset({"__init__"}),
-    frozenset({"executor", "locks", "watching", "_contents", "_differences"}),
+    frozenset({"executor", "locks", "randomness", "reduction", "watching", "_contents", "_differences"}),
     frozenset(
         {
             "pool",
