@@ -37,6 +37,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "rows",
             "progress",
             "report",
+            "_report_text",
+            "_timeline",
             "watching",
         }
     ),

@@ -17,9 +17,12 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 
-from ndshare._board import UNDONE
+import numpy as np
+
+from ndshare._board import FAILED, UNDONE
 from ndshare._map_workers import Lost, MapWorkers, Ranges
-from ndshare._runner import Job, KernelMemory, WorkerReport
+from ndshare._runner import Death, Job, KernelMemory, WorkerReport
+from ndshare.errors import RemoteError
 from ndshare.tasks import RemoteTracebackError
 
 Progress = Callable[[int, int], object]
@@ -73,6 +76,8 @@ class Drive:
         self._stillborn = 0
         self.reports: list[WorkerReport] = []
         self.errors: list[tuple[int, BaseException]] = []
+        self.deaths: list[Death] = []
+        self._fatal: BaseException | None = None
 
     def run(self, count: int) -> None:
         """Run the map with so many workers.
@@ -83,7 +88,8 @@ class Drive:
             Ctrl-C; or what kept the workers from running at all. Errors of items are in `errors`.
         """
         try:
-            first = 1 if _seconds_of.get(self._job.kernel) * self._board.items < _TINY_S else count
+            tiny = _seconds_of.get(self._job.kernel) * self._board.items < _TINY_S
+            first = min(count, 1) if tiny else count
             self._workers.start(first)
             self.tell()
             if first < count:
@@ -97,6 +103,7 @@ class Drive:
                 if not rest or self._board.is_stopped():
                     break
                 self._again(rest)  # taken off the board by workers that died before they had noted it
+            self._mourn()
             self.tell()
         except BaseException:
             self._board.stop()
@@ -148,8 +155,10 @@ class Drive:
         board, job = self._board, self._job
         if not isinstance(lost.error, BrokenProcessPool):  # no death: the job could not be run at all
             raise lost.error
+        self._fatal = lost.error
         worker_id = board.worker_of(lost.pid)
         if worker_id is None:
+            self.deaths.append(Death(None, lost.pid, None, time.monotonic()))
             self._stillborn += 1
             if self._stillborn >= _STILLBORN_MOST:
                 raise lost.error
@@ -158,6 +167,8 @@ class Drive:
         self._stillborn = 0
         index, killed = board.current(worker_id), board.killed(worker_id)
         share = board.share_of(worker_id)
+        at = None if index is None else job.first + index
+        self.deaths.append(Death(worker_id, lost.pid, at, time.monotonic()))
         if index is not None and board.mask[index] == UNDONE:
             self._tries[index] += 1
             if self._tries[index] > self._retries:
@@ -169,6 +180,19 @@ class Drive:
         left = board.undone(*share)
         if not board.is_stopped() and (left or board.taken < board.items):
             self._again(left)
+
+    def _mourn(self) -> None:
+        """Note errors of which only the mask is left, because their worker died before it could report them."""
+        if self._fatal is None:
+            return
+        known = {index for index, _ in self.errors}
+        for index in np.flatnonzero(self._board.mask[: self._board.items] == FAILED).tolist():
+            if index not in known:
+                error = RemoteError(
+                    "Exception", "the kernel raised it", "its worker died before it could report it"
+                )
+                error.__cause__ = self._fatal
+                self.errors.append((index, error))
 
     def _too_late(self, index: int) -> TimeoutError:
         return TimeoutError(

@@ -36,6 +36,7 @@ from ndshare._settings import Environment
 from ndshare.errors import CapacityError
 from ndshare.executor import ProcessPoolExecutor
 from ndshare.reduction import reduce_rows
+from ndshare.progress import Bar
 from ndshare.report import MapReport
 from ndshare.rows import rows
 
@@ -379,8 +380,6 @@ def _resolve(
 
 def _progress(progress: bool | Progress) -> Progress | None:
     if progress is True:
-        from ndshare.progress import Bar
-
         return Bar()
     if not progress:
         return None
