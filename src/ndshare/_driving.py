@@ -90,8 +90,8 @@ class Drive:
         try:
             tiny = _seconds_of.get(self._job.kernel) * self._board.items < _TINY_S
             first = min(count, 1) if tiny else count
-            self._workers.start(first)
             self.tell()
+            self._workers.start(first)
             if first < count:
                 self._turn(_LATE_S)
                 if not self.reports and not self.errors:  # it is not as tiny as last time
@@ -182,7 +182,7 @@ class Drive:
             self._again(left)
 
     def _mourn(self) -> None:
-        """Note errors of which only the mask is left, because their worker died before it could report them."""
+        """Note errors of which only the mask is left: their worker died before it could report them."""
         if self._fatal is None:
             return
         known = {index for index, _ in self.errors}

@@ -35,8 +35,8 @@ from ndshare._runner import Job
 from ndshare._settings import Environment
 from ndshare.errors import CapacityError
 from ndshare.executor import ProcessPoolExecutor
-from ndshare.reduction import reduce_rows
 from ndshare.progress import Bar
+from ndshare.reduction import reduce_rows
 from ndshare.report import MapReport
 from ndshare.rows import rows
 
