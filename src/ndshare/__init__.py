@@ -56,8 +56,8 @@ if _typing.TYPE_CHECKING:
         SequenceFunctor,
     )
     from ndshare.locks import Lock, lock
-    from ndshare.report import MapReport
     from ndshare.randomness import item_rng
+    from ndshare.report import MapReport
     from ndshare.sharing import share
 
 __version__ = "0.1.0"
