@@ -16,6 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench"}),
     frozenset({"__init__"}),
+    frozenset({"workspace"}),
     frozenset({"executor"}),
     frozenset(
         {
@@ -34,6 +35,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_caller_state",
             "_arguments",
             "_repeats",
+            "_progress",
+            "_injection",
         }
     ),
     frozenset({"sharing", "mainspace"}),

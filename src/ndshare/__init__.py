@@ -39,6 +39,7 @@ if _typing.TYPE_CHECKING:
     from ndshare.crew import shutdown
     from ndshare.executor import ProcessPoolExecutor
     from ndshare.sharing import share
+    from ndshare.workspace import Workspace
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ __all__ = [
     "UnsendableGlobalError",
     "WorkerDiedError",
     "WorkerError",
+    "Workspace",
     "array",
     "empty",
     "empty_like",
@@ -81,6 +83,7 @@ _LATER = {
     "InitializerError": "ndshare._pool_errors",
     "ProcessPoolExecutor": "ndshare.executor",
     "WorkerDiedError": "ndshare._pool_errors",
+    "Workspace": "ndshare.workspace",
     "share": "ndshare.sharing",
     "shutdown": "ndshare.crew",
 }

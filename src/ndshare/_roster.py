@@ -74,7 +74,7 @@ class Roster:
             if not worker.inflight:
                 return worker
         if len(self.workers) < self._settings.max_workers:
-            return self._hire()
+            return self.hire()
         if self.seconds is None or self.seconds > _PREFETCH_S:
             return None
         if self.seconds > TINY_S or waiting >= BURST_TASKS:
@@ -103,7 +103,8 @@ class Roster:
                 queue.appendleft(loaded.inflight.pop(seq))
         return bool(queue)
 
-    def _hire(self) -> Worker:
+    def hire(self) -> Worker:
+        """Get a worker more."""
         number = self._numbers.pop() if self._numbers else self._next_number
         if number == self._next_number:
             self._next_number += 1

@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 
 from ndshare.errors import UnsendableGlobalError
-from ndshare.functions import MAIN_NAMES, main_namespace
+from ndshare.functions import CODE_TYPES, MAIN_NAMES, expect_gifts, main_namespace
 from ndshare.named import names_in_pickle
 from ndshare.pickling import Placed, Recording, record
 from ndshare.transport import Draft
@@ -64,6 +64,7 @@ _replaced: list[types.ModuleType] = []  # a module that nobody refers to would l
 
 def install() -> types.ModuleType:
     """Give this process a fresh, empty ``__main__``. Called in every worker, for every executor anew."""
+    expect_gifts()
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = __builtins__
     old = sys.modules.get("__main__")
@@ -126,7 +127,9 @@ def _new_lock() -> None:
 os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it
 
 
-def deliver(needs: Iterable[str], known: dict[str, object]) -> Draft | None:
+def deliver(
+    needs: Iterable[str], known: dict[str, object], withheld: frozenset[str] = frozenset()
+) -> Draft | None:
     """Pack what a worker lacks of the names a task needs.
 
     Parameters
@@ -135,6 +138,8 @@ def deliver(needs: Iterable[str], known: dict[str, object]) -> Draft | None:
         `Draft.needs` of the task.
     known : dict
         What this worker was sent before. Call ``known.update(draft.delivers)`` once the draft is sent.
+    withheld : frozenset of str
+        Names whose values the worker has already: data that goes by one of them here is not sent.
 
     Returns
     -------
@@ -151,17 +156,17 @@ def deliver(needs: Iterable[str], known: dict[str, object]) -> Draft | None:
         if _definitions_of != [id(namespace)]:
             _definitions.clear()
             _definitions_of[:] = [id(namespace)]
-        definitions = _closure(needs, namespace)
+        definitions = _closure(needs, namespace, withheld)
         stale = {name: d for name, d in definitions.items() if known.get(name) is not d}
         if not stale:
             return None
         _forget_rebound(namespace)
         while True:
             update = {name: _value(name, namespace) for name in stale}
-            recording = record(update, defining=frozenset(stale))
+            recording = record(update, defining=frozenset(stale), withheld=withheld)
             more = {
                 name: d
-                for name, d in _closure(recording.needs, namespace).items()
+                for name, d in _closure(recording.needs, namespace, withheld).items()
                 if name not in stale and known.get(name) is not d
             }
             if not more:
@@ -176,15 +181,20 @@ def _forget_rebound(namespace: dict[str, Any]) -> None:
             del _definitions[name]
 
 
-def _closure(needs: Iterable[str], namespace: dict[str, Any]) -> dict[str, _Definition]:
-    """Return the definitions of some names and of all that these need."""
+def _closure(
+    needs: Iterable[str], namespace: dict[str, Any], withheld: frozenset[str]
+) -> dict[str, _Definition]:
+    """Return the definitions of some names and of all that these need.
+
+    Functions and classes are not withheld: what is pickled by their name must find them.
+    """
     found: dict[str, _Definition] = {}
     users = dict.fromkeys(needs, "the task")
     open_names = list(users)
     while open_names:
         name = open_names.pop()
         value = _value(name, namespace)
-        if value is _ABSENT:
+        if value is _ABSENT or (name in withheld and not isinstance(value, CODE_TYPES)):
             continue
         definition = _definitions.get(name)
         try:

@@ -37,7 +37,7 @@ from ndshare._settings import PoolSettings
 from ndshare.crew import Crew
 from ndshare.hub import Todo
 from ndshare.parcel import close_all
-from ndshare.tasks import RemoteTracebackError, Task
+from ndshare.tasks import RemoteTracebackError, Task, TaskFuture
 from ndshare.workers import Answer, Worker, WorkerGoneError
 
 #: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
@@ -110,6 +110,37 @@ class Pool:
             raise
         finally:
             _wire.unshield()
+
+    def start_workers(self) -> None:
+        """Start all workers now; return when each of them has run its initializer.
+
+        Raises
+        ------
+        InitializerError
+            If that failed in one of them.
+        WorkerDiedError
+            If a worker ended.
+        """
+        probes = [TaskFuture(self, start_worker, (), {}) for _ in range(self.settings.max_workers)]
+        _wire.shield()
+        try:
+            for number, probe in enumerate(probes):
+                try:
+                    with self.hub.lock:
+                        worker = self.roster.hire()
+                        worker.sent -= 1  # what is asked of it here is no task of the user's
+                        worker.sending = probe.dispatched = probe.start()
+                        self.pending += 1
+                except BlockingIOError:  # no room for another process now: the queue tries again
+                    self.submit_all(probes[number:])
+                    break
+                self._send(worker, [probe])
+        finally:
+            _wire.unshield()
+        for probe in probes:
+            probe.result()
+        with self.hub.lock:
+            self.roster.seconds = None  # says nothing about the tasks to come
 
     def _after_interrupt(self, unwanted: Iterable[Task]) -> None:
         """Drop tasks that nobody will hear of; what waited behind them is sent by the I/O thread."""
@@ -500,3 +531,7 @@ class Pool:
                 self.crew.release(worker)
         self.over.set()
         self.hub.ring()
+
+
+def start_worker() -> None:
+    """What a worker is asked to do to see that it is there."""

@@ -71,7 +71,8 @@ class Task:
 
     def draft(self) -> transport.Draft:
         """What travels for this task."""
-        return transport.pack(self.content)
+        withheld = self.pool.settings.withheld if self.pool is not None else frozenset[str]()
+        return transport.pack(self.content, withheld=withheld)
 
     def read_now(self, *, private: bool) -> None:
         """Read the arguments at once; `private` if they may be needed again after a worker had them."""
