@@ -35,6 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_caller_state",
             "_arguments",
             "_repeats",
+            "_calls",
             "_progress",
             "_injection",
         }

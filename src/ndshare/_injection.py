@@ -2,7 +2,7 @@
 
 ::
 
-    set_up(values)           once per worker: values are kept in `functions.given`
+    SetUp(values, …)         once per worker: values are kept in `functions.given`
     invoke(function, …)      per call: names into the globals of the function's module and of
                              ``__main__`` ─► call ─► names out, what was there before back in
 
@@ -25,18 +25,41 @@ from typing import Any
 from ndshare.functions import give, given, main_namespace
 
 _ABSENT = object()
+_DEEPEST = 100  # decorators: a function may say that it wraps itself
 
 # Namespaces that have the names now, each with what it had instead.
 _open: list[tuple[dict[str, Any], dict[str, object]]] = []
 
 
-def set_up(
-    values: dict[str, Any], initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
-) -> None:
-    """Take the values that functions will find by name; run the user's initializer, which finds them too."""
-    give(values)
-    if initializer is not None:
-        invoke(initializer, initargs, {})
+class SetUp:
+    """The initializer of a workspace's workers: takes the values, then runs the user's initializer.
+
+    Parameters
+    ----------
+    values : dict
+        What functions will find by name.
+    initializer : callable or None
+        Finds the names as well. Messages about a failure name it.
+    initargs : tuple
+        Its arguments.
+    """
+
+    def __init__(
+        self, values: dict[str, Any], initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+    ) -> None:
+        self.values = values
+        self.initializer = initializer
+        self.initargs = initargs
+        if initializer is not None:
+            for name in ("__module__", "__qualname__"):
+                if hasattr(initializer, name):
+                    setattr(self, name, getattr(initializer, name))
+
+    def __call__(self) -> None:
+        """Do it, in a worker."""
+        give(self.values)
+        if self.initializer is not None:
+            invoke(self.initializer, self.initargs, {})
 
 
 def invoke(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -77,15 +100,17 @@ def namespaces(function: Any) -> list[dict[str, Any]]:
 
 def innermost(function: Any) -> types.FunctionType | None:
     """Return the plain function below partials, methods and decorators; None if there is none."""
-    while not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
+    for _ in range(_DEEPEST):
         if isinstance(function, functools.partial):
             function = function.func
         elif isinstance(function, types.MethodType):
             function = function.__func__
         elif hasattr(function, "__wrapped__"):
             function = function.__wrapped__
+        elif isinstance(function, types.FunctionType):
+            return function
+        elif isinstance(type(function).__call__, types.FunctionType):
+            function = type(function).__call__
         else:
-            function = vars(type(function)).get("__call__") or getattr(type(function), "__call__", None)
-            if not isinstance(function, types.FunctionType):
-                return None
-    return function
+            return None
+    return None

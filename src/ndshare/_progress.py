@@ -67,7 +67,7 @@ def _display(progress: Progress, total: int) -> Iterator[Callable[[int], object]
         return
     import tqdm.auto
 
-    class Bar(tqdm.auto.tqdm):  # type: ignore[misc, name-defined]  # tqdm comes without types
+    class Bar(tqdm.auto.tqdm):  # type: ignore[misc]  # tqdm comes without types
         monitor_interval = 0  # else a thread would outlive the bar
 
     # tqdm's own lock is multiprocessing's: making it fixes the program's start method.

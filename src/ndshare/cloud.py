@@ -70,9 +70,7 @@ class _CloudSession(Session):
     def withhold(self, function: types.FunctionType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
         """Leave out what the receiver has of the globals and the closure of a function."""
         if self.withheld:
-            found = dict(functions.cells_given(function, self.withheld))
-            self.given.update(found)
-            self.cells.update(found)
+            self.given.update(functions.cells_given(function, self.withheld))
             globals_used = reduced[2][1]["__globals__"]
             for name in self.withheld & globals_used.keys():
                 del globals_used[name]

@@ -12,21 +12,19 @@ caller, and the worker puts the shared value in its place (`ndshare._injection`)
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
 import keyword
 import os
 import threading
-import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from ndshare._arguments import check_callable
-from ndshare._injection import invoke, set_up
+from ndshare._calls import Handle, Registered
+from ndshare._injection import SetUp
 from ndshare._progress import Progress, check_progress, in_order
 from ndshare._repeats import Repeats
 from ndshare._settings import Environment, checked_settings
@@ -34,7 +32,7 @@ from ndshare.errors import CapacityError, InheritedError
 from ndshare.executor import new_pool, warn_of_copies
 from ndshare.pool import Pool
 from ndshare.sharing import share
-from ndshare.tasks import TaskFuture, describe
+from ndshare.tasks import describe
 
 
 class Workspace:
@@ -141,7 +139,7 @@ class Workspace:
 
     # ------------------------------------------------------------------ with
 
-    def __enter__(self) -> Workspace:
+    def __enter__(self) -> Self:
         if self._pool is not None:
             raise RuntimeError("this Workspace is entered already; leave it first, or make a second one")
         shared = _share_all(self._values)
@@ -149,8 +147,8 @@ class Workspace:
         pool = new_pool(
             replace(
                 settings,
-                initializer=set_up,
-                initargs=(shared, settings.initializer, settings.initargs),
+                initializer=SetUp(shared, settings.initializer, settings.initargs),
+                initargs=(),
                 withheld=frozenset(shared),
             )
         )
@@ -173,7 +171,7 @@ class Workspace:
             _close(pool, exc_type)
 
     def __getitem__(self, name: str) -> Any:
-        self._usable_pool("the values")
+        self._usable_pool(f"ws[{name!r}]")
         return self._shared[name]
 
     # ------------------------------------------------------------------ calls
@@ -199,10 +197,10 @@ class Workspace:
         if isinstance(function, Registered):
             function = function.function
         check_callable("function", function)
-        return Registered(self, function)
+        return Registered(self._enqueue, function)
 
     def _enqueue(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Handle:
-        pool = self._usable_pool(f"the registered function {describe(function)}")
+        pool = self._usable_pool(describe(function))
         if not self._repeats.told:
             warn_of_copies(self._repeats, function, args, kwargs)
         handle = Handle(pool, function, args, kwargs)
@@ -239,7 +237,7 @@ class Workspace:
             What the first failing call raised. The queue is empty then, too; the other calls go on, and
             their results are had from their handles.
         """
-        self._usable_pool("Workspace.evaluate")
+        self._usable_pool("evaluate()")
         check_progress(progress)
         if not (isinstance(on_error, str) and on_error in {"raise", "collect"}):
             raise ValueError(f"on_error must be 'raise' or 'collect', got {on_error!r}")
@@ -252,7 +250,8 @@ class Workspace:
                 error = handle.failure()
                 if error is not None and on_error == "raise":
                     failure = error
-                    failure.add_note(f"raised by call {handle.index} of {len(handles)} (from 0), {handle.name}")
+                    note = f"raised by call {handle.index} of {len(handles)} (counted from 0), {handle.name}"
+                    failure.add_note(note)
                     break
                 results.append(handle.result() if error is None else error)
         except KeyboardInterrupt:  # nobody wants the rest to be computed first
@@ -269,16 +268,16 @@ class Workspace:
     def _usable_pool(self, what: str) -> Pool:
         pool = self._pool
         if pool is None:
-            when = "after its with block was left" if self._was_entered else "before its with block was entered"
+            when = "after its with block was left" if self._was_entered else "before it is entered"
             raise RuntimeError(
-                f"{what} of a Workspace was used {when}, when there are no workers; "
+                f"{what} was refused: a Workspace has no workers {when}; "
                 "use it inside 'with ndshare.Workspace(...) as ws:'"
             )
         if pool.hub.pid != os.getpid():
             raise InheritedError("this Workspace", pool.hub.pid, os.getpid())
         if pool.closed:
             raise RuntimeError(
-                f"{what} of a Workspace was used after ndshare.shutdown() had ended its workers; "
+                f"{what} was refused: ndshare.shutdown() has ended the workers of this Workspace; "
                 "enter a new one"
             )
         return pool
@@ -287,72 +286,9 @@ class Workspace:
         raise TypeError("a Workspace cannot be sent to another process: its workers belong to this one")
 
 
-class Registered:
-    """A function of a workspace: calling it has a worker call the function, and returns a `Handle`.
-
-    Wherever it is sent it is the plain function, so a registered function may call itself.
-    """
-
-    def __init__(self, workspace: Workspace, function: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, function)
-        self.workspace = workspace
-        self.function = function
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Handle:
-        """Enqueue a call; see `Workspace.register`."""
-        return self.workspace._enqueue(self.function, args, kwargs)
-
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self if instance is None else types.MethodType(self, instance)
-
-    def __reduce__(self) -> Any:
-        return _itself, (self.function,)
-
-    def __repr__(self) -> str:
-        return f"<{describe(self.function)} registered with a Workspace>"
-
-
-def _itself(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
-
-
-class Handle(TaskFuture):
-    """One call of a registered function: a `concurrent.futures.Future`.
-
-    Attributes
-    ----------
-    index : int
-        Its place in the list that `Workspace.evaluate` returns.
-    name : str
-        Of the function.
-    """
-
-    index = 0
-
-    def __init__(
-        self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        super().__init__(pool, function, args, kwargs)
-        self.content = invoke, self.content, {}
-        self.name = describe(function)
-
-    def failure(self) -> BaseException | None:
-        """Return what the call raised; a `CancelledError` if it was cancelled."""
-        try:
-            return self.exception()
-        except concurrent.futures.CancelledError as error:
-            return error
-
-    def drop(self) -> None:
-        """Cancel the call unless a worker has begun it."""
-        pool = self.pool
-        if not self.done() and not self.cancel() and pool is not None and pool.withdraw(self):
-            self.fail(concurrent.futures.CancelledError())
-
-
 def _checked_values(values: object) -> dict[str, Any]:
     if not isinstance(values, Mapping):
-        raise TypeError(f'values must be a mapping of names to arrays, got {values!r}; write {{"name": array}}')
+        raise TypeError(f"values must be a mapping of names to arrays, got {values!r}")
     for name, value in values.items():
         if not isinstance(name, str):
             raise TypeError(f"names of values must be strings, got {name!r}")
