@@ -73,4 +73,11 @@ def _display(progress: Progress, total: int) -> Iterator[Callable[[int], object]
     # tqdm's own lock is multiprocessing's: making it fixes the program's start method.
     Bar.set_lock(threading.RLock())
     with Bar(total=total, unit="call") as bar:
-        yield lambda done: bar.update(done - bar.n)
+
+        def show(done: int) -> None:
+            if done < total:
+                bar.update(done - bar.n)
+            else:
+                bar.n = done  # closing draws it, once
+
+        yield show
