@@ -6,7 +6,9 @@ import concurrent.futures
 import functools
 import json
 import os
+import sys
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 
 import ndshare
 import workspace_tasks as tasks
+from ndshare import transport
 from ndshare.tasks import TaskFuture
 
 RunScript = Callable[..., Any]
@@ -320,6 +323,44 @@ def test_arguments_are_what_they_were_at_the_call() -> None:
                 shift[0] = 100 * number
                 work(buffer)
             assert one.evaluate() == [101.0 * number + 1 for number in range(20)]
+
+
+def test_arguments_are_read_late_if_that_is_asked_for() -> None:
+    """`snapshot="start"`: what waits is not copied yet."""
+    buffer = np.zeros(1000)
+    with ndshare.Workspace({"D": np.ones(2)}, 1, snapshot="start") as ws:
+        nap = ws.register(tasks.nap)
+        nap(0.3)
+        late = nap(0, buffer)
+        buffer[:] = 7
+        ws.evaluate()
+        assert late.result()[0] == 7
+
+
+def test_module_that_workers_cannot_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its functions go by value, their arguments read at the call; its own `D` does not go at all."""
+    module = types.ModuleType("only_here")
+    source = (
+        "D = ordinary\ndef helper(): return float(D.sum())\ndef work(x): return helper() + float(x.sum())"
+    )
+    module.__dict__["ordinary"] = np.full(_BIG, -1.0)
+    exec(source, module.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    x = np.ones(10_000)
+    try:
+        with ndshare.Workspace({"D": np.ones(3)}, 1) as ws:
+            work = ws.register(module.work)
+            for _ in range(3):
+                work(x)
+                x += 1
+            assert ws.evaluate() == [10_003.0, 20_003.0, 30_003.0]
+            assert ws._pool.delivery.bytes_copied < 1_000_000
+        transport.by_value_modules.discard("only_here")
+        with ndshare.ProcessPoolExecutor(1, snapshot="submit") as executor:
+            module.D = np.zeros(1)
+            assert executor.submit(module.work, x).result() == 40_000.0
+    finally:
+        transport.by_value_modules.discard("only_here")
 
 
 def test_register_is_a_decorator_or_a_call() -> None:

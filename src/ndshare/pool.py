@@ -322,6 +322,10 @@ class Pool:
             return False
         task.modules_tried |= {name}
         transport.by_value_modules.add(name)
+        try:
+            task.read_again()
+        except Exception:  # arguments that cannot be rebuilt here: the first error says enough
+            return False
         with self.hub.lock:
             self.queue.appendleft(task)
         self.pump()

@@ -62,7 +62,8 @@ class Run:
 
 def widths(quick: bool) -> Floats:
     """Return the widths of the demo, in units of pixels."""
-    return np.exp2(np.arange(-2.0, 5.0, 1.0 if quick else 0.5), dtype=np.float64)
+    found: Floats = np.exp2(np.arange(-2.0, 5.0, 1.0 if quick else 0.5))
+    return found
 
 
 def system(train: Digits) -> tuple[Floats, Floats]:
@@ -75,7 +76,7 @@ def fit(D: Floats, b: Floats, sigma: float) -> Fit:  # noqa: N803  -- the names 
     start = time.monotonic()
     K = np.exp(-0.5 * D / (sigma * sigma))  # noqa: N806
     K[np.diag_indices_from(K)] += _RIDGE
-    alphas: Floats = np.linalg.solve(K, b)
+    alphas = np.asarray(np.linalg.solve(K, b), np.float64)
     left_out: Floats = b - alphas / np.diagonal(np.linalg.inv(K))[:, None]
     return Fit(alphas, left_out, os.getpid(), start, time.monotonic())
 

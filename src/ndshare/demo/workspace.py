@@ -41,9 +41,8 @@ def main(argv: Sequence[str]) -> int:
     answers = widths.answers(parallel.fits[best], float(sigmas[best]), train, held_out)
     missed = widths.wrong(answers, held_out.labels)
     print(f"\nbest width      {sigmas[best]:.2f}: {100 * errors[best] / len(train):.2f} % wrong if left out")
-    print(
-        f"test            {missed} of {len(held_out)} held-out digits wrong: {100 * missed / len(held_out):.2f} %"
-    )
+    rate = 100 * missed / len(held_out)
+    print(f"test            {missed} of {len(held_out)} held-out digits wrong: {rate:.2f} %")
     speed = (
         f"serial {serial.seconds:.1f} s, {workers} worker{'s' * (workers != 1)} {parallel.seconds:.1f} s: "
         f"{serial.seconds / parallel.seconds:.2f} times as fast"
