@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +116,21 @@ def test_gone_4_evaluations_and_failing_entries_leak() -> None:
             ws.evaluate()
         del caught, ws
     assert leaks.left_behind(before) == {}
+
+
+def test_gone_4_memory_is_given_back_on_leaving() -> None:
+    """At once, not when the garbage collector comes by."""
+    before = ndshare.stats().shared_bytes
+    gc.disable()
+    try:
+        with ndshare.Workspace({"D": np.zeros(1_000_000)}, 2) as ws:
+            ws.register(tasks.helper)()
+            ws.evaluate()
+            assert ndshare.stats().shared_bytes >= before + 8_000_000
+        while ndshare.stats().shared_bytes > before:  # the I/O thread may just be at it
+            time.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 def test_gone_5_failing_call_leaves_the_queue_uncleared() -> None:

@@ -30,7 +30,7 @@ def in_order(futures: Sequence[_Future], progress: Progress) -> Iterator[_Future
     """
     if not progress:
         for future in futures:
-            _wait(future, None)
+            wait_for(future, None)
             yield future
         return
     with _display(progress, len(futures)) as show:
@@ -40,7 +40,7 @@ def in_order(futures: Sequence[_Future], progress: Progress) -> Iterator[_Future
         for future in futures:
             done = False
             while not done:
-                done = _wait(future, _PERIOD_S)
+                done = wait_for(future, _PERIOD_S)
                 if (now := time.monotonic()) - looked >= _PERIOD_S or future is futures[-1]:
                     looked = now
                     open_ones = [one for one in open_ones if not one.done()]
@@ -50,7 +50,8 @@ def in_order(futures: Sequence[_Future], progress: Progress) -> Iterator[_Future
             yield future
 
 
-def _wait(future: concurrent.futures.Future[Any], timeout: float | None) -> bool:
+def wait_for(future: concurrent.futures.Future[Any], timeout: float | None) -> bool:
+    """Wait for a future; False if it is not done in time."""
     try:
         future.exception(timeout)
     except TimeoutError:

@@ -443,6 +443,20 @@ class Pool:
         finally:
             _wire.unshield()
 
+    def renew_workers(self) -> None:
+        """Let the workers go that have nothing to do; new ones are started when they are needed.
+
+        After Ctrl-C: a SIGINT that is still on its way to them would hit the next task.
+        """
+        _wire.shield()
+        try:
+            with self.hub.lock:
+                for worker in [w for w in self.workers if not (w.inflight or w.sending)]:
+                    self.roster.dismiss(worker)
+                    worker.quit()
+        finally:
+            _wire.unshield()
+
     def _insist(self, running: list[tuple[Worker, int]]) -> None:
         """Kill the workers that are still at the task they were interrupted in, or in their initializer.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import keyword
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -25,7 +26,7 @@ import numpy as np
 from ndshare._arguments import check_callable
 from ndshare._calls import Handle, Registered
 from ndshare._injection import SetUp
-from ndshare._progress import Progress, check_progress, in_order
+from ndshare._progress import Progress, check_progress, in_order, wait_for
 from ndshare._repeats import Repeats
 from ndshare._settings import Environment, checked_settings
 from ndshare.errors import CapacityError, InheritedError
@@ -33,6 +34,10 @@ from ndshare.executor import new_pool, warn_of_copies
 from ndshare.pool import Pool
 from ndshare.sharing import share
 from ndshare.tasks import describe
+
+#: A worker that does not react to Ctrl-C is killed after 0.6 s; it may have begun another call by then.
+_GIVE_UP_S = 3.0
+_INTERRUPT_AGAIN_S = 0.1
 
 
 class Workspace:
@@ -237,7 +242,7 @@ class Workspace:
             What the first failing call raised. The queue is empty then, too; the other calls go on, and
             their results are had from their handles.
         """
-        self._usable_pool("evaluate()")
+        pool = self._usable_pool("evaluate()")
         check_progress(progress)
         if not (isinstance(on_error, str) and on_error in {"raise", "collect"}):
             raise ValueError(f"on_error must be 'raise' or 'collect', got {on_error!r}")
@@ -254,9 +259,8 @@ class Workspace:
                     failure.add_note(note)
                     break
                 results.append(handle.result() if error is None else error)
-        except KeyboardInterrupt:  # nobody wants the rest to be computed first
-            for handle in handles:
-                handle.drop()
+        except KeyboardInterrupt:
+            _give_up(pool, handles)
             raise
         if failure is None:
             return results
@@ -323,3 +327,17 @@ def _close(pool: Pool, exc_type: type[BaseException] | None) -> None:
     if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
         pool.interrupt()
     pool.shutdown(wait=True, cancel=exc_type is not None)
+
+
+def _give_up(pool: Pool, handles: list[Handle]) -> None:
+    """After Ctrl-C, wait until none of the calls runs any more.
+
+    What was running has been interrupted already. A worker may have begun the next call since.
+    """
+    for handle in handles:
+        handle.drop()
+    deadline = time.monotonic() + _GIVE_UP_S
+    for handle in handles:
+        while not wait_for(handle, _INTERRUPT_AGAIN_S) and time.monotonic() < deadline:
+            pool.interrupt()
+    pool.renew_workers()
