@@ -38,6 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_calls",
             "_progress",
             "_injection",
+            "_muster",
         }
     ),
     frozenset({"sharing", "mainspace"}),

@@ -37,7 +37,7 @@ from ndshare._settings import PoolSettings
 from ndshare.crew import Crew
 from ndshare.hub import Todo
 from ndshare.parcel import close_all
-from ndshare.tasks import RemoteTracebackError, Task, TaskFuture
+from ndshare.tasks import RemoteTracebackError, Task
 from ndshare.workers import Answer, Worker, WorkerGoneError
 
 #: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
@@ -111,37 +111,6 @@ class Pool:
         finally:
             _wire.unshield()
 
-    def start_workers(self) -> None:
-        """Start all workers now; return when each of them has run its initializer.
-
-        Raises
-        ------
-        InitializerError
-            If that failed in one of them.
-        WorkerDiedError
-            If a worker ended.
-        """
-        probes = [TaskFuture(self, start_worker, (), {}) for _ in range(self.settings.max_workers)]
-        _wire.shield()
-        try:
-            for number, probe in enumerate(probes):
-                try:
-                    with self.hub.lock:
-                        worker = self.roster.hire()
-                        worker.sent -= 1  # what is asked of it here is no task of the user's
-                        worker.sending = probe.dispatched = probe.start()
-                        self.pending += 1
-                except BlockingIOError:  # no room for another process now: the queue tries again
-                    self.submit_all(probes[number:])
-                    break
-                self._send(worker, [probe])
-        finally:
-            _wire.unshield()
-        for probe in probes:
-            probe.result()
-        with self.hub.lock:
-            self.roster.seconds = None  # says nothing about the tasks to come
-
     def _after_interrupt(self, unwanted: Iterable[Task]) -> None:
         """Drop tasks that nobody will hear of; what waited behind them is sent by the I/O thread."""
         for task in unwanted:
@@ -203,7 +172,7 @@ class Pool:
                     picked = self._pick()
                 if picked is None:
                     break
-                self._send(*picked)
+                self.dispatch(*picked)
             if self.killed:
                 self._drop_waiting()
             self._when_empty()
@@ -250,7 +219,8 @@ class Pool:
 
     # ------------------------------------------------------------------ sending
 
-    def _send(self, worker: Worker, batch: list[Task]) -> None:
+    def dispatch(self, worker: Worker, batch: list[Task]) -> None:
+        """Send tasks that are on the books to a worker that is marked as being sent to."""
         failed: list[tuple[Task, BaseException]] = []
         rest = collections.deque(batch)
         try:
@@ -443,20 +413,6 @@ class Pool:
         finally:
             _wire.unshield()
 
-    def renew_workers(self) -> None:
-        """Let the workers go that have nothing to do; new ones are started when they are needed.
-
-        After Ctrl-C: a SIGINT that is still on its way to them would hit the next task.
-        """
-        _wire.shield()
-        try:
-            with self.hub.lock:
-                for worker in [w for w in self.workers if not (w.inflight or w.sending)]:
-                    self.roster.dismiss(worker)
-                    worker.quit()
-        finally:
-            _wire.unshield()
-
     def _insist(self, running: list[tuple[Worker, int]]) -> None:
         """Kill the workers that are still at the task they were interrupted in, or in their initializer.
 
@@ -549,7 +505,3 @@ class Pool:
                 self.crew.release(worker)
         self.over.set()
         self.hub.ring()
-
-
-def start_worker() -> None:
-    """What a worker is asked to do to see that it is there."""

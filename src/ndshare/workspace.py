@@ -26,6 +26,7 @@ import numpy as np
 from ndshare._arguments import check_callable
 from ndshare._calls import Handle, Registered
 from ndshare._injection import SetUp
+from ndshare._muster import renew_workers, start_workers
 from ndshare._progress import Progress, check_progress, in_order, wait_for
 from ndshare._repeats import Repeats
 from ndshare._settings import Environment, checked_settings
@@ -158,7 +159,7 @@ class Workspace:
             )
         )
         try:
-            pool.start_workers()
+            start_workers(pool)
         except BaseException as error:
             _close(pool, type(error))
             raise
@@ -340,4 +341,4 @@ def _give_up(pool: Pool, handles: list[Handle]) -> None:
     for handle in handles:
         while not wait_for(handle, _INTERRUPT_AGAIN_S) and time.monotonic() < deadline:
             pool.interrupt()
-    pool.renew_workers()
+    renew_workers(pool)
