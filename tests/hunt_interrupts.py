@@ -92,7 +92,7 @@ def told(executor: ndshare.ProcessPoolExecutor) -> Iterator[None]:
         traceback.print_exc()
         pool = executor._pool
         print(
-            f"pending {pool.pending}, queue {len(pool.queue)}, held {pool.held}, free {len(pool.free)}",
+            f"pending {pool.pending}, queue {len(pool.queue)}, held {pool.held}, free {len(pool.roster.free)}",
             [(w.pid, len(w.inflight), w.sending, w.leaving, w.gone) for w in pool.workers],
             file=sys.stderr,
         )

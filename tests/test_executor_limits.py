@@ -156,6 +156,8 @@ def test_full_sockets_in_both_directions_do_not_block_each_other() -> None:
     """Many tasks with large inline arguments and results: sender and worker never wait for each other."""
     _run("""
         import concurrent.futures
+        from ndshare import workers
+        workers._SOCKET_BYTES = 1 << 16  # what systems with a small net.core.wmem_max grant
         with ndshare.ProcessPoolExecutor(1) as executor:
             for _ in range(200):
                 executor.submit(misdeeds.same, 1).result()  # known to be short: they travel by the dozen

@@ -16,9 +16,9 @@ descriptors than one message may carry (253) go ahead of it in FDS messages.
 
 Beside the socket each worker has a row on a *board* in shared memory: the prefix of the segments it owns,
 its process number, then one byte per task in flight (`cell`): `PENDING` until the worker takes the task by
-compare-and-swap (`STARTED`), or the caller takes it back the same way (`REVOKED`). So a task runs exactly
-once, a batch can be given to somebody else while its head is slow, and after a death it is known which task
-was running.
+compare-and-swap (`STARTED`), or the caller takes it back the same way (`REVOKED`) or stops it
+(`INTERRUPTED`). So a task runs exactly once, a batch can be given to somebody else while its head is slow,
+Ctrl-C hits the task it was meant for, and after a death it is known which task was running.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ NO_MAIN = 3  # payload: the same; a name of __main__ could not be rebuilt
 PENDING = 0
 STARTED = 1
 REVOKED = 2
+INTERRUPTED = 3
 ROW_BYTES = 1024
 BOARD_ROWS = 64
 OWNER_AT = 0

@@ -9,7 +9,7 @@ Guarantees
 - Whatever a task raises, returns or fails to return reaches the caller as that task's outcome.
 - What a task returns is in shared memory already (NumPy allocates large blocks there) and is lent
   without a copy if nothing in this process can reach it any more.
-- SIGINT interrupts a running task once, and is ignored between tasks.
+- SIGINT interrupts a running task once, if its caller has marked it; otherwise it is ignored.
 - Directory, environment, ``sys.path``, warning filters are the caller's as of the task's dispatch.
 
 Not guaranteed: module state that tasks leave behind stays until the worker ends, as under the standard
@@ -40,6 +40,7 @@ import numpy as np
 from ndshare import _frames as frames
 from ndshare import _wire, cpus, mainspace, segments, transport
 from ndshare.errors import RemoteError
+from ndshare.parcel import close_all
 
 #: Read by numerical libraries when they are loaded.
 THREAD_VARIABLES = (
@@ -68,6 +69,7 @@ class _Worker:
         self.early_fds: tuple[int, ...] = ()
         self.main_failure: tuple[BaseException, str] | None = None
         self.interruptible = False
+        self.cell = -1  # of the last task on the board; none: before, and in the initializer
         self.spin_us = frames.SPIN_US
         self.waited_us = math.inf
         self.threads = 1
@@ -134,18 +136,23 @@ class _Worker:
         while True:
             try:
                 received = _wire.recv_message(self.socket_fd, self.buffer, 0)
-                self.waited_us = (time.perf_counter() - began) * 1e6
-                return received
             except OSError as error:
                 if error.errno != errno.EMFILE:  # the message waits in the socket until there is room
                     return None
+            else:
+                self.waited_us = (time.perf_counter() - began) * 1e6
+                return received
             segments.trim()
             time.sleep(0.01)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if self.interruptible:
+        # Not every SIGINT is meant for this task: one from the terminal, or a late one, may find the next.
+        if self.interruptible and (self.cell < 0 or self._is_wanted_to_stop()):
             self.interruptible = False
             raise KeyboardInterrupt
+
+    def _is_wanted_to_stop(self) -> bool:
+        return _wire.load_u8(self.board, self.cell) == frames.INTERRUPTED
 
     def _leave_to_parent(self) -> None:
         """In a process that a task forked: the socket is the worker's alone."""
@@ -172,11 +179,13 @@ class _Worker:
             at += length
             own = fds[used : used + nfds]
             used += nfds
-            if _wire.cas_u8(self.board, frames.cell(self.row, seq), frames.PENDING, frames.STARTED):
+            self.cell = frames.cell(self.row, seq)
+            if _wire.cas_u8(self.board, self.cell, frames.PENDING, frames.STARTED):
                 self._run(seq, kind, token, payload, own)
             else:
-                for fd in own:
-                    os.close(fd)
+                close_all(own)
+                if self._is_wanted_to_stop():  # before it began
+                    self._answer(frames.RESULT, frames.ERROR, seq, 0.0, _pack_error(KeyboardInterrupt()))
 
     def _run(self, seq: int, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> None:
         began = time.perf_counter()
@@ -203,8 +212,7 @@ class _Worker:
     def _call(self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> transport.Draft:
         self.interruptible = True
         if self.main_failure is not None:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             error, self.main_failure = self.main_failure, None
             raise _UnreadableError(frames.NO_MAIN, error[0])
         try:
@@ -250,6 +258,7 @@ class _Worker:
     def _on_initializer(self, _s: int, _c: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
         try:
             try:
+                self.cell = -1
                 self.interruptible = True
                 if self.main_failure is not None:
                     raise self.main_failure[0]
@@ -325,8 +334,7 @@ class _Worker:
         try:
             self._send([head, parcel.data], fds)
         finally:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             parcel.release()
 
     def _send(self, parts: Sequence[bytes], fds: Sequence[int]) -> None:

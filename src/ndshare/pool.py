@@ -406,8 +406,8 @@ class Pool:
             self.interrupted = True
             with self.hub.lock:
                 running = [(w, next(iter(w.inflight))) for w in self.workers if w.inflight]
-            for worker, _ in running:
-                worker.signal(signal.SIGINT)
+            for worker, seq in running:
+                worker.interrupt(seq)
             if running:
                 self.hub.later(_INTERRUPT_S, functools.partial(self._insist, running))
         finally:

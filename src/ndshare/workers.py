@@ -146,6 +146,13 @@ class Worker:
         """Take a task back that the worker has not begun."""
         return _wire.cas_u8(self.board, frames.cell(self.row, seq), frames.PENDING, frames.REVOKED)
 
+    def interrupt(self, seq: int) -> None:
+        """Stop a task that the worker has begun or is to begin; another one is not hit."""
+        cell = frames.cell(self.row, seq)
+        for state in (frames.PENDING, frames.STARTED):  # in the order in which it changes
+            _wire.cas_u8(self.board, cell, state, frames.INTERRUPTED)
+        self.signal(signal.SIGINT)
+
     def signal(self, number: int) -> None:
         """Send it a signal, through the zygote that knows whether it is still there."""
         self.zygote.kill(self.id, number)
