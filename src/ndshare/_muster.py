@@ -1,4 +1,4 @@
-"""All workers of a pool at once: there before the first task, replaced after Ctrl-C."""
+"""All workers of a pool at once: there before the first task."""
 
 from __future__ import annotations
 
@@ -41,18 +41,3 @@ def start_workers(pool: Pool) -> None:
 
 def start_worker() -> None:
     """What a worker is asked to do to see that it is there."""
-
-
-def renew_workers(pool: Pool) -> None:
-    """Let the workers go that have nothing to do; new ones are started when they are needed.
-
-    After Ctrl-C: a SIGINT that is still on its way to them would hit the next task.
-    """
-    _wire.shield()
-    try:
-        with pool.hub.lock:
-            for worker in [w for w in pool.workers if not (w.inflight or w.sending)]:
-                pool.roster.dismiss(worker)
-                worker.quit()
-    finally:
-        _wire.unshield()

@@ -26,7 +26,7 @@ import numpy as np
 from ndshare._arguments import check_callable
 from ndshare._calls import Handle, Registered
 from ndshare._injection import SetUp
-from ndshare._muster import renew_workers, start_workers
+from ndshare._muster import start_workers
 from ndshare._progress import Progress, check_progress, in_order, wait_for
 from ndshare._repeats import Repeats
 from ndshare._settings import Environment, checked_settings
@@ -341,4 +341,3 @@ def _give_up(pool: Pool, handles: list[Handle]) -> None:
     for handle in handles:
         while not wait_for(handle, _INTERRUPT_AGAIN_S) and time.monotonic() < deadline:
             pool.interrupt()
-    renew_workers(pool)
