@@ -307,6 +307,21 @@ assert report.num_workers == ndshare.get_default_context().num_workers == 1
 """)
 
 
+def test_kernel_of_a_module_that_workers_cannot_import(run_script) -> None:
+    """It goes by value, for all workers of the map."""
+    run_script("""
+import sys, types
+import ndshare
+module = types.ModuleType("nowhere")
+exec("def twice(x): return 2 * x\ndef kernel(worker_id, index, value, out=None): OUT[index] = twice(value)", module.__dict__)
+sys.modules["nowhere"] = module
+module.OUT = ndshare.alloc(20)
+report = ndshare.ProcessContext(2).map(module.kernel, range(20))
+assert module.OUT.tolist() == [2 * k for k in range(20)], module.OUT
+assert report.start_method == "pool"
+""")
+
+
 def test_context_lives_on_after_shutdown() -> None:
     """`ndshare.shutdown` ends the workers; the next map starts others."""
     context = ndshare.ProcessContext(2)

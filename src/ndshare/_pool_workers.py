@@ -54,6 +54,10 @@ class _RunnerTask(Task):
             self._workers.ended.append(self)
             self._workers.condition.notify_all()
 
+    def read_again(self) -> None:
+        """Refuse: the map packs itself anew, for all of its runners (`PoolWorkers.wait`)."""
+        raise NotImplementedError
+
     def let_go(self) -> None:
         """See `Task.let_go`."""
         self.parcel = None
