@@ -313,7 +313,8 @@ def test_kernel_of_a_module_that_workers_cannot_import(run_script) -> None:
 import sys, types
 import ndshare
 module = types.ModuleType("nowhere")
-exec("def twice(x): return 2 * x\ndef kernel(worker_id, index, value, out=None): OUT[index] = twice(value)", module.__dict__)
+exec('def twice(x): return 2 * x', module.__dict__)
+exec('def kernel(worker_id, index, value): OUT[index] = twice(value)', module.__dict__)
 sys.modules["nowhere"] = module
 module.OUT = ndshare.alloc(20)
 report = ndshare.ProcessContext(2).map(module.kernel, range(20))
