@@ -74,6 +74,25 @@ def test_items_of_dead_workers_are_tried_again(start: str, tmp_path: Path) -> No
     assert out.tolist() == [2 if index == 20 else 1 for index in range(50)]
 
 
+@pytest.mark.parametrize("start", ["pool", "fork"])
+def test_errors_of_a_worker_that_dies_later_are_not_forgotten(start: str) -> None:
+    """Their text is lost with the worker, their index is not."""
+    context = ndshare.ProcessContext(1, start=start)
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        if index == 3:
+            raise ValueError
+        if index == 7:
+            os._exit(1)
+
+    report = context.map(kernel, range(10), on_error="collect")
+    assert [(index, type(error)) for index, error in report.errors] == [
+        (3, ndshare.RemoteError),
+        (7, ndshare.WorkerDiedError),
+    ]
+    assert np.flatnonzero(~report.done).tolist() == [3, 7]
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("start", ["pool", "fork"])
 def test_random_kills_lose_no_other_item(start: str, chaos_seed: int, chaos_rounds: int) -> None:
@@ -288,6 +307,22 @@ assert report.num_workers == ndshare.get_default_context().num_workers == 1
 """)
 
 
+def test_kernel_of_a_module_that_workers_cannot_import(run_script) -> None:
+    """It goes by value, for all workers of the map."""
+    run_script("""
+import sys, types
+import ndshare
+module = types.ModuleType("nowhere")
+exec('def twice(x): return 2 * x', module.__dict__)
+exec('def kernel(worker_id, index, value): OUT[index] = twice(value)', module.__dict__)
+sys.modules["nowhere"] = module
+module.OUT = ndshare.alloc(20)
+report = ndshare.ProcessContext(2).map(module.kernel, range(20))
+assert module.OUT.tolist() == [2 * k for k in range(20)], module.OUT
+assert report.start_method == "pool"
+""")
+
+
 def test_context_lives_on_after_shutdown() -> None:
     """`ndshare.shutdown` ends the workers; the next map starts others."""
     context = ndshare.ProcessContext(2)
@@ -365,4 +400,38 @@ print("ok")
 def test_interrupt_ends_the_map_and_the_context_goes_on(kind: str, run_script) -> None:
     """One KeyboardInterrupt, nothing printed, the next map works."""
     done = run_script(_INTERRUPTED, kind)
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+def test_quick_guide_of_pasha_runs_with_another_import(run_script) -> None:
+    """As a plain script: default context, then threads, then one of its own."""
+    done = run_script("""
+import numpy as np
+import ndshare as psh
+
+inp = np.random.rand(100)
+outp = psh.alloc(like=inp)
+
+def triple_it(worker_id, index, value):
+    outp[index] = 3 * value
+
+psh.map(triple_it, inp)
+np.testing.assert_allclose(outp, inp*3)
+
+psh.set_default_context('threads', num_workers=4)
+outp[:] = 0
+psh.map(triple_it, inp)
+np.testing.assert_allclose(outp, inp*3)
+
+psh.set_default_context('serial')
+outp[:] = 0
+psh.map(triple_it, inp)
+np.testing.assert_allclose(outp, inp*3)
+
+context = psh.ProcessContext(2)
+outp[:] = 0
+context.map(triple_it, inp)
+np.testing.assert_allclose(outp, inp*3)
+print("ok")
+""")
     assert (done.stdout, done.stderr) == ("ok\n", "")

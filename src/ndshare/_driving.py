@@ -103,13 +103,13 @@ class Drive:
                 if not rest or self._board.is_stopped():
                     break
                 self._again(rest)  # taken off the board by workers that died before they had noted it
-            self._mourn()
             self.tell()
         except BaseException:
             self._board.stop()
             raise
         finally:
             self._workers.close()
+        self._note_untold()
         self.errors.sort(key=lambda pair: pair[0])
 
     def tell(self) -> None:
@@ -181,16 +181,13 @@ class Drive:
         if not board.is_stopped() and (left or board.taken < board.items):
             self._again(left)
 
-    def _mourn(self) -> None:
-        """Note errors of which only the mask is left: their worker died before it could report them."""
-        if self._fatal is None:
-            return
-        known = {index for index, _ in self.errors}
-        for index in np.flatnonzero(self._board.mask[: self._board.items] == FAILED).tolist():
-            if index not in known:
-                error = RemoteError(
-                    "Exception", "the kernel raised it", "its worker died before it could report it"
-                )
+    def _note_untold(self) -> None:
+        """Add the errors of items that failed in workers which died before they had reported."""
+        told = {index for index, _ in self.errors}
+        for index in np.flatnonzero(self._board.mask == FAILED).tolist():
+            if index not in told:
+                reason = "the worker in which it was raised ended before it had reported it"
+                error = RemoteError("unknown", f"the kernel failed for item {index}", reason)
                 error.__cause__ = self._fatal
                 self.errors.append((index, error))
 

@@ -258,7 +258,13 @@ class MapContext(abc.ABC):
 
 
 class SerialContext(MapContext):
-    """Maps run in the calling thread, one item after the other. Options are accepted and ignored."""
+    """Maps run in the calling thread, one item after the other.
+
+    Parameters
+    ----------
+    *_ignored, **_options
+        Those of other contexts are accepted and ignored: there is one worker.
+    """
 
     def __init__(self, *_ignored: object, **_options: object) -> None:
         super().__init__(1)

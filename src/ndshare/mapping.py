@@ -83,8 +83,8 @@ def _run_once(
     shares = options.shares
     if options.seed is not None and count_items(functor) is None:
         raise ValueError(
-            f"seed={options.seed}: {type(functor).__name__} does not say how many items it has, so that they have "
-            "no numbers of their own; give it a __len__, or map over a list"
+            f"seed={options.seed}: {type(functor).__name__} does not say how many items it has, so that they "
+            "have no numbers of their own; give it a __len__, or map over a list"
         )
     kernel, functor, items = _sized(kernel, functor, shares or context.num_workers)
     board = context.make_board(items)

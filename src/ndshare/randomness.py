@@ -40,7 +40,17 @@ class Stream:
         Index of the first item on the board.
     """
 
-    __slots__ = ("_bits", "_board", "_counter", "_first", "_generator", "_index", "_seed", "_slot_offset", "_state")
+    __slots__ = (
+        "_bits",
+        "_board",
+        "_counter",
+        "_first",
+        "_generator",
+        "_index",
+        "_seed",
+        "_slot_offset",
+        "_state",
+    )
 
     def __init__(self, seed: int | None, board: Any, slot_offset: int, first: int = 0) -> None:
         self._first = first

@@ -402,7 +402,9 @@ class ContextConformance:
                 largest[worker_id] = max(largest[worker_id], value)
 
             context.map(kernel, range(600))
-            expected = [[sum(v for v in range(600) if v % 3 == i and v % 2 == j) for j in (0, 1)] for i in range(3)]
+            expected = [
+                [sum(v for v in range(600) if v % 3 == i and v % 2 == j) for j in (0, 1)] for i in range(3)
+            ]
             assert context.reduce(sums).tolist() == expected
             assert context.reduce(largest, np.maximum) == 599
 
