@@ -435,3 +435,22 @@ np.testing.assert_allclose(outp, inp*3)
 print("ok")
 """)
     assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+def test_blocks_of_a_stream_are_not_split() -> None:
+    """Batches end where blocks do: no two workers ever add into the same row."""
+    context = ndshare.ProcessContext(2)
+    sums = context.alloc(2000, int, per_block=64)
+    writers = context.alloc((len(sums), 2), int)
+
+    def kernel(worker_id: int, index: int, _value: int) -> None:
+        row = index // 64
+        writers[row, worker_id] = 1
+        before = int(sums[row])
+        time.sleep(0.0002)
+        sums[row] = before + 1
+
+    report = context.map(kernel, iter(range(2000)))
+    assert report.done.all()
+    assert (writers.sum(axis=1) == 1).all()
+    assert context.reduce(sums) == 2000

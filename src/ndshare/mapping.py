@@ -176,7 +176,8 @@ class _Batch(Functor):
 def _run_batches(context: Context, kernel: Kernel, functor: IteratorFunctor, options: Options) -> MapReport:
     began = time.monotonic()
     reports: list[MapReport] = []
-    size = 2 * context.num_workers
+    block = rows.block()
+    size = _whole_blocks(2 * context.num_workers, block)
     offset = 0
     if isinstance(options.progress, Bar):
         options.progress.expect_any()
@@ -193,7 +194,7 @@ def _run_batches(context: Context, kernel: Kernel, functor: IteratorFunctor, opt
         offset += report.items
         if report.errors and options.on_error == "raise":
             break
-        size = _next_size(size, report)
+        size = _whole_blocks(_next_size(size, report), block)
     if options.progress is not None and (
         not reports or not reports[-1].errors or options.on_error == "collect"
     ):
@@ -211,6 +212,11 @@ def _shifted(report: MapReport, offset: int) -> MapReport:
     ]
     errors = [(offset + index, error) for index, error in report.errors]
     return dataclasses.replace(report, errors=errors, workers=workers)
+
+
+def _whole_blocks(size: int, block: int) -> int:
+    """Return a number of items with which no block is divided between two batches."""
+    return -(-size // block) * block
 
 
 def _next_size(size: int, report: MapReport) -> int:
