@@ -282,15 +282,19 @@ def test_iterators_of_unknown_length(kind: str) -> None:
 
 
 def test_more_workers_than_processors() -> None:
-    """8 workers, sums per worker and in one CPU: exact."""
+    """8 workers add to rows of their own and, under a lock, to one array: exact sums."""
     context = ndshare.ProcessContext(8)
     counts = context.alloc(4, int, per_worker=True)
+    total, lock = context.alloc((), int), ndshare.lock()
 
     def kernel(worker_id: int, _index: int, value: int) -> None:
         counts[worker_id, value % 4] += value
+        with lock:
+            total[()] += value
 
     report = context.map(kernel, range(10_000), shares=500)
     assert counts.sum(axis=0).tolist() == [sum(range(k, 10_000, 4)) for k in range(4)]
+    assert total == sum(range(10_000))
     assert len(report.workers) == 8
 
 
