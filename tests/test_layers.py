@@ -35,7 +35,6 @@ LAYERS: tuple[frozenset[str], ...] = (
             "randomness",
             "reduction",
             "rows",
-            "progress",
             "report",
             "_report_text",
             "_timeline",
@@ -61,6 +60,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_repeats",
             "_calls",
             "_progress",
+            "progress",
             "_injection",
             "_muster",
         }

@@ -20,10 +20,13 @@ class Bar:
     ----------
     description : str, optional
         Shown in front.
+    unit : str, optional
+        What is counted.
     """
 
-    def __init__(self, description: str | None = None) -> None:
+    def __init__(self, description: str | None = None, *, unit: str = "item") -> None:
         self._description = description
+        self._unit = unit
         self._bar: Any = None
         self._open_end = False
 
@@ -35,7 +38,10 @@ class Bar:
         """Draw."""
         if self._bar is None:
             self._bar = _bar_class()(
-                total=None if self._open_end else total, desc=self._description, unit="item", miniters=1
+                total=None if self._open_end else total,
+                desc=self._description,
+                unit=self._unit,
+                miniters=1,
             )
         if finished >= total:
             self._bar.n = finished  # drawn by close, once
@@ -60,6 +66,7 @@ def _bar_class() -> Any:
 
         monitor_interval = 0
 
-    if not hasattr(Quiet, "_lock"):  # tqdm's own has a semaphore, for which a process may be started
+    # tqdm's own lock has a semaphore: it fixes the program's start method and may start a process.
+    if not hasattr(Quiet, "_lock"):
         Quiet._lock = threading.RLock()
     return Quiet
