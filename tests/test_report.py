@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import html.parser
 import json
 import os
@@ -131,6 +132,36 @@ def test_repr_says_how_variables_travel() -> None:
     assert "80 B by reference" in lines["out"]
     assert "pickled" in lines["words"]
     assert "warm workers" in lines["context"]
+
+
+_TABLE = np.ones(400_000)
+
+
+class _Kernel:
+    """An object whose call uses a global of its module."""
+
+    def __init__(self) -> None:
+        self.offsets = np.ones(300_000)
+
+    def __call__(self, _worker_id: int, index: int, _value: int) -> float:
+        return float(self.offsets[index])
+
+
+def test_variables_of_functions_that_a_kernel_uses_are_counted() -> None:
+    """Of helpers that go along with it, of globals of a local function, of objects that are called."""
+    inner, context = np.ones(500_000), ndshare.ProcessContext(2)
+
+    def helper(index: int) -> float:
+        return float(inner[index] + _TABLE[index])
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        assert helper(index) == 2
+
+    sent = context.map(kernel, range(10)).captured
+    assert {name for name in sent if sent[name].copied} == {"inner", "_TABLE"}
+    sent = context.map(functools.partial(lambda table, *_: table, inner), range(10)).captured
+    assert sent["argument 1 of the partial"].copied == inner.nbytes
+    assert context.map(_Kernel(), range(10)).captured["_Kernel.offsets"].copied == 300_000 * 8
 
 
 def test_repr_says_why_workers_were_forked() -> None:
