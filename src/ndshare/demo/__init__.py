@@ -11,10 +11,31 @@
 
 The matrix of squared distances between all images is made once, in shared memory. Every task
 receives it by reference.
+
+Demos with a name::
+
+    tiles.py      photographs, noise, square tiles
+    denoise.py    non-local means of one tile, and how good a tile is
+    cleaning.py   a map over the tiles, in any context
+    images.py     ``ndshare demo images``
 """
 
 from __future__ import annotations
 
-from ndshare.demo.command import main
+import importlib
+from collections.abc import Sequence
+
+_NAMED = {"images": "ndshare.demo.images"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``ndshare demo`` with the words of the command line; return the exit status."""
+    if argv and argv[0] in _NAMED:
+        module, argv = _NAMED[argv[0]], argv[1:]
+    else:
+        module = "ndshare.demo.command"
+    status: int = importlib.import_module(module).main(argv)
+    return status
+
 
 __all__ = ["main"]
