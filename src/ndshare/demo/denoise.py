@@ -40,7 +40,7 @@ def denoise(tile: Pixels, sigma: float) -> Pixels:
     height, width = tile.shape[0] - 2 * MARGIN, tile.shape[1] - 2 * MARGIN
     tall, wide = height + 2 * _PATCH, width + 2 * _PATCH
     own = tile[_REACH : _REACH + tall, _REACH : _REACH + wide]
-    total = np.zeros((height, width, tile.shape[2]), tile.dtype)
+    total: Pixels = np.zeros((height, width, tile.shape[2]), tile.dtype)
     weights = np.zeros((height, width, 1), tile.dtype)
     per_patch = (2 * _PATCH + 1) ** 2 * tile.shape[2]
     expected = 2 * sigma**2  # mean squared difference of two equal pixels: both have noise
@@ -56,7 +56,7 @@ def denoise(tile: Pixels, sigma: float) -> Pixels:
             weight = np.exp(squares, out=squares)[..., None]
             weights += weight
             total += weight * other[_PATCH : _PATCH + height, _PATCH : _PATCH + width]
-    total /= weights
+    np.divide(total, weights, out=total)
     return total
 
 
