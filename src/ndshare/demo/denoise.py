@@ -56,14 +56,15 @@ def denoise(tile: Pixels, sigma: float) -> Pixels:
             weight = np.exp(squares, out=squares)[..., None]
             weights += weight
             total += weight * other[_PATCH : _PATCH + height, _PATCH : _PATCH + width]
-    np.divide(total, weights, out=total)
+    total /= weights
     return total
 
 
 def _patch_sums(values: Pixels) -> Pixels:
     """Return the sum over the neighbourhood of each value that has a whole one."""
     rows = values[:-2] + values[1:-1] + values[2:]
-    return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    sums: Pixels = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    return sums
 
 
 def psnr(tile: Pixels, original: Pixels) -> float:
