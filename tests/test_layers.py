@@ -32,6 +32,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "functors",
             "locks",
             "mapping",
+            "randomness",
+            "reduction",
             "rows",
             "progress",
             "report",

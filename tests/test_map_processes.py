@@ -366,3 +366,37 @@ def test_interrupt_ends_the_map_and_the_context_goes_on(kind: str, run_script) -
     """One KeyboardInterrupt, nothing printed, the next map works."""
     done = run_script(_INTERRUPTED, kind)
     assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+def test_quick_guide_of_pasha_runs_with_another_import(run_script) -> None:
+    """As a plain script: default context, then threads, then one of its own."""
+    done = run_script("""
+import numpy as np
+import ndshare as psh
+
+inp = np.random.rand(100)
+outp = psh.alloc(like=inp)
+
+def triple_it(worker_id, index, value):
+    outp[index] = 3 * value
+
+psh.map(triple_it, inp)
+np.testing.assert_allclose(outp, inp*3)
+
+psh.set_default_context('threads', num_workers=4)
+outp[:] = 0
+psh.map(triple_it, inp)
+np.testing.assert_allclose(outp, inp*3)
+
+psh.set_default_context('serial')
+outp[:] = 0
+psh.map(triple_it, inp)
+np.testing.assert_allclose(outp, inp*3)
+
+context = psh.ProcessContext(2)
+outp[:] = 0
+context.map(triple_it, inp)
+np.testing.assert_allclose(outp, inp*3)
+print("ok")
+""")
+    assert (done.stdout, done.stderr) == ("ok\n", "")

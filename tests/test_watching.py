@@ -449,6 +449,89 @@ def test_watch_caches_of_libraries_are_not_named():
     assert watch.changes() == []
 
 
+def test_watch_runs_no_code_of_what_it_looks_at():
+    """Proxies, properties and containers with ideas of their own are looked at without asking them."""
+
+    class Proxy:
+        def __getattribute__(self, name):
+            raise RuntimeError("hands off")
+
+    class Odd(list):
+        def __iter__(self):
+            raise RuntimeError("hands off")
+
+        __len__ = __iter__
+
+    class Lazy:
+        @property
+        def values(self):
+            raise RuntimeError("hands off")
+
+    class Key:
+        def __repr__(self):
+            raise RuntimeError("hands off")
+
+    proxy, odd, lazy, table = Proxy(), Odd([1]), Lazy(), {Key(): np.zeros(3)}
+
+    def kernel(worker_id, index, value):
+        list.append(odd, 2)
+        for row in table.values():
+            row[0] = 1
+        return proxy, lazy
+
+    watch = Watch(kernel, Lazy())
+    kernel(0, 0, 0)
+    assert watch.changes() == [("odd", "Odd"), ("table[...]", as_array((3,)))]
+
+
+def test_watch_bookkeeping_of_a_functor_is_not_named():
+    """Lists a functor fills while it iterates are its own affair; what is mapped is not."""
+
+    class Batches:
+        def __init__(self):
+            self.seen, self._values, self.rows = [], [[1], [2]], np.zeros((2, 3))
+
+    functor = Batches()
+    watch = Watch(len, functor)
+    functor.seen.append(1)
+    assert watch.changes() == []
+    functor._values[1].append(3)
+    functor.rows[0] = 1
+    assert watch.changes() == [(MAPPED, "list"), (MAPPED, as_array((2, 3)))]
+    rows = [[1], [2]]
+    watch = Watch(len, rows)
+    rows[0] = 5
+    assert watch.changes() == [(MAPPED, "list")]
+
+
+def _watched(kernel):
+    global made
+    made = np.zeros(MB)  # large: from a segment, as all that is made in a worker
+    watch = Watch(kernel, None, {"made": made})
+    kernel(0, 3, 0)
+    made[5] = 1
+    return watch.changes(), kernel, made
+
+
+def test_watch_in_a_worker_and_what_comes_back_is_whole():
+    """Arguments and arrays made in a worker are watched; returned afterwards they have all their values."""
+    data, small = np.zeros(MB), np.zeros(4)
+
+    def kernel(worker_id, index, value):
+        data[index] = 7
+        small[index] = 7
+        return data
+
+    with ndshare.ProcessPoolExecutor(1) as pool:
+        for _ in range(3):
+            changes, back, made = pool.submit(_watched, kernel).result()
+            assert [name for name, _ in changes] == ["data", "small", "made"]
+            assert back(0, 0, 0)[3] == 7
+            assert made.sum() == 1
+    assert data.sum() == 0
+    ndshare.shutdown()
+
+
 def test_watch_large_array_received_by_value_is_watched_by_its_pages():
     """A global of 1 MiB and more lies in a segment of its own, which is mapped anew to be watched."""
     parcel = transport.pack(np.zeros(MB // 4)).settle()
@@ -529,7 +612,8 @@ except OSError:
 b[200_000] = 1
 a[5] = a[5]
 assert (_heap.altered(a), _heap.altered(b)) == (False, True), hidden
-"""
+""",
+        OPENBLAS_NUM_THREADS="1",  # a process with threads cannot leave its name spaces
     )
 
 

@@ -56,6 +56,7 @@ if _typing.TYPE_CHECKING:
         SequenceFunctor,
     )
     from ndshare.locks import Lock, lock
+    from ndshare.randomness import item_rng
     from ndshare.report import MapReport
     from ndshare.sharing import share
 
@@ -98,6 +99,7 @@ __all__ = [
     "full_like",
     "get_default_context",
     "is_shared",
+    "item_rng",
     "lock",
     "map",
     "ones",
@@ -132,6 +134,7 @@ _LATER = {
     "WorkerDiedError": "ndshare._pool_errors",
     "alloc": "ndshare.default_context",
     "get_default_context": "ndshare.default_context",
+    "item_rng": "ndshare.randomness",
     "lock": "ndshare.locks",
     "map": "ndshare.default_context",
     "set_default_context": "ndshare.default_context",

@@ -38,12 +38,15 @@ def parameters(function: Any) -> tuple[str, ...]:
 def attributes(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what an object holds in its ``__dict__`` and its slots, without running any code of it."""
     kind = type(value)
-    module = kind.__module__.partition(".")[0]
+    module = str(kind.__module__).partition(".")[0]
     if module in sys.stdlib_module_names and module != "__main__" and kind is not types.SimpleNamespace:
         return
     if module == "pandas":
         yield from _pandas_arrays(value)
-    state = getattr(value, "__dict__", None)
+    try:
+        state = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        state = None
     if isinstance(state, dict):
         yield from first(state.items())
     for name, member in _slots(kind):  # type: ignore[arg-type]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import array as arrays
+import collections
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -62,8 +63,16 @@ def watch_container(value: Any) -> Question:
     if isinstance(value, BUFFERS):
         return functools.partial(_buffer_differs, value, bytes(value))
     if isinstance(value, dict):
-        return functools.partial(_dict_differs, value, list(value), list(value.values()))
-    return functools.partial(_set_differs if isinstance(value, set) else _items_differ, value, list(value))
+        return functools.partial(_dict_differs, value, elements(value), list(dict.values(value)))
+    return functools.partial(
+        _set_differs if isinstance(value, set) else _items_differ, value, elements(value)
+    )
+
+
+def elements(value: Any) -> list[Any]:
+    """Return the elements of a container, or keys of a dict, whatever a subclass makes of iteration."""
+    base = next(base for base in (list, tuple, dict, set, collections.deque) if isinstance(value, base))
+    return list(base.__iter__(value))
 
 
 def same(old: Any, new: Any) -> bool:
@@ -83,9 +92,13 @@ def same(old: Any, new: Any) -> bool:
 
 
 def _items_differ(value: Any, kept: list[Any]) -> bool:
-    if len(value) != len(kept):
+    now = value if type(value) is list else elements(value)
+    return _differ(now, kept)
+
+
+def _differ(now: list[Any], kept: list[Any]) -> bool:
+    if len(now) != len(kept):
         return True
-    now = value if isinstance(value, list) else list(value)
     try:
         equal = now == kept  # in C, and by identity first
     except Exception:  # an element's __eq__ raised, as that of arrays does: one by one, then
@@ -94,11 +107,11 @@ def _items_differ(value: Any, kept: list[Any]) -> bool:
 
 
 def _dict_differs(value: dict[Any, Any], keys: list[Any], contents: list[Any]) -> bool:
-    return _items_differ(value, keys) or _items_differ(value.values(), contents)
+    return _differ(elements(value), keys) or _differ(list(dict.values(value)), contents)
 
 
 def _set_differs(value: set[Any], kept: list[Any]) -> bool:
-    return len(value) != len(kept) or {id(x) for x in value} != {id(x) for x in kept}
+    return set(map(id, elements(value))) != set(map(id, kept))
 
 
 def _buffer_differs(value: Any, kept: bytes) -> bool:

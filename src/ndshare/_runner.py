@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar
 from ndshare import _loop, captured, failures, mainspace
 from ndshare._board import Board
 from ndshare.functors import Functor, values_of
+from ndshare.randomness import entered
 from ndshare.watching import Watch
 
 _T = TypeVar("_T")
@@ -61,6 +62,10 @@ class Job:
         Whether the beginning of each item is noted.
     trace : bool
         Whether each share is noted.
+    seed : int or None
+        Of `ndshare.item_rng`.
+    first : int
+        Index of the first item, in a map that goes over several boards.
     """
 
     kernel: Callable[..., object]
@@ -71,6 +76,8 @@ class Job:
     block: int = 1
     timed: bool = False
     trace: bool = False
+    seed: int | None = None
+    first: int = 0
 
 
 @dataclasses.dataclass(slots=True)
@@ -218,10 +225,12 @@ class _Runner:
         board, report = self.board, self.report
         _inside.depth += 1
         try:
-            for start, end in ranges:
-                self._share(start, end)
-            while (share := self._take()) is not None:
-                self._share(*share)
+            slot = board.slot(report.worker_id)
+            with entered(self.job.seed, board.memory, slot, self.job.first):
+                for start, end in ranges:
+                    self._share(start, end)
+                while (share := self._take()) is not None:
+                    self._share(*share)
         finally:
             _inside.depth -= 1
             if not board.killed(report.worker_id):

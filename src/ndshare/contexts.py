@@ -35,6 +35,7 @@ from ndshare._runner import Job
 from ndshare._settings import Environment
 from ndshare.errors import CapacityError
 from ndshare.executor import ProcessPoolExecutor
+from ndshare.reduction import reduce_rows
 from ndshare.report import MapReport
 from ndshare.rows import rows
 
@@ -214,12 +215,45 @@ class MapContext(abc.ABC):
         check_count("retries", retries, 0)
         if shares is not None:
             check_count("shares", shares, 1)
+        if seed is not None:
+            check_count("seed", seed, 0)
         options = mapping.Options(on_error, timeout, retries, seed, shares, trace, _progress(progress))
         return mapping.run(self, kernel, functors.find(functor), options)
 
-    def reduce(self, array: npt.NDArray[Any], op: Callable[..., Any] = np.add) -> npt.NDArray[Any]:
-        """Combine the rows of an array made with ``per_worker`` or ``per_block``."""
-        raise NotImplementedError
+    def reduce(self, array: npt.NDArray[Any], op: Callable[[Any, Any], Any] = np.add) -> Any:
+        """Combine the rows of an array made with ``per_worker`` or ``per_block``.
+
+        Parameters
+        ----------
+        array : ndarray
+            From `alloc`.
+        op : ufunc or callable, optional
+            Takes two rows and returns one; by default they are added.
+
+        Returns
+        -------
+        ndarray or scalar
+            An ordinary array without the axis of the rows.
+
+        Raises
+        ------
+        ValueError
+            If `array` was not made with ``per_worker`` or ``per_block``, or is only a part of it.
+
+        Notes
+        -----
+        Rows per block are combined as a fixed tree: the bits of the result depend on neither the number of
+        workers nor timing. Those of floating-point rows per worker do, in the last places.
+        """
+        noted = rows.of(array)
+        if noted is None:
+            raise ValueError(
+                "reduce takes a whole array that alloc(per_worker=True) or alloc(per_block=n) has made; for "
+                "others use the ufunc's own reduce, such as np.add.reduce(array)"
+            )
+        order, per_block = noted
+        axis = array.ndim - 1 if per_block is None and order == "F" else 0
+        return reduce_rows(array, op, axis, tree=per_block is not None)
 
 
 class SerialContext(MapContext):

@@ -151,8 +151,8 @@ class OwnerDiedError(NdshareError, RuntimeError):
     def __str__(self) -> str:
         who = f"process {self.pid}" if self.pid > 0 else "a process"
         return (
-            f"{who} ended while it held the lock, so that what the lock protects may be half written; the "
-            "lock is not given to anybody until that is repaired: check and mend it in `with lock.repair():`"
+            f"{who} ended while it held the lock, so that what the lock protects may be half written; nobody "
+            "is given the lock until that is repaired: check and mend it within `with lock.repair():`"
         )
 
 

@@ -70,9 +70,16 @@ def run(context: Context, kernel: Kernel, functor: Functor, options: Options) ->
     return report
 
 
-def _run_once(context: Context, kernel: Kernel, functor: Functor, options: Options) -> MapReport:
+def _run_once(
+    context: Context, kernel: Kernel, functor: Functor, options: Options, first: int = 0
+) -> MapReport:
     began = time.perf_counter()
     shares = options.shares
+    if options.seed is not None and count_items(functor) is None:
+        raise ValueError(
+            f"seed={options.seed}: {type(functor).__name__} does not say how many items it has, so that they "
+            "have no numbers of their own; give it a __len__, or map over a list"
+        )
     kernel, functor, items = _sized(kernel, functor, shares or context.num_workers)
     board = context.make_board(items)
     job = Job(
@@ -84,6 +91,8 @@ def _run_once(context: Context, kernel: Kernel, functor: Functor, options: Optio
         block=rows.block(),
         timed=options.timeout is not None,
         trace=options.trace,
+        seed=options.seed,
+        first=first,
     )
     drive: Drive | None = None
 
@@ -159,7 +168,7 @@ def _run_batches(context: Context, kernel: Kernel, functor: IteratorFunctor, opt
 
     while values := functor.take(size):
         told = dataclasses.replace(options, progress=progress if options.progress is not None else None)
-        report = _run_once(context, kernel, _Batch(values, offset), told)
+        report = _run_once(context, kernel, _Batch(values, offset), told, offset)
         report = dataclasses.replace(
             report, errors=[(offset + index, error) for index, error in report.errors]
         )

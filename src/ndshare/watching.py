@@ -37,7 +37,7 @@ import numpy as np
 
 from ndshare import segments
 from ndshare._contents import attributes, first, function_of, parameters
-from ndshare._differences import BUFFERS, Question, same, watch_array, watch_container
+from ndshare._differences import BUFFERS, Question, elements, same, watch_array, watch_container
 from ndshare._scratch import is_scratch
 from ndshare.memmaps import find_memmap
 
@@ -67,7 +67,7 @@ class Watch:
         Its closure, defaults, partial arguments, attributes and those of its ``self`` are watched, and
         what the functions among them refer to in turn.
     functor : object, optional
-        Its arrays, and lists and dicts that are its own attributes.
+        Its arrays, and its ``values`` if these are a list or dict.
     extra_globals : mapping of str to object, optional
         The globals the kernel uses.
 
@@ -92,7 +92,12 @@ class Watch:
             self._visit(name, value, 0)
         if functor is not None:
             self._mapped = True
-            self._visit(MAPPED, functor, 0)
+            container = type(functor) in (list, dict)
+            for name, value in () if container else attributes(functor):
+                if name.lstrip("_") == "values":
+                    self._visit(MAPPED, value, 0)
+            # Its other lists and dicts are how it keeps its place, not what is mapped.
+            self._visit(MAPPED, functor, 0, quiet=not container)
 
     def changes(self) -> list[tuple[str, str]]:
         """Return name and kind of everything that was written to, in the order in which it was found."""
@@ -150,28 +155,28 @@ class Watch:
 
     def _visit(self, name: str, value: Any, depth: int, *, quiet: bool = False) -> None:
         """Watch a value and what it holds; with `quiet` no list or dict, but the arrays in it."""
-        kind = type(value)
-        if kind in _ATOMS or isinstance(value, _UNCHANGING) or id(value) in self._seen:
+        kind = type(value)  # and not isinstance: a proxy would run code to answer for another object
+        if kind in _ATOMS or issubclass(kind, _UNCHANGING) or id(value) in self._seen:
             return
         if len(self._seen) >= _OBJECTS_MAX:
             return
         self._seen[id(value)] = value
-        if isinstance(value, np.ndarray):
+        if issubclass(kind, np.ndarray):
             self._array(name, value)
             return
         if depth > _DEPTH_MAX:
             return
-        if isinstance(value, (types.FunctionType, functools.partial)):
+        if issubclass(kind, (types.FunctionType, functools.partial)):
             self._callable(value, depth + 1)
-        elif isinstance(value, types.MethodType):
+        elif issubclass(kind, types.MethodType):
             self._callable(value.__func__, depth + 1)
             self._visit(name, value.__self__, depth + 1)
-        elif isinstance(value, types.BuiltinMethodType):
+        elif issubclass(kind, types.BuiltinMethodType):
             self._visit(name, value.__self__, depth)
-        elif isinstance(value, BUFFERS):
+        elif issubclass(kind, BUFFERS):
             if not quiet:
                 self._watch(name, value, watch_container(value))
-        elif isinstance(value, (list, tuple, dict, set, collections.deque)):
+        elif issubclass(kind, (list, tuple, dict, set, collections.deque)):
             self._container(name, value, depth, quiet)
         else:
             for attribute, content in attributes(value):
@@ -180,18 +185,19 @@ class Watch:
                     name if private else self._inside(name, f".{attribute}"),
                     content,
                     depth + 1,
-                    quiet=quiet or private or (self._mapped and depth > 0),
+                    quiet=quiet or private,
                 )
 
     def _container(self, name: str, value: Any, depth: int, quiet: bool) -> None:
         if not quiet and not isinstance(value, tuple):
             self._watch(name, value, watch_container(value))
         if isinstance(value, dict):
-            for key, content in first(value.items()):
-                self._visit(self._inside(name, f"[{key!r}]"), content, depth + 1, quiet=quiet)
+            for key, content in first(dict.items(value)):
+                step = f"[{key!r}]" if type(key) in _ATOMS else "[...]"
+                self._visit(self._inside(name, step), content, depth + 1, quiet=quiet)
         elif not isinstance(value, set):  # what is in a set is hashable: nobody writes to it
             most = _ITEMS_MAX if self._mapped else None
-            for number, content in enumerate(first(value, most)):
+            for number, content in enumerate(first(elements(value), most)):
                 if type(content) not in _ATOMS:
                     self._visit(self._inside(name, f"[{number}]"), content, depth + 1, quiet=quiet)
 
