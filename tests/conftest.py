@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Draw the fresh seed once: pytest-xdist passes the options on to its workers."""
     if config.option.chaos_fresh_seed is None:
         config.option.chaos_fresh_seed = secrets.randbits(31)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "leaves(*names): resources that the test may leave behind, with a reason"
     )

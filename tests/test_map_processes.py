@@ -74,6 +74,25 @@ def test_items_of_dead_workers_are_tried_again(start: str, tmp_path: Path) -> No
     assert out.tolist() == [2 if index == 20 else 1 for index in range(50)]
 
 
+@pytest.mark.parametrize("start", ["pool", "fork"])
+def test_errors_of_a_worker_that_dies_later_are_not_forgotten(start: str) -> None:
+    """Their text is lost with the worker, their index is not."""
+    context = ndshare.ProcessContext(1, start=start)
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        if index == 3:
+            raise ValueError
+        if index == 7:
+            os._exit(1)
+
+    report = context.map(kernel, range(10), on_error="collect")
+    assert [(index, type(error)) for index, error in report.errors] == [
+        (3, ndshare.RemoteError),
+        (7, ndshare.WorkerDiedError),
+    ]
+    assert np.flatnonzero(~report.done).tolist() == [3, 7]
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("start", ["pool", "fork"])
 def test_random_kills_lose_no_other_item(start: str, chaos_seed: int, chaos_rounds: int) -> None:

@@ -3,7 +3,7 @@
 ::
 
     header   next item · stop · items
-    slot     one per worker: state · items done · when the item began · share · process · taken
+    slot     one per worker: state · items done · when the item began · share · process
     mask     one byte per item
 
 The memory is one shared byte array for processes, an ordinary one for threads. `ndshare._loop` writes the
@@ -38,7 +38,6 @@ _BEGAN_AT = 16
 _START_AT = 24
 _END_AT = 32
 _PID_AT = 40
-_TAKEN_AT = 48
 
 _RUNNING = 1
 _KILLED = 2
@@ -116,9 +115,7 @@ class Board:
     def enter(self, pid: int) -> int:
         """Take a free slot; returns the worker's number. There is always one, see `leave`."""
         for worker_id in range(self.num_workers):
-            slot = self.slot(worker_id)
-            if _wire.cas_u8(self.memory, slot + _TAKEN_AT, 0, 1):
-                _wire.store_u64(self.memory, slot + _PID_AT, pid)
+            if _wire.cas_u64(self.memory, self.slot(worker_id) + _PID_AT, 0, pid):
                 return worker_id
         raise RuntimeError(f"all {self.num_workers} places of this map are taken")
 
@@ -127,7 +124,6 @@ class Board:
         slot = self.slot(worker_id)
         _wire.store_u64(self.memory, slot + _STATE_AT, 0)
         _wire.store_u64(self.memory, slot + _PID_AT, 0)
-        _wire.store_u8(self.memory, slot + _TAKEN_AT, 0)
 
     def begin(self, worker_id: int, start: int, end: int) -> None:
         """Note the share that a worker runs from now on."""

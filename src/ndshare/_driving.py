@@ -17,9 +17,12 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 
-from ndshare._board import UNDONE
+import numpy as np
+
+from ndshare._board import FAILED, UNDONE
 from ndshare._map_workers import Lost, MapWorkers, Ranges
 from ndshare._runner import Job, KernelMemory, WorkerReport
+from ndshare.errors import RemoteError
 from ndshare.tasks import RemoteTracebackError
 
 Progress = Callable[[int, int], object]
@@ -103,6 +106,7 @@ class Drive:
             raise
         finally:
             self._workers.close()
+        self._note_untold()
         self.errors.sort(key=lambda pair: pair[0])
 
     def tell(self) -> None:
@@ -169,6 +173,16 @@ class Drive:
         left = board.undone(*share)
         if not board.is_stopped() and (left or board.taken < board.items):
             self._again(left)
+
+    def _note_untold(self) -> None:
+        """Add the errors of items that failed in workers which died before they had reported."""
+        told = {index for index, _ in self.errors}
+        for index in np.flatnonzero(self._board.mask == FAILED).tolist():
+            if index not in told:
+                reason = "the worker in which it was raised ended before it had reported it"
+                self.errors.append(
+                    (index, RemoteError("unknown", f"the kernel failed for item {index}", reason))
+                )
 
     def _too_late(self, index: int) -> TimeoutError:
         return TimeoutError(
