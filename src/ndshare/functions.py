@@ -28,6 +28,7 @@ MAIN_NAMES = frozenset(("__main__", "__mp_main__"))
 """Names a main program goes by: multiprocessing's spawn runs it under the second."""
 
 _CACHE_MAX = 2048
+_HERE = 0  # in place of "__main__": a pickle with that word in it is searched for names, which takes longer
 _NAME_OPS = frozenset(
     ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_NAME")
 )
@@ -164,15 +165,9 @@ def reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
     The cells of its closure must be pickled *empty* (`make_cell`): their contents follow in the
     state, after the function has been memoized, so that a closure may contain itself.
     """
-    code = function.__code__
-    cached = _marshalled.get(id(code))
-    if cached is None:
-        if len(_marshalled) >= _CACHE_MAX:
-            _marshalled.clear()
-        cached = _marshalled[id(code)] = (code, marshal.dumps(code))
     closure = function.__closure__
     state = (
-        function.__module__,
+        _HERE if function.__module__ == "__main__" else function.__module__,
         function.__qualname__,
         function.__doc__,
         function.__defaults__,
@@ -182,7 +177,32 @@ def reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
         getattr(function, "__type_params__", ()),
         None if closure is None else tuple(_contents(cell) for cell in closure),
     )
-    return make_function, (cached[1], function.__name__, closure), state, None, None, fill_function
+    facts = (_dumped(function.__code__), function.__name__, closure)
+    return make_function, facts, state, None, None, fill_function
+
+
+def reduce_code(code: types.CodeType) -> tuple[Any, ...]:
+    """Return how to make a code object anew."""
+    return load_code, (_dumped(code),)
+
+
+def _dumped(code: types.CodeType) -> bytes:
+    cached = _marshalled.get(id(code))
+    if cached is None:
+        if len(_marshalled) >= _CACHE_MAX:
+            _marshalled.clear()
+        cached = _marshalled[id(code)] = (code, marshal.dumps(code))
+    return cached[1]
+
+
+def load_code(dumped: bytes) -> types.CodeType:
+    """Return the code object of `reduce_code`; the same one for the same bytes."""
+    loaded = _loaded.get(dumped)
+    if loaded is None:
+        if len(_loaded) >= _CACHE_MAX:
+            _loaded.clear()
+        loaded = _loaded[dumped] = marshal.loads(dumped)
+    return loaded
 
 
 def _contents(cell: types.CellType) -> tuple[Any, ...]:
@@ -199,18 +219,13 @@ def make_cell() -> types.CellType:
 
 def make_function(code: bytes, name: str, closure: tuple[types.CellType, ...] | None) -> types.FunctionType:
     """Return the function of `reduce_function`, still without its state."""
-    loaded = _loaded.get(code)
-    if loaded is None:
-        if len(_loaded) >= _CACHE_MAX:
-            _loaded.clear()
-        loaded = _loaded[code] = marshal.loads(code)
-    return types.FunctionType(loaded, main_namespace(), name, None, closure)
+    return types.FunctionType(load_code(code), main_namespace(), name, None, closure)
 
 
 def fill_function(function: Any, state: tuple[Any, ...]) -> None:
     """Give a function made by `make_function` its state."""
     module, qualname, doc, defaults, kwdefaults, annotations, attributes, type_params, contents = state
-    function.__module__ = module
+    function.__module__ = "__main__" if module == _HERE else module
     function.__qualname__ = qualname
     function.__doc__ = doc
     function.__defaults__ = defaults
