@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench", "testing"}),
     frozenset({"__init__"}),
-    frozenset({"contexts", "default_context"}),
+    frozenset({"contexts", "default_context", "workspace"}),
     frozenset({"executor"}),
     frozenset(
         {
@@ -37,6 +37,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "rows",
             "progress",
             "report",
+            "_report_text",
+            "_timeline",
             "watching",
         }
     ),
@@ -57,6 +59,10 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_caller_state",
             "_arguments",
             "_repeats",
+            "_calls",
+            "_progress",
+            "_injection",
+            "_muster",
         }
     ),
     frozenset({"sharing", "mainspace", "failures"}),

@@ -282,15 +282,19 @@ def test_iterators_of_unknown_length(kind: str) -> None:
 
 
 def test_more_workers_than_processors() -> None:
-    """8 workers, sums per worker and in one CPU: exact."""
+    """8 workers add to rows of their own and, under a lock, to one array: exact sums."""
     context = ndshare.ProcessContext(8)
     counts = context.alloc(4, int, per_worker=True)
+    total, lock = context.alloc((), int), ndshare.lock()
 
     def kernel(worker_id: int, _index: int, value: int) -> None:
         counts[worker_id, value % 4] += value
+        with lock:
+            total[()] += value
 
     report = context.map(kernel, range(10_000), shares=500)
     assert counts.sum(axis=0).tolist() == [sum(range(k, 10_000, 4)) for k in range(4)]
+    assert total == sum(range(10_000))
     assert len(report.workers) == 8
 
 
@@ -304,6 +308,22 @@ out = ndshare.alloc(10)
 report = ndshare.map(lambda worker_id, index, value: out.__setitem__(index, value), range(10))
 assert out.tolist() == list(range(10))
 assert report.num_workers == ndshare.get_default_context().num_workers == 1
+""")
+
+
+def test_kernel_of_a_module_that_workers_cannot_import(run_script) -> None:
+    """It goes by value, for all workers of the map."""
+    run_script("""
+import sys, types
+import ndshare
+module = types.ModuleType("nowhere")
+exec('def twice(x): return 2 * x', module.__dict__)
+exec('def kernel(worker_id, index, value): OUT[index] = twice(value)', module.__dict__)
+sys.modules["nowhere"] = module
+module.OUT = ndshare.alloc(20)
+report = ndshare.ProcessContext(2).map(module.kernel, range(20))
+assert module.OUT.tolist() == [2 * k for k in range(20)], module.OUT
+assert report.start_method == "pool"
 """)
 
 
@@ -419,3 +439,22 @@ np.testing.assert_allclose(outp, inp*3)
 print("ok")
 """)
     assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+def test_blocks_of_a_stream_are_not_split() -> None:
+    """Batches end where blocks do: no two workers ever add into the same row."""
+    context = ndshare.ProcessContext(2)
+    sums = context.alloc(2000, int, per_block=64)
+    writers = context.alloc((len(sums), 2), int)
+
+    def kernel(worker_id: int, index: int, _value: int) -> None:
+        row = index // 64
+        writers[row, worker_id] = 1
+        before = int(sums[row])
+        time.sleep(0.0002)
+        sums[row] = before + 1
+
+    report = context.map(kernel, iter(range(2000)))
+    assert report.done.all()
+    assert (writers.sum(axis=1) == 1).all()
+    assert context.reduce(sums) == 2000

@@ -59,6 +59,7 @@ if _typing.TYPE_CHECKING:
     from ndshare.randomness import item_rng
     from ndshare.report import MapReport
     from ndshare.sharing import share
+    from ndshare.workspace import Workspace
 
 __version__ = "0.1.0"
 
@@ -91,6 +92,7 @@ __all__ = [
     "UnsendableGlobalError",
     "WorkerDiedError",
     "WorkerError",
+    "Workspace",
     "alloc",
     "array",
     "empty",
@@ -132,6 +134,7 @@ _LATER = {
     "SerialContext": "ndshare.contexts",
     "ThreadContext": "ndshare.contexts",
     "WorkerDiedError": "ndshare._pool_errors",
+    "Workspace": "ndshare.workspace",
     "alloc": "ndshare.default_context",
     "get_default_context": "ndshare.default_context",
     "item_rng": "ndshare.randomness",

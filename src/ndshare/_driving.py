@@ -21,7 +21,7 @@ import numpy as np
 
 from ndshare._board import FAILED, UNDONE
 from ndshare._map_workers import Lost, MapWorkers, Ranges
-from ndshare._runner import Job, KernelMemory, WorkerReport
+from ndshare._runner import Death, Job, KernelMemory, WorkerReport
 from ndshare.errors import RemoteError
 from ndshare.tasks import RemoteTracebackError
 
@@ -76,6 +76,8 @@ class Drive:
         self._stillborn = 0
         self.reports: list[WorkerReport] = []
         self.errors: list[tuple[int, BaseException]] = []
+        self.deaths: list[Death] = []
+        self._fatal: BaseException | None = None
 
     def run(self, count: int) -> None:
         """Run the map with so many workers.
@@ -86,9 +88,10 @@ class Drive:
             Ctrl-C; or what kept the workers from running at all. Errors of items are in `errors`.
         """
         try:
-            first = 1 if _seconds_of.get(self._job.kernel) * self._board.items < _TINY_S else count
-            self._workers.start(first)
+            tiny = _seconds_of.get(self._job.kernel) * self._board.items < _TINY_S
+            first = min(count, 1) if tiny else count
             self.tell()
+            self._workers.start(first)
             if first < count:
                 self._turn(_LATE_S)
                 if not self.reports and not self.errors:  # it is not as tiny as last time
@@ -152,8 +155,10 @@ class Drive:
         board, job = self._board, self._job
         if not isinstance(lost.error, BrokenProcessPool):  # no death: the job could not be run at all
             raise lost.error
+        self._fatal = lost.error
         worker_id = board.worker_of(lost.pid)
         if worker_id is None:
+            self.deaths.append(Death(None, lost.pid, None, time.monotonic()))
             self._stillborn += 1
             if self._stillborn >= _STILLBORN_MOST:
                 raise lost.error
@@ -162,6 +167,8 @@ class Drive:
         self._stillborn = 0
         index, killed = board.current(worker_id), board.killed(worker_id)
         share = board.share_of(worker_id)
+        at = None if index is None else job.first + index
+        self.deaths.append(Death(worker_id, lost.pid, at, time.monotonic()))
         if index is not None and board.mask[index] == UNDONE:
             self._tries[index] += 1
             if self._tries[index] > self._retries:
@@ -180,9 +187,9 @@ class Drive:
         for index in np.flatnonzero(self._board.mask == FAILED).tolist():
             if index not in told:
                 reason = "the worker in which it was raised ended before it had reported it"
-                self.errors.append(
-                    (index, RemoteError("unknown", f"the kernel failed for item {index}", reason))
-                )
+                error = RemoteError("unknown", f"the kernel failed for item {index}", reason)
+                error.__cause__ = self._fatal
+                self.errors.append((index, error))
 
     def _too_late(self, index: int) -> TimeoutError:
         return TimeoutError(

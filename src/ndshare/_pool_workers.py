@@ -33,6 +33,7 @@ class _RunnerTask(Task):
         self.function = workers.job.kernel
         self.parcel = parcel
         self.brings = brings
+        self.by_value = frozenset(transport.by_value_modules)  # when it was made
 
     def start(self) -> bool:
         """See `Task.start`."""
@@ -54,6 +55,10 @@ class _RunnerTask(Task):
             self._workers.ended.append(self)
             self._workers.condition.notify_all()
 
+    def read_again(self) -> None:
+        """Refuse: the map packs itself anew, for all of its runners (`PoolWorkers.wait`)."""
+        raise NotImplementedError
+
     def let_go(self) -> None:
         """See `Task.let_go`."""
         self.parcel = None
@@ -73,7 +78,6 @@ class PoolWorkers(Task):
         self._parcels: list[transport.Parcel] = []
         self._first: tuple[transport.Parcel, frozenset[str]] | None = None
         self._tasks: set[_RunnerTask] = set()
-        self._by_value: set[str] = set()
         self.captured = captured.account(job.kernel, job.functor)
 
     def pack(self) -> None:
@@ -124,20 +128,12 @@ class PoolWorkers(Task):
             error = task.error
             if error is None:
                 outcomes.append(task.value)
-            elif self._can_send_by_value(error):
-                self._first = None
+            elif _is_by_value_since(task, error):
+                self._first = None  # packed anew, for all that have met the same
                 self.start(1)
             else:
                 outcomes.append(Lost(getattr(error, "pid", 0), error))
         return outcomes
-
-    def _can_send_by_value(self, error: BaseException) -> bool:
-        """Whether it helps to pack the map anew: a module that workers cannot import goes by value now."""
-        name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if not name or name in self._by_value or name not in transport.by_value_modules:
-            return False
-        self._by_value.add(name)
-        return True
 
     def kill(self, pid: int) -> None:
         """See `MapWorkers`."""
@@ -159,3 +155,9 @@ class PoolWorkers(Task):
             self._first = None
         finally:
             _wire.unshield()
+
+
+def _is_by_value_since(task: _RunnerTask, error: BaseException) -> bool:
+    """Whether packing anew helps: a module that workers lack goes by value since the task was made."""
+    name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    return name is not None and name in transport.by_value_modules and name not in task.by_value

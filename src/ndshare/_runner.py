@@ -107,6 +107,8 @@ class WorkerReport:
         Name and kind of captured objects that the kernel wrote to although they are not shared.
     timeline : list of (int, int, float, float)
         First item, end, start and end in seconds (monotonic clock) of each share, if asked for.
+    failures : list of (int, float)
+        Index and time of each error, if asked for.
     """
 
     worker_id: int
@@ -118,6 +120,7 @@ class WorkerReport:
     errors: list[tuple[int, BaseException, str]] = dataclasses.field(default_factory=list)
     lost_writes: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     timeline: list[tuple[int, int, float, float]] = dataclasses.field(default_factory=list)
+    failures: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
     def plus(self, other: WorkerReport) -> WorkerReport:
         """Return what both did together."""
@@ -131,6 +134,7 @@ class WorkerReport:
             self.errors + other.errors,
             self.lost_writes + other.lost_writes,
             self.timeline + other.timeline,
+            self.failures + other.failures,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -138,6 +142,28 @@ class WorkerReport:
 
 
 _fields_of_report = operator.attrgetter(*WorkerReport.__slots__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Death:
+    """A worker that ended without a report.
+
+    Attributes
+    ----------
+    worker_id : int or None
+        Which one; None if it had not yet taken part.
+    pid : int
+        Its process.
+    index : int or None
+        The item it was at, if at any.
+    at : float
+        When the caller learned of it, in seconds of the monotonic clock.
+    """
+
+    worker_id: int | None
+    pid: int
+    index: int | None
+    at: float
 
 
 class KernelMemory(Generic[_T]):
@@ -293,7 +319,8 @@ class _Runner:
         report.shares += 1
         report.busy += (ended - began) * 1e-9
         if self.job.trace:
-            report.timeline.append((start, end, began * 1e-9, ended * 1e-9))
+            offset = self.job.first
+            report.timeline.append((offset + start, offset + end, began * 1e-9, ended * 1e-9))
         if self.tell is not None:
             self.tell()
         if items := report.items - before:
@@ -345,6 +372,8 @@ class _Runner:
         board, report = self.board, self.report
         if self.job.on_error == "raise":
             board.stop()
+        if self.job.trace:
+            report.failures.append((self.job.first + index, time.monotonic()))
         if self.portable:
             report.errors.append((index, *failures.portable(error)))
         else:

@@ -35,6 +35,7 @@ from ndshare._runner import Job
 from ndshare._settings import Environment
 from ndshare.errors import CapacityError
 from ndshare.executor import ProcessPoolExecutor
+from ndshare.progress import Bar
 from ndshare.reduction import reduce_rows
 from ndshare.report import MapReport
 from ndshare.rows import rows
@@ -257,7 +258,13 @@ class MapContext(abc.ABC):
 
 
 class SerialContext(MapContext):
-    """Maps run in the calling thread, one item after the other. Options are accepted and ignored."""
+    """Maps run in the calling thread, one item after the other.
+
+    Parameters
+    ----------
+    *_ignored, **_options
+        Those of other contexts are accepted and ignored: there is one worker.
+    """
 
     def __init__(self, *_ignored: object, **_options: object) -> None:
         super().__init__(1)
@@ -379,8 +386,6 @@ def _resolve(
 
 def _progress(progress: bool | Progress) -> Progress | None:
     if progress is True:
-        from ndshare.progress import Bar
-
         return Bar()
     if not progress:
         return None

@@ -21,11 +21,14 @@ import functools
 import marshal
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
 MAIN_NAMES = frozenset(("__main__", "__mp_main__"))
 """Names a main program goes by: multiprocessing's spawn runs it under the second."""
+
+CODE_TYPES = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+"""Types of what is code, not data."""
 
 _CACHE_MAX = 2048
 _HERE = 0  # in place of "__main__": a pickle with that word in it is searched for names, which takes longer
@@ -159,11 +162,12 @@ def _submodules(package: str, attributes: frozenset[str]) -> tuple[str, ...]:
     return found
 
 
-def reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
+def reduce_function(function: types.FunctionType, given: Container[int] = ()) -> tuple[Any, ...]:
     """Return how to make the function anew in the receiver's ``__main__``.
 
     The cells of its closure must be pickled *empty* (`make_cell`): their contents follow in the
-    state, after the function has been memoized, so that a closure may contain itself.
+    state, after the function has been memoized, so that a closure may contain itself. The cells
+    whose ids are in `given` are filled by the receiver (`given_cell`).
     """
     closure = function.__closure__
     state = (
@@ -175,7 +179,7 @@ def reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
         function.__annotations__,
         function.__dict__,
         getattr(function, "__type_params__", ()),
-        None if closure is None else tuple(_contents(cell) for cell in closure),
+        None if closure is None else tuple(() if id(cell) in given else _contents(cell) for cell in closure),
     )
     facts = (_dumped(function.__code__), function.__name__, closure)
     return make_function, facts, state, None, None, fill_function
@@ -215,6 +219,49 @@ def _contents(cell: types.CellType) -> tuple[Any, ...]:
 def make_cell() -> types.CellType:
     """Return an empty cell."""
     return types.CellType()
+
+
+def cells_given(function: types.FunctionType, names: Container[str]) -> Iterator[tuple[int, str]]:
+    """Yield id and name of the cells of a closure that the receiver fills: data under one of the names.
+
+    Functions and classes stay: a decorator's ``function`` is not the value of that name.
+    """
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if name in names and not isinstance((*_contents(cell), None)[0], CODE_TYPES):
+            yield id(cell), name
+
+
+given: dict[str, Any] = {}
+"""What a worker was given by name: see `ndshare.workspace`."""
+
+# In a worker: cells that have arrived before what they are to hold.
+_unfilled: list[tuple[str, types.CellType]] | None = None
+
+
+def expect_gifts() -> None:
+    """Become a worker that may be given something."""
+    global _unfilled
+    given.clear()
+    _unfilled = []
+
+
+def given_cell(name: str) -> types.CellType:
+    """Return a cell with what this worker was given under a name, or will be; elsewhere an empty one."""
+    if name in given:
+        return types.CellType(given[name])
+    cell = types.CellType()
+    if _unfilled is not None and not given:
+        _unfilled.append((name, cell))
+    return cell
+
+
+def give(values: dict[str, Any]) -> None:
+    """Take what this worker is given, once and for all."""
+    given.update(values)
+    for name, cell in _unfilled or ():
+        cell.cell_contents = values[name]
+    if _unfilled:
+        _unfilled.clear()
 
 
 def make_function(code: bytes, name: str, closure: tuple[types.CellType, ...] | None) -> types.FunctionType:

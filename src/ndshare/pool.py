@@ -172,7 +172,7 @@ class Pool:
                     picked = self._pick()
                 if picked is None:
                     break
-                self._send(*picked)
+                self.dispatch(*picked)
             if self.killed:
                 self._drop_waiting()
             self._when_empty()
@@ -219,7 +219,8 @@ class Pool:
 
     # ------------------------------------------------------------------ sending
 
-    def _send(self, worker: Worker, batch: list[Task]) -> None:
+    def dispatch(self, worker: Worker, batch: list[Task]) -> None:
+        """Send tasks that are on the books to a worker that is marked as being sent to."""
         failed: list[tuple[Task, BaseException]] = []
         rest = collections.deque(batch)
         try:
@@ -291,6 +292,10 @@ class Pool:
             return False
         task.modules_tried |= {name}
         transport.by_value_modules.add(name)
+        try:
+            task.read_again()
+        except Exception:  # arguments that cannot be rebuilt here: the first error says enough
+            return False
         with self.hub.lock:
             self.queue.appendleft(task)
         self.pump()

@@ -72,18 +72,23 @@ class Task:
 
     def draft(self) -> transport.Draft:
         """What travels for this task."""
-        return transport.pack(self.content)
+        withheld = self.pool.settings.withheld if self.pool is not None else frozenset[str]()
+        return transport.pack(self.content, withheld=withheld)
 
     def read_now(self, *, private: bool) -> None:
         """Read the arguments at once; `private` if they may be needed again after a worker had them."""
-        parcel = self.draft().settle()
-        if not private:
-            self.parcel = parcel
-            return
-        try:
-            self.content = transport.unpack(parcel.data, parcel.descriptors())
-        finally:
-            parcel.release()
+        self.parcel = self.draft().settle()
+        if private:
+            self.read_again()
+
+    def read_again(self) -> None:
+        """Let it be pickled anew when it is sent, from the arguments that were read at once."""
+        if self.parcel is not None:
+            parcel, self.parcel = self.parcel, None
+            try:
+                self.content = transport.unpack(parcel.data, parcel.descriptors())
+            finally:
+                parcel.release()
 
     def has_callbacks(self) -> bool:
         """Whether code of the user's runs when it is done."""

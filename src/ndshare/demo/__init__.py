@@ -14,6 +14,8 @@ receives it by reference.
 
 Demos with a name::
 
+    widths.py     one linear system per width of a Gaussian kernel, serially or in a workspace
+    workspace.py  ``ndshare demo workspace``
     tiles.py      photographs, noise, square tiles
     denoise.py    non-local means of one tile, and how good a tile is
     cleaning.py   a map over the tiles, in any context
@@ -25,7 +27,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-_NAMED = {"images": "ndshare.demo.images"}
+_NAMED = {"images": "ndshare.demo.images", "workspace": "ndshare.demo.workspace"}
 
 
 def main(argv: Sequence[str]) -> int:
