@@ -59,7 +59,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_arguments",
             "_repeats",
             "_calls",
-            "_progress",
+            "_waiting",
             "progress",
             "_injection",
             "_muster",

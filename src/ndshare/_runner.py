@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 import os
 import resource
 import signal
@@ -79,6 +80,12 @@ class Job:
     seed: int | None = None
     first: int = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Job, _fields_of_job(self)
+
+
+_fields_of_job = operator.attrgetter(*Job.__slots__)  # what dataclasses do by themselves takes longer
+
 
 @dataclasses.dataclass(slots=True)
 class WorkerReport:
@@ -129,6 +136,12 @@ class WorkerReport:
             self.timeline + other.timeline,
             self.failures + other.failures,
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WorkerReport, _fields_of_report(self)
+
+
+_fields_of_report = operator.attrgetter(*WorkerReport.__slots__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -245,6 +258,7 @@ class _Runner:
         self.report = WorkerReport(job.board.enter(os.getpid()), os.getpid())
         self.values = values_of(job.functor)
         self.per_item_ns = 0.0
+        self.measured = 0  # items of the share that was timed last
         self.size = 1
 
     def run(self, ranges: Sequence[tuple[int, int]]) -> WorkerReport:
@@ -309,9 +323,11 @@ class _Runner:
             report.timeline.append((offset + start, offset + end, began * 1e-9, ended * 1e-9))
         if self.tell is not None:
             self.tell()
-        if report.items > before:
-            per_item = (ended - began) / (report.items - before)
-            self.per_item_ns = per_item if not self.per_item_ns else 0.5 * (self.per_item_ns + per_item)
+        if items := report.items - before:
+            # A larger share knows better than the one before; the first item often says nothing.
+            weight = max(0.5, items / (items + self.measured))
+            self.per_item_ns += weight * ((ended - began) / items - self.per_item_ns)
+            self.measured = items
 
     def _stretch(self, first: int, end: int) -> int:
         """Run items until one fails; returns the next one to be run."""

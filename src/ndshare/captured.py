@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ndshare import functions, pickling
+from ndshare import functions, pickling, segments
 
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
 
@@ -114,15 +114,21 @@ def account(kernel: Callable[..., object], functor: object) -> dict[str, Traffic
         if isinstance(value, _CODE) or id(value) in seen:
             continue
         seen.add(id(value))
-        try:
-            recording = pickling.record(value)
-        except Exception:
-            continue
-        shared = sum(note.nbytes for note in recording.notes if isinstance(note, pickling.Placed))
-        copied = sum(note.nbytes for note in recording.notes if isinstance(note, np.ndarray))
-        sent = Traffic(shared, copied, sum(map(len, recording.parts)))
-        found[name] = found.get(name, Traffic(0, 0, 0)).plus(sent)
+        if (sent := _sent(value)) is not None:
+            found[name] = found[name].plus(sent) if name in found else sent
     return found
+
+
+def _sent(value: object) -> Traffic | None:
+    if type(value) is np.ndarray and segments.is_shared(value):  # what most kernels write to
+        return Traffic(value.nbytes, 0, 0)
+    try:
+        recording = pickling.record(value)
+    except Exception:
+        return None
+    shared = sum(note.nbytes for note in recording.notes if isinstance(note, pickling.Placed))
+    copied = sum(note.nbytes for note in recording.notes if isinstance(note, np.ndarray))
+    return Traffic(shared, copied, sum(map(len, recording.parts)))
 
 
 def unsendable(kernel: Callable[..., object], functor: object, error: Exception) -> str:

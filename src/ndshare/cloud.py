@@ -12,6 +12,7 @@ caller goes back as its id alone.
 
 from __future__ import annotations
 
+import sys
 import types
 import weakref
 from collections.abc import Callable
@@ -41,11 +42,12 @@ class _CloudSession(Session):
         ours = dict(self.table)
         self.table.update(_impl.Pickler._dispatch_table)
         self.table.update(ours)
+        self.table[types.CodeType] = functions.reduce_code
         self.look_for_late()
 
     def on_named(self, obj: Any) -> Any:
         reduced = super().on_named(obj)
-        if reduced is NotImplemented and obj.__module__ not in MAIN_NAMES:
+        if reduced is NotImplemented and obj.__module__ not in MAIN_NAMES and not _is_found_by_name(obj):
             reduced = _impl.Pickler.reducer_override(self.pickler, obj)
             if type(reduced) is not tuple:
                 return reduced
@@ -100,6 +102,16 @@ def record(obj: object, *, lend: bool, defining: frozenset[str], withheld: froze
         pickler.clear_memo()
         session.close()
         session.pickler = None  # a cycle: nothing of this message may wait for the garbage collector
+
+
+def _is_found_by_name(obj: Any) -> bool:
+    """Whether an object is what its module has under its name; cloudpickle takes longer to see it."""
+    module = sys.modules.get(obj.__module__)
+    return (
+        module is not None
+        and not _impl._PICKLE_BY_VALUE_MODULES  # `cloudpickle.register_pickle_by_value`
+        and module.__dict__.get(obj.__qualname__) is obj
+    )
 
 
 def _reduce_class(cls: type, *, reply: bool) -> tuple[Any, ...]:

@@ -31,6 +31,7 @@ CODE_TYPES = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodT
 """Types of what is code, not data."""
 
 _CACHE_MAX = 2048
+_HERE = 0  # in place of "__main__": a pickle with that word in it is searched for names, which takes longer
 _NAME_OPS = frozenset(
     ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_NAME")
 )
@@ -168,15 +169,9 @@ def reduce_function(function: types.FunctionType, given: Container[int] = ()) ->
     state, after the function has been memoized, so that a closure may contain itself. The cells
     whose ids are in `given` are filled by the receiver (`given_cell`).
     """
-    code = function.__code__
-    cached = _marshalled.get(id(code))
-    if cached is None:
-        if len(_marshalled) >= _CACHE_MAX:
-            _marshalled.clear()
-        cached = _marshalled[id(code)] = (code, marshal.dumps(code))
     closure = function.__closure__
     state = (
-        function.__module__,
+        _HERE if function.__module__ == "__main__" else function.__module__,
         function.__qualname__,
         function.__doc__,
         function.__defaults__,
@@ -186,7 +181,32 @@ def reduce_function(function: types.FunctionType, given: Container[int] = ()) ->
         getattr(function, "__type_params__", ()),
         None if closure is None else tuple(() if id(cell) in given else _contents(cell) for cell in closure),
     )
-    return make_function, (cached[1], function.__name__, closure), state, None, None, fill_function
+    facts = (_dumped(function.__code__), function.__name__, closure)
+    return make_function, facts, state, None, None, fill_function
+
+
+def reduce_code(code: types.CodeType) -> tuple[Any, ...]:
+    """Return how to make a code object anew."""
+    return load_code, (_dumped(code),)
+
+
+def _dumped(code: types.CodeType) -> bytes:
+    cached = _marshalled.get(id(code))
+    if cached is None:
+        if len(_marshalled) >= _CACHE_MAX:
+            _marshalled.clear()
+        cached = _marshalled[id(code)] = (code, marshal.dumps(code))
+    return cached[1]
+
+
+def load_code(dumped: bytes) -> types.CodeType:
+    """Return the code object of `reduce_code`; the same one for the same bytes."""
+    loaded = _loaded.get(dumped)
+    if loaded is None:
+        if len(_loaded) >= _CACHE_MAX:
+            _loaded.clear()
+        loaded = _loaded[dumped] = marshal.loads(dumped)
+    return loaded
 
 
 def _contents(cell: types.CellType) -> tuple[Any, ...]:
@@ -246,18 +266,13 @@ def give(values: dict[str, Any]) -> None:
 
 def make_function(code: bytes, name: str, closure: tuple[types.CellType, ...] | None) -> types.FunctionType:
     """Return the function of `reduce_function`, still without its state."""
-    loaded = _loaded.get(code)
-    if loaded is None:
-        if len(_loaded) >= _CACHE_MAX:
-            _loaded.clear()
-        loaded = _loaded[code] = marshal.loads(code)
-    return types.FunctionType(loaded, main_namespace(), name, None, closure)
+    return types.FunctionType(load_code(code), main_namespace(), name, None, closure)
 
 
 def fill_function(function: Any, state: tuple[Any, ...]) -> None:
     """Give a function made by `make_function` its state."""
     module, qualname, doc, defaults, kwdefaults, annotations, attributes, type_params, contents = state
-    function.__module__ = module
+    function.__module__ = "__main__" if module == _HERE else module
     function.__qualname__ = qualname
     function.__doc__ = doc
     function.__defaults__ = defaults

@@ -56,6 +56,7 @@ by_value_modules: set[str] = set()
 _MARKED = _scratch.marked  # empty in most programs: then nothing is looked up per array
 
 _NOTHING: frozenset[str] = frozenset()
+_CACHED = type(functools.lru_cache(len))
 SLOT = pickle.PickleBuffer(bytearray(1))  # writable: a read-only one would be followed by another opcode
 
 
@@ -132,7 +133,7 @@ class Session:
                 types.CellType: self.on_cell,
                 types.ModuleType: self.on_module,
                 **dict.fromkeys(NAME_ONLY, self.on_name_only),
-                type(functools.lru_cache(len)): self.on_cached,
+                _CACHED: self.on_cached,
             }
         )
 

@@ -18,14 +18,11 @@ class Bar:
 
     Parameters
     ----------
-    description : str, optional
-        Shown in front.
     unit : str, optional
         What is counted.
     """
 
-    def __init__(self, description: str | None = None, *, unit: str = "item") -> None:
-        self._description = description
+    def __init__(self, unit: str = "item") -> None:
         self._unit = unit
         self._bar: Any = None
         self._open_end = False
@@ -37,12 +34,7 @@ class Bar:
     def __call__(self, finished: int, total: int) -> None:
         """Draw."""
         if self._bar is None:
-            self._bar = _bar_class()(
-                total=None if self._open_end else total,
-                desc=self._description,
-                unit=self._unit,
-                miniters=1,
-            )
+            self._bar = _bar_class()(total=None if self._open_end else total, unit=self._unit, miniters=1)
         if finished >= total:
             self._bar.n = finished  # drawn by close, once
             self.close()
@@ -66,7 +58,6 @@ def _bar_class() -> Any:
 
         monitor_interval = 0
 
-    # tqdm's own lock has a semaphore: it fixes the program's start method and may start a process.
-    if not hasattr(Quiet, "_lock"):
+    if not hasattr(Quiet, "_lock"):  # tqdm's own has a semaphore, for which a process may be started
         Quiet._lock = threading.RLock()
     return Quiet

@@ -38,3 +38,21 @@ def small_arrays(repeats: int) -> float:
             d = c[::2].copy()
             d -= d.mean()
     return time.perf_counter() - start
+
+
+def triple(value: Any) -> Any:
+    """Return three times a number."""
+    return 3 * value
+
+
+def spin(seconds: float) -> float:
+    """Keep a processor busy for so long; returns the argument."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+    return seconds
+
+
+def pick(index: int, values: npt.NDArray[np.float64]) -> float:
+    """Return one element of an array."""
+    return float(values[index])

@@ -12,10 +12,14 @@
 The matrix of squared distances between all images is made once, in shared memory. Every task
 receives it by reference.
 
-Demos with a name use the same data::
+Demos with a name::
 
     widths.py     one linear system per width of a Gaussian kernel, serially or in a workspace
     workspace.py  ``ndshare demo workspace``
+    tiles.py      photographs, noise, square tiles
+    denoise.py    non-local means of one tile, and how good a tile is
+    cleaning.py   a map over the tiles, in any context
+    images.py     ``ndshare demo images``
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-_NAMED = {"workspace": "ndshare.demo.workspace"}
+_NAMED = {"images": "ndshare.demo.images", "workspace": "ndshare.demo.workspace"}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -69,7 +69,6 @@ def _display(progress: Progress, total: int) -> Iterator[Callable[[int], object]
         return
     bar = Bar(unit="call")
     try:
-        bar(0, total)
         yield lambda done: bar(done, total)
     finally:
         bar.close()
