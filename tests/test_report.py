@@ -237,6 +237,9 @@ def test_imbalance_counts_workers_that_were_started() -> None:
     workers = [WorkerReport(0, 1, busy=3.0), WorkerReport(1, 2, busy=1.0)]
     assert _report(workers=workers).imbalance == pytest.approx(0.5)
     assert _report(workers=workers[:1]).imbalance == 0
+    later = WorkerReport(1, 3, busy=2.0)  # in the place of one that died
+    assert _report(workers=[*workers, later]).imbalance == 0
+    assert "2 of 8, the busiest 0% above" in repr(_report(workers=[*workers, later]))
     assert _report().imbalance == 0
 
 
@@ -283,6 +286,20 @@ def test_indices_of_a_stream_are_those_of_the_whole(context: ndshare.MapContext)
     assert [index for start, end in shares for index in range(start, end)] == list(range(40))
     keys = [(worker.worker_id, worker.pid) for worker in report.workers]
     assert len(keys) == len(set(keys))
+
+
+def test_time_limits_in_a_stream_name_the_item_of_the_whole() -> None:
+    """In the text of the error, and where the worker died."""
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        if index == 30:
+            time.sleep(60)
+
+    report = ndshare.ProcessContext(2).map(kernel, iter(range(40)), timeout=0.3, on_error="collect")
+    ((index, error),) = report.errors
+    assert index == 30
+    assert str(error).startswith("item 30 took longer than 0.3 s")
+    assert [death.index for death in report.deaths] == [30]
 
 
 # ---------------------------------------------------------------------- timeline
