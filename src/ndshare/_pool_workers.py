@@ -97,7 +97,12 @@ class PoolWorkers(Task):
 
     def _pack(self, ranges: Ranges) -> tuple[transport.Parcel, frozenset[str]]:
         data = mainspace.current(_globals_of.get(self.job.kernel))
-        draft = mainspace.pack_with_data((run_in_worker, (self.job, data, ranges), {}), data)
+        arrays = {
+            module: values
+            for module, values in captured.module_data(self.job.kernel).items()
+            if module not in transport.by_value_modules  # else they go with the functions
+        }
+        draft = mainspace.pack_with_data((run_in_worker, (self.job, data, arrays, ranges), {}), data)
         _globals_of.put(self.job.kernel, frozenset(data))
         parcel = draft.settle(broadcast=True)
         self._parcels.append(parcel)

@@ -229,9 +229,17 @@ def run_job(
     return _Runner(job, portable, tell).run(ranges)
 
 
-def run_in_worker(job: Job, data: dict[str, object], ranges: Sequence[tuple[int, int]]) -> WorkerReport:
-    """Run shares in a worker of a pool, with the caller's global data in its ``__main__`` meanwhile."""
-    with mainspace.lent(data):
+def run_in_worker(
+    job: Job,
+    data: dict[str, object],
+    arrays: dict[str, dict[str, Any]],
+    ranges: Sequence[tuple[int, int]],
+) -> WorkerReport:
+    """Run shares in a worker of a pool, with the caller's globals in ``__main__`` and modules meanwhile."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mainspace.lent(data))
+        for module, values in arrays.items():
+            stack.enter_context(mainspace.lent(values, module))
         return run_watched(job, ranges, {**captured.globals_of(job.kernel), **data})
 
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,7 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ndshare import functions, pickling, segments
+from ndshare._contents import function_of
+from ndshare.locks import Lock
 
+_FUNCTIONS_MOST = 200  # that are looked through for arrays of their modules
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
 
 
@@ -74,9 +78,45 @@ def _is_by_value(function: types.FunctionType) -> bool:
     return local or function.__globals__ is functions.main_namespace()
 
 
+def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
+    """Return the arrays and locks among the globals of imported modules that a kernel and its functions name.
+
+    A worker imports these modules itself: its arrays of that name are others, and what is written to them is
+    lost.
+
+    Returns
+    -------
+    dict of dict
+        Array or lock by name, by module.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    functions_left = [function_of(kernel)]
+    functions_left += [value for _, value in variables(kernel) if isinstance(value, types.FunctionType)]
+    seen: set[int] = set()
+    while functions_left and len(seen) < _FUNCTIONS_MOST:
+        function = functions_left.pop()
+        if id(function) in seen or not isinstance(function, types.FunctionType):
+            continue
+        seen.add(id(function))
+        for name, value in globals_of(function).items():
+            if isinstance(value, types.FunctionType):
+                functions_left.append(value)
+            elif isinstance(value, types.ModuleType) and _is_of_user(value):
+                attributes_named = function.__code__.co_names
+                functions_left += [getattr(value, attribute, None) for attribute in attributes_named]
+            elif isinstance(value, (np.ndarray, Lock)) and not _is_by_value(function):
+                found.setdefault(function.__module__, {})[name] = value
+    return found
+
+
+def _is_of_user(module: types.ModuleType) -> bool:
+    path = getattr(module, "__file__", None)
+    return path is not None and not path.startswith((sys.prefix, sys.base_prefix))
+
+
 def globals_of(kernel: Any) -> dict[str, Any]:
     """Return the globals that a function's own code names, of whatever module it is."""
-    kernel = getattr(kernel, "__func__", kernel)
+    kernel = function_of(kernel)
     if not isinstance(kernel, types.FunctionType):
         return {}
     names: set[str] = set()

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 import threading
@@ -83,12 +84,12 @@ def apply(update: dict[str, object]) -> None:
 
 
 @contextlib.contextmanager
-def lent(data: dict[str, object]) -> Iterator[None]:
-    """Bind data in this process's ``__main__`` for a while; what was there comes back afterwards.
+def lent(data: dict[str, Any], module: str = "__main__") -> Iterator[None]:
+    """Bind data in a module of this process for a while; what was there comes back afterwards.
 
     It may take memory that belongs to somebody else: nothing of it stays.
     """
-    namespace = main_namespace()
+    namespace = main_namespace() if module == "__main__" else vars(importlib.import_module(module))
     before = {name: namespace[name] for name in data if name in namespace}
     namespace.update(data)
     try:
