@@ -35,7 +35,6 @@ LAYERS: tuple[frozenset[str], ...] = (
             "randomness",
             "reduction",
             "rows",
-            "progress",
             "report",
             "_report_text",
             "_timeline",
@@ -60,7 +59,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_arguments",
             "_repeats",
             "_calls",
-            "_progress",
+            "_waiting",
+            "progress",
             "_injection",
             "_muster",
         }

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import ndshare
+from ndshare._board import Board
 
 _CONTEXTS: dict[str, Callable[[], ndshare.MapContext]] = {
     "serial": ndshare.SerialContext,
@@ -87,6 +88,18 @@ def test_function_never_hears_of_an_end_that_an_error_prevented(kind: str) -> No
         with pytest.raises(ValueError):
             _CONTEXTS[kind]().map(kernel, collection, progress=lambda *pair, heard=heard: heard.append(pair))
         assert all(done < total for done, total in heard)
+
+
+@kinds
+def test_function_hears_of_the_end_although_a_count_is_short(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the death of a worker that had noted its item as done, but not yet counted it."""
+    monkeypatch.setattr(Board, "finished", lambda board, count=Board.finished: max(0, count(board) - 1))
+    heard: list[tuple[int, int]] = []
+    _CONTEXTS[kind]().map(lambda *_: None, range(50), progress=lambda *pair: heard.append(pair))
+    assert heard[-1] == (50, 50)
+    assert heard.count((50, 50)) == 1
 
 
 @kinds

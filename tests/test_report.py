@@ -274,7 +274,9 @@ def test_plot_has_a_bar_per_share(context: ndshare.MapContext, agg: Any) -> None
     bars = [path for collection in axes.collections for path in collection.get_paths()]
     assert len(bars) == sum(worker.shares for worker in report.workers) == 12
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == [f"worker {worker.worker_id}" for worker in report.workers]
+    assert labels == [
+        f"worker {number}" for number in sorted({worker.worker_id for worker in report.workers})
+    ]
     (crosses,) = axes.lines
     assert len(crosses.get_xdata()) == 2
     axes.figure.canvas.draw()
@@ -297,7 +299,7 @@ def test_chrome_trace_has_a_track_per_worker(context: ndshare.MapContext, tmp_pa
     trace = json.loads(path.read_text())
     events = trace["traceEvents"]
     names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
-    assert sorted(names.values()) == [f"worker {worker.worker_id}" for worker in report.workers]
+    assert set(names.values()) == {f"worker {worker.worker_id}" for worker in report.workers}
     slices = [event for event in events if event["ph"] == "X"]
     assert sum(event["args"]["items"] for event in slices) == 50
     for track in names:

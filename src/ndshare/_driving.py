@@ -103,7 +103,7 @@ class Drive:
                 if not rest or self._board.is_stopped():
                     break
                 self._again(rest)  # taken off the board by workers that died before they had noted it
-            self.tell()
+            self.tell(complete=not rest)
         except BaseException:
             self._board.stop()
             raise
@@ -112,11 +112,17 @@ class Drive:
         self._note_untold()
         self.errors.sort(key=lambda pair: pair[0])
 
-    def tell(self) -> None:
-        """Call the user's progress function if there is something new."""
+    def tell(self, *, complete: bool = False) -> None:
+        """Call the user's progress function if there is something new.
+
+        Parameters
+        ----------
+        complete : bool, optional
+            Nothing is left. The counts may say less, if a worker died between mask and count.
+        """
         if self._progress is None:
             return
-        finished = min(self._board.finished(), self._board.items)
+        finished = self._board.items if complete else min(self._board.finished(), self._board.items)
         if finished > self._told:
             self._told = finished
             self._progress(finished, self._board.items)

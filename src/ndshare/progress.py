@@ -18,12 +18,12 @@ class Bar:
 
     Parameters
     ----------
-    description : str, optional
-        Shown in front.
+    unit : str, optional
+        What is counted.
     """
 
-    def __init__(self, description: str | None = None) -> None:
-        self._description = description
+    def __init__(self, unit: str = "item") -> None:
+        self._unit = unit
         self._bar: Any = None
         self._open_end = False
 
@@ -34,9 +34,7 @@ class Bar:
     def __call__(self, finished: int, total: int) -> None:
         """Draw."""
         if self._bar is None:
-            self._bar = _bar_class()(
-                total=None if self._open_end else total, desc=self._description, unit="item", miniters=1
-            )
+            self._bar = _bar_class()(total=None if self._open_end else total, unit=self._unit, miniters=1)
         if finished >= total:
             self._bar.n = finished  # drawn by close, once
             self.close()

@@ -27,9 +27,9 @@ from ndshare._arguments import check_callable
 from ndshare._calls import Handle, Registered
 from ndshare._injection import SetUp
 from ndshare._muster import start_workers
-from ndshare._progress import Progress, check_progress, in_order, wait_for
 from ndshare._repeats import Repeats
 from ndshare._settings import Environment, checked_settings
+from ndshare._waiting import Progress, check_progress, in_order, wait_for
 from ndshare.errors import CapacityError, InheritedError
 from ndshare.executor import new_pool, warn_of_copies
 from ndshare.pool import Pool

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
+
+from ndshare.progress import Bar
 
 Progress = bool | Callable[[int, int], object]
 
@@ -66,19 +67,8 @@ def _display(progress: Progress, total: int) -> Iterator[Callable[[int], object]
     if callable(progress):
         yield lambda done: progress(done, total)
         return
-    import tqdm.auto
-
-    class Bar(tqdm.auto.tqdm):  # type: ignore[misc]  # tqdm comes without types
-        monitor_interval = 0  # else a thread would outlive the bar
-
-    # tqdm's own lock is multiprocessing's: making it fixes the program's start method.
-    Bar.set_lock(threading.RLock())
-    with Bar(total=total, unit="call") as bar:
-
-        def show(done: int) -> None:
-            if done < total:
-                bar.update(done - bar.n)
-            else:
-                bar.n = done  # closing draws it, once
-
-        yield show
+    bar = Bar(unit="call")
+    try:
+        yield lambda done: bar(done, total)
+    finally:
+        bar.close()
