@@ -458,3 +458,22 @@ def test_blocks_of_a_stream_are_not_split() -> None:
     assert report.done.all()
     assert (writers.sum(axis=1) == 1).all()
     assert context.reduce(sums) == 2000
+
+
+@pytest.mark.xfail(
+    reason="the worker imports the module, and writes into an array of its own: nobody is told"
+)
+def test_outputs_that_a_module_has_made_are_written_or_warned_about(run_script, tmp_path: Path) -> None:
+    """A kernel at the top level of an imported module that writes to an array made there."""
+    (tmp_path / "study.py").write_text(
+        "import ndshare\nout = ndshare.alloc(4)\n"
+        "def kernel(worker_id, index, value):\n    out[index] = value + 1\n"
+    )
+    run_script("""
+import warnings
+import ndshare, study
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    ndshare.ProcessContext(2).map(study.kernel, range(4))
+assert caught or study.out.tolist() == [1, 2, 3, 4], study.out
+""")

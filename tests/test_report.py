@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import html.parser
 import json
 import os
@@ -133,6 +134,36 @@ def test_repr_says_how_variables_travel() -> None:
     assert "warm workers" in lines["context"]
 
 
+_TABLE = np.ones(400_000)
+
+
+class _Kernel:
+    """An object whose call uses a global of its module."""
+
+    def __init__(self) -> None:
+        self.offsets = np.ones(300_000)
+
+    def __call__(self, _worker_id: int, index: int, _value: int) -> float:
+        return float(self.offsets[index])
+
+
+def test_variables_of_functions_that_a_kernel_uses_are_counted() -> None:
+    """Of helpers that go along with it, of globals of a local function, of objects that are called."""
+    inner, context = np.ones(500_000), ndshare.ProcessContext(2)
+
+    def helper(index: int) -> float:
+        return float(inner[index] + _TABLE[index])
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        assert helper(index) == 2
+
+    sent = context.map(kernel, range(10)).captured
+    assert {name for name in sent if sent[name].copied} == {"inner", "_TABLE"}
+    sent = context.map(functools.partial(lambda table, *_: table, inner), range(10)).captured
+    assert sent["argument 1 of the partial"].copied == inner.nbytes
+    assert context.map(_Kernel(), range(10)).captured["_Kernel.offsets"].copied == 300_000 * 8
+
+
 def test_repr_says_why_workers_were_forked() -> None:
     """The reason names the variable."""
     lock = threading.Lock()
@@ -206,6 +237,9 @@ def test_imbalance_counts_workers_that_were_started() -> None:
     workers = [WorkerReport(0, 1, busy=3.0), WorkerReport(1, 2, busy=1.0)]
     assert _report(workers=workers).imbalance == pytest.approx(0.5)
     assert _report(workers=workers[:1]).imbalance == 0
+    later = WorkerReport(1, 3, busy=2.0)  # in the place of one that died
+    assert _report(workers=[*workers, later]).imbalance == 0
+    assert "2 of 8, the busiest 0% above" in repr(_report(workers=[*workers, later]))
     assert _report().imbalance == 0
 
 
@@ -252,6 +286,20 @@ def test_indices_of_a_stream_are_those_of_the_whole(context: ndshare.MapContext)
     assert [index for start, end in shares for index in range(start, end)] == list(range(40))
     keys = [(worker.worker_id, worker.pid) for worker in report.workers]
     assert len(keys) == len(set(keys))
+
+
+def test_time_limits_in_a_stream_name_the_item_of_the_whole() -> None:
+    """In the text of the error, and where the worker died."""
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        if index == 30:
+            time.sleep(60)
+
+    report = ndshare.ProcessContext(2).map(kernel, iter(range(40)), timeout=0.3, on_error="collect")
+    ((index, error),) = report.errors
+    assert index == 30
+    assert str(error).startswith("item 30 took longer than 0.3 s")
+    assert [death.index for death in report.deaths] == [30]
 
 
 # ---------------------------------------------------------------------- timeline

@@ -192,15 +192,16 @@ class Drive:
         told = {index for index, _ in self.errors}
         for index in np.flatnonzero(self._board.mask == FAILED).tolist():
             if index not in told:
+                number = self._job.first + index
                 reason = "the worker in which it was raised ended before it had reported it"
-                error = RemoteError("unknown", f"the kernel failed for item {index}", reason)
+                error = RemoteError("unknown", f"the kernel failed for item {number}", reason)
                 error.__cause__ = self._fatal
                 self.errors.append((index, error))
 
     def _too_late(self, index: int) -> TimeoutError:
         return TimeoutError(
-            f"item {index} took longer than {self._timeout:g} s; its worker was killed. What the item has "
-            "written so far is in the arrays"
+            f"item {self._job.first + index} took longer than {self._timeout:g} s; its worker was killed. "
+            "What the item has written so far is in the arrays"
         )
 
     def _again(self, ranges: Ranges) -> None:

@@ -84,7 +84,9 @@ def headline(report: MapReport) -> str:
 def _facts(report: MapReport) -> Iterator[tuple[str, str]]:
     where = f"{report.context}, {_STARTED.get(report.start_method, report.start_method)}"
     yield "context", where + (f": {_short(report.reason)}" if report.reason else "")
-    yield "workers", f"{len(report.workers)} of {report.num_workers}" + _balance(report)
+    places = len({worker.worker_id for worker in report.workers})
+    balance = f", the busiest {report.imbalance:.0%} above the mean" if places > 1 else ""
+    yield "workers", f"{places} of {report.num_workers}{balance}"
     finished = int(np.count_nonzero(report.done))
     yield "done", "all" if finished == report.items else f"{finished:,} of {report.items:,}"
     if report.errors:
@@ -105,12 +107,6 @@ def _facts(report: MapReport) -> Iterator[tuple[str, str]]:
         yield f"  {_short(name, _LABEL_MOST)}", _sent([traffic])
     if (hidden := len(by_size) - _VARIABLES_MOST) > 0:
         yield "  …", f"{hidden} more"
-
-
-def _balance(report: MapReport) -> str:
-    if len(report.workers) < 2:
-        return ""
-    return f", the busiest {report.imbalance:.0%} above the mean"
 
 
 def _sent(traffics: list[Traffic]) -> str:

@@ -21,14 +21,31 @@ _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
 
 
 def variables(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
-    """Yield name and value of what a callable uses: cells, globals of ``__main__``, defaults, attributes."""
+    """Yield name and value of what a callable uses: cells, globals that go along, defaults, attributes.
+
+    What is used by functions that it uses, and that are sent by value as well, comes before these.
+    """
+    yield from _used(kernel, {id(kernel)})
+
+
+def _used(kernel: Callable[..., object], seen: set[int]) -> Iterator[tuple[str, Any]]:
+    for name, value in _own(kernel):
+        if isinstance(value, types.FunctionType) and _is_by_value(value) and id(value) not in seen:
+            seen.add(id(value))
+            yield from _used(value, seen)
+        yield name, value
+
+
+def _own(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
     if isinstance(kernel, functools.partial):
-        yield from variables(kernel.func)
+        yield "the function of the partial", kernel.func
+        if not isinstance(kernel.func, types.FunctionType):
+            yield from _own(kernel.func)
         for number, value in enumerate(kernel.args):
             yield f"argument {number + 1} of the partial", value
         yield from kernel.keywords.items()
     elif isinstance(kernel, types.MethodType):
-        yield from variables(kernel.__func__)
+        yield from _own(kernel.__func__)
         yield from _attributes(kernel.__self__, "self")
     elif isinstance(kernel, types.FunctionType):
         code = kernel.__code__
@@ -41,12 +58,20 @@ def variables(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
             position = code.co_argcount - len(kernel.__defaults__ or ()) + number
             yield code.co_varnames[position], value
         yield from (kernel.__kwdefaults__ or {}).items()
-        if kernel.__globals__ is functions.main_namespace():
+        if _is_by_value(kernel):
             for name in sorted(functions.needs_of(kernel)):
                 if name in kernel.__globals__:
                     yield name, kernel.__globals__[name]
     elif not isinstance(kernel, type) and not isinstance(kernel, types.BuiltinFunctionType):
         yield from _attributes(kernel, type(kernel).__name__)
+        if isinstance(call := type(kernel).__call__, types.FunctionType):
+            yield from _own(call)
+
+
+def _is_by_value(function: types.FunctionType) -> bool:
+    """Whether a function takes its globals along, because a worker could not import it."""
+    local = "<locals>" in function.__qualname__ or function.__name__ == "<lambda>"
+    return local or function.__globals__ is functions.main_namespace()
 
 
 def globals_of(kernel: Any) -> dict[str, Any]:
@@ -76,24 +101,34 @@ class Traffic(NamedTuple):
     copied: int
     pickled: int
 
+    def plus(self, other: Traffic) -> Traffic:
+        """Return both together."""
+        return Traffic(self.shared + other.shared, self.copied + other.copied, self.pickled + other.pickled)
+
 
 def account(kernel: Callable[..., object], functor: object) -> dict[str, Traffic]:
     """Return how each variable of a kernel, and the collection, travels. Those that cannot are left out."""
-    found = {}
+    found: dict[str, Traffic] = {}
+    seen: set[int] = set()
     for name, value in (*variables(kernel), ("the collection", functor)):
-        if isinstance(value, _CODE):
+        if isinstance(value, _CODE) or id(value) in seen:
             continue
-        if type(value) is np.ndarray and segments.is_shared(value):  # what most kernels write to
-            found[name] = Traffic(value.nbytes, 0, 0)
-            continue
-        try:
-            recording = pickling.record(value)
-        except Exception:
-            continue
-        shared = sum(note.nbytes for note in recording.notes if isinstance(note, pickling.Placed))
-        copied = sum(note.nbytes for note in recording.notes if isinstance(note, np.ndarray))
-        found[name] = Traffic(shared, copied, sum(map(len, recording.parts)))
+        seen.add(id(value))
+        if (sent := _sent(value)) is not None:
+            found[name] = found[name].plus(sent) if name in found else sent
     return found
+
+
+def _sent(value: object) -> Traffic | None:
+    if type(value) is np.ndarray and segments.is_shared(value):  # what most kernels write to
+        return Traffic(value.nbytes, 0, 0)
+    try:
+        recording = pickling.record(value)
+    except Exception:
+        return None
+    shared = sum(note.nbytes for note in recording.notes if isinstance(note, pickling.Placed))
+    copied = sum(note.nbytes for note in recording.notes if isinstance(note, np.ndarray))
+    return Traffic(shared, copied, sum(map(len, recording.parts)))
 
 
 def unsendable(kernel: Callable[..., object], functor: object, error: Exception) -> str:

@@ -42,9 +42,9 @@ class MapReport:
     errors : list of (int, Exception)
         Index and error of those that failed, by index.
     workers : list of WorkerReport
-        One per worker that was started and has ended by itself: its `items`, `shares`, `busy` seconds and
-        `peak_bytes` (largest resident memory of its process so far). Workers of a `ThreadContext` share
-        their process, so they have the same peak.
+        One per worker and process that was started and has ended by itself: its `items`, `shares`, `busy`
+        seconds and `peak_bytes` (largest resident memory of its process so far). Workers of a
+        `ThreadContext` share their process, so they have the same peak.
     context : str
         Name of the context's class.
     start_method : {"serial", "threads", "pool", "fork"}
@@ -92,9 +92,14 @@ class MapReport:
 
     @property
     def imbalance(self) -> float:
-        """Busiest worker against the mean of those that were started, less one: 0 is perfect."""
-        each = [worker.busy for worker in self.workers]
-        return max(each) * len(each) / self.busy - 1 if self.busy else 0.0
+        """Busiest worker against the mean of those that were started, less one: 0 is perfect.
+
+        Processes that had the same `worker_id`, one after the other, count as one.
+        """
+        each: dict[int, float] = {}
+        for worker in self.workers:
+            each[worker.worker_id] = each.get(worker.worker_id, 0.0) + worker.busy
+        return max(each.values()) * len(each) / self.busy - 1 if self.busy else 0.0
 
     # ------------------------------------------------------------------ shown
 
