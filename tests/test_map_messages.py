@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from ndshare import captured, pickling, transport, zeros
+from ndshare import SerialContext, _loop, captured, pickling, transport, zeros
 from ndshare._board import Board
 from ndshare._runner import Job, WorkerReport, run_job
 from ndshare.functors import SequenceFunctor
@@ -93,3 +93,36 @@ def test_shares_of_tiny_items_grow_at_once() -> None:
     report = run_job(Job(max, SequenceFunctor(range(items)), board))
     assert report.items == items
     assert report.shares < 100
+
+
+@pytest.mark.parametrize("shares", [1, 2, 5])
+@pytest.mark.parametrize("values", [range(10, -8, -2), range(2**70, 2**70 + 9), range(1), range(0)], ids=repr)
+def test_values_of_a_range_are_those_of_a_loop(values: range, shares: int) -> None:
+    """Any step, any size of number, cut in any way."""
+    found: list[tuple[int, int]] = []
+    report = SerialContext().map(lambda _, index, value: found.append((index, value)), values, shares=shares)
+    assert found == list(enumerate(values))
+    assert report.done.all()
+
+
+def test_error_in_a_range_has_the_right_index() -> None:
+    """The items after the one that failed have their own values."""
+    found = []
+
+    def kernel(_worker_id, index, value):
+        if index in (3, 7):
+            raise ValueError(value)
+        found.append((index, value))
+
+    report = SerialContext().map(kernel, range(100, 120, 2), shares=1, on_error="collect")
+    assert [(index, error.args) for index, error in report.errors] == [(3, (106,)), (7, (114,))]
+    assert found == [(index, 100 + 2 * index) for index in range(10) if index not in (3, 7)]
+
+
+def test_range_that_is_too_short_is_an_error() -> None:
+    """A share beyond the end raises as indexing does."""
+    board = Board(np.zeros(Board.nbytes(1, 10), np.uint8), 1, 10)
+    with pytest.raises(IndexError, match="no item 4"):
+        _loop.run(max, 0, range(4), True, board.memory, board.slot(0), board.mask_at, 0, 10, False)
+    assert board.finished() == 4
+    assert board.current(0) == 4

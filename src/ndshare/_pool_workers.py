@@ -10,9 +10,10 @@ import signal
 import threading
 from typing import Any
 
-from ndshare import _wire, captured, mainspace, transport
+from ndshare import _wire, mainspace, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._runner import Job, KernelMemory, run_in_worker
+from ndshare.captured import Traffic, account
 from ndshare.pool import Pool
 from ndshare.tasks import Task
 
@@ -78,7 +79,7 @@ class PoolWorkers(Task):
         self._parcels: list[transport.Parcel] = []
         self._first: tuple[transport.Parcel, frozenset[str]] | None = None
         self._tasks: set[_RunnerTask] = set()
-        self.captured = captured.account(job.kernel, job.functor)
+        self.captured: dict[str, Traffic] = {}
 
     def pack(self) -> None:
         """Pack the job now, to see whether it can be sent.
@@ -117,6 +118,8 @@ class PoolWorkers(Task):
         tasks = [_RunnerTask(self, *packed) for _ in range(count)]
         self._tasks.update(tasks)
         self.pool.submit_all(tasks)
+        if not self.captured:  # while the workers are at it
+            self.captured = account(self.job.kernel, self.job.functor)
 
     def done(self) -> bool:
         """Whether a runner has ended that nobody has asked for."""

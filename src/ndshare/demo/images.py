@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     serial = clean(ndshare.SerialContext(), stack, original, tiles.NOISE, "serial  ")
 
     print("\n" + table(names, parallel) + "\n")
+    print(f"{parallel.report!r}\n")
     gains = parallel.marks[:, 1] - parallel.marks[:, 0]
     print(f"tiles           between {gains.min():+.1f} and {gains.max():+.1f} dB")
     before, after = serial.report.elapsed, parallel.report.elapsed
@@ -50,7 +51,6 @@ def main(argv: Sequence[str]) -> int:
     made = parallel.tiles.nbytes + parallel.marks.nbytes
     sizes = f"{size(stack.nbytes + original.nbytes)} shared once, {size(made)} written in place"
     print(f"memory          {sizes}")
-    print(f"report          {parallel.report!r}")
     if not parallel.equals(serial):
         print("numbers         DIFFER between the serial and the parallel run")
         return 1
