@@ -13,7 +13,7 @@ from typing import Any
 from ndshare import _wire, mainspace, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._runner import Job, KernelMemory, run_in_worker
-from ndshare.captured import Traffic, account
+from ndshare.captured import Traffic, account, module_data
 from ndshare.pool import Pool
 from ndshare.tasks import Task
 
@@ -100,7 +100,7 @@ class PoolWorkers(Task):
         data = mainspace.current(_globals_of.get(self.job.kernel))
         arrays = {
             module: values
-            for module, values in captured.module_data(self.job.kernel).items()
+            for module, values in module_data(self.job.kernel).items()
             if module not in transport.by_value_modules  # else they go with the functions
         }
         draft = mainspace.pack_with_data((run_in_worker, (self.job, data, arrays, ranges), {}), data)
