@@ -174,12 +174,15 @@ class Board:
 
     # ------------------------------------------------------------------ what is left
 
+    def is_complete(self) -> bool:
+        """Whether every item is done."""
+        return self.mask.tobytes().count(DONE) == self.items
+
     def undone(self, start: int, end: int) -> list[tuple[int, int]]:
         """Return the stretches of a range that are neither done nor failed."""
-        mask = self.mask[start:end]
-        if np.count_nonzero(mask) == mask.size:
+        empty = np.flatnonzero(self.mask[start:end] == UNDONE)
+        if not empty.size:
             return []
-        empty = np.flatnonzero(mask == UNDONE)
         breaks = np.flatnonzero(np.diff(empty) > 1) + 1
         return [(start + int(run[0]), start + int(run[-1]) + 1) for run in np.split(empty, breaks)]
 

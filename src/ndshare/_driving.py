@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -36,7 +35,12 @@ _TINY_S = 100e-6
 #: ... and the others if it is not over by then.
 _LATE_S = 1e-3
 
-_seconds_of: KernelMemory[float] = KernelMemory(math.inf)
+_usual_ns: KernelMemory[float] = KernelMemory(0.0)
+
+
+def usual_ns(kernel: Callable[..., object]) -> float:
+    """Return what an item of a kernel took last time, in nanoseconds; 0 if that is not known."""
+    return _usual_ns.get(kernel)
 
 
 class Drive:
@@ -88,8 +92,8 @@ class Drive:
             Ctrl-C; or what kept the workers from running at all. Errors of items are in `errors`.
         """
         try:
-            tiny = _seconds_of.get(self._job.kernel) * self._board.items < _TINY_S
-            first = min(count, 1) if tiny else count
+            usual_s = self._job.usual_ns * 1e-9
+            first = min(count, 1) if 0 < usual_s * self._board.items < _TINY_S else count
             self.tell()
             self._workers.start(first)
             if first < count:
@@ -99,17 +103,19 @@ class Drive:
             while True:
                 while self._workers.running:
                     self._turn(None)
+                if self._board.is_complete():
+                    break
                 rest = self._board.undone(0, self._board.items)
                 if not rest or self._board.is_stopped():
+                    self._note_untold()
                     break
                 self._again(rest)  # taken off the board by workers that died before they had noted it
-            self.tell(complete=not rest)
+            self.tell(complete=not self._board.undone(0, self._board.items))
         except BaseException:
             self._board.stop()
             raise
         finally:
             self._workers.close()
-        self._note_untold()
         self.errors.sort(key=lambda pair: pair[0])
 
     def tell(self, *, complete: bool = False) -> None:
@@ -138,7 +144,7 @@ class Drive:
             else:
                 self.reports.append(outcome)
                 if outcome.items:
-                    _seconds_of.put(self._job.kernel, outcome.busy / outcome.items)
+                    _usual_ns.put(self._job.kernel, outcome.busy * 1e9 / outcome.items)
                 self.errors += [(index, _caused(error, text)) for index, error, text in outcome.errors]
         self.tell()
         if self._timeout is not None:

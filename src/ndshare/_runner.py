@@ -67,6 +67,8 @@ class Job:
         Of `ndshare.item_rng`.
     first : int
         Index of the first item, in a map that goes over several boards.
+    usual_ns : float
+        What an item took last time; 0: not known.
     """
 
     kernel: Callable[..., object]
@@ -79,6 +81,7 @@ class Job:
     trace: bool = False
     seed: int | None = None
     first: int = 0
+    usual_ns: float = 0.0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Job, _fields_of_job(self)
@@ -265,9 +268,9 @@ class _Runner:
         self.portable = portable
         self.report = WorkerReport(job.board.enter(os.getpid()), os.getpid())
         self.values = values_of(job.functor)
-        self.per_item_ns = 0.0
+        self.per_item_ns = job.usual_ns
         self.measured = 0  # items of the share that was timed last
-        self.size = 1
+        self.size = 2 if job.usual_ns else 1  # so grows the first share: today it may be different
 
     def run(self, ranges: Sequence[tuple[int, int]]) -> WorkerReport:
         board, report = self.board, self.report

@@ -119,14 +119,17 @@ def globals_of(kernel: Any) -> dict[str, Any]:
     kernel = function_of(kernel)
     if not isinstance(kernel, types.FunctionType):
         return {}
-    names: set[str] = set()
-    codes = [kernel.__code__]
-    while codes:
-        code = codes.pop()
-        names.update(code.co_names)
-        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     namespace = kernel.__globals__
-    return {name: namespace[name] for name in sorted(names) if name in namespace}
+    return {name: namespace[name] for name in _names_in(kernel.__code__) if name in namespace}
+
+
+@functools.lru_cache(maxsize=256)
+def _names_in(code: types.CodeType) -> tuple[str, ...]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names.update(_names_in(constant))
+    return tuple(sorted(names))
 
 
 def _attributes(obj: object, name: str) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from ndshare import _runner
 from ndshare._board import DONE, Board
 from ndshare._callers import warn_caller
-from ndshare._driving import Drive, Progress
+from ndshare._driving import Drive, Progress, usual_ns
 from ndshare._local_workers import Caller
 from ndshare._map_workers import MapWorkers
 from ndshare._runner import Job, WorkerReport
@@ -98,6 +98,7 @@ def _run_once(
         timed=options.timeout is not None,
         trace=options.trace,
         seed=options.seed,
+        usual_ns=usual_ns(kernel),
         first=first,
     )
     drive: Drive | None = None
