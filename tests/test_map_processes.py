@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import ndshare
+from ndshare import default_context
 
 _DEATHS = {
     "os._exit": (lambda: os._exit(3), None, 3),
@@ -340,6 +341,22 @@ def test_context_lives_on_after_shutdown() -> None:
     out[:] = 0
     context.map(kernel, range(10))
     assert out.tolist() == list(range(10))
+
+
+def test_maps_inside_forked_kernels_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a context keeps from map to map belongs to one process."""
+    context = ndshare.ProcessContext(2, start="fork")
+    monkeypatch.setattr(default_context, "_default", context)
+    out = context.alloc((40, 30))
+
+    def outer(_worker_id: int, i: int, _value: int) -> None:
+        ndshare.map(lambda _worker_id, j, _value: out.__setitem__((i, j), 100 * i + j), range(30))
+        time.sleep(0.001)
+
+    for _ in range(5):
+        out[:] = 0
+        context.map(outer, range(40))
+        assert np.array_equal(out, np.add.outer(100 * np.arange(40), np.arange(30)))
 
 
 def test_context_is_usable_in_a_forked_child() -> None:

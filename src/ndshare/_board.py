@@ -66,6 +66,11 @@ class Board:
         self.num_workers = num_workers
         self.items = items
 
+    @classmethod
+    def of_one(cls, items: int) -> Board:
+        """Return a board for a single worker, in this process only."""
+        return cls(np.zeros(cls.nbytes(1, items), np.uint8), 1, items)
+
     @staticmethod
     def nbytes(num_workers: int, items: int) -> int:
         """Return how much memory a board takes."""
@@ -176,7 +181,7 @@ class Board:
 
     def is_complete(self) -> bool:
         """Whether every item is done."""
-        return self.mask.tobytes().count(DONE) == self.items
+        return bool((self.mask == DONE).all())
 
     def undone(self, start: int, end: int) -> list[tuple[int, int]]:
         """Return the stretches of a range that are neither done nor failed."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import abc
 import operator
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, cast
@@ -41,6 +42,10 @@ from ndshare.report import MapReport
 from ndshare.rows import rows
 
 Kernel = Callable[..., object]
+
+#: A board has at least so much memory, whatever it needs, so that the next one may have it too.
+_SPARE_LEAST_BYTES = 4096
+_NO_SPARE: tuple[int, npt.NDArray[np.uint8] | None] = (0, None)
 Shape = int | Iterable[int]
 
 
@@ -79,6 +84,9 @@ class MapContext(abc.ABC):
         """Make the board of a map."""
         memory = np.zeros(Board.nbytes(self.num_workers, items), np.uint8)
         return Board(memory, self.num_workers, items)
+
+    def drop_board(self, board: Board) -> None:  # noqa: B027 - there is nothing to do as a rule
+        """Take the board of a map back that has come to its end: no worker uses it any more."""
 
     # ------------------------------------------------------------------ alloc
 
@@ -326,12 +334,27 @@ class ProcessContext(MapContext):
             "preload": preload,
         }
         self._executor: ProcessPoolExecutor | None = None
+        self._spare = _NO_SPARE  # of the last map; a forked child must not use it
         self._lock = threading.Lock()
 
     def make_board(self, items: int) -> Board:
         """See `MapContext`."""
-        memory = arrays.zeros(Board.nbytes(self.num_workers, items), np.uint8)
-        return Board(memory, self.num_workers, items)
+        nbytes = Board.nbytes(self.num_workers, items)
+        with self._lock:
+            (owner, memory), self._spare = self._spare, _NO_SPARE
+        if (
+            memory is None
+            or owner != os.getpid()
+            or not nbytes <= memory.nbytes <= 4 * nbytes + _SPARE_LEAST_BYTES
+        ):
+            memory = arrays.empty(max(2 * nbytes, _SPARE_LEAST_BYTES), np.uint8)
+        memory[:nbytes] = 0
+        return Board(memory[:nbytes], self.num_workers, items)
+
+    def drop_board(self, board: Board) -> None:
+        """Keep the memory for the next map: fresh pages cost more than a short map does."""
+        with self._lock:
+            self._spare = os.getpid(), board.memory.base
 
     def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
         """See `MapContext`."""

@@ -40,6 +40,9 @@ class Context(Protocol):
     def make_board(self, items: int) -> Board:
         """See `ndshare.MapContext`."""
 
+    def drop_board(self, board: Board) -> None:
+        """See `ndshare.MapContext`."""
+
     def make_workers(self, job: Job, tell: Callable[[], None], /) -> tuple[MapWorkers, str]:
         """See `ndshare.MapContext`."""
 
@@ -87,7 +90,8 @@ def _run_once(
             "have no numbers of their own; give it a __len__, or map over a list"
         )
     kernel, functor, items = _sized(kernel, functor, shares or context.num_workers)
-    board = context.make_board(items)
+    nested = _runner.inside_kernel()
+    board = Board.of_one(items) if nested else context.make_board(items)
     job = Job(
         kernel,
         functor,
@@ -107,7 +111,6 @@ def _run_once(
         if drive is not None:
             drive.tell()
 
-    nested = _runner.inside_kernel()
     workers: MapWorkers
     if nested:
         workers, reason = Caller(job, tell), "inside a kernel of another map"
@@ -121,10 +124,13 @@ def _run_once(
         progress=options.progress,
     )
     drive.run(min(items, 1 if nested else context.num_workers))
+    done = board.mask == DONE
+    if not nested:
+        context.drop_board(board)
     return MapReport(
         items,
         time.monotonic() - began,
-        board.mask[:items] == DONE,
+        done,
         drive.errors,
         _merged(drive.reports),
         type(context).__name__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from ndshare.bench.goal import Goal, Result
 from ndshare.bench.mappers import Mapper, Numbers, Work
 from ndshare.bench.timing import Contestant, alternate
-from ndshare.bench.work import pick, triple
+from ndshare.bench.work import loop_alone, pick, triple
 
 _TINY = 100  # items
 _WARM = {
@@ -74,7 +75,15 @@ def many(mappers: Mapping[str, Mapper], rounds: int, quick: bool) -> Iterator[Re
             name: Contestant(run, partial(_check, values))
             for name, run in _runs(who, _TRIPLE, values, dtype).items()
         }
-        seconds = alternate(contestants, rounds)
+        if values is numbers:
+            with multiprocessing.get_context("fork").Pool(2) as pool:
+                halves = [(0, count // 2), (count // 2, count)]
+                run = partial(pool.starmap, loop_alone, halves, 1)
+                # What these two processors can do: nothing is sent, nothing is shared.
+                contestants["two plain loops, half each"] = Contestant(run, lambda _: None)
+                seconds = alternate(contestants, rounds)
+        else:
+            seconds = alternate(contestants, rounds)
         yield Result(name, f"{title}, v {what}", "s", seconds, "serial", (Goal(0.6),))
 
 

@@ -56,3 +56,14 @@ def spin(seconds: float) -> float:
 def pick(index: int, values: npt.NDArray[np.float64]) -> float:
     """Return one element of an array."""
     return float(values[index])
+
+
+def loop_alone(start: int, end: int) -> None:
+    """Call a kernel for some numbers, in a plain loop into an array of its own."""
+    out = np.zeros(end, np.int64)
+
+    def kernel(_worker_id: int, index: int, value: int) -> None:
+        out[index] = 3 * value
+
+    for index, value in enumerate(range(start, end), start):
+        kernel(0, index, value)
