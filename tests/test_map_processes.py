@@ -359,6 +359,22 @@ def test_maps_inside_forked_kernels_do_not_meet(monkeypatch: pytest.MonkeyPatch)
         assert np.array_equal(out, np.add.outer(100 * np.arange(40), np.arange(30)))
 
 
+@pytest.mark.parametrize("start", ["pool", "fork"])
+def test_child_that_comes_back_from_a_kernel_ends(start: str) -> None:
+    """A kernel that forks and does not end its child: the child takes no further share."""
+    context = ndshare.ProcessContext(2, start=start)
+    pids = context.alloc((50, 2), int)
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        if index == 7 and os.fork() == 0:
+            return
+        pids[index] = os.getpid(), os.getppid()
+
+    report = context.map(kernel, range(50), shares=50)
+    assert report.done.all()
+    assert {int(pid) for pid, _ in pids} <= {worker.pid for worker in report.workers}
+
+
 def test_context_is_usable_in_a_forked_child() -> None:
     """The child starts workers of its own."""
     context = ndshare.ProcessContext(2)

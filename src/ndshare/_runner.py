@@ -316,6 +316,8 @@ class _Runner:
 
     def _share(self, start: int, end: int) -> None:
         board, report = self.board, self.report
+        if os.getpid() != report.pid:  # the kernel has forked, and the child has come back from it as well
+            os._exit(0)
         if board.is_stopped():
             return
         board.begin(report.worker_id, start, end)
@@ -324,6 +326,8 @@ class _Runner:
         first = start
         while first < end:
             first = self._stretch(first, end)
+            if os.getpid() != report.pid:
+                os._exit(0)
             if board.is_stopped() and first < end:
                 break
         ended = time.monotonic_ns()

@@ -42,11 +42,11 @@ from ndshare.report import MapReport
 from ndshare.rows import rows
 
 Kernel = Callable[..., object]
+Shape = int | Iterable[int]
 
 #: A board has at least so much memory, whatever it needs, so that the next one may have it too.
 _SPARE_LEAST_BYTES = 4096
 _NO_SPARE: tuple[int, npt.NDArray[np.uint8] | None] = (0, None)
-Shape = int | Iterable[int]
 
 
 class MapContext(abc.ABC):
@@ -335,12 +335,12 @@ class ProcessContext(MapContext):
         }
         self._executor: ProcessPoolExecutor | None = None
         self._spare = _NO_SPARE  # of the last map; a forked child must not use it
-        self._lock = threading.Lock()
+        self._lock = os.getpid(), threading.Lock()
 
     def make_board(self, items: int) -> Board:
         """See `MapContext`."""
         nbytes = Board.nbytes(self.num_workers, items)
-        with self._lock:
+        with self._own_lock():
             (owner, memory), self._spare = self._spare, _NO_SPARE
         if (
             memory is None
@@ -353,7 +353,7 @@ class ProcessContext(MapContext):
 
     def drop_board(self, board: Board) -> None:
         """Keep the memory for the next map: fresh pages cost more than a short map does."""
-        with self._lock:
+        with self._own_lock():
             self._spare = os.getpid(), board.memory.base
 
     def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
@@ -380,8 +380,14 @@ class ProcessContext(MapContext):
         threads = self._options["threads_per_worker"] or max(1, cpus.default_workers() // self.num_workers)
         return Forked(job, threads)
 
+    def _own_lock(self) -> threading.Lock:
+        """Return the lock of this process: one that is inherited by a fork may be held for ever."""
+        if self._lock[0] != os.getpid():
+            self._lock = os.getpid(), threading.Lock()
+        return self._lock[1]
+
     def _pool(self) -> ProcessPoolExecutor:
-        with self._lock:
+        with self._own_lock():
             if self._executor is None or not self._executor.usable:
                 self._executor = ProcessPoolExecutor(self.num_workers, **self._options)
             return self._executor

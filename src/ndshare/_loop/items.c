@@ -216,7 +216,12 @@ ndshare_loop_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t 
             atomic_store_explicit(began, now_ns(), memory_order_release);
         }
         uint64_t then = k < count ? (uint64_t)(first + k) << STATE_BITS | RUNNING : IDLE;
-        killed = !atomic_compare_exchange_strong(state, &running, then);
+        if (!atomic_compare_exchange_strong(state, &running, then)) {
+            killed = (running & KILLED) != 0;
+            if (!killed) { /* a child that the kernel forked has come back from it and was here before */
+                atomic_store(state, then);
+            }
+        }
     }
     PyBuffer_Release(&board);
     Py_XDECREF(numbers);
