@@ -19,6 +19,7 @@ Guarantees
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -193,3 +194,38 @@ class Board:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Board, (self.memory, self.num_workers, self.items)
+
+
+# ---------------------------------------------------------------------- memory for the next board
+
+#: A shared board has at least so much memory, whatever it needs, so that the next one may have it too.
+_LEAST_BYTES = 4096
+
+# Of the last map, and the process it belongs to: a forked child must not use its parent's. Fresh pages cost
+# more than a short map does. `ndshare.shutdown` lets go of it.
+_spares: list[tuple[int, npt.NDArray[np.uint8]]] = []
+
+
+def spare_size(nbytes: int) -> int:
+    """Return how much memory to make for a board that needs so much."""
+    return max(2 * nbytes, _LEAST_BYTES)
+
+
+def take_spare(nbytes: int) -> npt.NDArray[np.uint8] | None:
+    """Return memory of an earlier board, if there is some of about this size."""
+    try:
+        owner, memory = _spares.pop()
+    except IndexError:
+        return None
+    fits = nbytes <= memory.nbytes <= 4 * nbytes + _LEAST_BYTES
+    return memory if fits and owner == os.getpid() else None
+
+
+def keep_spare(memory: npt.NDArray[np.uint8]) -> None:
+    """Keep the memory of a board that nobody uses any more."""
+    _spares[:] = [(os.getpid(), memory)]
+
+
+def drop_spares() -> None:
+    """Let go of it."""
+    _spares.clear()

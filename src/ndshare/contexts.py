@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ndshare import arrays, captured, cpus, functors, mapping
 from ndshare._arguments import check_callable, check_count, check_seconds
-from ndshare._board import Board
+from ndshare._board import Board, keep_spare, spare_size, take_spare
 from ndshare._driving import Progress
 from ndshare._forked_workers import Forked, may_fork
 from ndshare._local_workers import Caller, Threads
@@ -43,10 +43,6 @@ from ndshare.rows import rows
 
 Kernel = Callable[..., object]
 Shape = int | Iterable[int]
-
-#: A board has at least so much memory, whatever it needs, so that the next one may have it too.
-_SPARE_LEAST_BYTES = 4096
-_NO_SPARE: tuple[int, npt.NDArray[np.uint8] | None] = (0, None)
 
 
 class MapContext(abc.ABC):
@@ -334,27 +330,20 @@ class ProcessContext(MapContext):
             "preload": preload,
         }
         self._executor: ProcessPoolExecutor | None = None
-        self._spare = _NO_SPARE  # of the last map; a forked child must not use it
         self._lock = os.getpid(), threading.Lock()
 
     def make_board(self, items: int) -> Board:
         """See `MapContext`."""
         nbytes = Board.nbytes(self.num_workers, items)
-        with self._own_lock():
-            (owner, memory), self._spare = self._spare, _NO_SPARE
-        if (
-            memory is None
-            or owner != os.getpid()
-            or not nbytes <= memory.nbytes <= 4 * nbytes + _SPARE_LEAST_BYTES
-        ):
-            memory = arrays.empty(max(2 * nbytes, _SPARE_LEAST_BYTES), np.uint8)
+        memory = take_spare(nbytes)
+        if memory is None:
+            memory = arrays.empty(spare_size(nbytes), np.uint8)
         memory[:nbytes] = 0
         return Board(memory[:nbytes], self.num_workers, items)
 
     def drop_board(self, board: Board) -> None:
-        """Keep the memory for the next map: fresh pages cost more than a short map does."""
-        with self._own_lock():
-            self._spare = os.getpid(), board.memory.base
+        """See `MapContext`."""
+        keep_spare(board.memory.base)
 
     def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
         """See `MapContext`."""
