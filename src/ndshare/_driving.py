@@ -22,7 +22,7 @@ from ndshare._board import FAILED, UNDONE
 from ndshare._map_workers import Lost, MapWorkers, Ranges
 from ndshare._runner import Death, Job, KernelMemory, WorkerReport
 from ndshare.errors import RemoteError
-from ndshare.tasks import RemoteTracebackError
+from ndshare.tasks import with_traceback
 
 Progress = Callable[[int, int], object]
 
@@ -103,14 +103,14 @@ class Drive:
             while True:
                 while self._workers.running:
                     self._turn(None)
-                if self._board.is_complete():
-                    break
-                rest = self._board.undone(0, self._board.items)
+                complete = self._board.is_complete()
+                rest = [] if complete else self._board.undone(0, self._board.items)
                 if not rest or self._board.is_stopped():
-                    self._note_untold()
                     break
                 self._again(rest)  # taken off the board by workers that died before they had noted it
-            self.tell(complete=not self._board.undone(0, self._board.items))
+            if not complete:
+                self._note_untold()
+            self.tell(complete=not rest)
         except BaseException:
             self._board.stop()
             raise
@@ -145,7 +145,7 @@ class Drive:
                 self.reports.append(outcome)
                 if outcome.items:
                     _usual_ns.put(self._job.kernel, outcome.busy * 1e9 / outcome.items)
-                self.errors += [(index, _caused(error, text)) for index, error, text in outcome.errors]
+                self.errors += [(index, with_traceback(error, text)) for index, error, text in outcome.errors]
         self.tell()
         if self._timeout is not None:
             self._kill_slow(int(self._timeout * 1e9))
@@ -212,9 +212,3 @@ class Drive:
 
     def _again(self, ranges: Ranges) -> None:
         self._workers.start(1, ranges)
-
-
-def _caused(error: BaseException, text: str) -> BaseException:
-    if text:
-        error.__cause__ = RemoteTracebackError(text)
-    return error

@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Any
 
 from ndshare import _wire, mainspace, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._runner import Job, KernelMemory, run_in_worker
 from ndshare.captured import Traffic, account, module_data
 from ndshare.pool import Pool
-from ndshare.tasks import Task
+from ndshare.tasks import QuietTask, Task
 
 #: Which global data kernels used last time, so that they are pickled once.
 _globals_of: KernelMemory[frozenset[str]] = KernelMemory(frozenset())
 
 
-class _RunnerTask(Task):
+class _RunnerTask(QuietTask):
     """One worker of a map, as a task of the pool. Its parcel belongs to the map."""
-
-    finished = False
-    value: Any = None
-    error: BaseException | None = None
 
     def __init__(self, workers: PoolWorkers, parcel: transport.Parcel, brings: frozenset[str]) -> None:
         self._workers = workers
@@ -36,22 +31,7 @@ class _RunnerTask(Task):
         self.brings = brings
         self.by_value = frozenset(transport.by_value_modules)  # when it was made
 
-    def start(self) -> bool:
-        """See `Task.start`."""
-        return True
-
-    def succeed(self, value: Any) -> None:
-        """See `Task.succeed`."""
-        self.value = value
-        self._finish()
-
-    def fail(self, error: BaseException) -> None:
-        """See `Task.fail`."""
-        self.error = error
-        self._finish()
-
-    def _finish(self) -> None:
-        self.finished = True
+    def _tell(self) -> None:
         with self._workers.condition:
             self._workers.ended.append(self)
             self._workers.condition.notify_all()

@@ -20,7 +20,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from ndshare import _loop, captured, failures, mainspace
@@ -414,13 +414,3 @@ class ShareKernel:
         kernel = self.kernel
         for entry in self.functor.iterate(share):
             kernel(worker_id, *entry)
-
-
-@contextlib.contextmanager
-def serial_only() -> Iterator[None]:
-    """Mark the thread as being in a kernel."""
-    _inside.depth += 1
-    try:
-        yield
-    finally:
-        _inside.depth -= 1

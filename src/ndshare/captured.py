@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ndshare import functions, pickling, segments
-from ndshare._contents import function_of
+from ndshare._contents import function_of, parameters
 from ndshare.locks import Lock
 
 _FUNCTIONS_MOST = 200  # that are looked through for arrays of their modules
@@ -52,15 +52,12 @@ def _own(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
         yield from _own(kernel.__func__)
         yield from _attributes(kernel.__self__, "self")
     elif isinstance(kernel, types.FunctionType):
-        code = kernel.__code__
-        for name, cell in zip(code.co_freevars, kernel.__closure__ or (), strict=True):
-            try:
-                yield name, cell.cell_contents
-            except ValueError:  # not bound yet
-                continue
-        for number, value in enumerate(kernel.__defaults__ or ()):
-            position = code.co_argcount - len(kernel.__defaults__ or ()) + number
-            yield code.co_varnames[position], value
+        for name, cell in zip(kernel.__code__.co_freevars, kernel.__closure__ or (), strict=True):
+            for value in functions.contents(cell):
+                yield name, value
+        defaults = kernel.__defaults__ or ()
+        names = parameters(kernel)
+        yield from zip(names[len(names) - len(defaults) :], defaults, strict=True)
         yield from (kernel.__kwdefaults__ or {}).items()
         if _is_by_value(kernel):
             for name in sorted(functions.needs_of(kernel)):
@@ -120,16 +117,8 @@ def globals_of(kernel: Any) -> dict[str, Any]:
     if not isinstance(kernel, types.FunctionType):
         return {}
     namespace = kernel.__globals__
-    return {name: namespace[name] for name in _names_in(kernel.__code__) if name in namespace}
-
-
-@functools.lru_cache(maxsize=256)
-def _names_in(code: types.CodeType) -> tuple[str, ...]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names.update(_names_in(constant))
-    return tuple(sorted(names))
+    names = functions.names_used(kernel.__code__).attributes  # all names in the code, those of globals too
+    return {name: namespace[name] for name in sorted(names) if name in namespace}
 
 
 def _attributes(obj: object, name: str) -> Iterator[tuple[str, Any]]:

@@ -179,7 +179,7 @@ def reduce_function(function: types.FunctionType, given: Container[int] = ()) ->
         function.__annotations__,
         function.__dict__,
         getattr(function, "__type_params__", ()),
-        None if closure is None else tuple(() if id(cell) in given else _contents(cell) for cell in closure),
+        None if closure is None else tuple(() if id(cell) in given else contents(cell) for cell in closure),
     )
     facts = (_dumped(function.__code__), function.__name__, closure)
     return make_function, facts, state, None, None, fill_function
@@ -209,7 +209,8 @@ def load_code(dumped: bytes) -> types.CodeType:
     return loaded
 
 
-def _contents(cell: types.CellType) -> tuple[Any, ...]:
+def contents(cell: types.CellType) -> tuple[Any, ...]:
+    """Return what a cell of a closure holds: one object, or none."""
     try:
         return (cell.cell_contents,)
     except ValueError:  # a variable that is not assigned yet
@@ -227,7 +228,7 @@ def cells_given(function: types.FunctionType, names: Container[str]) -> Iterator
     Functions and classes stay: a decorator's ``function`` is not the value of that name.
     """
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        if name in names and not isinstance((*_contents(cell), None)[0], CODE_TYPES):
+        if name in names and not isinstance((*contents(cell), None)[0], CODE_TYPES):
             yield id(cell), name
 
 

@@ -37,7 +37,7 @@ from ndshare._settings import PoolSettings
 from ndshare.crew import Crew
 from ndshare.hub import Todo
 from ndshare.parcel import close_all
-from ndshare.tasks import RemoteTracebackError, Task
+from ndshare.tasks import Task, with_traceback
 from ndshare.workers import Answer, Worker, WorkerGoneError
 
 #: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
@@ -314,8 +314,7 @@ class Pool:
             return task.start()
 
     def _fail(self, task: Task, error: BaseException, text: str = "") -> None:
-        if text:
-            error.__cause__ = RemoteTracebackError(text)
+        with_traceback(error, text)
         if task.has_callbacks() and not self.hub.in_thread:
             self.hub.call_back(functools.partial(self._fail, task, error))
             return
