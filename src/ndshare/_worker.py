@@ -195,7 +195,7 @@ class _Worker:
             finally:
                 self.interruptible = False
             # Here nothing of the task is referenced any more, except by what the task itself kept.
-            parcel = draft.settle()
+            parcel = draft if isinstance(draft, transport.Parcel) else draft.settle()
             del draft
         except BaseException as error:
             status = frames.ERROR
@@ -208,7 +208,9 @@ class _Worker:
         seconds = time.perf_counter() - began
         self._answer(frames.RESULT, status, seq, seconds, parcel)
 
-    def _call(self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> transport.Draft:
+    def _call(
+        self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]
+    ) -> transport.Draft | transport.Parcel:
         self.interruptible = True
         if self.main_failure is not None:
             close_all(fds)
@@ -231,7 +233,7 @@ class _Worker:
             del work
         self.interruptible = False
         del function
-        return transport.pack(result, lend_values=True)
+        return transport.pack_plain(result) or transport.pack(result, lend_values=True)
 
     # ------------------------------------------------------------------ everything else
 
