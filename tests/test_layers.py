@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench", "testing"}),
     frozenset({"__init__"}),
-    frozenset({"contexts", "default_context", "workspace"}),
+    frozenset({"contexts", "default_context", "integrations", "workspace"}),
     frozenset({"executor"}),
     frozenset(
         {

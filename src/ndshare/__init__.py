@@ -6,6 +6,7 @@ a copy, and nothing is left behind whatever dies.
 
 from __future__ import annotations
 
+import sys as _sys
 import typing as _typing
 
 from ndshare._scratch import scratch
@@ -158,3 +159,10 @@ def __getattr__(name: str) -> _typing.Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+# A child that multiprocessing has started anew, of a parent that has called `register`.
+if hasattr(_sys.modules.get("multiprocessing"), "_ndshare_registered"):
+    from ndshare.integrations import multiprocessing as _multiprocessing
+
+    _multiprocessing.register_inherited()
