@@ -207,7 +207,8 @@ def take(ticket: Ticket, what: str) -> segments.Block:
     except SegmentError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESRCH) or not _platform.is_alive(ticket.pid):
+        zombie = error.errno in (errno.EACCES, errno.EPERM) and not _platform.is_alive(ticket.pid)
+        if error.errno in (errno.ENOENT, errno.ESRCH) or zombie:
             _gone(ticket, what, "has ended")
         raise SegmentError(error.errno or errno.EIO, f"receive {what} from process {ticket.pid}") from error
     return segments.attach(ticket.uid, ticket.size, ticket.kind, door)

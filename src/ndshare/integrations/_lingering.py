@@ -57,9 +57,9 @@ def linger(deposits: Deposits, family: Family, patience_s: float) -> None:
     if left:
         warnings.warn(
             NdshareWarning(
-                f"{left} shared array{'s' if left > 1 else ''} that this process sent through multiprocessing "
-                "had not been taken when it ended; whoever reads such a message now gets SegmentGoneError. "
-                "Read all messages, or wait longer: register(linger=seconds)"
+                f"{left} shared array{'s' if left > 1 else ''} that this process sent through "
+                "multiprocessing had not been taken when it ended; whoever reads such a message now gets "
+                "SegmentGoneError. Read all messages, or wait longer: register(linger=seconds)"
             ),
             stacklevel=2,
         )

@@ -28,7 +28,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from multiprocessing.context import get_spawning_popen
-from multiprocessing.process import AuthenticationString
+from multiprocessing.process import AuthenticationString  # type: ignore[attr-defined]
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -152,6 +152,7 @@ def unregister() -> None:
 def _enter(family: Family) -> None:
     _state.family = family
     _state.ending = _state.ending or _Ending()
+    segments.before_trim.add(_deposits.sweep)
     _state.replaced = {}
     table = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
     wrapping = dict.fromkeys((np.matrix, np.recarray, np.ma.MaskedArray), reduce_subclass)
@@ -168,6 +169,7 @@ def _leave() -> None:
         _state.ending.cancel()
         _state.ending = None
     _deposits.close()
+    segments.before_trim.discard(_deposits.sweep)
     if _state.family is not None:
         _state.family.close()
         _state.family = None
@@ -213,7 +215,8 @@ def _reduce_authkey(key: AuthenticationString) -> Any:
     """
     if get_spawning_popen() is None or _state.family is None or _state.replaced is None:
         return key.__reduce__()  # refuses
-    mark = f"import multiprocessing, sys\nmultiprocessing.{_MARK} = {_state.family.path!r}, {_state.linger_s!r}\n"
+    facts = _state.family.path, _state.linger_s
+    mark = f"import multiprocessing, sys\nmultiprocessing.{_MARK} = {facts!r}\n"
     if_imported = (
         "if 'ndshare' in sys.modules:\n    from ndshare.integrations import multiprocessing as integration\n"
         "    integration.register_inherited()\n"
