@@ -201,11 +201,12 @@ def test_any_shared_array_arrives_as_it_is(recipe: Any) -> None:
 @given(recipe=_recipes())
 def test_any_ordinary_array_travels_as_without_ndshare(recipe: Any) -> None:
     """The message is that of plain pickle, but for the gaps of structures, which hold anything."""
-    array, print_, _ = array_tasks.make(*recipe, shared=False)
+    array, _, _ = array_tasks.make(*recipe, shared=False)
     data = bytes(ForkingPickler.dumps([array]))
     assert len(data) == len(pickle.dumps([array]))
     assert b"ndshare" not in data
-    assert array_tasks.fingerprint(ForkingPickler.loads(data)[0]) == print_
+    plain = pickle.loads(pickle.dumps([array]))[0]  # which changes some dtypes
+    assert array_tasks.fingerprint(ForkingPickler.loads(data)[0]) == array_tasks.fingerprint(plain)
 
 
 def test_sealed_array_stays_read_only() -> None:
