@@ -42,19 +42,6 @@ def registered() -> Iterator[None]:
     assert integration._state.family is None, "arrays were sent that nobody took"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def servers() -> Iterator[None]:
-    """End what multiprocessing keeps running: they are started before the first test looks."""
-    multiprocessing.get_context("forkserver")
-    from multiprocessing import forkserver, resource_tracker
-
-    resource_tracker.ensure_running()
-    forkserver.ensure_running()
-    yield
-    forkserver._forkserver._stop()
-    resource_tracker._resource_tracker._stop()
-
-
 @pytest.fixture(params=METHODS)
 def context(request: pytest.FixtureRequest) -> Any:
     """Return a context of multiprocessing."""

@@ -69,6 +69,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"transport"}),
     frozenset(
         {
+            "_inputs",
             "_scratch",
             "arrays",
             "cloud",

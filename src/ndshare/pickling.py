@@ -33,7 +33,7 @@ import pickle
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,9 @@ from ndshare._wire import selective
 from ndshare.layout import encode_dtype, is_movable, may_overlap_itself
 from ndshare.named import NAME_ONLY, names_in_pickle
 from ndshare.reducers import LATE_COUNT, late_reducers, reduce_small, reduce_subclass, same
+
+if TYPE_CHECKING:
+    from ndshare._inputs import Inputs
 
 # Arrays up to this many bytes are part of the pickle: noting, staging and finding one again costs
 # as much as copying 4 KiB a few times.
@@ -74,6 +77,7 @@ class Placed(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     writeable: bool
+    private: bool = False  # the receiver maps it copy-on-write: an ordinary array
 
     @property
     def nbytes(self) -> int:
@@ -123,6 +127,7 @@ class Session:
         self.lend = False
         self.defining = _NOTHING
         self.withheld = _NOTHING
+        self.inputs: Inputs | None = None
         self.given: dict[int, str] = {}  # cells that the receiver fills: id, name
         self.late: set[str] = set()
         self.marked: object = None  # the scratch array that is being taken apart
@@ -203,7 +208,8 @@ class Session:
                 return same, (SLOT,)
         if array.nbytes <= IN_BAND_MAX:
             return reduce_small(array)
-        self.notes.append(array)
+        placed = self.inputs.place(array) if self.inputs is not None else None
+        self.notes.append(array if placed is None else placed)
         return same, (SLOT,)
 
     def on_subclass(self, array: np.ndarray[Any, Any]) -> Any:
@@ -320,6 +326,7 @@ def record(
     lend: bool = False,
     defining: frozenset[str] = _NOTHING,
     withheld: frozenset[str] = _NOTHING,
+    inputs: Inputs | None = None,
 ) -> Recording:
     """Pickle an object, noting its arrays instead of copying them.
 
@@ -336,6 +343,8 @@ def record(
     withheld : frozenset of str
         Names of variables whose values the receiver has: the cells of closures that have one of these
         names are left for it to fill.
+    inputs : Inputs, optional
+        Large ordinary arrays that were sent before are noted by the place of one shared copy.
 
     Raises
     ------
@@ -350,6 +359,7 @@ def record(
     session.lend = lend
     session.defining = defining
     session.withheld = withheld
+    session.inputs = inputs
     if len(sys.modules) != session.modules:
         session.look_for_late()
     recording: Recording | None = None
@@ -370,7 +380,7 @@ def record(
         return recording
     from ndshare import cloud
 
-    return cloud.record(obj, lend=lend, defining=defining, withheld=withheld)
+    return cloud.record(obj, lend=lend, defining=defining, withheld=withheld, inputs=inputs)
 
 
 def finish(session: Session) -> Recording:

@@ -44,7 +44,7 @@ class Settling:
         self.pieces: list[Piece] = [_ORDINARY] * len(notes)
         self.segments: list[tuple[int, int, int]] = []
         self.blocks: list[segments.Block] = []
-        self.numbers: dict[int, int] = {}
+        self.numbers: dict[tuple[int, int], int] = {}
         self.neighbours: dict[tuple[int, int], segments.Block] = {}
         self.nbytes_copied = 0
         self.nbytes_lent = 0
@@ -52,7 +52,7 @@ class Settling:
         returned: dict[tuple[int, int], list[tuple[int, Placed]]] = {}
         for number, note in enumerate(notes):
             if type(note) is Placed:
-                if note.block.kind == segments.VALUE:
+                if not note.private and note.block.kind == segments.VALUE:
                     returned.setdefault((note.block.uid, note.block.offset), []).append((number, note))
                 else:
                     self._refer(number, note, 0 if note.writeable else READ_ONLY)
@@ -64,9 +64,9 @@ class Settling:
             self._settle_returned(list(returned.values()))
 
     def _segment(self, block: segments.Block, kind: int) -> int:
-        number = self.numbers.get(block.uid)
+        number = self.numbers.get((block.uid, kind))
         if number is None:
-            number = self.numbers[block.uid] = len(self.segments)
+            number = self.numbers[block.uid, kind] = len(self.segments)
             self.segments.append((block.uid, block.size, kind))
             self.blocks.append(block)
         elif block.offset != self.blocks[number].offset:
@@ -75,7 +75,7 @@ class Settling:
 
     def _refer(self, number: int, note: Placed, flags: int) -> None:
         block = note.block
-        segment = self._segment(block, block.kind)
+        segment = self._segment(block, segments.COPY if note.private else block.kind)
         self.pieces[number] = (
             segment, block.offset + note.offset, note.dtype, note.shape, note.strides, flags
         )  # fmt: skip
