@@ -386,74 +386,44 @@ def _data() -> tuple[Any, Any]:
     return x, y
 
 
-def _on(backend: str, compute: Any) -> Any:
-    with joblib.parallel_config(backend, n_jobs=2):
-        return compute()
-
-
-@pytest.fixture
-def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Return a function that computes under ndshare and loky, and ends loky."""
-
-    def both(compute: Any) -> tuple[Any, Any]:
-        # loky removes its folder of memory-mapped files when the process ends.
-        monkeypatch.setenv("JOBLIB_TEMP_FOLDER", str(tmp_path))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # loky's, about forks
-            return _on("ndshare", compute), _on("loky", compute)
-
-    yield both
+@pytest.mark.leaves("child process", "open descriptor", "thread")  # loky's resource tracker
+def test_scikit_learn_computes_the_same_as_on_loky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`GridSearchCV`, `RandomForestClassifier`, `cross_val_score`, `permutation_importance`: bit by bit."""
     from joblib.externals.loky import get_reusable_executor
-
-    get_reusable_executor().shutdown(wait=True, kill_workers=True)
-
-
-@pytest.mark.leaves("child process", "open descriptor", "thread")  # loky's resource tracker
-def test_grid_search_finds_the_same(compare: Any) -> None:
-    """Scores, ranking and refitted model of `GridSearchCV`."""
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.tree import DecisionTreeClassifier
-
-    x, y = _data()
-
-    def compute() -> Any:
-        search = GridSearchCV(
-            DecisionTreeClassifier(random_state=0), {"max_depth": [1, 3], "min_samples_leaf": [1, 5]}, cv=3
-        ).fit(x, y)
-        times = ("mean_fit_time", "std_fit_time", "mean_score_time", "std_score_time")
-        scores = {name: np.asarray(v) for name, v in search.cv_results_.items() if name not in times}
-        return scores, search.best_params_, search.predict(x)
-
-    (ours, best, predicted), (theirs, their_best, their_predicted) = compare(compute)
-    assert best == their_best
-    np.testing.assert_array_equal(predicted, their_predicted)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name])
-
-
-@pytest.mark.leaves("child process", "open descriptor", "thread")  # loky's resource tracker
-def test_forest_cross_validation_and_importance_are_equal(compare: Any) -> None:
-    """`RandomForestClassifier`, `cross_val_score`, `permutation_importance`: bit by bit."""
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.inspection import permutation_importance
     from sklearn.linear_model import Ridge
-    from sklearn.model_selection import cross_val_score
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+    from sklearn.tree import DecisionTreeClassifier
 
     x, y = _data()
+    grid = {"max_depth": [1, 3], "min_samples_leaf": [1, 5]}
+    times = ("mean_fit_time", "std_fit_time", "mean_score_time", "std_score_time")
 
-    def compute() -> Any:
+    def compute() -> dict[str, Any]:
+        search = GridSearchCV(DecisionTreeClassifier(random_state=0), grid, cv=3).fit(x, y)
         forest = RandomForestClassifier(20, random_state=0).fit(x, y)
         importance = permutation_importance(Ridge().fit(x, y), x, y, n_repeats=3, random_state=0)
-        return (
-            forest.predict_proba(x),
-            forest.feature_importances_,
-            cross_val_score(RandomForestClassifier(5, random_state=1), x, y, cv=4),
-            importance.importances,
-        )
+        return {
+            **{name: values for name, values in search.cv_results_.items() if name not in times},
+            "best": sorted(search.best_params_.items()),
+            "prediction": search.predict(x),
+            "probabilities": forest.predict_proba(x),
+            "forest": forest.feature_importances_,
+            "scores": cross_val_score(RandomForestClassifier(5, random_state=1), x, y, cv=4),
+            "importance": importance.importances,
+        }
 
-    for ours, theirs in zip(*compare(compute), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    ours = compute()
+    # loky removes its folder of memory-mapped files when the process ends.
+    monkeypatch.setenv("JOBLIB_TEMP_FOLDER", str(tmp_path))
+    with warnings.catch_warnings(), joblib.parallel_config("loky", n_jobs=2):
+        warnings.simplefilter("ignore", DeprecationWarning)  # loky's, about forks
+        theirs = compute()
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        np.testing.assert_array_equal(np.asarray(values), np.asarray(theirs[name]), err_msg=name)
 
 
 def test_estimator_that_writes_into_its_input_works() -> None:

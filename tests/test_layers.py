@@ -82,6 +82,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "reducers",
             "settling",
             "staging",
+            "wrappers",
         }
     ),
     frozenset({"segments"}),

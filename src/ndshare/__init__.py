@@ -61,6 +61,7 @@ if _typing.TYPE_CHECKING:
     from ndshare.report import MapReport
     from ndshare.sharing import share
     from ndshare.workspace import Workspace
+    from ndshare.wrappers import register_wrapper
 
 __version__ = "0.1.0"
 
@@ -107,6 +108,7 @@ __all__ = [
     "map",
     "ones",
     "ones_like",
+    "register_wrapper",
     "scratch",
     "set_default_context",
     "share",
@@ -141,6 +143,7 @@ _LATER = {
     "item_rng": "ndshare.randomness",
     "lock": "ndshare.locks",
     "map": "ndshare.default_context",
+    "register_wrapper": "ndshare.wrappers",
     "set_default_context": "ndshare.default_context",
     "share": "ndshare.sharing",
     "shutdown": "ndshare.crew",

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ndshare import _scratch, functions, memmaps, segments
+from ndshare import _scratch, functions, memmaps, segments, wrappers
 from ndshare._wire import selective
 from ndshare.layout import encode_dtype, is_movable, may_overlap_itself
 from ndshare.named import NAME_ONLY, names_in_pickle
@@ -115,6 +115,16 @@ class _Table(dict[type, Callable[[Any], Any]]):
     __missing__ = copyreg.dispatch_table.__getitem__
 
 
+class _WrapperTable(_Table):
+    """The same where classes are registered as wrappers: by class, not by exact type, so in Python."""
+
+    def __missing__(self, cls: type) -> Callable[[Any], Any]:
+        if wrappers.attribute_of(cls) is None:
+            return copyreg.dispatch_table[cls]
+        self[cls] = wrappers.reduce_wrapper
+        return wrappers.reduce_wrapper
+
+
 class Session:
     """What one pickler notes while it works, and the decisions it asks for."""
 
@@ -131,7 +141,7 @@ class Session:
         self.given: dict[int, str] = {}  # cells that the receiver fills: id, name
         self.late: set[str] = set()
         self.marked: object = None  # the scratch array that is being taken apart
-        self.modules = 0  # how many were imported when late reducers were looked for
+        self.modules = 0  # imported, and wrappers registered, when late reducers were looked for
         self.table = _Table(
             {
                 np.ndarray: self.on_array,
@@ -160,7 +170,9 @@ class Session:
 
     def look_for_late(self) -> None:
         """Add the reducers of libraries that have been imported meanwhile."""
-        self.modules = len(sys.modules)
+        self.modules = len(sys.modules) + len(wrappers.registered)
+        if wrappers.registered:
+            self.table.__class__ = _WrapperTable
         if len(self.late) < LATE_COUNT:
             self.table.update(late_reducers(self.late))
 
@@ -360,7 +372,7 @@ def record(
     session.defining = defining
     session.withheld = withheld
     session.inputs = inputs
-    if len(sys.modules) != session.modules:
+    if len(sys.modules) + len(wrappers.registered) != session.modules:
         session.look_for_late()
     recording: Recording | None = None
     try:

@@ -59,7 +59,7 @@ class Settling:
             elif isinstance(note, np.ndarray):
                 self.copies.append((number, note, 0))
             else:
-                self.copies.append((number, np.frombuffer(note.raw(), np.uint8), RAW))
+                self._add_buffer(number, note)
         if returned:
             self._settle_returned(list(returned.values()))
 
@@ -80,6 +80,16 @@ class Settling:
             segment, block.offset + note.offset, note.dtype, note.shape, note.strides, flags
         )  # fmt: skip
         self.nbytes_lent += note.nbytes
+
+    def _add_buffer(self, number: int, note: Any) -> None:
+        """Refer to the bytes of some library's buffer, or note them to be copied."""
+        data: np.ndarray[Any, Any] = np.frombuffer(note.raw(), np.uint8)
+        found = segments.block_of(data)
+        if found is not None and found[0].kind in (segments.SHARED, segments.SEALED):
+            placed = Placed(*found, data.dtype.str, 1, data.shape, data.strides, data.flags.writeable)
+            self._refer(number, placed, RAW if placed.writeable else RAW | READ_ONLY)
+        else:
+            self.copies.append((number, data, RAW))
 
     def _settle_returned(self, groups: list[list[tuple[int, Placed]]]) -> None:
         """Lend the blocks nobody can reach any more, as far as the result fills them; copy the rest."""
