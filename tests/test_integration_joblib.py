@@ -349,32 +349,55 @@ def test_inputs_sees_memory_not_objects() -> None:
     """Views made anew are found, other layouts of the same memory are others, small ones are copied."""
     inputs = Inputs()
     x = np.arange(BIG * 2.0)
-    assert inputs.place(x) is None
-    placed = inputs.place(x[:])
+    placed = inputs.place(x)
     assert placed is not None
     assert placed.private
+    again = inputs.place(x[:])
+    assert again is not None
+    assert again.block.uid == placed.block.uid
     assert inputs.place(x[::2]) is None
+    assert inputs.place(x[::2]) is not None
     assert inputs.place(x.view("i8")) is None
     assert inputs.place(x[:100]) is None
     assert inputs.place(x[:100]) is None
-    again = inputs.place(x)
-    assert again is not None
-    assert again.block.uid == placed.block.uid
 
 
 def test_inputs_forgets_what_its_owner_forgets() -> None:
-    """The copy ends with the array, and an array at the same address is another one."""
+    """The copy ends with the array; an array at the same address is another one."""
     inputs = Inputs()
     before = ndshare.stats().shared_bytes
+    for value in range(5):
+        x = np.full(BIG, float(value))
+        placed = inputs.place(x)
+        assert placed is not None
+        assert (placed.block.array(x.dtype, x.shape, None, placed.offset) == value).all()
+        assert ndshare.stats().shared_bytes > before
+        del x, placed
+        assert not inputs._seen
+        assert ndshare.stats().shared_bytes == before
     x = np.ones(BIG)
     inputs.place(x)
-    assert inputs.place(x) is not None
-    assert ndshare.stats().shared_bytes > before
-    del x
-    assert not inputs._seen
-    assert ndshare.stats().shared_bytes == before
-    for value in range(5):
-        assert inputs.place(np.full(BIG, value)) is None
+    gc.disable()  # no cycle: the memory is back at once
+    try:
+        del inputs
+        assert ndshare.stats().shared_bytes == before
+    finally:
+        gc.enable()
+
+
+def test_inputs_keeps_few_copies_of_what_is_sent_once() -> None:
+    """Many arrays that stay alive, each for one task, are not all held twice."""
+    inputs = Inputs()
+    before = ndshare.stats().shared_bytes
+    many = [np.full(BIG, float(value)) for value in range(20)]
+    for x in many:
+        assert inputs.place(x) is not None
+    assert ndshare.stats().shared_bytes - before <= 5.5 * many[0].nbytes
+    for _ in range(2):  # of those that come again all are kept
+        for x in many:
+            for _ in range(2):
+                inputs.place(x)
+    assert ndshare.stats().shared_bytes - before >= 20 * many[0].nbytes
 
 
 # ---- scikit-learn

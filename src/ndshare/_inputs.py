@@ -2,36 +2,42 @@
 
 ::
 
-    first message    array ──copy──▶ its receiver, as always       (most arrays are sent once)
-    second message   array ──copy──▶ shared memory ──┐
-    third message    ────────────────────────────────┴──▶ by reference; the receiver's own, until it writes
+    whole array, first message    array ──copy──▶ shared memory ──┐
+                 further messages ────────────────────────────────┴──▶ by reference; the receiver's own,
+    view         first message    copied for its receiver, as always    until it writes
+                 second message   as a whole array
 
 Guarantees
 ----------
 * A receiver's array is private and writable, as of every ordinary array.
-* The copy lives as long as this object and the memory it was made of; nothing is kept of arrays that
-  were sent once.
+* A copy lives as long as this object and the memory it was made of; of arrays that were sent once, the
+  last few copies are kept.
 
 Not guaranteed
 --------------
-* What is written to an array after it was sent twice does not reach later receivers.
+* What is written to an array after it was sent may not reach later receivers.
 """
 
 from __future__ import annotations
 
+import collections
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ndshare import segments
 from ndshare.arrays import share_array
+from ndshare.errors import CapacityError
 from ndshare.layout import encode_dtype
 from ndshare.pickling import Placed
 
 #: Smaller arrays are copied each time: to map one costs as much as to copy some 100 kB.
 _LEAST_BYTES = 1 << 20
+#: Copies that are kept for a second use. Most second uses come with the next message or the one after.
+_ONCE_MOST = 4
 
 _Place = tuple[int, str | bytes, tuple[int, ...], tuple[int, ...]]
 
@@ -51,6 +57,7 @@ class Inputs:
 
     def __init__(self) -> None:
         self._seen: dict[_Place, _Seen] = {}
+        self._once: collections.deque[_Place] = collections.deque()  # copied, and used once
         self._lock = threading.RLock()  # the garbage collector may take an array out while it is held
 
     def place(self, array: np.ndarray[Any, Any]) -> Placed | None:
@@ -64,12 +71,8 @@ class Inputs:
         Returns
         -------
         Placed or None
-            None if it is to be copied: it is small, or was not sent before.
-
-        Raises
-        ------
-        CapacityError
-            If a copy does not fit.
+            None if it is to be copied for its receiver: it is small, a view that was not sent before, or
+            there is no room for a copy that stays.
         """
         if array.nbytes < _LEAST_BYTES:
             return None
@@ -79,16 +82,41 @@ class Inputs:
             seen = self._seen.get(place)
             if seen is None or seen.root() is None:
                 root = _root(array)
-                self._seen[place] = _Seen(weakref.ref(root, lambda _: self._seen.pop(place, None)))
-                return None
-            if seen.copy is None:
-                seen.copy = share_array(array)
-            copy = seen.copy
+                seen = self._seen[place] = _Seen(weakref.ref(root, self._forgetter(place)))
+                if root is not array:  # one of many parts of it, most likely
+                    return None
+            copy = self._copy(place, seen, array)
         found = segments.block_of(copy)
         if found is None:
             return None
         block, low = found
         return Placed(block, low, code, copy.itemsize, copy.shape, copy.strides, True, private=True)
+
+    def _forgetter(self, place: _Place) -> Callable[[object], None]:
+        """Return what takes an array out when its memory is gone; it does not keep this object alive."""
+        reference = weakref.ref(self)
+
+        def forget(_: object) -> None:
+            if (inputs := reference()) is not None:
+                inputs._seen.pop(place, None)
+
+        return forget
+
+    def _copy(self, place: _Place, seen: _Seen, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if seen.copy is not None:
+            if place in self._once:
+                self._once.remove(place)
+            return seen.copy
+        try:
+            seen.copy = share_array(array)
+        except CapacityError:
+            return array
+        self._once.append(place)
+        if len(self._once) > _ONCE_MOST:
+            forgotten = self._seen.get(self._once.popleft())
+            if forgotten is not None:
+                forgotten.copy = None
+        return seen.copy
 
 
 def _root(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -28,13 +28,12 @@ class Backend:
     """One backend of joblib, warm: its workers stay from call to call."""
 
     name: ClassVar[str]
-    module = "joblib"
+    module: ClassVar[str] = "joblib"
 
     def __init__(self, workers: int) -> None:
         self._joblib = importlib.import_module("joblib")
         self.prepare()
-        with self._joblib.parallel_config(self.name, n_jobs=workers):
-            self._parallel = self._joblib.Parallel(batch_size=1).__enter__()
+        self._workers = workers
         self.call(abs, [(number,) for number in range(2 * workers)])
 
     def prepare(self) -> None:
@@ -43,12 +42,14 @@ class Backend:
     def call(self, function: Any, arguments: list[tuple[Any, ...]]) -> list[Any]:
         """Return the results of the calls."""
         delayed = self._joblib.delayed(function)
-        results: list[Any] = self._parallel(delayed(*args) for args in arguments)
+        with self._joblib.parallel_config(self.name, n_jobs=self._workers):
+            # A new one for each call, as scikit-learn does: nothing is left of the last call's inputs.
+            parallel = self._joblib.Parallel(batch_size=1)
+            results: list[Any] = parallel(delayed(*args) for args in arguments)
         return results
 
     def close(self) -> None:
         """End the workers."""
-        self._parallel.__exit__(None, None, None)
 
 
 class Ndshare(Backend):
@@ -66,7 +67,6 @@ class Loky(Backend):
     name = "loky"
 
     def close(self) -> None:
-        super().close()
         importlib.import_module("joblib.externals.loky").get_reusable_executor().shutdown(wait=True)
 
 
@@ -110,9 +110,7 @@ def run(backends: Mapping[str, Backend], rounds: int, quick: bool) -> Iterator[R
         "s",
         alternate(
             {
-                name: Contestant(
-                    partial(backend.call, slice_sum, arguments), partial(_check_sums, expected)
-                )
+                name: Contestant(partial(backend.call, slice_sum, arguments), partial(_check_sums, expected))
                 for name, backend in backends.items()
             },
             max(3, rounds // 3),
