@@ -180,6 +180,31 @@ def test_any_shared_array_arrives_as_it_is(recipe: Any) -> None:
         assert back.ctypes.data == array.ctypes.data
 
 
+def test_any_shared_array_goes_to_a_child_and_back(fork: Any) -> None:
+    """The same through a queue to another process, which sees what was sent."""
+    there, back = fork.Queue(), fork.Queue()
+    child = fork.Process(target=mp_tasks.serve, args=(there, back))
+    child.start()
+
+    @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+    @given(recipe=_recipes())
+    def send(recipe: Any) -> None:
+        array, print_, layout = array_tasks.make(*recipe, shared=True)
+        there.put(array)
+        sight, returned = back.get()
+        assert sight == array_tasks.Sight(print_, layout, array.flags.writeable, ndshare.is_shared(array))
+        assert array_tasks.fingerprint(returned) == print_
+        assert not array.size or np.shares_memory(returned, array, max_work=1)
+
+    try:
+        send()
+    finally:
+        there.put(None)
+        child.join()
+        _close(there)
+        _close(back)
+
+
 @settings(
     deadline=None,
     max_examples=40,
