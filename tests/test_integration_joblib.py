@@ -366,7 +366,7 @@ def test_inputs_forgets_what_its_owner_forgets() -> None:
     """The copy ends with the array; an array at the same address is another one."""
     inputs = Inputs()
     before = ndshare.stats().shared_bytes
-    for value in range(5):
+    for value in range(12):
         x = np.full(BIG, float(value))
         placed = inputs.place(x)
         assert placed is not None

@@ -57,7 +57,7 @@ class Inputs:
 
     def __init__(self) -> None:
         self._seen: dict[_Place, _Seen] = {}
-        self._once: collections.deque[_Place] = collections.deque()  # copied, and used once
+        self._once: collections.deque[_Seen] = collections.deque()  # copied, and used once
         self._lock = threading.RLock()  # the garbage collector may take an array out while it is held
 
     def place(self, array: np.ndarray[Any, Any]) -> Placed | None:
@@ -85,7 +85,7 @@ class Inputs:
                 seen = self._seen[place] = _Seen(weakref.ref(root, self._forgetter(place)))
                 if root is not array:  # one of many parts of it, most likely
                     return None
-            copy = self._copy(place, seen, array)
+            copy = self._copy(seen, array)
         found = segments.block_of(copy)
         if found is None:
             return None
@@ -97,26 +97,25 @@ class Inputs:
         reference = weakref.ref(self)
 
         def forget(_: object) -> None:
-            if (inputs := reference()) is not None:
-                inputs._seen.pop(place, None)
+            if (inputs := reference()) is not None and (seen := inputs._seen.pop(place, None)) is not None:
+                seen.copy = None
 
         return forget
 
-    def _copy(self, place: _Place, seen: _Seen, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if seen.copy is not None:
-            if place in self._once:
-                self._once.remove(place)
-            return seen.copy
+    def _copy(self, seen: _Seen, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        copy = seen.copy
+        if copy is not None:
+            if seen in self._once:
+                self._once.remove(seen)
+            return copy
         try:
-            seen.copy = share_array(array)
+            seen.copy = copy = share_array(array)
         except CapacityError:
             return array
-        self._once.append(place)
+        self._once.append(seen)
         if len(self._once) > _ONCE_MOST:
-            forgotten = self._seen.get(self._once.popleft())
-            if forgotten is not None:
-                forgotten.copy = None
-        return seen.copy
+            self._once.popleft().copy = None
+        return copy
 
 
 def _root(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
