@@ -44,6 +44,12 @@ def add_to(x: np.ndarray, i: int) -> None:
     x[i] += i
 
 
+def note_run(runs: np.ndarray, i: int) -> None:
+    """Note in a shared array that the call was made, and take a while."""
+    runs[i] += 1
+    time.sleep(0.3)
+
+
 def filled(n: int, value: float) -> np.ndarray:
     """Return a large result."""
     return np.full(n, value)

@@ -498,6 +498,31 @@ print("ok")
     assert run_script(_PRODUCER.format(linger=1, body=body)).stdout == "ok\n"
 
 
+def test_without_a_descriptor_nothing_is_sent(run_script: Any) -> None:
+    """No descriptor to send with: an error, and not a copy that only looks like the shared array."""
+    body = """
+import resource
+array = ndshare.ones(400_000)
+a, b = multiprocessing.Pipe()
+used = []
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+try:
+    while True:
+        used.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+try:
+    a.send(array)
+except ndshare.SegmentError as error:
+    print("ulimit" in str(error))
+while used:
+    os.close(used.pop())
+a.send(array)
+assert b.recv().ctypes.data == array.ctypes.data
+"""
+    assert run_script(_PRODUCER.format(linger=0, body=body)).stdout == "True\n"
+
+
 def test_without_a_descriptor_the_message_is_refused_clearly(run_script: Any) -> None:
     """No descriptor to receive with: an error that names the limit, not a crash or a hang."""
     body = """

@@ -91,32 +91,37 @@ class Deposits:
 
     def _start(self) -> None:
         self._token = secrets.token_bytes(_TOKEN_BYTES)
-        self._fd = os.memfd_create("ndshare-deposits", os.MFD_CLOEXEC)
-        os.ftruncate(self._fd, _TOKEN_BYTES + _SLOTS * _WORD.size)
-        os.pwrite(self._fd, self._token, 0)
-        self._map = mmap.mmap(self._fd, _TOKEN_BYTES + _SLOTS * _WORD.size)
+        size = _TOKEN_BYTES + _SLOTS * _WORD.size
+        fd = -1
+        try:
+            fd = os.memfd_create("ndshare-deposits", os.MFD_CLOEXEC)
+            os.ftruncate(fd, size)
+            self._map = mmap.mmap(fd, size)
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            raise SegmentError(error.errno or errno.EIO, "make the table of arrays under way") from error
+        self._fd = fd
+        self._map[:_TOKEN_BYTES] = self._token
         self._words = np.frombuffer(self._map, np.uint64, offset=_TOKEN_BYTES)
         self._open = True
 
-    def leave(self, block: segments.Block) -> Ticket | None:
+    def leave(self, block: segments.Block) -> Ticket:
         """Hold a block's memory for one receiver.
-
-        Returns
-        -------
-        Ticket or None
-            None if the memory cannot be lent, or too many messages are under way: send a copy.
 
         Raises
         ------
         SegmentError
-            If there is no descriptor left.
+            If there is no descriptor left, the memory cannot be lent, or too many messages are under way.
         """
         with self.lock:
             if not self._open:
                 self._start()
             self._sweep()
-            if not block.lendable or (not self._free and self._top == _SLOTS):
-                return None
+            if not self._free and self._top == _SLOTS:
+                raise SegmentError(
+                    errno.ENOBUFS, f"send a shared array while {_SLOTS} others have not been taken"
+                )
             door = self._doors.get(block.uid)
             if door is None:
                 door = self._doors[block.uid] = _Door(block.lend())

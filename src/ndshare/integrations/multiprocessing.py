@@ -243,9 +243,9 @@ def register_inherited() -> None:
 def _reduce_array(array: np.ndarray[Any, Any]) -> Any:
     if is_movable(array.dtype) and (found := segments.block_of(array)) is not None:
         block, low = found
-        if block.kind in (segments.SHARED, segments.SEALED) and (ticket := _deposits.leave(block)):
+        if block.kind in (segments.SHARED, segments.SEALED):
             return receive, (
-                tuple(ticket),
+                tuple(_deposits.leave(block)),
                 block.offset + low,
                 encode_dtype(array.dtype),
                 array.shape,
