@@ -104,7 +104,7 @@ def register(*, linger: float = _LINGER_S) -> None:
     Shared arrays, and their views, arrive as the same memory; whoever receives them sees all writes. The
     receiver holds the memory: the sender may drop its array before a late ``get``. Ordinary arrays are
     copied as without ndshare. A sender that was killed before an array was taken gives the receiver
-    `SegmentGoneError`. Costs about 20 µs per array and message instead of the copies.
+    `SegmentGoneError`. Costs some tens of microseconds per array and message instead of the copies.
 
     Children inherit the registration under every start method. Calling it again only changes `linger`.
 
