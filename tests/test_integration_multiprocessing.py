@@ -382,10 +382,11 @@ def test_message_is_good_for_one_receiver() -> None:
 
 def test_forked_child_passes_inherited_memory_on(fork: Any) -> None:
     """What a child lent on is not reused by the owner after the child has ended."""
-    array = ndshare.full(BIG, 7.0)
+    gc.collect()
     (there_in, there_out), (back_in, back_out) = fork.Pipe(False), fork.Pipe(False)
     holder = fork.Process(target=_check_later, args=(there_in, back_out, back_in))
-    holder.start()  # before `array` is inherited by the other one
+    holder.start()  # it inherits no array: only the message gives it one
+    array = ndshare.full(BIG, 7.0)
     child = fork.Process(target=mp_tasks.pass_on, args=(there_out, array))
     child.start()
     assert back_in.recv() == "held"
