@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench", "testing"}),
     frozenset({"__init__"}),
-    frozenset({"contexts", "default_context", "workspace"}),
+    frozenset({"contexts", "default_context", "integrations", "workspace"}),
     frozenset({"executor"}),
     frozenset(
         {
@@ -71,6 +71,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"transport"}),
     frozenset(
         {
+            "_inputs",
             "_scratch",
             "arrays",
             "cloud",
@@ -83,6 +84,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "reducers",
             "settling",
             "staging",
+            "wrappers",
         }
     ),
     frozenset({"segments"}),
