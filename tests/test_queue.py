@@ -462,6 +462,23 @@ def test_queue_is_captured_by_a_kernel(q):
     ndshare.shutdown()
 
 
+def test_kernel_of_a_forked_map_delivers_or_says_so(q):
+    """What does not fit while nobody reads is an error, not silence."""
+    lock = threading.Lock()  # cannot be pickled: this map forks
+
+    def kernel(worker_id, index, value):
+        with lock:
+            for _ in range(value):
+                q.put(b"x" * 1000)
+
+    context = ndshare.ProcessContext(1)
+    context.map(kernel, [5, 5])
+    assert [q.get(timeout=5) for _ in range(10)] == [b"x" * 1000] * 10
+    with pytest.raises(ndshare.TransportError, match="messages still waited"):
+        context.map(kernel, [3000])
+    ndshare.shutdown()
+
+
 def test_classes_of_a_program_reach_workers(run_script):
     """Definitions go with the message where the receiver lacks the name, and its own are used where not."""
     run_script("""

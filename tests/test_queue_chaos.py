@@ -141,20 +141,22 @@ def test_random_kills_lose_only_what_the_dead_had(chaos_rng, chaos_rounds, maxsi
     q = ndshare.Queue(maxsize)
     kills = _KILLS // 2 * chaos_rounds
     lives = _PARTIES // 2 + kills
-    seen = ndshare.zeros((lives, 200_000), np.uint8)
-    accepted = ndshare.zeros(lives, np.int64)
-    wrong = ndshare.zeros(1, np.int64)
+    arrays = {
+        "seen": ndshare.zeros((lives, 200_000), np.uint8),
+        "accepted": ndshare.zeros(lives, np.int64),
+        "wrong": ndshare.zeros(1, np.int64),
+    }
     life = 0
 
     def produce():
         nonlocal life
-        process = fork.Process(target=queue_tasks.produce_for_ever, args=(q, life, accepted))
+        process = fork.Process(target=queue_tasks.produce_for_ever, args=(q, life, arrays["accepted"]))
         process.start()
         life += 1
         return process
 
     def consume():
-        process = fork.Process(target=queue_tasks.consume_for_ever, args=(q, seen, wrong))
+        process = fork.Process(target=queue_tasks.consume_for_ever, args=(q, arrays["seen"], arrays["wrong"]))
         process.start()
         return process
 
@@ -171,9 +173,9 @@ def test_random_kills_lose_only_what_the_dead_had(chaos_rng, chaos_rounds, maxsi
             crowd[which].close()
             crowd[which] = again()
             killed_consumers += crowd is consumers
-        before = int(seen.sum())
+        before = int(arrays["seen"].sum())
         deadline = time.monotonic() + 30
-        while int(seen.sum()) < before + 500:  # they all go on
+        while int(arrays["seen"].sum()) < before + 500:  # they all go on
             assert time.monotonic() < deadline
             time.sleep(0.01)
         for process in producers:
@@ -183,10 +185,10 @@ def test_random_kills_lose_only_what_the_dead_had(chaos_rng, chaos_rounds, maxsi
         for process in consumers:
             process.join(60)
             assert process.exitcode == 0
-        assert wrong[0] == 0
-        assert seen.max() == 1
+        assert arrays["wrong"][0] == 0
+        assert arrays["seen"].max() == 1
         if maxsize:  # nothing waited in a producer: what was accepted was with the kernel
-            missing = int(accepted.sum()) - int(seen.sum())
+            missing = int(arrays["accepted"].sum()) - int(arrays["seen"].sum())
             assert -lives <= missing <= 2 * killed_consumers + lives
         assert q.qsize() == 0
     finally:
@@ -196,7 +198,7 @@ def test_random_kills_lose_only_what_the_dead_had(chaos_rng, chaos_rounds, maxsi
             process.join()
             process.close()
         q.close()
-    del seen, accepted, wrong
+    arrays.clear()
     segments.trim()
     assert segments.stats().own_bytes == 0
     assert segments.stats().held_bytes == 0

@@ -123,7 +123,7 @@ _FLOCK: Final = struct.Struct("hhqqi4x")
 
 
 def reopen(fd: int) -> int:
-    """Return a descriptor of the same file with an open file description of its own, which bears own locks."""
+    """Return a descriptor of the same file with a file description of its own, which bears own locks."""
     return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
 
 

@@ -5,8 +5,8 @@
     put ──► push ──┬── room in the socket ─────────────────────────▶ socket
                    └── none, or a backlog ──▶ backlog ──(feeder)──▶
 
-All `ndshare.Queue` objects of a process that stand for the same queue use one line, so that the order of what a
-thread puts is kept.
+All `ndshare.Queue` objects of a process that stand for the same queue use one line, so that the order of what
+a thread puts is kept.
 
 Guarantees
 ----------
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import contextlib
 import os
 import sys
 import threading
@@ -41,7 +42,7 @@ _PUMP_EVERY = 16
 
 
 class Line:
-    """This process's end of a queue.
+    """The end of a queue that a process has.
 
     Attributes
     ----------
@@ -137,7 +138,7 @@ class Line:
         """
         try:
             if not self.backlog:
-                _settled(message)
+                _settle(message)
             if message.draft is not None:
                 message.detach()
             with self._lock:
@@ -146,6 +147,8 @@ class Line:
                 if self.backlog or message.draft is not None or not self._send(message):
                     self._delay(message)
                 self.wire.count_put()
+            if self.backlog and self._feeder is None:
+                self._feed()
         except BaseException:
             self.give_back_slot(message)
             raise
@@ -188,8 +191,10 @@ class Line:
             self._close_slot(message)
         self.backlog.append(message)
         if self._feeder is None:
-            self._feeder = threading.Thread(target=self._feed, name="ndshare-queue", daemon=True)
-            self._feeder.start()
+            feeder = threading.Thread(target=self._feed, name="ndshare-queue", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the interpreter ends: `finish` comes, or has been here
+                feeder.start()
+                self._feeder = feeder
 
     def _feed(self) -> None:
         stuck_since = 0.0
@@ -241,17 +246,18 @@ class Line:
 
     def _drop_first(self) -> None:
         message = self.backlog.popleft()
-        if message.slot >= 0:
+        if type(message) is Message and message.slot >= 0:
+            # The receiver may have let go of the slot already: it is free only now.
             _platform.unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
+            self.wire.ring()
 
     def _lose(self, message: Message) -> None:
         """Give up a message whose memory cannot be had."""
         with self._lock:
             self.wire.clear_slot(message.slot)
             self._drop_first()
-            self.wire.ring()
         sys.unraisablehook(
-            types.SimpleNamespace(  # type: ignore[arg-type]
+            types.SimpleNamespace(
                 exc_type=CapacityError,
                 exc_value=CapacityError(message.nbytes, segments.stats().available, segments.stats().limit),
                 exc_traceback=None,
@@ -272,10 +278,14 @@ class Line:
         _busy.discard(self)
         self.wire.ring()
 
-    def join(self) -> None:
-        """Wait until the backlog is empty, or nobody is left to take it."""
+    def join(self, seconds: float | None = None) -> bool:
+        """Wait until the backlog is empty, or nobody is left to take it; False if the time is over before."""
+        deadline = None if seconds is None else time.monotonic() + seconds
         while (feeder := self._feeder) is not None:
-            feeder.join()
+            feeder.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if deadline is not None and time.monotonic() >= deadline:
+                return self._feeder is None
+        return True
 
     # ---- life and death
 
@@ -317,15 +327,20 @@ class Line:
         self._keep_fd = -1
 
 
+def _settle(message: Message) -> None:
+    """Copy a message into segments, if there are descriptors for them."""
+    try:
+        message.settle()
+    except SegmentError as error:
+        if not short_of_files(error):
+            raise
+
+
 def _settled(message: Message) -> bool:
     """Copy a message into segments; False if there is neither memory nor descriptor for it at present."""
     try:
         message.settle()
-    except CapacityError:
-        return False
-    except SegmentError as error:
-        if not short_of_files(error):
-            raise
+    except (CapacityError, SegmentError):
         return False
     return True
 
@@ -364,6 +379,13 @@ def _wait_at_exit() -> None:
 def _finish_all() -> None:
     for line in list(_busy):
         line.finish()
+
+
+def finish_within(seconds: float) -> int:
+    """Deliver for so long at most; return how many messages are left in backlogs then."""
+    for line in list(_busy):
+        line.join(seconds)
+    return sum(len(line.backlog) for line in list(_busy))
 
 
 def _before_fork() -> None:

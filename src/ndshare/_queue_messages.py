@@ -1,8 +1,9 @@
 """From an object to what goes through the socket of a queue, and back.
 
-A message is one parcel of `ndshare.transport` behind a head. What it names in ``__main__`` is looked up by name
-in the receiver, as with `multiprocessing.Queue`. If the queue has been sent to workers of ndshare, which do not
-import the program, definitions of those names go with it, and a receiver that lacks one takes it from there.
+A message is one parcel of `ndshare.transport` behind a head. What it names in ``__main__`` is looked up by
+name in the receiver, as with `multiprocessing.Queue`. If the queue has been sent to workers of ndshare, which
+do not import the program, definitions of those names go with it, and a receiver that lacks one takes it from
+there.
 
 A socket message has room for 253 descriptors: more of them travel inside a socket, their envelope.
 """
@@ -123,7 +124,7 @@ def unpack(received: bytes | tuple[bytes, tuple[int, ...]]) -> Any:
     Exception
         Whatever unpickling raises. The descriptors are closed.
     """
-    if type(received) is bytes:
+    if isinstance(received, bytes):
         return pickle.loads(received)
     data, fds = received
     kind, split, _, _ = HEAD.unpack_from(data)
@@ -174,7 +175,7 @@ def _opened(fd: int) -> Iterator[int]:
     except OSError as error:
         raise TransportError(
             "a message was refused",
-            f"its many arrays could not be received ({os.strerror(error.errno)})",
+            f"its many arrays could not be received ({os.strerror(error.errno or 0)})",
             "raise the limit of open files (ulimit -n) or keep fewer arrays",
         ) from None
     finally:

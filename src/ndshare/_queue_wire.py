@@ -4,13 +4,15 @@ Guarantees
 ----------
 * Nothing here blocks. A message is sent whole or not at all.
 * All files are closed when the last reference goes: a thread that still works with them keeps them open.
-* At most a quarter of the open files a process may have is in flight in one queue: descriptors in flight count
-  for the whole user, and the kernel refuses everybody when there are too many.
+* At most a quarter of the open files a process may have is in flight in one queue: descriptors in flight
+  count for the whole user, and the kernel refuses everybody when there are too many.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import mmap
 import os
 import resource
@@ -18,7 +20,7 @@ import select
 import socket
 import time
 
-from ndshare import _platform, _wire
+from ndshare import _platform, _wire, segments
 from ndshare._queue_memory import (
     BACKLOG_BYTE,
     FLAGS,
@@ -35,7 +37,7 @@ from ndshare._queue_memory import (
     Files,
 )
 from ndshare._queue_messages import FDS_MAX, Message, envelope
-from ndshare.errors import ShutDown
+from ndshare.errors import SegmentError, ShutDown
 from ndshare.parcel import BARE_TAG, INLINE_MAX, close_all
 
 _DEATHS_MS = 100.0  # how often a waiter looks for participants that died
@@ -78,7 +80,7 @@ class Wire:
         self._budget = 0  # descriptors that may be sent before looking again how many are in flight
 
     def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]
-        for fd in self.files if self.heard else self.files[:-1]:
+        for fd in self.files:
             close(fd)
 
     @property
@@ -163,11 +165,24 @@ class Wire:
         ------
         ShutDown
             If the queue was shut down and none will come any more.
-        OSError
-            EMFILE: the process has too many open files; the message stays where it is.
+        SegmentError
+            If the process has too many open files; the message stays where it is.
         """
-        received = _wire.queue_recv(*self.receiving)
+        try:
+            received = _wire.queue_recv(*self.receiving)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            received = self._receive_with_room()
         return self._receive_late() if received == _END or received == b"" else received
+
+    def _receive_with_room(self) -> Received | None:
+        gc.collect()
+        segments.trim()
+        try:
+            return _wire.queue_recv(*self.receiving)
+        except OSError as error:
+            raise SegmentError(error.errno or 0, "receive a message of a queue") from None
 
     def _receive_late(self) -> Received | None:
         """Receive what had been accepted before the queue was shut down, and found no room then."""
@@ -233,7 +248,7 @@ class Wire:
     def hear_bell(self) -> None:
         """Take one ring of the bell, unless it is for everybody."""
         if not self.flags & SHUT:
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(OSError):  # somebody else took it, or the queue has been closed here
                 os.read(self.files.bell_in, 1)
 
     def wait_for_room(self, milliseconds: float, *, late: bool = False) -> bool:
@@ -284,7 +299,8 @@ class Wire:
         """Do not count as one that may take messages any more: then `is_deserted` can tell."""
         if self.heard:
             self.heard = False
-            os.close(self.files.bell_in)
+            # Its number stays taken: another thread may be about to use it.
+            os.dup2(self.files.bell_out, self.files.bell_in, inheritable=False)
 
     def is_deserted(self) -> bool:
         """Tell whether no process is left that could take messages: none has the queue, none will get it."""

@@ -5,22 +5,23 @@
     process A                       kernel                      process B
     q.put(x)  ── copy or lend ──▶  message with descriptors  ──▶  x = q.get()
 
-Any number of processes and threads put and get. What is in flight belongs to the kernel: it outlives the process
-that has put it, and its memory is freed with the last process that has the queue.
+Any number of processes and threads put and get. What is in flight belongs to the kernel: it outlives the
+process that has put it, and its memory is freed with the last process that has the queue.
 
 Guarantees
 ----------
 * Each message arrives once; what one thread puts arrives in its order at a single receiver.
-* `put` has taken what it needs of an ordinary array when it returns; what `get` returns is the receiver's own.
-* A process that is killed blocks nobody and leaves nothing: lost is only what it had taken out, and what an
-  unbounded queue had accepted from it and not yet sent.
+* `put` has taken what it needs of an ordinary array when it returns; what `get` returns is the receiver's
+  own.
+* A process that is killed blocks nobody and leaves nothing: lost is only what it had taken out, and what it
+  had put and the socket had no room for.
 * The bounds hold whoever dies.
 
 Not guaranteed
 --------------
 * Fairness between receivers, or between senders that wait for room.
-* Functions and classes of ``__main__`` travel by name, as with `multiprocessing.Queue`. Only if the queue has been
-  sent to workers of ndshare do definitions go with them, for a receiver that lacks the name.
+* Functions and classes of ``__main__`` travel by name, as with `multiprocessing.Queue`. Only if the queue has
+  been sent to workers of ndshare do definitions go with them, for a receiver that lacks the name.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ _PLAIN = frozenset((bytes, str, int, float, bool, type(None)))
 class Queue:
     """A queue of messages between processes and threads, arrays in it by shared memory.
 
-    Methods and exceptions are those of `multiprocessing.Queue` and, for `shutdown`, of `queue.Queue` in Python 3.13.
+    Methods and exceptions are those of `multiprocessing.Queue` and, for `shutdown`, of `queue.Queue` in
+    Python 3.13.
 
     Parameters
     ----------
@@ -63,14 +65,13 @@ class Queue:
 
     Notes
     -----
-    Shared arrays go by reference; ordinary ones are copied once, into recycled memory, and are the receiver's own
-    (writable, private). The queue itself goes to children of `multiprocessing` under every start method, through
-    its connections, and to workers of ndshare as an argument or captured; not through plain pickle.
+    Shared arrays go by reference; ordinary ones are copied once, into recycled memory, and are the receiver's
+    own (writable, private). The queue itself goes to children of `multiprocessing` under every start method,
+    through its connections, and to workers of ndshare as an argument or captured; not through plain pickle.
 
-    A child of a fork has the queue as well, but not what the parent has not sent yet: that stays the parent's.
-
-    Each queue takes 5 open files per process. At most a quarter of RLIMIT_NOFILE is in flight at a time, the rest
-    waits in the sender.
+    A child of a fork has the queue as well, but not what the parent has not sent yet: that stays the
+    parent's. Any number of threads may use it. Each queue takes 5 open files per process. At most a quarter of
+    RLIMIT_NOFILE is in flight at a time, the rest waits in the sender.
 
     References
     ----------
@@ -252,8 +253,8 @@ class Queue:
 
         Notes
         -----
-        Other errors are those of `get`. One that occurs after the first object ends the list: what could not be
-        rebuilt is gone.
+        Other errors are those of `get`. One that occurs after the first object is raised as well: what had
+        been taken out by then is gone.
         """
         if max_items < 1:
             raise ValueError(f"Queue.get_many: max_items is {max_items}; allowed are 1 and more")
@@ -281,8 +282,8 @@ class Queue:
     def fileno(self) -> int:
         """Return a descriptor that is readable when there may be something to get.
 
-        For `selectors` and event loops, to wait with; not to read from. When it is readable, call `get_nowait`
-        and be ready for `queue.Empty`: somebody else may have been quicker.
+        For `selectors` and event loops, to wait with; not to read from. When it is readable, call
+        `get_nowait` and be ready for `queue.Empty`: somebody else may have been quicker.
         """
         return self._open().wire.files.into
 
@@ -323,8 +324,8 @@ class Queue:
 
         Notes
         -----
-        As in Python 3.13's `queue.Queue`: `put` raises `ShutDown` from now on, also where it waits already, and
-        `get` raises it once the queue is empty.
+        As in Python 3.13's `queue.Queue`: `put` raises `ShutDown` from now on, also where it waits already,
+        and `get` raises it once the queue is empty.
         """
         self._open().wire.shut_down(immediate=immediate)
 
@@ -354,7 +355,9 @@ class Queue:
 
     def cancel_join_thread(self) -> None:
         """Let this process end without waiting for what it put to be sent: that may be lost."""
-        line = self._line or (self._closed and self._closed())
+        line = self._line
+        if line is None and self._closed is not None:
+            line = self._closed()
         if line is not None:
             line.waits_at_exit = False
 

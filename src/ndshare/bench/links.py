@@ -33,7 +33,7 @@ class Link:
     module: ClassVar[str]  # what has to be importable
     reuses: ClassVar[bool] = True  # whether `put` has done with an array when it returns
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int) -> None:  # noqa: ARG002 - as the peers of the other faces
         context = multiprocessing.get_context("spawn")
         self.frames, self.messages, self.bounded = self.make(context)
         self._orders, theirs = context.Pipe()
@@ -119,7 +119,7 @@ class Ndshare(Link):
     name = "ndshare"
     module = "ndshare"
 
-    def make(self, context: Any) -> tuple[Any, Any, Any]:
+    def make(self, context: Any) -> tuple[Any, Any, Any]:  # noqa: ARG002, D102
         import ndshare
 
         return ndshare.Queue(FRAMES_AHEAD), ndshare.Queue(), ndshare.Queue(MESSAGES_AHEAD)
@@ -140,7 +140,7 @@ class SharedMemory(Link):
     module = "multiprocessing"
 
     @staticmethod
-    def put_frame(queue: Any, frame: Frame) -> None:
+    def put_frame(queue: Any, frame: Frame) -> None:  # noqa: D102
         memory = shared_memory.SharedMemory(create=True, size=frame.nbytes)
         copy: Frame = np.ndarray(frame.shape, frame.dtype, memory.buf)
         copy[...] = frame
@@ -149,13 +149,13 @@ class SharedMemory(Link):
         memory.close()
 
     @staticmethod
-    def get_frame(queue: Any) -> Any:
+    def get_frame(queue: Any) -> Any:  # noqa: D102
         name, shape, dtype = queue.get()
         memory = shared_memory.SharedMemory(name)
         return _Attached(np.ndarray(shape, dtype, memory.buf), memory)
 
     @staticmethod
-    def drop(frame: Any) -> None:
+    def drop(frame: Any) -> None:  # noqa: D102
         memory, frame.array = frame.memory, None
         memory.close()
         memory.unlink()
@@ -179,19 +179,19 @@ class Torch(Link):
     module = "torch"
     reuses = False
 
-    def make(self, context: Any) -> tuple[Any, Any, Any]:
+    def make(self, context: Any) -> tuple[Any, Any, Any]:  # noqa: D102
         import torch.multiprocessing
 
         return super().make(torch.multiprocessing.get_context("spawn"))
 
     @staticmethod
-    def put_frame(queue: Any, frame: Frame) -> None:
+    def put_frame(queue: Any, frame: Frame) -> None:  # noqa: D102
         import torch
 
         queue.put(torch.from_numpy(frame))
 
     @staticmethod
-    def get_frame(queue: Any) -> Any:
+    def get_frame(queue: Any) -> Any:  # noqa: D102
         return queue.get().numpy()
 
 
@@ -201,7 +201,7 @@ class FasterFifo(Link):
     name = "faster-fifo"
     module = "faster_fifo"
 
-    def make(self, context: Any) -> tuple[Any, Any, Any]:
+    def make(self, context: Any) -> tuple[Any, Any, Any]:  # noqa: ARG002, D102
         import faster_fifo
 
         small = [faster_fifo.Queue(max_size_bytes=size) for size in (100_000_000, 1_100_000)]

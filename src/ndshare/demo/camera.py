@@ -121,8 +121,8 @@ def main(argv: Sequence[str]) -> int:
     scene = Scene(ndshare.share(scene.pixels), scene.edge)
     frame_bytes = scene.edge**2 * 4
     print(
-        f"{count} frames of {scene.edge} x {scene.edge} pixels, {size(frame_bytes)} each; a camera, a tracker and "
-        f"a writer, at most {_AHEAD} frames in each queue"
+        f"{count} frames of {scene.edge} x {scene.edge} pixels, {size(frame_bytes)} each; a camera, a "
+        f"tracker and a writer, at most {_AHEAD} frames in each queue"
     )
     thumb = len(range(0, scene.edge, _SHOWN))
     to_tracker, to_writer = ndshare.Queue(_AHEAD), ndshare.Queue(_AHEAD)

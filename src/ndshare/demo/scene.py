@@ -1,4 +1,4 @@
-"""What the camera of the demo sees: photographs side by side, enlarged, and the way the camera moves over them."""
+"""What the camera of the demo sees: two photographs, enlarged, and the way the camera moves over them."""
 
 from __future__ import annotations
 
