@@ -603,7 +603,7 @@ def test_fork_while_threads_put_takes_no_slots():
     thread.join()
     try:
         for number in range(3):
-            q.put_nowait(number)
+            q.put(number, timeout=20)  # the last child may not have run yet
         assert q.get_many(3) == [0, 1, 2]
     finally:
         for child in children:
@@ -698,6 +698,59 @@ assert os.waitpid(pid, 0)[1] == 0
 assert q.empty()
 """
     run_script(script)
+
+
+def test_put_without_a_free_descriptor_is_accepted_and_sent_later(run_script):
+    """When the process has no descriptor left, the copy waits in ordinary memory."""
+    run_script("""
+import os, resource, time
+import numpy as np, ndshare
+q = ndshare.Queue()
+q.put(0), q.get()
+a = np.arange(300_000.0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    pass
+for fd in taken[-3:]:
+    os.close(fd)
+del taken[-3:]
+for number in range(6):
+    a[0] = number
+    q.put(a)
+for fd in taken:
+    os.close(fd)
+assert [q.get(timeout=10)[0] for _ in range(6)] == list(range(6))
+""")
+
+
+def test_get_without_a_free_descriptor_leaves_the_message(run_script):
+    """The error says what to do, and nothing is lost."""
+    run_script("""
+import os, resource
+import numpy as np, ndshare
+q = ndshare.Queue()
+q.put(np.arange(300_000.0))
+resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    pass
+try:
+    q.get(timeout=5)
+except ndshare.SegmentError as error:
+    assert "ulimit -n" in str(error), error
+else:
+    raise AssertionError
+for fd in taken:
+    os.close(fd)
+assert q.get(timeout=5).sum() == 299_999 * 150_000
+""")
 
 
 def test_shutdown_waits_for_the_backlog_of_others(q):

@@ -188,8 +188,8 @@ class Forked:
 
 def _deliver_messages() -> None:
     """Let what the kernel put into queues get there: this process ends with the map."""
-    lines = sys.modules.get("ndshare._queue_line")
-    left = lines.finish_within(_DELIVERY_S) if lines is not None else 0
+    queues = sys.modules.get("ndshare._queue_exit")
+    left = queues.finish_within(_DELIVERY_S) if queues is not None else 0
     if left:
         raise TransportError(
             "what a kernel put into a queue could not be delivered",

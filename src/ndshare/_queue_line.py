@@ -19,7 +19,6 @@ Guarantees
 
 from __future__ import annotations
 
-import atexit
 import collections
 import contextlib
 import os
@@ -27,10 +26,9 @@ import sys
 import threading
 import time
 import types
-import weakref
 
-from ndshare import _platform, _wire, segments
-from ndshare._queue_memory import BACKLOG_BYTE, IMMEDIATE, SHUT, SLOT_BYTE, Files, hold_again, keep_slot
+from ndshare import _platform, _queue_exit, _wire, segments
+from ndshare._queue_memory import BACKLOG_BYTE, IMMEDIATE, SHUT, SLOT_BYTE, hold_again, keep_slot
 from ndshare._queue_messages import Message, short_of_files
 from ndshare._queue_wire import Wire
 from ndshare.errors import CapacityError, SegmentError, ShutDown
@@ -184,8 +182,7 @@ class Line:
                 os.close(keep_fd)
                 raise ShutDown
             self._keep_fd = keep_fd
-            _busy.add(self)
-            _wait_at_exit()
+            _queue_exit.expect(self)
         if message.slot_fd >= 0:
             keep_slot(self._keep_fd, message.slot_fd, message.slot)
             self._close_slot(message)
@@ -275,7 +272,7 @@ class Line:
         os.close(self._keep_fd)
         self._keep_fd = -1
         self._feeder = None
-        _busy.discard(self)
+        _queue_exit.forget(self)
         self.wire.ring()
 
     def join(self, seconds: float | None = None) -> bool:
@@ -343,70 +340,3 @@ def _settled(message: Message) -> bool:
     except (CapacityError, SegmentError):
         return False
     return True
-
-
-_lines: weakref.WeakValueDictionary[tuple[int, int], Line] = weakref.WeakValueDictionary()
-_busy: set[Line] = set()
-_registry_lock = threading.RLock()
-_forks = threading.local()
-_waiting_at_exit: list[int] = []  # process that has arranged for it
-
-
-def line_of(files: Files) -> Line:
-    """Return this process's line of a queue; the files are taken over."""
-    status = os.fstat(files.memory)
-    key = status.st_dev, status.st_ino
-    with _registry_lock:
-        line = _lines.get(key)
-        if line is not None and line.wire.heard:
-            for fd in set(files).difference(line.wire.files):
-                os.close(fd)
-        else:
-            line = _lines[key] = Line(Wire(files))
-        line.open()
-        return line
-
-
-def _wait_at_exit() -> None:
-    pid = os.getpid()
-    if _waiting_at_exit != [pid]:
-        _waiting_at_exit[:] = [pid]
-        atexit.register(_finish_all)
-        if "multiprocessing.util" in sys.modules:  # its children do not run what is registered with atexit
-            sys.modules["multiprocessing.util"].Finalize(None, _finish_all, exitpriority=-5)
-
-
-def _finish_all() -> None:
-    for line in list(_busy):
-        line.finish()
-
-
-def finish_within(seconds: float) -> int:
-    """Deliver for so long at most; return how many messages are left in backlogs then."""
-    for line in list(_busy):
-        line.join(seconds)
-    return sum(len(line.backlog) for line in list(_busy))
-
-
-def _before_fork() -> None:
-    _registry_lock.acquire()
-    _forks.lines = list(_lines.values())
-    for line in _forks.lines:
-        line.before_fork()
-
-
-def _after_fork() -> None:
-    for line in _forks.__dict__.pop("lines", ()):
-        line.after_fork()
-    _registry_lock.release()
-
-
-def _begin_in_child() -> None:
-    global _registry_lock
-    _registry_lock = threading.RLock()
-    _busy.clear()
-    for line in _forks.__dict__.pop("lines", ()):
-        line.begin_in_child()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_begin_in_child)

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
@@ -35,6 +36,7 @@ SLOT_BYTE = 1 << 40
 SLOTS_OF_BYTES = 1024  # of a queue that is bounded by bytes only: a message counts for a fair share at least
 MAXSIZE_MAX = 1 << 20
 
+_BELL_BYTES = 4096
 _BUFFER_BYTES = 212_992  # what every Linux allows; it counts double
 
 
@@ -68,6 +70,9 @@ def create(maxsize: int, maxbytes: int | None) -> Files:
         os.ftruncate(memory, SIZES + 8 * slots)
         os.pwrite(memory, struct.pack("<QQQ", slots, maxbytes or 0, maxsize), SLOTS)
         bell_in, bell_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        opened += bell_in, bell_out
+        # A waiter that died may leave rings nobody waits for: not too many.
+        fcntl.fcntl(bell_out, fcntl.F_SETPIPE_SZ, _BELL_BYTES)
         return Files(opened[0], opened[1], memory, bell_out, bell_in)
     except BaseException:
         for fd in opened:

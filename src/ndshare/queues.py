@@ -34,7 +34,8 @@ from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, NoReturn
 
 from ndshare import _queue_memory, _wire
-from ndshare._queue_line import Line, line_of
+from ndshare._queue_line import Line
+from ndshare._queue_lines import line_of
 from ndshare._queue_memory import GOT, MAXSIZE_MAX, PUT, SHUT, WAITERS, WORKERS, Files
 from ndshare._queue_messages import Message, unpack
 from ndshare._queue_wire import Received
@@ -70,8 +71,8 @@ class Queue:
     through its connections, and to workers of ndshare as an argument or captured; not through plain pickle.
 
     A child of a fork has the queue as well, but not what the parent has not sent yet: that stays the
-    parent's. Any number of threads may use it. Each queue takes 5 open files per process. At most a quarter of
-    RLIMIT_NOFILE is in flight at a time, the rest waits in the sender.
+    parent's. Any number of threads may use it. Each queue takes 5 open files per process. At most a quarter
+    of RLIMIT_NOFILE is in flight at a time, the rest waits in the sender.
 
     References
     ----------

@@ -38,7 +38,7 @@ import numpy as np
 
 from ndshare import segments
 from ndshare.descriptors import FILE, Descriptor
-from ndshare.errors import TransportError
+from ndshare.errors import CapacityError, SegmentError, TransportError
 from ndshare.layout import decode_dtype, view_of
 from ndshare.parcel import (
     BARE,
@@ -115,8 +115,9 @@ class Draft:
 
         Raises
         ------
-        CapacityError
-            If the memory for copies does not fit.
+        CapacityError, SegmentError
+            If the memory for copies does not fit, or there is no descriptor for it. Nothing is copied, and
+            the draft can be settled later.
         """
         recording = self._recording
         if recording is None:
@@ -128,7 +129,11 @@ class Draft:
         del recording
         if not notes and len(parts) == 1 and len(parts[0]) < INLINE_MAX:
             return Parcel(BARE_TAG + parts[0], (), self.needs)
-        return Settling(notes, segments.COPY if broadcast else segments.VALUE).finish(parts, self.needs)
+        try:
+            return Settling(notes, segments.COPY if broadcast else segments.VALUE).finish(parts, self.needs)
+        except (CapacityError, SegmentError):
+            self._recording = Recording(parts, notes, self.needs)
+            raise
 
 
 def _detached(note: Any) -> Any:

@@ -27,6 +27,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -37,6 +38,7 @@
 #define ADMISSION_WAIT_NS 20000000 /* then the queue counts as full for the moment: its holder was stopped */
 #define IMMEDIATE 2
 #define HEAD_AND_TAG 9 /* of a message that is one pickle and nothing else: `parcel.BARE` */
+#define PROBED_MAX 2048 /* the kernel makes a table as long as the highest number in use */
 #define MESSAGE_BYTES (112 * 1024)
 
 typedef struct {
@@ -385,6 +387,25 @@ ndshare_queue_used(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
     return PyLong_FromUnsignedLongLong(used);
 }
 
+/* Are the highest numbers in use? The kernel hands out the lowest, so this means that few are left. What comes
+ * out of a queue may be kept for long, while the program opens files of its own: unlike between a pool and its
+ * workers, the number of the last descriptor that was received does not tell. */
+static bool
+descriptors_may_lack(int sock_fd)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
+        return false;
+    }
+    rlim_t most = limit.rlim_cur > NDSHARE_MAX_FDS + 1 ? limit.rlim_cur - NDSHARE_MAX_FDS - 1 : 0;
+    int least = most < PROBED_MAX ? (int)most : PROBED_MAX;
+    int fd = fcntl(sock_fd, F_DUPFD_CLOEXEC, least);
+    if (fd >= 0) {
+        close(fd);
+    }
+    return fd != least;
+}
+
 PyObject *
 ndshare_queue_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
@@ -400,7 +421,7 @@ ndshare_queue_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
     Py_buffer into = {.buf = buffer, .len = sizeof buffer};
     int received[NDSHARE_MAX_FDS];
     Py_ssize_t size, count;
-    switch (ndshare_receive(sock_fd, &into, MSG_DONTWAIT, received, &size, &count)) {
+    switch (ndshare_receive(sock_fd, &into, MSG_DONTWAIT, descriptors_may_lack(sock_fd), received, &size, &count)) {
     case NDSHARE_NOTHING:
         Py_RETURN_NONE;
     case NDSHARE_FAILED:

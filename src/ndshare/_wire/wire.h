@@ -4,6 +4,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stdbool.h>
 
 #if PY_VERSION_HEX < 0x030D0000
 #define PyLong_AsInt _PyLong_AsInt
@@ -20,8 +21,8 @@ PyObject *ndshare_shield_curtain(PyObject *module, PyObject *number);
 /* How a receive ended. */
 enum { NDSHARE_RECEIVED = 1, NDSHARE_NOTHING = 0, NDSHARE_FAILED = -1 };
 
-int ndshare_receive(int sock_fd, const Py_buffer *view, int flags, int received[NDSHARE_MAX_FDS], Py_ssize_t *size,
-                    Py_ssize_t *count);
+int ndshare_receive(int sock_fd, const Py_buffer *view, int flags, bool look_first, int received[NDSHARE_MAX_FDS],
+                    Py_ssize_t *size, Py_ssize_t *count);
 PyObject *ndshare_descriptor_tuple(const int received[NDSHARE_MAX_FDS], Py_ssize_t count);
 
 PyObject *ndshare_queue_take(PyObject *module, PyObject *const *args, Py_ssize_t nargs);

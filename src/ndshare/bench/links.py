@@ -179,7 +179,7 @@ class Torch(Link):
     module = "torch"
     reuses = False
 
-    def make(self, context: Any) -> tuple[Any, Any, Any]:  # noqa: D102
+    def make(self, context: Any) -> tuple[Any, Any, Any]:  # noqa: ARG002, D102
         import torch.multiprocessing
 
         return super().make(torch.multiprocessing.get_context("spawn"))
