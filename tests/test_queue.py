@@ -691,6 +691,8 @@ if pid == 0:
             assert a[0] == a[-1] == i, (i, a)
             kept.append(a)
         code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
     finally:
         sys.stderr.flush()
         os._exit(code)
