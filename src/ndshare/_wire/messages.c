@@ -206,14 +206,14 @@ ndshare_message_spin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
 
 /* One message into `view`; its descriptors to `received`. NDSHARE_FAILED: errno is set, or, if it is 0, a Python error. */
 int
-ndshare_receive(int sock_fd, const Py_buffer *view, int flags, bool look_first, int received[NDSHARE_MAX_FDS],
+ndshare_receive(int sock_fd, const Py_buffer *view, int flags, int look_first, int received[NDSHARE_MAX_FDS],
                 Py_ssize_t *size, Py_ssize_t *count)
 {
     union {
         char bytes[CMSG_SPACE(sizeof(int) * NDSHARE_MAX_FDS)];
         struct cmsghdr align;
     } control;
-    bool careful = look_first || descriptors_scarce(sock_fd);
+    bool careful = look_first == NDSHARE_IF_SCARCE ? descriptors_scarce(sock_fd) : look_first;
 
     for (;;) {
         struct iovec iov = {view->buf, (size_t)view->len};
@@ -303,7 +303,7 @@ ndshare_message_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     int received[NDSHARE_MAX_FDS];
     Py_ssize_t size, count;
     PyObject *result = NULL;
-    switch (ndshare_receive(sock_fd, &view, flags, false, received, &size, &count)) {
+    switch (ndshare_receive(sock_fd, &view, flags, NDSHARE_IF_SCARCE, received, &size, &count)) {
     case NDSHARE_NOTHING:
         result = Py_NewRef(Py_None);
         break;
@@ -352,7 +352,7 @@ ndshare_message_recv_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_
     for (long n = 0; n < most; n++) {
         int received[NDSHARE_MAX_FDS];
         Py_ssize_t size, count;
-        int how = ndshare_receive(sock_fd, &view, MSG_DONTWAIT, false, received, &size, &count);
+        int how = ndshare_receive(sock_fd, &view, MSG_DONTWAIT, NDSHARE_IF_SCARCE, received, &size, &count);
         if (how == NDSHARE_FAILED && errno == ECONNRESET) {
             continue; /* said once, before what is still in the queue */
         }

@@ -38,6 +38,7 @@
 #define ADMISSION_WAIT_NS 20000000 /* then the queue counts as full for the moment: its holder was stopped */
 #define IMMEDIATE 2
 #define HEAD_AND_TAG 9 /* of a message that is one pickle and nothing else: `parcel.BARE` */
+#define LIMIT_VALID 32 /* messages, before the limit is read again */
 #define PROBED_MAX 2048 /* the kernel makes a table as long as the highest number in use */
 #define MESSAGE_BYTES (112 * 1024)
 
@@ -393,8 +394,12 @@ ndshare_queue_used(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
 static bool
 descriptors_may_lack(int sock_fd)
 {
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
+    static struct rlimit limit; /* the GIL is held */
+    static unsigned age;
+    if (age++ % LIMIT_VALID == 0 && getrlimit(RLIMIT_NOFILE, &limit) != 0) {
+        return true;
+    }
+    if (limit.rlim_cur == RLIM_INFINITY) {
         return false;
     }
     rlim_t most = limit.rlim_cur > NDSHARE_MAX_FDS + 1 ? limit.rlim_cur - NDSHARE_MAX_FDS - 1 : 0;

@@ -21,7 +21,10 @@ PyObject *ndshare_shield_curtain(PyObject *module, PyObject *number);
 /* How a receive ended. */
 enum { NDSHARE_RECEIVED = 1, NDSHARE_NOTHING = 0, NDSHARE_FAILED = -1 };
 
-int ndshare_receive(int sock_fd, const Py_buffer *view, int flags, bool look_first, int received[NDSHARE_MAX_FDS],
+/* For `look_first`, beside true and false: whether a message is looked at before it is received. */
+enum { NDSHARE_IF_SCARCE = -1 };
+
+int ndshare_receive(int sock_fd, const Py_buffer *view, int flags, int look_first, int received[NDSHARE_MAX_FDS],
                     Py_ssize_t *size, Py_ssize_t *count);
 PyObject *ndshare_descriptor_tuple(const int received[NDSHARE_MAX_FDS], Py_ssize_t count);
 
