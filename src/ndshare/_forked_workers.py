@@ -33,10 +33,12 @@ from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._pool_errors import WorkerDiedError
 from ndshare._runner import Job, run_watched
 from ndshare.captured import Traffic
+from ndshare.errors import TransportError
 from ndshare.failures import pack_failure
 from ndshare.tasks import describe
 
 _REPORT, _FAILURE = b"\0", b"\1"
+_DELIVERY_S = 2.0  # for messages in queues, once a worker is done
 _BUFFER_BYTES = transport.INLINE_MAX + 4096
 
 
@@ -111,6 +113,7 @@ class Forked:
             self._limit(self._threads)
             try:
                 report = run_watched(self._job, ranges, captured.globals_of(self._job.kernel))
+                _deliver_messages()
                 parcel, kind = transport.pack(report).settle(), _REPORT
             except BaseException as error:
                 parcel, kind = pack_failure(error), _FAILURE
@@ -181,3 +184,15 @@ class Forked:
             self._children.clear()
         finally:
             _wire.unshield()
+
+
+def _deliver_messages() -> None:
+    """Let what the kernel put into queues get there: this process ends with the map."""
+    queues = sys.modules.get("ndshare._queue_exit")
+    left = queues.finish_within(_DELIVERY_S) if queues is not None else 0
+    if left:
+        raise TransportError(
+            "what a kernel put into a queue could not be delivered",
+            f"{left} messages still waited for room in a worker of this map, which ends with it",
+            "take messages out while the map runs, in a thread or another process, or put fewer",
+        )

@@ -13,12 +13,14 @@ from ndshare.bench import (
     backends,
     balance,
     items,
+    links,
     machine,
     mappers,
     maps,
     memory,
     peers,
     plot,
+    queues,
     report,
     startup,
     tasks,
@@ -128,6 +130,16 @@ def _run_joblib(
         yield from backends.run(opened, rounds, quick)
 
 
+def _run_queue(
+    cases: Sequence[str], versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    with peers.opened(versions, workers, links.LINKS) as ends:
+        if "frames" in cases:
+            yield from queues.frames(ends, rounds, quick)
+        if "messages" in cases:
+            yield from queues.messages(ends, rounds, quick)
+
+
 _FACES = {
     "executor": _Face(
         "ProcessPoolExecutor against other pools",
@@ -149,6 +161,13 @@ _FACES = {
         backends.ALWAYS,
         ("arrays",),
         _run_joblib,
+    ),
+    "queue": _Face(
+        "Queue against multiprocessing.Queue, shared memory by hand, torch and faster-fifo",
+        links.LINKS,
+        links.ALWAYS,
+        ("frames", "messages"),
+        _run_queue,
     ),
 }
 

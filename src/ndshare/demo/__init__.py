@@ -20,6 +20,8 @@ Demos with a name::
     denoise.py    non-local means of one tile, and how good a tile is
     cleaning.py   a map over the tiles, in any context
     images.py     ``ndshare demo images``
+    scene.py      photographs as a scene, a path over it, and finding a frame in it
+    camera.py     ``ndshare demo camera``: frames through queues
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-_NAMED = {"images": "ndshare.demo.images", "workspace": "ndshare.demo.workspace"}
+_NAMED = {
+    "camera": "ndshare.demo.camera",
+    "images": "ndshare.demo.images",
+    "workspace": "ndshare.demo.workspace",
+}
 
 
 def main(argv: Sequence[str]) -> int:
