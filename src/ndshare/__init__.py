@@ -23,6 +23,9 @@ from ndshare.arrays import (
 from ndshare.errors import (
     CapacityError,
     InheritedError,
+    KeyLockError,
+    KeyTimeoutError,
+    LayoutError,
     NdshareError,
     NdshareWarning,
     OwnerDiedError,
@@ -38,6 +41,7 @@ from ndshare.errors import (
 from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
 
 if _typing.TYPE_CHECKING:
+    from ndshare._dict_file import prune
     from ndshare._pool_errors import InitializerError, WorkerDiedError
     from ndshare.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
     from ndshare.crew import shutdown
@@ -58,6 +62,7 @@ if _typing.TYPE_CHECKING:
     from ndshare.locks import Lock, lock
     from ndshare.randomness import item_rng
     from ndshare.report import MapReport
+    from ndshare.shared_dict import SharedDict
     from ndshare.sharing import share
 
 __version__ = "0.1.0"
@@ -69,6 +74,9 @@ __all__ = [
     "Functor",
     "InheritedError",
     "InitializerError",
+    "KeyLockError",
+    "KeyTimeoutError",
+    "LayoutError",
     "Lock",
     "MapContext",
     "MapReport",
@@ -84,6 +92,7 @@ __all__ = [
     "SegmentGoneError",
     "SequenceFunctor",
     "SerialContext",
+    "SharedDict",
     "SilentWriteWarning",
     "Stats",
     "ThreadContext",
@@ -104,6 +113,7 @@ __all__ = [
     "map",
     "ones",
     "ones_like",
+    "prune",
     "scratch",
     "set_default_context",
     "share",
@@ -130,6 +140,7 @@ _LATER = {
     "ProcessPoolExecutor": "ndshare.executor",
     "SequenceFunctor": "ndshare.functors",
     "SerialContext": "ndshare.contexts",
+    "SharedDict": "ndshare.shared_dict",
     "ThreadContext": "ndshare.contexts",
     "WorkerDiedError": "ndshare._pool_errors",
     "alloc": "ndshare.default_context",
@@ -137,6 +148,7 @@ _LATER = {
     "item_rng": "ndshare.randomness",
     "lock": "ndshare.locks",
     "map": "ndshare.default_context",
+    "prune": "ndshare._dict_file",
     "set_default_context": "ndshare.default_context",
     "share": "ndshare.sharing",
     "shutdown": "ndshare.crew",
