@@ -43,6 +43,7 @@ def _some(dtype: object, shape: tuple[int, ...] = (2, 3)) -> np.ndarray:
 
 @pytest.fixture
 def d():
+    """A dict of two keys."""
     with SharedDict({"a": np.arange(4.0), "b": np.zeros((2, 3), int)}) as shared:
         yield shared
 
@@ -183,7 +184,7 @@ def test_shared_dict_casting_and_broadcasting_as_numpy(d):
 def test_shared_dict_unknown_key_names_the_known_ones(d):
     """A key that is not there: KeyError, before anything is written."""
     for use in (lambda: d["c"], lambda: d.write({"a": 7, "c": 1}), lambda: d.locked("c"), lambda: d.read(["c"])):
-        with pytest.raises(KeyError, match="'c' is not a key.*'a', 'b'"):
+        with pytest.raises(KeyError, match=r"'c' is not a key.*'a', 'b'"):
             use()
     assert d.version("a") == 1
     assert "c" not in d
@@ -265,7 +266,7 @@ def test_shared_dict_view_is_valid_until_the_second_update(d):
 def test_shared_dict_wait_wakes_for_a_newer_version(d):
     """wait() returns when a newer value is there, at once if it is already, and gives up in time."""
     assert d.wait("a", 0) == 1
-    with pytest.raises(TimeoutError, match="newer than version 1.*within 0.01 s"):
+    with pytest.raises(TimeoutError, match=r"newer than version 1.*within 0\.01 s"):
         d.wait("a", 1, timeout=0.01)
     with pytest.raises(ndshare.KeyTimeoutError):
         d.wait("a", timeout=0)
@@ -292,7 +293,7 @@ def test_shared_dict_facts(d):
     assert d.nbytes == 80
     assert d.path is None
     assert not d.closed
-    assert d == d  # noqa: PLR0124
+    assert d == d
     assert d != SharedDict
     assert len({d}) == 1
     assert isinstance(d, collections.abc.Mapping)

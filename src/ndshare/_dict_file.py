@@ -111,8 +111,8 @@ def connect(name: str) -> int:
         except FileNotFoundError:
             raise FileNotFoundError(
                 errno.ENOENT,
-                f"there is no SharedDict named {name!r} of this user in this {_DIRECTORY} (a container may have "
-                "its own); make it with SharedDict(arrays, name) or SharedDict.open(name, arrays)",
+                f"there is no SharedDict named {name!r} of this user in this {_DIRECTORY} (a container may "
+                "have its own); make it with SharedDict(arrays, name) or SharedDict.open(name, arrays)",
                 file,
             ) from None
         try:

@@ -112,8 +112,8 @@ def written_keys(keys: Iterable[Hashable]) -> list[Hashable]:
             key for key, name in zip(known, written, strict=True) if key is not name and name in known
         )
         raise ValueError(
-            f"key {twice!r} can be written into the file as its index only, and that is a key too; use keys of "
-            "str, int, bool, None and tuples of these"
+            f"key {twice!r} can be written into the file as its index only, and that is a key too; use keys "
+            "of str, int, bool, None and tuples of these"
         )
     return written
 
@@ -143,8 +143,8 @@ def encode_dtype(dtype: np.dtype[Any]) -> Any:
         same = False
     if not same:
         raise TypeError(
-            f"dtype {dtype!r} cannot be written into the file of a SharedDict; use a dtype of NumPy, with the "
-            "fields in the order of their memory, or a view of the same bytes (uint8, V)"
+            f"dtype {dtype!r} cannot be written into the file of a SharedDict; use a dtype of NumPy, with "
+            "the fields in the order of their memory, or a view of the same bytes (uint8, V)"
         )
     return text
 
@@ -318,7 +318,7 @@ def decode_directory(directory: bytes, file: str) -> tuple[dict[Hashable, Spec],
 def _is_shape(shape: Any) -> bool:
     if type(shape) is not list or len(shape) > _LARGEST_DIMENSIONS:
         return False
-    return all([type(length) is int and 0 <= length < 1 << 62 for length in shape])
+    return all(type(length) is int and 0 <= length < 1 << 62 for length in shape)
 
 
 def differences(have: dict[Hashable, Spec], wanted: dict[Hashable, Spec]) -> Iterable[str]:

@@ -4,9 +4,9 @@
 
     magic, length of the directory, length of the data, directory, data, digest of all before it
 
-It is written under another name, flushed to the disk and renamed, so that whatever happens the path leads to
-the last snapshot that was finished. Memory maps are not used: their pages reach the disk in any order, and not
-at all in the same way on network file systems.
+It is written under another name, flushed to the disk and renamed, so that whatever happens the path leads
+to the last snapshot that was finished. Memory maps are not used: their pages reach the disk in any order, and
+not at all in the same way on network file systems.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ gates(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, short kind)
     return 0;
 }
 
-/* No writer that begins now writes before this is over; each that is at it publishes at most once. */
+/* No writer that begins now writes before this is over; each that is at it publishes at most once. A slot may
+ * be marked as begun meanwhile, by a writer that waits: its data are still what was found. */
 static int
 read_behind_gates(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, ndshare_current *found, PyObject **to)
 {
@@ -86,9 +87,6 @@ read_behind_gates(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, nd
     for (Py_ssize_t i = 0; error == 0 && i < n; i++) {
         memcpy(PyArray_DATA((PyArrayObject *)to[i]), ndshare_dict_data(store, keys[i], found[i].slot),
                store->entries[keys[i]].nbytes);
-        if (!ndshare_slot_unchanged(store, keys[i], &found[i])) {
-            error = ENODATA;
-        }
     }
     gates(store, keys, n, F_UNLCK);
     pthread_mutex_unlock(&store->slow_lock);
