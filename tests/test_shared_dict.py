@@ -183,7 +183,12 @@ def test_shared_dict_casting_and_broadcasting_as_numpy(d):
 
 def test_shared_dict_unknown_key_names_the_known_ones(d):
     """A key that is not there: KeyError, before anything is written."""
-    for use in (lambda: d["c"], lambda: d.write({"a": 7, "c": 1}), lambda: d.locked("c"), lambda: d.read(["c"])):
+    for use in (
+        lambda: d["c"],
+        lambda: d.write({"a": 7, "c": 1}),
+        lambda: d.locked("c"),
+        lambda: d.read(["c"]),
+    ):
         with pytest.raises(KeyError, match=r"'c' is not a key.*'a', 'b'"):
             use()
     assert d.version("a") == 1
@@ -396,7 +401,9 @@ def test_shared_dict_ten_thousand_keys():
 
 def test_shared_dict_does_what_shmarrays_documents():
     """Init with a dict, attach elsewhere, read, and update with a function of new and old."""
-    array_dict = collections.OrderedDict([(k, np.random.default_rng(k).normal(size=(10, 10))) for k in range(10)])
+    array_dict = collections.OrderedDict(
+        [(k, np.random.default_rng(k).normal(size=(10, 10))) for k in range(10)]
+    )
     with SharedDict(array_dict) as shm_array, SharedDict.attach(shm_array.name) as shm_array2:
         read_vals = shm_array2.read()
         assert list(read_vals) == list(range(10))

@@ -214,7 +214,9 @@ def test_shared_dict_update_function_that_kills_its_process():
 
         for atomic in (False, True):
             pid = forked(
-                lambda atomic=atomic: SharedDict.attach(d.name).update(dict.fromkeys(KEYS, 1), die, atomic=atomic)
+                lambda atomic=atomic: SharedDict.attach(d.name).update(
+                    dict.fromkeys(KEYS, 1), die, atomic=atomic
+                )
             )
             assert ended(pid) == -signal.SIGKILL
             check(d)

@@ -190,7 +190,7 @@ def remove_dead(name: str) -> bool:
         fd = _open(file)
     except FileNotFoundError:
         return True
-    except OSError:
+    except (OSError, LayoutError):
         return False
     try:
         return os.pread(fd, len(_dict_layout.MAGIC), 0) == _dict_layout.MAGIC and remove_unused(fd, file)

@@ -287,8 +287,10 @@ def decode_directory(directory: bytes, file: str) -> tuple[dict[Hashable, Spec],
         created, path, keys = content["created"], content["path"], content["keys"]
     except (ValueError, TypeError, KeyError, RecursionError):
         refuse("directory", directory, "JSON with created, path and keys")
-    if not isinstance(created, float) or not (path is None or isinstance(path, str)):
-        refuse("directory", (created, path), "a time and a path")
+    if not isinstance(created, float):
+        refuse("time of creation", created, "a number of seconds")
+    if path is not None and not (isinstance(path, str) and path.startswith("/") and "\0" not in path):
+        refuse("path", path, "an absolute path or null")
     if not isinstance(keys, list):
         refuse("directory", keys, "a list of keys")
     dtypes: dict[str, np.dtype[Any]] = {}
