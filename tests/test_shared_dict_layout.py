@@ -47,9 +47,7 @@ def _try(name: str) -> str:
     try:
         d = SharedDict.attach(name)
     except ndshare.LayoutError as error:
-        assert error.field
-        assert str(error)
-        return "refused"
+        return "refused" if error.field and str(error) else "without words"
     values = d.read()
     for key, value in values.items():
         assert value.dtype == _ARRAYS[key].dtype

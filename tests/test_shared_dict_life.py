@@ -65,7 +65,7 @@ def test_life_dropped_and_at_exit(name, run_script):
 
 def test_life_name_taken_is_refused_and_dead_is_replaced(name):
     """A name in use is refused; what killed users have left is replaced."""
-    with SharedDict({"a": 1}, name), pytest.raises(FileExistsError, match="exists already.*open"):
+    with SharedDict({"a": 1}, name), pytest.raises(FileExistsError, match=r"exists already.*open"):
         SharedDict({"a": 2}, name)
     _dead(name)
     with SharedDict({"b": 2}, name) as d:

@@ -190,7 +190,9 @@ def test_shared_dict_behaves_as_a_dict_with_a_lock():
     from pathlib import Path
 
     process = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(Path(__file__).parent)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", _CHILD, str(Path(__file__).parent)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     SharedDictMachine.spawned = process
     try:

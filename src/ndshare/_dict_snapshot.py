@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import os
 import struct
+import time
 from collections.abc import Hashable
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ from ndshare.errors import LayoutError
 _MAGIC: Final = b"NDSHSNAP"
 _HEAD: Final = struct.Struct("<8sQQ")
 _DIGEST_BYTES: Final = 32
+_TEMPORARY: Final = ".tmp"
+_STALE_S: Final = 3600  # nobody writes one snapshot for so long
 
 
 def save(path: str, arrays: dict[Hashable, np.ndarray[Any, Any]], directory: bytes, owner: str) -> None:
@@ -43,7 +46,8 @@ def save(path: str, arrays: dict[Hashable, np.ndarray[Any, Any]], directory: byt
     owner
         Name of the dict; part of the temporary name.
     """
-    temporary = f"{path}.{owner}.tmp"
+    temporary = f"{path}.{owner}{_TEMPORARY}"
+    _remove_stale(path)
     hashed = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     nbytes = sum(array.nbytes for array in arrays.values())
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -69,6 +73,17 @@ def save(path: str, arrays: dict[Hashable, np.ndarray[Any, Any]], directory: byt
         os.fsync(where)
     finally:
         os.close(where)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove what killed writers have left; others may be writing on another machine just now."""
+    directory, start = os.path.split(path)
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith(f"{start}.") and entry.name.endswith(_TEMPORARY):
+                with contextlib.suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_S:
+                        os.unlink(entry.path)
 
 
 def _bytes_of(array: np.ndarray[Any, Any]) -> bytes | memoryview:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ndshare import _dict_layout, _dict_snapshot
 from ndshare._dict import Store
 from ndshare._dict_layout import Spec
 from ndshare.errors import KeyLockError, KeyTimeoutError
@@ -89,3 +90,37 @@ def check_order(keys: Iterable[Hashable], wanted: list[int], held: list[int]) ->
         raise KeyLockError(names(known, again), names(known, held), remedy)
     remedy = "nest in the order of keys(), or lock them together with locked(key, other, ...)"
     raise KeyLockError(names(known, wanted), names(known, held), remedy)
+
+
+def own_keys(written: list[Hashable], wanted: Mapping[Hashable, Any]) -> list[Hashable]:
+    """Return the keys of a file in its order, as whoever wants them calls them."""
+    mine = dict(zip(_dict_layout.written_keys(wanted), wanted, strict=True))
+    return [mine[key] for key in written]
+
+
+def check_same(what: str, have: dict[Hashable, Spec], wanted: Mapping[Hashable, Array]) -> None:
+    names = _dict_layout.written_keys(wanted)
+    asked = dict(zip(names, specs_of(wanted).values(), strict=True))
+    found = list(_dict_layout.differences(have, asked))
+    if found:
+        more = f" and {len(found) - 1} more differences" if len(found) > 1 else ""
+        raise ValueError(
+            f"{what} has other arrays than those asked for: {found[0]}{more}; use the same keys, dtypes and "
+            "shapes, or another name or path"
+        )
+
+
+def first_values(
+    wanted: dict[Hashable, Array] | None, path: str | None
+) -> tuple[list[Hashable], dict[Hashable, Array]]:
+    """Return the keys of a new dict as its maker calls them, and the values by the keys of the file."""
+    saved = None if path is None else _dict_snapshot.load(path)
+    if saved is not None:
+        if wanted is None:
+            return list(saved), saved
+        check_same(f"the snapshot {path}", specs_of(saved), wanted)
+        return own_keys(list(saved), wanted), saved
+    if wanted is None:
+        where = "no path was given" if path is None else f"there is no snapshot at {path}"
+        raise TypeError(f"SharedDict got no arrays, and {where}; pass a mapping from keys to arrays")
+    return list(wanted), dict(zip(_dict_layout.written_keys(wanted), wanted.values(), strict=True))

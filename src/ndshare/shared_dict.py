@@ -30,26 +30,22 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, ItemsView, Iterable, Iterator, Mapping, ValuesView
-from typing import Any, NoReturn, Self
+from collections.abc import Hashable, Mapping
+from typing import Any, Self
 
-import numpy as np
-
-from ndshare import _dict, _dict_file, _dict_fork, _dict_layout, _dict_locked, _dict_snapshot
+from ndshare import _dict_file, _dict_fork, _dict_layout, _dict_locked, _dict_snapshot
 from ndshare._dict import Store
-from ndshare._dict_layout import Spec
-from ndshare._dict_locked import Locked, checked_timeout
-from ndshare._dict_values import Array, fitting, initial, specs_of
-from ndshare.errors import KeyLockError, KeyTimeoutError, LayoutError
+from ndshare._dict_values import check_same, first_values, initial, own_keys, specs_of
+from ndshare._dict_writing import WritableDict
+from ndshare.errors import KeyLockError, LayoutError
 
 __all__ = ["SharedDict"]
 
 _CLOSE_POLL_S = 0.001  # while other threads of this process finish what they do with it
 _SYNC_BYTE = (1 << 60) - 1  # locked while a snapshot is written, so that an older one never comes last
-_SHOWN_KEYS = 4
 
 
-class SharedDict(Mapping[Any, Array]):
+class SharedDict(WritableDict):
     """A mapping from keys to arrays in shared memory, for any number of processes of one user.
 
     Parameters
@@ -98,9 +94,6 @@ class SharedDict(Mapping[Any, Array]):
     1
     """
 
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-
     def __init__(
         self,
         arrays: Mapping[Any, Any] | None = None,
@@ -112,7 +105,7 @@ class SharedDict(Mapping[Any, Array]):
         wanted = None if arrays is None else initial(arrays)
         file = None if name is None else _dict_file.file_of(name)
         where = None if path is None else os.path.abspath(os.fspath(path))
-        keys, values = _first_values(wanted, where)
+        keys, values = first_values(wanted, where)
         layout, head = _dict_layout.encode(specs_of(values), time.time(), where, persistent)
         fd = _dict_file.make(layout, head)
         store = _store(fd, layout)
@@ -208,12 +201,12 @@ class SharedDict(Mapping[Any, Array]):
                 except FileExistsError:
                     continue
             try:
-                _check_same(f"the SharedDict {name!r}", self._specs, wanted)
+                check_same(f"the SharedDict {name!r}", self._specs, wanted)
             except ValueError:
                 self._finalizer()
                 raise
             if self._keys != list(wanted):
-                self._take_keys(_own_keys(self._keys, wanted))
+                self._take_keys(own_keys(self._keys, wanted))
             return self
 
     def _take(self, name: str, store: Store, layout: _dict_layout.Layout, keys: list[Hashable]) -> None:
@@ -227,381 +220,9 @@ class SharedDict(Mapping[Any, Array]):
         self._finalizer = weakref.finalize(self, _end, store, _dict_file.file_of(name))
         _end_with_multiprocessing(self)
 
-    def _take_keys(self, keys: list[Hashable]) -> None:
-        self._keys = keys
-        self._numbers: dict[Hashable, int] = {key: number for number, key in enumerate(keys)}
-        self._specs: dict[Hashable, Spec] = dict(zip(keys, self._layout.specs.values(), strict=True))
-
-    # What it is ---------------------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """Under what others attach to it."""
-        return self._name
-
-    @property
-    def path(self) -> str | None:
-        """Where its snapshots go, or None."""
-        return self._layout.path
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is closed here."""
-        return self._store.shutting or self._store.fd < 0
-
-    @property
-    def specs(self) -> dict[Any, Spec]:
-        """Shape and dtype of each key."""
-        return dict(self._specs)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all values; twice as much memory is used."""
-        return sum(spec.nbytes for spec in self._specs.values())
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._numbers)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._numbers
-
-    def __repr__(self) -> str:
-        shown = [
-            f"{key!r}: {spec.dtype} {spec.shape}" for key, spec in list(self._specs.items())[:_SHOWN_KEYS]
-        ]
-        if len(self._specs) > _SHOWN_KEYS:
-            shown.append(f"... {len(self._specs)} keys")
-        state = "closed" if self.closed else f"{self.nbytes} bytes"
-        return f"<ndshare.SharedDict {self._name!r}, {state}: {{{', '.join(shown)}}}>"
-
     def __reduce__(self) -> tuple[Any, ...]:
         written = list(self._layout.specs)
         return _attach, (self._name, None if written == self._keys else self._keys)
-
-    def _number(self, key: Any) -> int:
-        number = self._numbers.get(key)
-        if number is None:
-            known = ", ".join(map(repr, self._keys[: 2 * _SHOWN_KEYS]))
-            more = ", ..." if len(self._keys) > 2 * _SHOWN_KEYS else ""
-            raise KeyError(f"{key!r} is not a key of the SharedDict {self._name!r}; it has {known}{more}")
-        return number
-
-    def _check_open(self) -> None:
-        if self._store.shutting:
-            raise ValueError(
-                f"the SharedDict {self._name!r} is closed in this process; attach to it with "
-                f"SharedDict.attach({self._name!r}) while others have it"
-            )
-
-    # Reading ------------------------------------------------------------------------------------------
-
-    def __getitem__(self, key: Any) -> Array:
-        self._check_open()
-        return self._store.load(self._number(key))
-
-    def read(self, keys: Iterable[Any] | None = None) -> dict[Any, Array]:
-        """Return private copies of several values, all of one instant.
-
-        Parameters
-        ----------
-        keys : iterable of keys, optional
-            Which ones. Default: all.
-
-        Returns
-        -------
-        dict
-            Key to array, in the order asked for.
-
-        Notes
-        -----
-        Takes no lock. A reader that was overtaken by writers twice makes them wait while it copies.
-        """
-        self._check_open()
-        if isinstance(keys, str):
-            raise TypeError(
-                f"read takes several keys, and got the str {keys!r}; use [{keys!r}] or d[{keys!r}]"
-            )
-        wanted = self._keys if keys is None else list(dict.fromkeys(keys))
-        copies, _ = self._store.snapshot([self._number(key) for key in wanted])
-        return dict(zip(wanted, copies, strict=True))
-
-    def items(self) -> ItemsView[Any, Array]:
-        """Return keys and private copies of the values, all of one instant."""
-        return self.read().items()
-
-    def values(self) -> ValuesView[Array]:
-        """Return private copies of the values, all of one instant."""
-        return self.read().values()
-
-    def view(self, key: Any) -> Array:
-        """Return the value of a key without a copy, as a read-only array.
-
-        Parameters
-        ----------
-        key : key
-            Which one.
-
-        Returns
-        -------
-        ndarray
-            Shows the value of now until the second update from now begins. `is_intact` tells whether it still
-            does.
-
-        Examples
-        --------
-        >>> import ndshare
-        >>> d = ndshare.SharedDict({"a": [1.0, 2.0]})
-        >>> a = d.view("a")
-        >>> total = a.sum()
-        >>> d.is_intact(a)
-        True
-        >>> d["a"] = 5.0
-        >>> d["a"] = 6.0
-        >>> d.is_intact(a)
-        False
-        >>> d.close()
-        """
-        self._check_open()
-        return self._store.view(self._number(key))
-
-    @staticmethod
-    def is_intact(view: Array) -> bool:
-        """Tell whether a view still shows the value that it was made for.
-
-        Parameters
-        ----------
-        view : ndarray
-            What `view` returned, or a view of it. To be asked after the data were used: True says that
-            everything read so far belongs to one value.
-
-        Returns
-        -------
-        bool
-            False once another value has begun to be written there.
-        """
-        intact = _dict.intact(view)
-        if intact is None:
-            raise TypeError(
-                f"is_intact got {type(view).__name__}, which is no view of a SharedDict; pass what view() "
-                "returned"
-            )
-        return intact
-
-    def version(self, key: Any) -> int:
-        """Return how many values a key has had: 1 for the first one.
-
-        Parameters
-        ----------
-        key : key
-            Which one.
-        """
-        self._check_open()
-        return self._store.version(self._number(key))
-
-    def wait(self, key: Any, version: int | None = None, timeout: float | None = None) -> int:
-        """Wait until a key has a newer value.
-
-        Parameters
-        ----------
-        key : key
-            Which one.
-        version : int, optional
-            Newer than which. Default: the one of now.
-        timeout : float, optional
-            Seconds to wait at most.
-
-        Returns
-        -------
-        int
-            The version that is there.
-
-        Raises
-        ------
-        KeyTimeoutError
-            If none comes in time; a TimeoutError.
-        """
-        self._check_open()
-        number = self._number(key)
-        limit = checked_timeout(timeout)
-        seen = self._store.version(number) if version is None else version
-        newer = self._store.wait(number, max(seen, 0), limit)
-        if newer is None:
-            raise KeyTimeoutError(
-                f"a value of key {key!r} newer than version {seen}", limit, "there is none yet"
-            )
-        return newer
-
-    # Writing ------------------------------------------------------------------------------------------
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.write({key: value})
-
-    def write(self, new: Mapping[Any, Any], *, atomic: bool = False, timeout: float | None = None) -> None:
-        """Store new values of some keys.
-
-        Parameters
-        ----------
-        new : mapping
-            Keys and what to store, cast and broadcast as NumPy does it (``same_kind``).
-        atomic : bool
-            Whether all of them become visible at one instant, or none if this process dies before.
-        timeout : float, optional
-            Seconds to wait for a lock at most.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a value cannot be cast or broadcast; nothing is written then.
-        KeyTimeoutError
-            If somebody has a lock for too long.
-        """
-        self._check_open()
-        limit = checked_timeout(timeout)
-        values = {}
-        for key, value in new.items():
-            number = self._number(key)
-            values[number] = fitting(self._store, number, key, self._specs[key], value)
-        store, file, keys = self._store, self._file, self._keys
-        if atomic:
-            numbers = sorted(values)
-            with _dict_locked.locks(store, file, keys, numbers, limit):
-                store.put(numbers, [values[number] for number in numbers])
-            return
-        for number, array in values.items():
-            with _dict_locked.locks(store, file, keys, [number], limit):
-                store.put((number,), (array,))
-
-    def update(
-        self,
-        new: Mapping[Any, Any],
-        func: Callable[[Any, Any], Any],
-        *,
-        atomic: bool = False,
-        copy: bool = True,
-        timeout: float | None = None,
-    ) -> dict[Any, Array]:
-        """Replace values by a function of them, which nobody else changes meanwhile.
-
-        Parameters
-        ----------
-        new : mapping
-            Keys to update and what `func` gets for each.
-        func : callable
-            Called as ``func(new, old)`` once per key, with the lock of the key held; what it returns is
-            stored, cast and broadcast as NumPy does it (``same_kind``). If it raises, the key is left as it
-            was.
-        atomic : bool
-            Whether the locks of all keys are held throughout, and all new values become visible at one
-            instant. Otherwise the keys are updated one after the other, so that several processes pipeline.
-        copy : bool
-            Whether `old` and what is returned are private copies. With False they are read-only views, valid
-            until the second update from now begins (see `view`).
-        timeout : float, optional
-            Seconds to wait for a lock at most.
-
-        Returns
-        -------
-        dict
-            Key to what was stored, in the order of `new`.
-
-        Raises
-        ------
-        KeyTimeoutError
-            If somebody has a lock for too long.
-        KeyLockError
-            If `func` asks for a lock in an order that could deadlock.
-
-        Examples
-        --------
-        >>> import ndshare
-        >>> with ndshare.SharedDict({"a": [1.0, 2.0]}) as d:
-        ...     d.update({"a": 10.0}, lambda new, old: 0.1 * new + 0.5 * old)
-        {'a': array([1.5, 2. ])}
-        """
-        self._check_open()
-        limit = checked_timeout(timeout)
-        numbers = [self._number(key) for key in new]
-        results = {}
-        if atomic:
-            with _dict_locked.locks(self._store, self._file, self._keys, sorted(numbers), limit):
-                values = {
-                    number: self._apply(number, key, given, func, copy)
-                    for number, (key, given) in zip(numbers, new.items(), strict=True)
-                }
-                self._store.put(sorted(numbers), [values[number] for number in sorted(numbers)])
-                for number, (key, given) in zip(numbers, new.items(), strict=True):
-                    results[key] = self._returned(number, values[number], given, copy)
-            return results
-        store, file, keys = self._store, self._file, self._keys
-        for key, given in new.items():
-            number = self._numbers[key]
-            one = [number]
-            _dict_locked.check(file, keys, one)
-            try:
-                _dict_locked.acquire(store, file, keys, one, limit)
-                value = self._apply(number, key, given, func, copy)
-                store.put(one, (value,))
-                results[key] = self._returned(number, value, given, copy)
-            finally:
-                _dict_locked.release(store, file, one)
-        return results
-
-    def _apply(self, number: int, key: Any, given: Any, func: Callable[[Any, Any], Any], copy: bool) -> Array:
-        old = self._store.load(number) if copy else self._store.view(number)
-        return fitting(self._store, number, key, self._specs[key], func(given, old))
-
-    def _returned(self, number: int, value: Array, given: Any, copy: bool) -> Array:
-        if not copy:
-            return self._store.view(number)
-        # What func made is the caller's own; what it was given, or a part of something, is not.
-        if value is given or value.base is not None or type(value) is not np.ndarray:
-            return np.array(value, order="C")
-        return value
-
-    def locked(self, *keys: Any, timeout: float | None = None) -> Locked:
-        """Work on values in place, with their locks held.
-
-        Parameters
-        ----------
-        *keys : keys
-            Which ones, one at least.
-        timeout : float, optional
-            Seconds to wait for a lock at most.
-
-        Returns
-        -------
-        context manager
-            Its value is a writable array with the current value, or a tuple of them for several keys. Left
-            normally, the block publishes all of them at one instant; left by an exception, or by death, none.
-            Afterwards the arrays are read-only.
-
-        Raises
-        ------
-        KeyLockError
-            If this thread has one of the keys already, or one that comes later: that could deadlock.
-        KeyTimeoutError
-            If somebody has a lock for too long.
-
-        Examples
-        --------
-        >>> import ndshare
-        >>> with ndshare.SharedDict({"from": [3.0], "to": [0.0]}) as d:
-        ...     with d.locked("from", "to") as (a, b):
-        ...         a -= 1
-        ...         b += 1
-        ...     float(d["from"][0]), float(d["to"][0])
-        (2.0, 1.0)
-        """
-        self._check_open()
-        if not keys:
-            raise TypeError("locked() takes at least one key and got none; name the keys to lock")
-        numbers = [self._number(key) for key in keys]
-        if len(set(numbers)) < len(numbers):
-            raise KeyLockError(", ".join(map(repr, keys)), "the same key, named twice", "name each key once")
-        return Locked(self._store, self._file, self._keys, numbers, checked_timeout(timeout))
 
     # Life ---------------------------------------------------------------------------------------------
 
@@ -671,9 +292,6 @@ class SharedDict(Mapping[Any, Array]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __delitem__(self, key: Any) -> NoReturn:
-        raise TypeError("keys of a SharedDict cannot be deleted: they are fixed when it is made")
-
 
 _sync_lock = threading.Lock()
 os.register_at_fork(after_in_child=lambda: _sync_lock._at_fork_reinit())  # type: ignore[attr-defined]
@@ -736,37 +354,3 @@ def _attach(name: str, keys: list[Hashable] | None) -> SharedDict:
     if keys is not None:
         shared._take_keys(keys)
     return shared
-
-
-def _own_keys(written: list[Hashable], wanted: Mapping[Hashable, Any]) -> list[Hashable]:
-    """Return the keys of a file in its order, as whoever wants them calls them."""
-    mine = dict(zip(_dict_layout.written_keys(wanted), wanted, strict=True))
-    return [mine[key] for key in written]
-
-
-def _check_same(what: str, have: dict[Hashable, Spec], wanted: Mapping[Hashable, Array]) -> None:
-    names = _dict_layout.written_keys(wanted)
-    asked = dict(zip(names, specs_of(wanted).values(), strict=True))
-    found = list(_dict_layout.differences(have, asked))
-    if found:
-        more = f" and {len(found) - 1} more differences" if len(found) > 1 else ""
-        raise ValueError(
-            f"{what} has other arrays than those asked for: {found[0]}{more}; use the same keys, dtypes and "
-            "shapes, or another name or path"
-        )
-
-
-def _first_values(
-    wanted: dict[Hashable, Array] | None, path: str | None
-) -> tuple[list[Hashable], dict[Hashable, Array]]:
-    """Return the keys of a new dict as its maker calls them, and the values by the keys of the file."""
-    saved = None if path is None else _dict_snapshot.load(path)
-    if saved is not None:
-        if wanted is None:
-            return list(saved), saved
-        _check_same(f"the snapshot {path}", specs_of(saved), wanted)
-        return _own_keys(list(saved), wanted), saved
-    if wanted is None:
-        where = "no path was given" if path is None else f"there is no snapshot at {path}"
-        raise TypeError(f"SharedDict got no arrays, and {where}; pass a mapping from keys to arrays")
-    return list(wanted), dict(zip(_dict_layout.written_keys(wanted), wanted.values(), strict=True))
