@@ -30,8 +30,9 @@ import test_shared_dict_model as model
 for line in sys.stdin.buffer:
     name, step = pickle.loads(bytes.fromhex(line.decode()))
     with SharedDict.attach(name) as d:
-        sys.stdout.write(pickle.dumps(model.do(d, *step)).hex() + "\\n")
-        sys.stdout.flush()
+        answer = model.do(d, *step)
+    sys.stdout.write(pickle.dumps(answer).hex() + "\\n")
+    sys.stdout.flush()
 """
 
 
