@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ndshare import _dict_locked
+from ndshare import _dict_locked, segments
 from ndshare._dict_locked import Locked, checked_timeout
 from ndshare._dict_reading import ReadableDict
 from ndshare._dict_values import Array, fitting
@@ -133,8 +133,14 @@ class WritableDict(ReadableDict):
         return results
 
     def _apply(self, number: int, key: Any, given: Any, func: Callable[[Any, Any], Any], copy: bool) -> Array:
-        old = self._store.load(number) if copy else self._store.view(number)
-        return fitting(self._store, number, key, self._specs[key], func(given, old))
+        if self._specs[key].nbytes < segments.THRESHOLD_BYTES:
+            old = self._store.load(number) if copy else self._store.view(number)
+            return fitting(self._store, number, key, self._specs[key], func(given, old))
+        # The copy and what the function makes are of one size each time: recycled memory, instead of pages
+        # that the kernel has to clear anew, halves the time.
+        with segments.recycled_memory():
+            old = self._store.load(number) if copy else self._store.view(number)
+            return fitting(self._store, number, key, self._specs[key], func(given, old))
 
     def _returned(self, number: int, value: Array, given: Any, copy: bool) -> Array:
         if not copy:

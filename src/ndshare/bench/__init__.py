@@ -10,10 +10,11 @@
     tasks.py     cases: many small tasks
     startup.py   cases: import, first result (fresh interpreters)
     memory.py    case: one large shared array, many workers
+    shared_dict.py  cases: SharedDict
     machine.py   where the figures were taken
     report.py    the figures as text and JSON
     plot.py      the figures as a picture
-    command.py   ``ndshare bench executor``
+    command.py   ``ndshare bench executor`` and ``ndshare bench dict``
 
 Imported by workers for `work`: nothing heavy here.
 """

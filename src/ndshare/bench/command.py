@@ -1,4 +1,4 @@
-"""``ndshare bench executor``: run the cases, print them, write them down, draw them."""
+"""``ndshare bench executor`` and ``ndshare bench dict``: run the cases, print, write down, draw."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import warnings
 from collections.abc import Iterator, Sequence
 
-from ndshare.bench import arrays, machine, memory, peers, plot, report, startup, tasks
+from ndshare.bench import arrays, machine, memory, peers, plot, report, shared_dict, startup, tasks
 from ndshare.bench.goal import Result
 from ndshare.errors import RepeatedCopyWarning
 
@@ -18,7 +18,9 @@ _SUITES = ("arrays", "tasks", "startup", "memory")
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark with the words of the command line; return the exit status."""
     arguments = _parser().parse_args(argv)
-    names = _names(arguments.peers)
+    if arguments.face == "dict":
+        arguments.peers, arguments.cases, arguments.workers = "", ["dict"], 2
+    names = _names(arguments.peers) if arguments.face == "executor" else ["ndshare"]
     versions, missing = peers.importable(names)
     facts = machine.facts()
     rounds = arguments.rounds or (_QUICK_ROUNDS if arguments.quick else _ROUNDS)
@@ -51,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
 def _run(
     suites: Sequence[str], versions: dict[str, str], rounds: int, workers: int, quick: bool
 ) -> Iterator[Result]:
+    if "dict" in suites:
+        yield from shared_dict.run(rounds, quick)
     # Fresh interpreters first: afterwards the pools of all peers are running.
     if "startup" in suites:
         yield from startup.run(versions, rounds, quick)
@@ -73,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ndshare bench", description="Time ndshare against other libraries."
     )
-    faces = parser.add_subparsers(metavar="face", required=True)
+    faces = parser.add_subparsers(metavar="face", dest="face", required=True)
     executor = faces.add_parser("executor", help="ProcessPoolExecutor against other pools")
     executor.add_argument(
         "--peers",
@@ -89,11 +93,13 @@ def _parser() -> argparse.ArgumentParser:
         default=list(_SUITES),
         help="which groups of cases (default: all)",
     )
-    executor.add_argument("--json", metavar="FILE", help="write every figure to this file")
-    executor.add_argument("--plot", metavar="FILE", help="write a picture to this file")
-    executor.add_argument("--rounds", type=int, help=f"how often each is timed (default: {_ROUNDS})")
     executor.add_argument("--workers", type=int, default=2, help="worker processes of each pool (default: 2)")
-    executor.add_argument("--quick", action="store_true", help="small sizes, to see that everything works")
+    shared = faces.add_parser("dict", help="SharedDict against NumPy on private arrays, a manager, UltraDict")
+    for face in (executor, shared):
+        face.add_argument("--json", metavar="FILE", help="write every figure to this file")
+        face.add_argument("--plot", metavar="FILE", help="write a picture to this file")
+        face.add_argument("--rounds", type=int, help=f"how often each is timed (default: {_ROUNDS})")
+        face.add_argument("--quick", action="store_true", help="small sizes, to see that everything works")
     return parser
 
 
