@@ -252,13 +252,13 @@ d = SharedDict({"a": np.arange(3)}, sys.argv[1])
 SharedDict({"a": 1}, sys.argv[1] + "-p", persistent=True).close()
 pid = os.fork()
 if pid == 0:
-    mine = _dict_file.file_of(sys.argv[1])
+    mine, prefix = _dict_file.file_of(sys.argv[1]), _dict_file._prefix()
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
     try:
         SharedDict.attach(sys.argv[1])
     except FileNotFoundError as error:
         print("not found", flush=True)
-    _dict_file._prefix = lambda: "/dev/shm/ndshare-0-"  # the other's very file
+    _dict_file._prefix = lambda: prefix  # the other's very file
     for attempt in (lambda: SharedDict.attach(sys.argv[1]), lambda: open(mine, "rb")):
         try:
             attempt()

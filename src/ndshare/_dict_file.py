@@ -35,6 +35,7 @@ __all__ = ["DictInfo", "infos", "prune"]
 
 _DIRECTORY: Final = "/dev/shm"
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
+_SPACE: Final = "NDSHARE_DICT_SPACE"
 _NEW_BYTES: Final = 1 << 20  # written in one piece when a file begins
 
 
@@ -57,7 +58,11 @@ def file_of(name: str) -> str:
 
 
 def _prefix() -> str:
-    return f"{_DIRECTORY}/ndshare-{os.geteuid()}-"
+    # A space of names of its own lets several test runs of one user prune at the same time.
+    space = os.environ.get(_SPACE, "")
+    if space and not _NAME.fullmatch(space):
+        raise ValueError(f"the environment variable {_SPACE} is {space!r}; a name is allowed, or nothing")
+    return f"{_DIRECTORY}/ndshare{space and '.' + space}-{os.geteuid()}-"
 
 
 def _open(file: str) -> int:

@@ -79,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ndshare demo",
         description="Choose a classifier for 1,797 handwritten digits: kernel ridge regression on a grid of "
-        "bandwidths and regularisations, evaluated by worker processes that share one matrix.",
+        "bandwidths and regularisations, evaluated by worker processes that share one matrix. "
+        "Another demo: ndshare demo sgd --help",
     )
     parser.add_argument("--workers", type=_positive, help="number of worker processes (default: usable CPUs)")
     parser.add_argument("--quick", action="store_true", help="a smaller grid, a few seconds")
