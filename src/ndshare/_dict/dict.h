@@ -64,8 +64,8 @@ typedef struct {
     _Atomic uint64_t commit, settled;
     ndshare_slot slot[2];
     _Atomic uint64_t seal[2];                 /* of stamp and version, to find damage when attaching */
-    _Atomic uint32_t wake, waiters;           /* futex: grows with each new value */
-    _Atomic uint32_t freed, lock_waiters;     /* futex: grows each time the lock is freed */
+    _Atomic uint32_t wake, waiters;           /* futex: grows when waiters are woken */
+    _Atomic uint32_t freed, lock_waiters;     /* the same, of the lock */
     _Atomic uint32_t holder, slow;            /* pid of who has the lock, for messages */
 } ndshare_dict_cell;
 

@@ -110,9 +110,8 @@ unlock(ndshare_store *store, Py_ssize_t key)
     store->busy--;
     atomic_store_explicit(&cell->holder, 0, memory_order_relaxed);
     ndshare_range_lock(store, NDSHARE_DICT_LOCKS + key, 1, F_UNLCK, false);
-    atomic_fetch_add(&cell->freed, 1);
-    if (atomic_load(&cell->lock_waiters) != 0) {
-        atomic_store(&cell->lock_waiters, 0);
+    if (atomic_exchange(&cell->lock_waiters, 0) != 0) {
+        atomic_fetch_add(&cell->freed, 1);  /* after the exchange: see notify() */
         syscall(SYS_futex, &cell->freed, FUTEX_WAKE, 1, NULL, NULL, 0);
     }
 }

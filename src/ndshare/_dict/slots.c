@@ -131,12 +131,13 @@ ndshare_slot_begin(ndshare_store *store, Py_ssize_t key, ndshare_current *curren
     return error;
 }
 
+/* Whoever raises `waiters` before the exchange finds `wake` changed, or is woken; whoever raises it afterwards
+ * looks afterwards, and sees the new value. */
 static void
 notify(ndshare_dict_cell *cell)
 {
-    atomic_fetch_add(&cell->wake, 1);
-    if (atomic_load(&cell->waiters) != 0) {
-        atomic_store(&cell->waiters, 0);
+    if (atomic_exchange(&cell->waiters, 0) != 0) {
+        atomic_fetch_add(&cell->wake, 1);
         syscall(SYS_futex, &cell->wake, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
     }
 }
