@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 
 import numpy as np
@@ -222,3 +223,20 @@ def test_shared_dict_update_function_that_kills_its_process():
             check(d)
             d.update(dict.fromkeys(KEYS, 0), lambda new, old: old + new, atomic=True, timeout=1)
     assert dict_tasks.N == 2000
+
+
+def test_shared_dict_waiter_of_a_writer_that_dies_before_waking_anybody():
+    """A value that was published is noticed, although its writer was killed before it could say so."""
+    for steps in range(_MOST_STEPS):
+        with SharedDict(accounts()) as d:
+            found = []
+            waiter = threading.Thread(target=lambda d=d, found=found: found.append(d.wait("single", 1, 60)))
+            waiter.start()
+            status = ended(forked(lambda d=d, steps=steps: killed_at(d.name, steps, _update_one)))
+            if d.version("single") == 1:
+                d["single"] = 5
+            waiter.join()
+            assert found == [2]
+            if status == 0:
+                return
+    pytest.fail("the action has more steps than expected")

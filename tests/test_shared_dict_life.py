@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -379,3 +380,17 @@ def test_life_command_line(name):
         )
         assert text in done.stdout
     assert not os.path.exists(_file(name))
+
+
+def test_life_reused_pid_means_nothing(name):
+    """A holder's pid that now belongs to somebody else takes no lock and keeps no dict alive."""
+    _dead(name)
+    with SharedDict.attach(name) as d:
+        at = d._layout.cells + 112  # `holder` of the first cell
+        with open(_file(name), "r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), struct.pack("<I", os.getppid()), at)
+        d.update({"a": 1}, lambda new, old: old + new, timeout=0)
+        with open(_file(name), "rb", buffering=0) as file:
+            assert os.pread(file.fileno(), 4, at) == bytes(4)
+        with d.locked("a"), open(_file(name), "rb", buffering=0) as file:
+            assert os.pread(file.fileno(), 4, at) == struct.pack("<I", os.getpid())

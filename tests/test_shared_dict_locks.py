@@ -13,7 +13,7 @@ import pytest
 
 import ndshare
 from dict_tasks import ended, forked, running, until
-from ndshare import SharedDict
+from ndshare import SharedDict, _dict_file
 
 
 @pytest.fixture
@@ -190,8 +190,6 @@ def test_locks_of_a_dead_parent_are_free_although_its_child_lives(d):
             forked(lambda: time.sleep(60))
             os.kill(os.getpid(), signal.SIGKILL)
 
-    reader, writer = os.pipe()
-
     def starter():
         os.setpgid(0, 0)
         parent()
@@ -203,8 +201,7 @@ def test_locks_of_a_dead_parent_are_free_although_its_child_lives(d):
         assert d["a"][0] == 1
     finally:
         os.killpg(pid, signal.SIGKILL)
-        os.close(reader)
-        os.close(writer)
+        until(lambda: _dict_file.users_of(d._store.fd) == (os.getpid(),))
 
 
 def test_fork_child_is_a_user_of_its_own(d):

@@ -142,3 +142,30 @@ def test_snapshot_of_several_writers_never_goes_back(path):
                 assert (value == value[0]).all()
                 assert value[0] >= last
                 last = value[0]
+
+
+def test_snapshot_on_a_full_disk(path, run_script):
+    """No room for the new snapshot: OSError, the old one is still there, no temporary file."""
+    done = run_script(
+        """
+import os, resource, signal, sys
+import numpy as np, ndshare
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+d = ndshare.SharedDict({"a": np.zeros(100_000)}, path=sys.argv[1])
+d.sync()
+d["a"] = 5
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for use in (d.sync, d.close):
+    try:
+        use()
+    except OSError as error:
+        print(error.strerror)
+print(d.closed, os.listdir(os.path.dirname(sys.argv[1])))
+""",
+        str(path),
+    )
+    assert done.stdout.splitlines()[:2] == ["File too large"] * 2
+    assert "True" in done.stdout
+    assert ".tmp" not in done.stdout
+    with SharedDict(path=path) as d:
+        assert (d["a"] == 0).all()

@@ -89,6 +89,12 @@ def _open(file: str) -> int:
     return fd
 
 
+def identity(fd: int) -> tuple[int, int]:
+    """Return device and inode of a file."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
 def is_linked(fd: int, file: str) -> bool:
     """Tell whether a file is still the one under its path."""
     mine = os.fstat(fd)

@@ -22,23 +22,26 @@ if TYPE_CHECKING:
     from ndshare._dict import Store
 
 _lock = threading.RLock()
-_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+_stores: weakref.WeakKeyDictionary[Store, tuple[int, int]] = weakref.WeakKeyDictionary()
 _tokens: list[tuple[Store, int]] = []
 
 
-def watch(store: Store) -> None:
-    """From now on, see to it that forked children have this one too."""
+def watch(store: Store, file: tuple[int, int]) -> None:
+    """From now on, see to it that forked children have this one too; `file` is its device and inode."""
     with _lock:
-        _stores.add(store)
+        _stores[store] = file
 
 
 def _before() -> None:
     _lock.acquire()
-    for store in list(_stores):
+    for store, file in list(_stores.items()):
         if store.fd >= 0:
             token = -1
             with contextlib.suppress(OSError):  # short of descriptors: the child will find it closed
                 token = _dict_file.reopen(store.fd)
+            if token >= 0 and _dict_file.identity(token) != file:
+                os.close(token)  # another thread has closed it meanwhile, and the number is another file's
+                token = -1
             _tokens.append((store, token))
 
 

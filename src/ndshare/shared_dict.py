@@ -213,10 +213,9 @@ class SharedDict(WritableDict):
         self._name = name
         self._store = store
         self._layout = layout
-        status = os.fstat(store.fd)
-        self._file = (status.st_dev, status.st_ino)
+        self._file = _dict_file.identity(store.fd)
         self._take_keys(keys)
-        _dict_fork.watch(store)
+        _dict_fork.watch(store, self._file)
         self._finalizer = weakref.finalize(self, _end, store, _dict_file.file_of(name))
         _end_with_multiprocessing(self)
 

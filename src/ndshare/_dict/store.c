@@ -26,7 +26,7 @@ ndshare_store_open(ndshare_store *store)
 int
 ndshare_store_damaged(Py_ssize_t key)
 {
-    PyErr_Format(PyExc_LookupError, "key number %zd has no value", key);
+    PyErr_Format(PyExc_LookupError, "key number %zd has no value: another program has damaged the file", key);
     return -1;
 }
 
