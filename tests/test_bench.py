@@ -52,6 +52,8 @@ def test_goal_is_judged(goal: Goal, reached: float | None, text: str) -> None:
     [
         (0.0123, "s", "12.3 ms"),
         (4.5e-6, "s", "4.5 µs"),
+        (2.5e-8, "s", "25 ns"),
+        (1.0345, "x", "1.034 x"),
         (-0.002, "s", "-2 ms"),
         (1.2e9, "B", "1.2 GB"),
         (0, "B", "0 B"),
@@ -129,7 +131,7 @@ def test_bench_quick_run_measures_every_goal(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(figures.read_text())
     assert {"cpu", "cores", "kernel", "python", "numpy"} <= set(content["machine"])
-    assert len(content["cases"]) == 13
+    assert len(content["cases"]) == 14
     for case in content["cases"]:
         for goal in case["goals"]:
             assert goal["reached"] is not None, case["name"]

@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench", "testing", "_command_ls", "_command_prune"}),
     frozenset({"__init__"}),
-    frozenset({"contexts", "default_context"}),
+    frozenset({"contexts", "default_context", "workspace"}),
     frozenset({"executor"}),
     frozenset(
         {
@@ -35,8 +35,9 @@ LAYERS: tuple[frozenset[str], ...] = (
             "randomness",
             "reduction",
             "rows",
-            "progress",
             "report",
+            "_report_text",
+            "_timeline",
             "watching",
         }
     ),
@@ -66,6 +67,11 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_caller_state",
             "_arguments",
             "_repeats",
+            "_calls",
+            "_waiting",
+            "progress",
+            "_injection",
+            "_muster",
         }
     ),
     frozenset({"sharing", "mainspace", "failures"}),

@@ -295,8 +295,8 @@ from ndshare import ProcessPoolExecutor, mainspace
 
 sent = []
 deliver = mainspace.deliver
-def counting(needs, known):
-    draft = deliver(needs, known)
+def counting(needs, known, *others):
+    draft = deliver(needs, known, *others)
     if draft is not None:
         sent.append(sorted(draft.delivers))
     return draft

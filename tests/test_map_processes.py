@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import ndshare
+from ndshare import default_context
 
 _DEATHS = {
     "os._exit": (lambda: os._exit(3), None, 3),
@@ -282,15 +283,19 @@ def test_iterators_of_unknown_length(kind: str) -> None:
 
 
 def test_more_workers_than_processors() -> None:
-    """8 workers, sums per worker and in one CPU: exact."""
+    """8 workers add to rows of their own and, under a lock, to one array: exact sums."""
     context = ndshare.ProcessContext(8)
     counts = context.alloc(4, int, per_worker=True)
+    total, lock = context.alloc((), int), ndshare.lock()
 
     def kernel(worker_id: int, _index: int, value: int) -> None:
         counts[worker_id, value % 4] += value
+        with lock:
+            total[()] += value
 
     report = context.map(kernel, range(10_000), shares=500)
     assert counts.sum(axis=0).tolist() == [sum(range(k, 10_000, 4)) for k in range(4)]
+    assert total == sum(range(10_000))
     assert len(report.workers) == 8
 
 
@@ -307,6 +312,22 @@ assert report.num_workers == ndshare.get_default_context().num_workers == 1
 """)
 
 
+def test_kernel_of_a_module_that_workers_cannot_import(run_script) -> None:
+    """It goes by value, for all workers of the map."""
+    run_script("""
+import sys, types
+import ndshare
+module = types.ModuleType("nowhere")
+exec('def twice(x): return 2 * x', module.__dict__)
+exec('def kernel(worker_id, index, value): OUT[index] = twice(value)', module.__dict__)
+sys.modules["nowhere"] = module
+module.OUT = ndshare.alloc(20)
+report = ndshare.ProcessContext(2).map(module.kernel, range(20))
+assert module.OUT.tolist() == [2 * k for k in range(20)], module.OUT
+assert report.start_method == "pool"
+""")
+
+
 def test_context_lives_on_after_shutdown() -> None:
     """`ndshare.shutdown` ends the workers; the next map starts others."""
     context = ndshare.ProcessContext(2)
@@ -320,6 +341,38 @@ def test_context_lives_on_after_shutdown() -> None:
     out[:] = 0
     context.map(kernel, range(10))
     assert out.tolist() == list(range(10))
+
+
+def test_maps_inside_forked_kernels_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a context keeps from map to map belongs to one process."""
+    context = ndshare.ProcessContext(2, start="fork")
+    monkeypatch.setattr(default_context, "_default", context)
+    out = context.alloc((40, 30))
+
+    def outer(_worker_id: int, i: int, _value: int) -> None:
+        ndshare.map(lambda _worker_id, j, _value: out.__setitem__((i, j), 100 * i + j), range(30))
+        time.sleep(0.001)
+
+    for _ in range(5):
+        out[:] = 0
+        context.map(outer, range(40))
+        assert np.array_equal(out, np.add.outer(100 * np.arange(40), np.arange(30)))
+
+
+@pytest.mark.parametrize("start", ["pool", "fork"])
+def test_child_that_comes_back_from_a_kernel_ends(start: str) -> None:
+    """A kernel that forks and does not end its child: the child takes no further share."""
+    context = ndshare.ProcessContext(2, start=start)
+    pids = context.alloc((50, 2), int)
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        if index == 7 and os.fork() == 0:
+            return
+        pids[index] = os.getpid(), os.getppid()
+
+    report = context.map(kernel, range(50), shares=50)
+    assert report.done.all()
+    assert {int(pid) for pid, _ in pids} <= {worker.pid for worker in report.workers}
 
 
 def test_context_is_usable_in_a_forked_child() -> None:
@@ -419,3 +472,45 @@ np.testing.assert_allclose(outp, inp*3)
 print("ok")
 """)
     assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+def test_blocks_of_a_stream_are_not_split() -> None:
+    """Batches end where blocks do: no two workers ever add into the same row."""
+    context = ndshare.ProcessContext(2)
+    sums = context.alloc(2000, int, per_block=64)
+    writers = context.alloc((len(sums), 2), int)
+
+    def kernel(worker_id: int, index: int, _value: int) -> None:
+        row = index // 64
+        writers[row, worker_id] = 1
+        before = int(sums[row])
+        time.sleep(0.0002)
+        sums[row] = before + 1
+
+    report = context.map(kernel, iter(range(2000)))
+    assert report.done.all()
+    assert (writers.sum(axis=1) == 1).all()
+    assert context.reduce(sums) == 2000
+
+
+def test_arrays_of_imported_modules_are_the_callers_own(run_script, tmp_path: Path) -> None:
+    """A kernel at the top level of a module writes to what the module has allocated, also through helpers."""
+    (tmp_path / "storage.py").write_text(
+        "import ndshare\ntotal = ndshare.alloc(())\nlock = ndshare.lock()\n"
+        "def add(value):\n    with lock:\n        total[()] += value\n"
+    )
+    (tmp_path / "study.py").write_text(
+        "import ndshare, numpy as np\nfrom storage import add\nout = ndshare.alloc(4)\ntable = np.arange(4.0)\n"
+        "def kernel(worker_id, index, value):\n    out[index] = table[value] + 1\n    add(value)\n"
+    )
+    run_script("""
+import ndshare, storage, study
+context = ndshare.ProcessContext(2)
+context.map(study.kernel, range(4))
+assert study.out.tolist() == [1, 2, 3, 4], study.out
+study.table += 10
+context.map(study.kernel, range(4))
+assert study.out.tolist() == [11, 12, 13, 14], study.out
+context.map(lambda worker_id, index, value: study.kernel(0, index % 4, value % 4), range(10_000))
+assert storage.total == 12 + 15_000, storage.total
+""")

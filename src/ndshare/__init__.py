@@ -64,6 +64,7 @@ if _typing.TYPE_CHECKING:
     from ndshare.report import MapReport
     from ndshare.shared_dict import SharedDict
     from ndshare.sharing import share
+    from ndshare.workspace import Workspace
 
 __version__ = "0.1.0"
 
@@ -100,6 +101,7 @@ __all__ = [
     "UnsendableGlobalError",
     "WorkerDiedError",
     "WorkerError",
+    "Workspace",
     "alloc",
     "array",
     "empty",
@@ -143,6 +145,7 @@ _LATER = {
     "SharedDict": "ndshare.shared_dict",
     "ThreadContext": "ndshare.contexts",
     "WorkerDiedError": "ndshare._pool_errors",
+    "Workspace": "ndshare.workspace",
     "alloc": "ndshare.default_context",
     "get_default_context": "ndshare.default_context",
     "item_rng": "ndshare.randomness",

@@ -19,6 +19,7 @@ Guarantees
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,11 @@ class Board:
         self.memory: Any = memory
         self.num_workers = num_workers
         self.items = items
+
+    @classmethod
+    def of_one(cls, items: int) -> Board:
+        """Return a board for a single worker, in this process only."""
+        return cls(np.zeros(cls.nbytes(1, items), np.uint8), 1, items)
 
     @staticmethod
     def nbytes(num_workers: int, items: int) -> int:
@@ -174,14 +180,52 @@ class Board:
 
     # ------------------------------------------------------------------ what is left
 
+    def is_complete(self) -> bool:
+        """Whether every item is done."""
+        return bool((self.mask == DONE).all())
+
     def undone(self, start: int, end: int) -> list[tuple[int, int]]:
         """Return the stretches of a range that are neither done nor failed."""
-        mask = self.mask[start:end]
-        if np.count_nonzero(mask) == mask.size:
+        empty = np.flatnonzero(self.mask[start:end] == UNDONE)
+        if not empty.size:
             return []
-        empty = np.flatnonzero(mask == UNDONE)
         breaks = np.flatnonzero(np.diff(empty) > 1) + 1
         return [(start + int(run[0]), start + int(run[-1]) + 1) for run in np.split(empty, breaks)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Board, (self.memory, self.num_workers, self.items)
+
+
+# ---------------------------------------------------------------------- memory for the next board
+
+#: A shared board has at least so much memory, whatever it needs, so that the next one may have it too.
+_LEAST_BYTES = 4096
+
+# Of the last map, and the process it belongs to: a forked child must not use its parent's. Fresh pages cost
+# more than a short map does. `ndshare.shutdown` lets go of it.
+_spares: list[tuple[int, npt.NDArray[np.uint8]]] = []
+
+
+def spare_size(nbytes: int) -> int:
+    """Return how much memory to make for a board that needs so much."""
+    return max(2 * nbytes, _LEAST_BYTES)
+
+
+def take_spare(nbytes: int) -> npt.NDArray[np.uint8] | None:
+    """Return memory of an earlier board, if there is some of about this size."""
+    try:
+        owner, memory = _spares.pop()
+    except IndexError:
+        return None
+    fits = nbytes <= memory.nbytes <= 4 * nbytes + _LEAST_BYTES
+    return memory if fits and owner == os.getpid() else None
+
+
+def keep_spare(memory: npt.NDArray[np.uint8]) -> None:
+    """Keep the memory of a board that nobody uses any more."""
+    _spares[:] = [(os.getpid(), memory)]
+
+
+def drop_spares() -> None:
+    """Let go of it."""
+    _spares.clear()

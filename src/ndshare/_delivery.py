@@ -202,12 +202,11 @@ class Delivery:
             worker.functions.discard(token := worker.stale.pop())
             self._send_bytes(worker, frames.FORGET, 0, token, b"")
 
-    @staticmethod
-    def _pack(content: Any) -> tuple[transport.Draft, transport.Parcel]:
+    def _pack(self, content: Any) -> tuple[transport.Draft, transport.Parcel]:
         """Pickle and copy; Ctrl-C is let through, as this may take long."""
         opening = _wire.window()
         try:
-            draft = transport.pack(content)
+            draft = transport.pack(content, withheld=self._settings.withheld)
             return draft, draft.settle()
         finally:
             _wire.curtain(opening)
@@ -226,9 +225,12 @@ class Delivery:
         return parcel
 
     def _send_names(
-        self, worker: Worker, needs: frozenset[str], without: frozenset[str] = frozenset()
+        self, worker: Worker, needs: frozenset[str], brought: frozenset[str] = frozenset()
     ) -> None:
-        if needs and (draft := mainspace.deliver(needs, worker.known_main, without)) is not None:
+        if not needs:
+            return
+        draft = mainspace.deliver(needs, worker.known_main, self._settings.withheld, brought)
+        if draft is not None:
             self._send_parcel(worker, frames.MAIN, 0, draft.settle())
             worker.known_main.update(draft.delivers or {})
 

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,9 +20,9 @@ import numpy as np
 
 from ndshare._board import FAILED, UNDONE
 from ndshare._map_workers import Lost, MapWorkers, Ranges
-from ndshare._runner import Job, KernelMemory, WorkerReport
+from ndshare._runner import Death, Job, KernelMemory, WorkerReport
 from ndshare.errors import RemoteError
-from ndshare.tasks import RemoteTracebackError
+from ndshare.tasks import with_traceback
 
 Progress = Callable[[int, int], object]
 
@@ -36,7 +35,12 @@ _TINY_S = 100e-6
 #: ... and the others if it is not over by then.
 _LATE_S = 1e-3
 
-_seconds_of: KernelMemory[float] = KernelMemory(math.inf)
+_usual_ns: KernelMemory[float] = KernelMemory(0.0)
+
+
+def usual_ns(kernel: Callable[..., object]) -> float:
+    """Return what an item of a kernel took last time, in nanoseconds; 0 if that is not known."""
+    return _usual_ns.get(kernel)
 
 
 class Drive:
@@ -76,6 +80,8 @@ class Drive:
         self._stillborn = 0
         self.reports: list[WorkerReport] = []
         self.errors: list[tuple[int, BaseException]] = []
+        self.deaths: list[Death] = []
+        self._fatal: BaseException | None = None
 
     def run(self, count: int) -> None:
         """Run the map with so many workers.
@@ -86,9 +92,10 @@ class Drive:
             Ctrl-C; or what kept the workers from running at all. Errors of items are in `errors`.
         """
         try:
-            first = 1 if _seconds_of.get(self._job.kernel) * self._board.items < _TINY_S else count
-            self._workers.start(first)
+            usual_s = self._job.usual_ns * 1e-9
+            first = min(count, 1) if 0 < usual_s * self._board.items < _TINY_S else count
             self.tell()
+            self._workers.start(first)
             if first < count:
                 self._turn(_LATE_S)
                 if not self.reports and not self.errors:  # it is not as tiny as last time
@@ -96,24 +103,32 @@ class Drive:
             while True:
                 while self._workers.running:
                     self._turn(None)
-                rest = self._board.undone(0, self._board.items)
+                complete = self._board.is_complete()
+                rest = [] if complete else self._board.undone(0, self._board.items)
                 if not rest or self._board.is_stopped():
                     break
                 self._again(rest)  # taken off the board by workers that died before they had noted it
-            self.tell()
+            if not complete:
+                self._note_untold()
+            self.tell(complete=not rest)
         except BaseException:
             self._board.stop()
             raise
         finally:
             self._workers.close()
-        self._note_untold()
         self.errors.sort(key=lambda pair: pair[0])
 
-    def tell(self) -> None:
-        """Call the user's progress function if there is something new."""
+    def tell(self, *, complete: bool = False) -> None:
+        """Call the user's progress function if there is something new.
+
+        Parameters
+        ----------
+        complete : bool, optional
+            Nothing is left. The counts may say less, if a worker died between mask and count.
+        """
         if self._progress is None:
             return
-        finished = min(self._board.finished(), self._board.items)
+        finished = self._board.items if complete else min(self._board.finished(), self._board.items)
         if finished > self._told:
             self._told = finished
             self._progress(finished, self._board.items)
@@ -129,8 +144,8 @@ class Drive:
             else:
                 self.reports.append(outcome)
                 if outcome.items:
-                    _seconds_of.put(self._job.kernel, outcome.busy / outcome.items)
-                self.errors += [(index, _caused(error, text)) for index, error, text in outcome.errors]
+                    _usual_ns.put(self._job.kernel, outcome.busy * 1e9 / outcome.items)
+                self.errors += [(index, with_traceback(error, text)) for index, error, text in outcome.errors]
         self.tell()
         if self._timeout is not None:
             self._kill_slow(int(self._timeout * 1e9))
@@ -152,8 +167,10 @@ class Drive:
         board, job = self._board, self._job
         if not isinstance(lost.error, BrokenProcessPool):  # no death: the job could not be run at all
             raise lost.error
+        self._fatal = lost.error
         worker_id = board.worker_of(lost.pid)
         if worker_id is None:
+            self.deaths.append(Death(None, lost.pid, None, time.monotonic()))
             self._stillborn += 1
             if self._stillborn >= _STILLBORN_MOST:
                 raise lost.error
@@ -162,6 +179,8 @@ class Drive:
         self._stillborn = 0
         index, killed = board.current(worker_id), board.killed(worker_id)
         share = board.share_of(worker_id)
+        at = None if index is None else job.first + index
+        self.deaths.append(Death(worker_id, lost.pid, at, time.monotonic()))
         if index is not None and board.mask[index] == UNDONE:
             self._tries[index] += 1
             if self._tries[index] > self._retries:
@@ -179,22 +198,17 @@ class Drive:
         told = {index for index, _ in self.errors}
         for index in np.flatnonzero(self._board.mask == FAILED).tolist():
             if index not in told:
+                number = self._job.first + index
                 reason = "the worker in which it was raised ended before it had reported it"
-                self.errors.append(
-                    (index, RemoteError("unknown", f"the kernel failed for item {index}", reason))
-                )
+                error = RemoteError("unknown", f"the kernel failed for item {number}", reason)
+                error.__cause__ = self._fatal
+                self.errors.append((index, error))
 
     def _too_late(self, index: int) -> TimeoutError:
         return TimeoutError(
-            f"item {index} took longer than {self._timeout:g} s; its worker was killed. What the item has "
-            "written so far is in the arrays"
+            f"item {self._job.first + index} took longer than {self._timeout:g} s; its worker was killed. "
+            "What the item has written so far is in the arrays"
         )
 
     def _again(self, ranges: Ranges) -> None:
         self._workers.start(1, ranges)
-
-
-def _caused(error: BaseException, text: str) -> BaseException:
-    if text:
-        error.__cause__ = RemoteTracebackError(text)
-    return error

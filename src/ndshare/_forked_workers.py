@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from types import MappingProxyType
 
-from ndshare import _wire, captured, cpus, transport
+from ndshare import _wire, captured, cpus, hub, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._pool_errors import WorkerDiedError
 from ndshare._runner import Job, run_watched
@@ -38,13 +38,12 @@ from ndshare.tasks import describe
 
 _REPORT, _FAILURE = b"\0", b"\1"
 _BUFFER_BYTES = transport.INLINE_MAX + 4096
-_OWN_THREADS = frozenset({"ndshare-io"})
 
 
 def may_fork() -> bool:
     """Whether no thread but ndshare's own and the calling one runs in this process."""
     me = threading.current_thread()
-    return all(thread is me or thread.name in _OWN_THREADS for thread in threading.enumerate())
+    return all(thread is me or thread.name == hub.THREAD_NAME for thread in threading.enumerate())
 
 
 class Forked:

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Any
 
-from ndshare import _wire, captured, mainspace, transport
+from ndshare import _wire, mainspace, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._runner import Job, KernelMemory, run_in_worker
+from ndshare.captured import Traffic, account, module_data
 from ndshare.pool import Pool
-from ndshare.tasks import Task
+from ndshare.tasks import QuietTask, Task
 
 #: Which global data kernels used last time, so that they are pickled once.
 _globals_of: KernelMemory[frozenset[str]] = KernelMemory(frozenset())
 
 
-class _RunnerTask(Task):
+class _RunnerTask(QuietTask):
     """One worker of a map, as a task of the pool. Its parcel belongs to the map."""
-
-    finished = False
-    value: Any = None
-    error: BaseException | None = None
 
     def __init__(self, workers: PoolWorkers, parcel: transport.Parcel, brings: frozenset[str]) -> None:
         self._workers = workers
@@ -33,26 +29,16 @@ class _RunnerTask(Task):
         self.function = workers.job.kernel
         self.parcel = parcel
         self.brings = brings
+        self.by_value = frozenset(transport.by_value_modules)  # when it was made
 
-    def start(self) -> bool:
-        """See `Task.start`."""
-        return True
-
-    def succeed(self, value: Any) -> None:
-        """See `Task.succeed`."""
-        self.value = value
-        self._finish()
-
-    def fail(self, error: BaseException) -> None:
-        """See `Task.fail`."""
-        self.error = error
-        self._finish()
-
-    def _finish(self) -> None:
-        self.finished = True
+    def _tell(self) -> None:
         with self._workers.condition:
             self._workers.ended.append(self)
             self._workers.condition.notify_all()
+
+    def read_again(self) -> None:
+        """Refuse: the map packs itself anew, for all of its runners (`PoolWorkers.wait`)."""
+        raise NotImplementedError
 
     def let_go(self) -> None:
         """See `Task.let_go`."""
@@ -73,8 +59,7 @@ class PoolWorkers(Task):
         self._parcels: list[transport.Parcel] = []
         self._first: tuple[transport.Parcel, frozenset[str]] | None = None
         self._tasks: set[_RunnerTask] = set()
-        self._by_value: set[str] = set()
-        self.captured = captured.account(job.kernel, job.functor)
+        self.captured: dict[str, Traffic] = {}
 
     def pack(self) -> None:
         """Pack the job now, to see whether it can be sent.
@@ -93,7 +78,12 @@ class PoolWorkers(Task):
 
     def _pack(self, ranges: Ranges) -> tuple[transport.Parcel, frozenset[str]]:
         data = mainspace.current(_globals_of.get(self.job.kernel))
-        draft = mainspace.pack_with_data((run_in_worker, (self.job, data, ranges), {}), data)
+        arrays = {
+            module: values
+            for module, values in module_data(self.job.kernel).items()
+            if module not in transport.by_value_modules  # else they go with the functions
+        }
+        draft = mainspace.pack_with_data((run_in_worker, (self.job, data, arrays, ranges), {}), data)
         _globals_of.put(self.job.kernel, frozenset(data))
         parcel = draft.settle(broadcast=True)
         self._parcels.append(parcel)
@@ -108,6 +98,8 @@ class PoolWorkers(Task):
         tasks = [_RunnerTask(self, *packed) for _ in range(count)]
         self._tasks.update(tasks)
         self.pool.submit_all(tasks)
+        if not self.captured:  # while the workers are at it
+            self.captured = account(self.job.kernel, self.job.functor)
 
     def done(self) -> bool:
         """Whether a runner has ended that nobody has asked for."""
@@ -124,20 +116,12 @@ class PoolWorkers(Task):
             error = task.error
             if error is None:
                 outcomes.append(task.value)
-            elif self._can_send_by_value(error):
-                self._first = None
+            elif _is_by_value_since(task, error):
+                self._first = None  # packed anew, for all that have met the same
                 self.start(1)
             else:
                 outcomes.append(Lost(getattr(error, "pid", 0), error))
         return outcomes
-
-    def _can_send_by_value(self, error: BaseException) -> bool:
-        """Whether it helps to pack the map anew: a module that workers cannot import goes by value now."""
-        name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if not name or name in self._by_value or name not in transport.by_value_modules:
-            return False
-        self._by_value.add(name)
-        return True
 
     def kill(self, pid: int) -> None:
         """See `MapWorkers`."""
@@ -159,3 +143,9 @@ class PoolWorkers(Task):
             self._first = None
         finally:
             _wire.unshield()
+
+
+def _is_by_value_since(task: _RunnerTask, error: BaseException) -> bool:
+    """Whether packing anew helps: a module that workers lack goes by value since the task was made."""
+    name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    return name is not None and name in transport.by_value_modules and name not in task.by_value

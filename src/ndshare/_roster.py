@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import math
+import weakref
 from typing import TYPE_CHECKING
 
 from ndshare import _frames as frames
@@ -43,7 +44,7 @@ class Roster:
 
     def __init__(self, crew: Crew, pool: Pool, settings: PoolSettings) -> None:
         self._crew = crew
-        self._pool = pool
+        self._pool = weakref.ref(pool)  # no cycle: a pool that is over gives its initializer's arrays back
         self._settings = settings
         self.workers: list[Worker] = []
         self.free: dict[Worker, None] = {}  # those that could take more
@@ -74,7 +75,7 @@ class Roster:
             if not worker.inflight:
                 return worker
         if len(self.workers) < self._settings.max_workers:
-            return self._hire()
+            return self.hire()
         if self.seconds is None or self.seconds > _PREFETCH_S:
             return None
         if self.seconds > TINY_S or waiting >= BURST_TASKS:
@@ -103,11 +104,14 @@ class Roster:
                 queue.appendleft(loaded.inflight.pop(seq))
         return bool(queue)
 
-    def _hire(self) -> Worker:
+    def hire(self) -> Worker:
+        """Get a worker more."""
         number = self._numbers.pop() if self._numbers else self._next_number
         if number == self._next_number:
             self._next_number += 1
-        worker = self._crew.lease(self._pool, self._settings.overlay(number))
+        pool = self._pool()
+        assert pool is not None  # it is the one that asks
+        worker = self._crew.lease(pool, self._settings.overlay(number))
         self._number_of[worker] = number
         self.workers.append(worker)
         return worker

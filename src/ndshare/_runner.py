@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 import os
 import resource
 import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from ndshare import _loop, captured, failures, mainspace
@@ -66,6 +67,8 @@ class Job:
         Of `ndshare.item_rng`.
     first : int
         Index of the first item, in a map that goes over several boards.
+    usual_ns : float
+        What an item took last time; 0: not known.
     """
 
     kernel: Callable[..., object]
@@ -78,6 +81,13 @@ class Job:
     trace: bool = False
     seed: int | None = None
     first: int = 0
+    usual_ns: float = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Job, _fields_of_job(self)
+
+
+_fields_of_job = operator.attrgetter(*Job.__slots__)  # what dataclasses do by themselves takes longer
 
 
 @dataclasses.dataclass(slots=True)
@@ -100,6 +110,8 @@ class WorkerReport:
         Name and kind of captured objects that the kernel wrote to although they are not shared.
     timeline : list of (int, int, float, float)
         First item, end, start and end in seconds (monotonic clock) of each share, if asked for.
+    failures : list of (int, float)
+        Index and time of each error, if asked for.
     """
 
     worker_id: int
@@ -111,6 +123,7 @@ class WorkerReport:
     errors: list[tuple[int, BaseException, str]] = dataclasses.field(default_factory=list)
     lost_writes: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     timeline: list[tuple[int, int, float, float]] = dataclasses.field(default_factory=list)
+    failures: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
     def plus(self, other: WorkerReport) -> WorkerReport:
         """Return what both did together."""
@@ -124,7 +137,36 @@ class WorkerReport:
             self.errors + other.errors,
             self.lost_writes + other.lost_writes,
             self.timeline + other.timeline,
+            self.failures + other.failures,
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WorkerReport, _fields_of_report(self)
+
+
+_fields_of_report = operator.attrgetter(*WorkerReport.__slots__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Death:
+    """A worker that ended without a report.
+
+    Attributes
+    ----------
+    worker_id : int or None
+        Which one; None if it had not yet taken part.
+    pid : int
+        Its process.
+    index : int or None
+        The item it was at, if at any.
+    at : float
+        When the caller learned of it, in seconds of the monotonic clock.
+    """
+
+    worker_id: int | None
+    pid: int
+    index: int | None
+    at: float
 
 
 class KernelMemory(Generic[_T]):
@@ -190,9 +232,17 @@ def run_job(
     return _Runner(job, portable, tell).run(ranges)
 
 
-def run_in_worker(job: Job, data: dict[str, object], ranges: Sequence[tuple[int, int]]) -> WorkerReport:
-    """Run shares in a worker of a pool, with the caller's global data in its ``__main__`` meanwhile."""
-    with mainspace.lent(data):
+def run_in_worker(
+    job: Job,
+    data: dict[str, object],
+    arrays: dict[str, dict[str, Any]],
+    ranges: Sequence[tuple[int, int]],
+) -> WorkerReport:
+    """Run shares in a worker of a pool, with the caller's globals in ``__main__`` and modules meanwhile."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mainspace.lent(data))
+        for module, values in arrays.items():
+            stack.enter_context(mainspace.lent(values, module))
         return run_watched(job, ranges, {**captured.globals_of(job.kernel), **data})
 
 
@@ -218,8 +268,9 @@ class _Runner:
         self.portable = portable
         self.report = WorkerReport(job.board.enter(os.getpid()), os.getpid())
         self.values = values_of(job.functor)
-        self.per_item_ns = 0.0
-        self.size = 1
+        self.per_item_ns = job.usual_ns
+        self.measured = 0  # items of the share that was timed last
+        self.size = 2 if job.usual_ns else 1  # so grows the first share: today it may be different
 
     def run(self, ranges: Sequence[tuple[int, int]]) -> WorkerReport:
         board, report = self.board, self.report
@@ -265,6 +316,8 @@ class _Runner:
 
     def _share(self, start: int, end: int) -> None:
         board, report = self.board, self.report
+        if os.getpid() != report.pid:  # the kernel has forked, and the child has come back from it as well
+            os._exit(0)
         if board.is_stopped():
             return
         board.begin(report.worker_id, start, end)
@@ -273,18 +326,23 @@ class _Runner:
         first = start
         while first < end:
             first = self._stretch(first, end)
+            if os.getpid() != report.pid:
+                os._exit(0)
             if board.is_stopped() and first < end:
                 break
         ended = time.monotonic_ns()
         report.shares += 1
         report.busy += (ended - began) * 1e-9
         if self.job.trace:
-            report.timeline.append((start, end, began * 1e-9, ended * 1e-9))
+            offset = self.job.first
+            report.timeline.append((offset + start, offset + end, began * 1e-9, ended * 1e-9))
         if self.tell is not None:
             self.tell()
-        if report.items > before:
-            per_item = (ended - began) / (report.items - before)
-            self.per_item_ns = per_item if not self.per_item_ns else 0.5 * (self.per_item_ns + per_item)
+        if items := report.items - before:
+            # A larger share knows better than the one before; the first item often says nothing.
+            weight = max(0.5, items / (items + self.measured))
+            self.per_item_ns += weight * ((ended - began) / items - self.per_item_ns)
+            self.measured = items
 
     def _stretch(self, first: int, end: int) -> int:
         """Run items until one fails; returns the next one to be run."""
@@ -329,6 +387,8 @@ class _Runner:
         board, report = self.board, self.report
         if self.job.on_error == "raise":
             board.stop()
+        if self.job.trace:
+            report.failures.append((self.job.first + index, time.monotonic()))
         if self.portable:
             report.errors.append((index, *failures.portable(error)))
         else:
@@ -354,13 +414,3 @@ class ShareKernel:
         kernel = self.kernel
         for entry in self.functor.iterate(share):
             kernel(worker_id, *entry)
-
-
-@contextlib.contextmanager
-def serial_only() -> Iterator[None]:
-    """Mark the thread as being in a kernel."""
-    _inside.depth += 1
-    try:
-        yield
-    finally:
-        _inside.depth -= 1

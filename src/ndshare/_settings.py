@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ndshare import cpus, segments
-from ndshare._arguments import variables
+from ndshare._arguments import (
+    check_callable,
+    check_count,
+    check_environment,
+    module_names,
+    tuple_of,
+    variables,
+)
 from ndshare.tasks import describe
 
 Environment = Mapping[str, str] | Sequence[Mapping[str, str]] | Callable[[int], Mapping[str, str]] | None
@@ -28,6 +35,7 @@ class PoolSettings:
     preload: tuple[str, ...] = ()
     threads: int | None = None
     retries: int = 0
+    withheld: frozenset[str] = frozenset()  # variables whose values the initializer brings
 
     @property
     def own(self) -> bool:
@@ -59,3 +67,43 @@ class PoolSettings:
         elif not isinstance(env, Mapping):
             env = env[number % len(env)]
         return variables(env)
+
+
+def checked_settings(
+    name: str,
+    workers: int | None,
+    *,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+    max_tasks_per_child: int | None,
+    snapshot: str,
+    threads_per_worker: int | None,
+    env: Environment,
+    preload: Iterable[str],
+    retries: int,
+) -> PoolSettings:
+    """Check what a user asks for; `name` is what the number of workers is called there."""
+    if workers is None:
+        workers = cpus.default_workers()
+    check_count(name, workers, 1)
+    if max_tasks_per_child is not None:
+        check_count("max_tasks_per_child", max_tasks_per_child, 1)
+    if threads_per_worker is not None:
+        check_count("threads_per_worker", threads_per_worker, 1)
+    check_count("retries", retries, 0)
+    if initializer is not None:
+        check_callable("initializer", initializer)
+    initargs = tuple_of("initargs", initargs)
+    if not (isinstance(snapshot, str) and snapshot in {"start", "submit"}):
+        raise ValueError(f"snapshot must be 'start' or 'submit', got {snapshot!r}")
+    check_environment(env)
+    return PoolSettings(
+        int(workers),
+        initializer=initializer,
+        initargs=initargs,
+        limit=max_tasks_per_child,
+        env=env,
+        preload=module_names(preload),
+        threads=threads_per_worker,
+        retries=retries,
+    )

@@ -9,58 +9,115 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ndshare import functions, pickling
+from ndshare import functions, pickling, segments
+from ndshare._contents import function_of, parameters
+from ndshare.locks import Lock
 
+_FUNCTIONS_MOST = 200  # that are looked through for arrays of their modules
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
 
 
 def variables(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
-    """Yield name and value of what a callable uses: cells, globals of ``__main__``, defaults, attributes."""
+    """Yield name and value of what a callable uses: cells, globals that go along, defaults, attributes.
+
+    What is used by functions that it uses, and that are sent by value as well, comes before these.
+    """
+    yield from _used(kernel, {id(kernel)})
+
+
+def _used(kernel: Callable[..., object], seen: set[int]) -> Iterator[tuple[str, Any]]:
+    for name, value in _own(kernel):
+        if isinstance(value, types.FunctionType) and _is_by_value(value) and id(value) not in seen:
+            seen.add(id(value))
+            yield from _used(value, seen)
+        yield name, value
+
+
+def _own(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
     if isinstance(kernel, functools.partial):
-        yield from variables(kernel.func)
+        yield "the function of the partial", kernel.func
+        if not isinstance(kernel.func, types.FunctionType):
+            yield from _own(kernel.func)
         for number, value in enumerate(kernel.args):
             yield f"argument {number + 1} of the partial", value
         yield from kernel.keywords.items()
     elif isinstance(kernel, types.MethodType):
-        yield from variables(kernel.__func__)
+        yield from _own(kernel.__func__)
         yield from _attributes(kernel.__self__, "self")
     elif isinstance(kernel, types.FunctionType):
-        code = kernel.__code__
-        for name, cell in zip(code.co_freevars, kernel.__closure__ or (), strict=True):
-            try:
-                yield name, cell.cell_contents
-            except ValueError:  # not bound yet
-                continue
-        for number, value in enumerate(kernel.__defaults__ or ()):
-            position = code.co_argcount - len(kernel.__defaults__ or ()) + number
-            yield code.co_varnames[position], value
+        for name, cell in zip(kernel.__code__.co_freevars, kernel.__closure__ or (), strict=True):
+            for value in functions.contents(cell):
+                yield name, value
+        defaults = kernel.__defaults__ or ()
+        names = parameters(kernel)
+        yield from zip(names[len(names) - len(defaults) :], defaults, strict=True)
         yield from (kernel.__kwdefaults__ or {}).items()
-        if kernel.__globals__ is functions.main_namespace():
+        if _is_by_value(kernel):
             for name in sorted(functions.needs_of(kernel)):
                 if name in kernel.__globals__:
                     yield name, kernel.__globals__[name]
     elif not isinstance(kernel, type) and not isinstance(kernel, types.BuiltinFunctionType):
         yield from _attributes(kernel, type(kernel).__name__)
+        if isinstance(call := type(kernel).__call__, types.FunctionType):
+            yield from _own(call)
+
+
+def _is_by_value(function: types.FunctionType) -> bool:
+    """Whether a function takes its globals along, because a worker could not import it."""
+    local = "<locals>" in function.__qualname__ or function.__name__ == "<lambda>"
+    return local or function.__globals__ is functions.main_namespace()
+
+
+def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
+    """Return the arrays and locks among the globals of imported modules that a kernel and its functions name.
+
+    A worker imports these modules itself: its arrays of that name are others, and what is written to them is
+    lost.
+
+    Returns
+    -------
+    dict of dict
+        Array or lock by name, by module.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    functions_left = [function_of(kernel)]
+    functions_left += [value for _, value in variables(kernel) if isinstance(value, types.FunctionType)]
+    seen: set[int] = set()
+    while functions_left and len(seen) < _FUNCTIONS_MOST:
+        function = functions_left.pop()
+        if id(function) in seen or not isinstance(function, types.FunctionType):
+            continue
+        seen.add(id(function))
+        for name, value in globals_of(function).items():
+            if isinstance(value, types.FunctionType):
+                functions_left.append(value)
+            elif isinstance(value, types.ModuleType) and _is_of_user(value):
+                attributes_named = function.__code__.co_names
+                functions_left += [getattr(value, attribute, None) for attribute in attributes_named]
+            elif isinstance(value, (np.ndarray, Lock)) and not _is_by_value(function):
+                found.setdefault(function.__module__, {})[name] = value
+    return found
+
+
+def _is_of_user(module: types.ModuleType) -> bool:
+    path = getattr(module, "__file__", None)
+    return path is not None and not path.startswith((sys.prefix, sys.base_prefix))
 
 
 def globals_of(kernel: Any) -> dict[str, Any]:
     """Return the globals that a function's own code names, of whatever module it is."""
-    kernel = getattr(kernel, "__func__", kernel)
+    kernel = function_of(kernel)
     if not isinstance(kernel, types.FunctionType):
         return {}
-    names: set[str] = set()
-    codes = [kernel.__code__]
-    while codes:
-        code = codes.pop()
-        names.update(code.co_names)
-        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     namespace = kernel.__globals__
+    names = functions.names_used(kernel.__code__).attributes  # all names in the code, those of globals too
     return {name: namespace[name] for name in sorted(names) if name in namespace}
 
 
@@ -76,21 +133,34 @@ class Traffic(NamedTuple):
     copied: int
     pickled: int
 
+    def plus(self, other: Traffic) -> Traffic:
+        """Return both together."""
+        return Traffic(self.shared + other.shared, self.copied + other.copied, self.pickled + other.pickled)
+
 
 def account(kernel: Callable[..., object], functor: object) -> dict[str, Traffic]:
     """Return how each variable of a kernel, and the collection, travels. Those that cannot are left out."""
-    found = {}
+    found: dict[str, Traffic] = {}
+    seen: set[int] = set()
     for name, value in (*variables(kernel), ("the collection", functor)):
-        if isinstance(value, _CODE):
+        if isinstance(value, _CODE) or id(value) in seen:
             continue
-        try:
-            recording = pickling.record(value)
-        except Exception:
-            continue
-        shared = sum(note.nbytes for note in recording.notes if isinstance(note, pickling.Placed))
-        copied = sum(note.nbytes for note in recording.notes if isinstance(note, np.ndarray))
-        found[name] = Traffic(shared, copied, sum(map(len, recording.parts)))
+        seen.add(id(value))
+        if (sent := _sent(value)) is not None:
+            found[name] = found[name].plus(sent) if name in found else sent
     return found
+
+
+def _sent(value: object) -> Traffic | None:
+    if type(value) is np.ndarray and segments.is_shared(value):  # what most kernels write to
+        return Traffic(value.nbytes, 0, 0)
+    try:
+        recording = pickling.record(value)
+    except Exception:
+        return None
+    shared = sum(note.nbytes for note in recording.notes if isinstance(note, pickling.Placed))
+    copied = sum(note.nbytes for note in recording.notes if isinstance(note, np.ndarray))
+    return Traffic(shared, copied, sum(map(len, recording.parts)))
 
 
 def unsendable(kernel: Callable[..., object], functor: object, error: Exception) -> str:

@@ -12,6 +12,7 @@ caller goes back as its id alone.
 
 from __future__ import annotations
 
+import sys
 import types
 import weakref
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any, ClassVar
 import cloudpickle.cloudpickle as _impl
 import numpy as np
 
+from ndshare import functions
 from ndshare._wire import selective
 from ndshare.errors import TransportError
 from ndshare.functions import MAIN_NAMES, main_namespace
@@ -40,11 +42,12 @@ class _CloudSession(Session):
         ours = dict(self.table)
         self.table.update(_impl.Pickler._dispatch_table)
         self.table.update(ours)
+        self.table[types.CodeType] = functions.reduce_code
         self.look_for_late()
 
     def on_named(self, obj: Any) -> Any:
         reduced = super().on_named(obj)
-        if reduced is NotImplemented and obj.__module__ not in MAIN_NAMES:
+        if reduced is NotImplemented and obj.__module__ not in MAIN_NAMES and not _is_found_by_name(obj):
             reduced = _impl.Pickler.reducer_override(self.pickler, obj)
             if type(reduced) is not tuple:
                 return reduced
@@ -52,17 +55,28 @@ class _CloudSession(Session):
                 return self.beyond(obj)
             if isinstance(obj, types.FunctionType) and obj.__globals__ is main_namespace():
                 return self.on_unnamed(obj)  # its decorator gave it the name of something else
+            if isinstance(obj, types.FunctionType):
+                return self.withhold(obj, reduced)
         return reduced
 
     def beyond(self, obj: Any) -> Any:
         if isinstance(obj, type):
             return _reduce_class(obj, reply=self.lend)
         if isinstance(obj, types.FunctionType):
-            return self.pickler._dynamic_function_reduce(obj)
+            return self.withhold(obj, self.pickler._dynamic_function_reduce(obj))
         if isinstance(obj, types.ModuleType):
             facts = {name: value for name, value in vars(obj).items() if name != "__builtins__"}
             return types.ModuleType, (obj.__name__,), facts, None, None, _fill_module
         return _impl.Pickler._dispatch_table[type(obj)](obj)
+
+    def withhold(self, function: types.FunctionType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Leave out what the receiver has of the globals and the closure of a function."""
+        if self.withheld:
+            self.given.update(functions.cells_given(function, self.withheld))
+            globals_used = reduced[2][1]["__globals__"]
+            for name in self.withheld & globals_used.keys():
+                del globals_used[name]
+        return reduced
 
 
 class _CloudPickler(_impl.Pickler):  # type: ignore[misc, unused-ignore]
@@ -70,12 +84,13 @@ class _CloudPickler(_impl.Pickler):  # type: ignore[misc, unused-ignore]
     reducer_override: Callable[[Any], Any]
 
 
-def record(obj: object, *, lend: bool, defining: frozenset[str]) -> Recording:
+def record(obj: object, *, lend: bool, defining: frozenset[str], withheld: frozenset[str]) -> Recording:
     """Pickle an object as `ndshare.pickling.record` does, with cloudpickle's help."""
     pickler = _CloudPickler.__new__(_CloudPickler)
     session = _CloudSession(pickler)
     session.lend = lend
     session.defining = defining
+    session.withheld = withheld
     # Read by __init__, and by nobody later: cloudpickle's class attribute hides the C pickler's member.
     pickler.dispatch_table = session.table
     pickler.__init__(session, 5, buffer_callback=session.notes.append)  # type: ignore[misc]
@@ -87,6 +102,16 @@ def record(obj: object, *, lend: bool, defining: frozenset[str]) -> Recording:
         pickler.clear_memo()
         session.close()
         session.pickler = None  # a cycle: nothing of this message may wait for the garbage collector
+
+
+def _is_found_by_name(obj: Any) -> bool:
+    """Whether an object is what its module has under its name; cloudpickle takes longer to see it."""
+    module = sys.modules.get(obj.__module__)
+    return (
+        module is not None
+        and not _impl._PICKLE_BY_VALUE_MODULES  # `cloudpickle.register_pickle_by_value`
+        and module.__dict__.get(obj.__qualname__) is obj
+    )
 
 
 def _reduce_class(cls: type, *, reply: bool) -> tuple[Any, ...]:

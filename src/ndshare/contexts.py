@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import abc
 import operator
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, cast
@@ -25,7 +26,7 @@ import numpy.typing as npt
 
 from ndshare import arrays, captured, cpus, functors, mapping
 from ndshare._arguments import check_callable, check_count, check_seconds
-from ndshare._board import Board
+from ndshare._board import Board, keep_spare, spare_size, take_spare
 from ndshare._driving import Progress
 from ndshare._forked_workers import Forked, may_fork
 from ndshare._local_workers import Caller, Threads
@@ -35,6 +36,7 @@ from ndshare._runner import Job
 from ndshare._settings import Environment
 from ndshare.errors import CapacityError
 from ndshare.executor import ProcessPoolExecutor
+from ndshare.progress import Bar
 from ndshare.reduction import reduce_rows
 from ndshare.report import MapReport
 from ndshare.rows import rows
@@ -78,6 +80,9 @@ class MapContext(abc.ABC):
         """Make the board of a map."""
         memory = np.zeros(Board.nbytes(self.num_workers, items), np.uint8)
         return Board(memory, self.num_workers, items)
+
+    def drop_board(self, board: Board) -> None:  # noqa: B027 - there is nothing to do as a rule
+        """Take the board of a map back that has come to its end: no worker uses it any more."""
 
     # ------------------------------------------------------------------ alloc
 
@@ -257,7 +262,13 @@ class MapContext(abc.ABC):
 
 
 class SerialContext(MapContext):
-    """Maps run in the calling thread, one item after the other. Options are accepted and ignored."""
+    """Maps run in the calling thread, one item after the other.
+
+    Parameters
+    ----------
+    *_ignored, **_options
+        Those of other contexts are accepted and ignored: there is one worker.
+    """
 
     def __init__(self, *_ignored: object, **_options: object) -> None:
         super().__init__(1)
@@ -319,12 +330,20 @@ class ProcessContext(MapContext):
             "preload": preload,
         }
         self._executor: ProcessPoolExecutor | None = None
-        self._lock = threading.Lock()
+        self._lock = os.getpid(), threading.Lock()
 
     def make_board(self, items: int) -> Board:
         """See `MapContext`."""
-        memory = arrays.zeros(Board.nbytes(self.num_workers, items), np.uint8)
-        return Board(memory, self.num_workers, items)
+        nbytes = Board.nbytes(self.num_workers, items)
+        memory = take_spare(nbytes)
+        if memory is None:
+            memory = arrays.empty(spare_size(nbytes), np.uint8)
+        memory[:nbytes] = 0
+        return Board(memory[:nbytes], self.num_workers, items)
+
+    def drop_board(self, board: Board) -> None:
+        """See `MapContext`."""
+        keep_spare(board.memory.base)
 
     def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
         """See `MapContext`."""
@@ -350,8 +369,14 @@ class ProcessContext(MapContext):
         threads = self._options["threads_per_worker"] or max(1, cpus.default_workers() // self.num_workers)
         return Forked(job, threads)
 
+    def _own_lock(self) -> threading.Lock:
+        """Return the lock of this process: one that is inherited by a fork may be held for ever."""
+        if self._lock[0] != os.getpid():
+            self._lock = os.getpid(), threading.Lock()
+        return self._lock[1]
+
     def _pool(self) -> ProcessPoolExecutor:
-        with self._lock:
+        with self._own_lock():
             if self._executor is None or not self._executor.usable:
                 self._executor = ProcessPoolExecutor(self.num_workers, **self._options)
             return self._executor
@@ -379,8 +404,6 @@ def _resolve(
 
 def _progress(progress: bool | Progress) -> Progress | None:
     if progress is True:
-        from ndshare.progress import Bar
-
         return Bar()
     if not progress:
         return None

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from ndshare import _frames as frames
 from ndshare import _wire, _zygote, segments
+from ndshare._board import drop_spares
 from ndshare._caller_state import CallerState
 from ndshare._launcher import Zygote, ZygoteSpec
 from ndshare.hub import Hub, Todo
@@ -290,6 +291,7 @@ def shutdown() -> None:
     >>> import ndshare
     >>> ndshare.shutdown()
     """
+    drop_spares()
     _end(ended_by_interrupt=False)
 
 

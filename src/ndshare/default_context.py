@@ -17,7 +17,13 @@ _default: MapContext | None = None
 
 
 def get_default_context() -> MapContext:
-    """Return the context that `ndshare.map` and `ndshare.alloc` use: processes, unless set otherwise."""
+    """Return the context that `ndshare.map` and `ndshare.alloc` use.
+
+    Returns
+    -------
+    MapContext
+        Processes, made on first use, unless `set_default_context` has chosen another.
+    """
     global _default
     if _default is None:
         _default = ProcessContext()

@@ -16,18 +16,11 @@ from typing import Any, Literal, TypeVar
 
 # `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
 # that moment would leave the child an import lock that nobody releases.
-from ndshare import cpus, sharing  # noqa: F401
-from ndshare._arguments import (
-    check_callable,
-    check_count,
-    check_environment,
-    check_seconds,
-    module_names,
-    tuple_of,
-)
+from ndshare import sharing  # noqa: F401
+from ndshare._arguments import check_callable, check_count, check_seconds
 from ndshare._callers import warn_caller
 from ndshare._repeats import Repeats
-from ndshare._settings import Environment, PoolSettings
+from ndshare._settings import Environment, PoolSettings, checked_settings
 from ndshare.crew import CrewClosedError, crew
 from ndshare.errors import InheritedError, RepeatedCopyWarning
 from ndshare.pool import Pool
@@ -107,39 +100,26 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         preload: Iterable[str] = (),
         retries: int = 0,
     ) -> None:
-        if max_workers is None:
-            max_workers = cpus.default_workers()
-        check_count("max_workers", max_workers, 1)
-        if max_tasks_per_child is not None:
-            check_count("max_tasks_per_child", max_tasks_per_child, 1)
-        if threads_per_worker is not None:
-            check_count("threads_per_worker", threads_per_worker, 1)
-        check_count("retries", retries, 0)
-        if initializer is not None:
-            check_callable("initializer", initializer)
-        initargs = tuple_of("initargs", initargs)
-        if not (isinstance(snapshot, str) and snapshot in {"start", "submit"}):
-            raise ValueError(f"snapshot must be 'start' or 'submit', got {snapshot!r}")
-        check_environment(env)
-        preload = module_names(preload)
+        settings = checked_settings(
+            "max_workers",
+            max_workers,
+            initializer=initializer,
+            initargs=initargs,
+            max_tasks_per_child=max_tasks_per_child,
+            snapshot=snapshot,
+            threads_per_worker=threads_per_worker,
+            env=env,
+            preload=preload,
+            retries=retries,
+        )
         if mp_context is not None:
             warnings.warn(
                 f"mp_context={mp_context!r} is ignored: ndshare forks its workers from a clean process of "
                 "its own",
                 stacklevel=2,
             )
-        settings = PoolSettings(
-            int(max_workers),
-            initializer=initializer,
-            initargs=initargs,
-            limit=max_tasks_per_child,
-            env=env,
-            preload=preload,
-            threads=threads_per_worker,
-            retries=retries,
-        )
-        self._pool = _new_pool(settings)
-        self._max_workers = max_workers
+        self._pool = new_pool(settings)
+        self._max_workers = settings.max_workers
         self._snapshot = snapshot
         self._repeats = Repeats()
         self._finalizer = weakref.finalize(self, self._pool.abandon)
@@ -174,7 +154,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         self._check_usable()
         check_callable("fn", fn)
         if not self._repeats.told:
-            self._look_for_copies(fn, args, kwargs)
+            warn_of_copies(self._repeats, fn, args, kwargs)
         task = TaskFuture(self._pool, fn, args, kwargs)
         if self._snapshot == "submit":
             task.read_now(private=self._pool.settings.retries > 0)
@@ -225,7 +205,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
             if not self._repeats.told:
                 for args in group:
-                    self._look_for_copies(fn, args, {})
+                    warn_of_copies(self._repeats, fn, args, {})
             task = ItemsTask(run, group)
             if self._snapshot == "submit":
                 task.read_now(private=self._pool.settings.retries > 0)
@@ -286,14 +266,15 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         if sys.is_finalizing():
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
-    def _look_for_copies(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Say once that a large ordinary array is copied again and again."""
-        if (text := self._repeats.look(fn, args, kwargs)) is None:
-            return
+
+def warn_of_copies(repeats: Repeats, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Say once that a large ordinary array is copied again and again."""
+    if (text := repeats.look(fn, args, kwargs)) is not None:
         warn_caller(RepeatedCopyWarning(text))
 
 
-def _new_pool(settings: PoolSettings) -> Pool:
+def new_pool(settings: PoolSettings) -> Pool:
+    """Make a pool on the workers of this process."""
     while True:
         try:
             return Pool(crew(), settings)

@@ -21,13 +21,17 @@ import functools
 import marshal
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
 MAIN_NAMES = frozenset(("__main__", "__mp_main__"))
 """Names a main program goes by: multiprocessing's spawn runs it under the second."""
 
+CODE_TYPES = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+"""Types of what is code, not data."""
+
 _CACHE_MAX = 2048
+_HERE = 0  # in place of "__main__": a pickle with that word in it is searched for names, which takes longer
 _NAME_OPS = frozenset(
     ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_NAME")
 )
@@ -158,21 +162,16 @@ def _submodules(package: str, attributes: frozenset[str]) -> tuple[str, ...]:
     return found
 
 
-def reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
+def reduce_function(function: types.FunctionType, given: Container[int] = ()) -> tuple[Any, ...]:
     """Return how to make the function anew in the receiver's ``__main__``.
 
     The cells of its closure must be pickled *empty* (`make_cell`): their contents follow in the
-    state, after the function has been memoized, so that a closure may contain itself.
+    state, after the function has been memoized, so that a closure may contain itself. The cells
+    whose ids are in `given` are filled by the receiver (`given_cell`).
     """
-    code = function.__code__
-    cached = _marshalled.get(id(code))
-    if cached is None:
-        if len(_marshalled) >= _CACHE_MAX:
-            _marshalled.clear()
-        cached = _marshalled[id(code)] = (code, marshal.dumps(code))
     closure = function.__closure__
     state = (
-        function.__module__,
+        _HERE if function.__module__ == "__main__" else function.__module__,
         function.__qualname__,
         function.__doc__,
         function.__defaults__,
@@ -180,12 +179,38 @@ def reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
         function.__annotations__,
         function.__dict__,
         getattr(function, "__type_params__", ()),
-        None if closure is None else tuple(_contents(cell) for cell in closure),
+        None if closure is None else tuple(() if id(cell) in given else contents(cell) for cell in closure),
     )
-    return make_function, (cached[1], function.__name__, closure), state, None, None, fill_function
+    facts = (_dumped(function.__code__), function.__name__, closure)
+    return make_function, facts, state, None, None, fill_function
 
 
-def _contents(cell: types.CellType) -> tuple[Any, ...]:
+def reduce_code(code: types.CodeType) -> tuple[Any, ...]:
+    """Return how to make a code object anew."""
+    return load_code, (_dumped(code),)
+
+
+def _dumped(code: types.CodeType) -> bytes:
+    cached = _marshalled.get(id(code))
+    if cached is None:
+        if len(_marshalled) >= _CACHE_MAX:
+            _marshalled.clear()
+        cached = _marshalled[id(code)] = (code, marshal.dumps(code))
+    return cached[1]
+
+
+def load_code(dumped: bytes) -> types.CodeType:
+    """Return the code object of `reduce_code`; the same one for the same bytes."""
+    loaded = _loaded.get(dumped)
+    if loaded is None:
+        if len(_loaded) >= _CACHE_MAX:
+            _loaded.clear()
+        loaded = _loaded[dumped] = marshal.loads(dumped)
+    return loaded
+
+
+def contents(cell: types.CellType) -> tuple[Any, ...]:
+    """Return what a cell of a closure holds: one object, or none."""
     try:
         return (cell.cell_contents,)
     except ValueError:  # a variable that is not assigned yet
@@ -197,20 +222,58 @@ def make_cell() -> types.CellType:
     return types.CellType()
 
 
+def cells_given(function: types.FunctionType, names: Container[str]) -> Iterator[tuple[int, str]]:
+    """Yield id and name of the cells of a closure that the receiver fills: data under one of the names.
+
+    Functions and classes stay: a decorator's ``function`` is not the value of that name.
+    """
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if name in names and not isinstance((*contents(cell), None)[0], CODE_TYPES):
+            yield id(cell), name
+
+
+given: dict[str, Any] = {}
+"""What a worker was given by name: see `ndshare.workspace`."""
+
+# In a worker: cells that have arrived before what they are to hold.
+_unfilled: list[tuple[str, types.CellType]] | None = None
+
+
+def expect_gifts() -> None:
+    """Become a worker that may be given something."""
+    global _unfilled
+    given.clear()
+    _unfilled = []
+
+
+def given_cell(name: str) -> types.CellType:
+    """Return a cell with what this worker was given under a name, or will be; elsewhere an empty one."""
+    if name in given:
+        return types.CellType(given[name])
+    cell = types.CellType()
+    if _unfilled is not None and not given:
+        _unfilled.append((name, cell))
+    return cell
+
+
+def give(values: dict[str, Any]) -> None:
+    """Take what this worker is given, once and for all."""
+    given.update(values)
+    for name, cell in _unfilled or ():
+        cell.cell_contents = values[name]
+    if _unfilled:
+        _unfilled.clear()
+
+
 def make_function(code: bytes, name: str, closure: tuple[types.CellType, ...] | None) -> types.FunctionType:
     """Return the function of `reduce_function`, still without its state."""
-    loaded = _loaded.get(code)
-    if loaded is None:
-        if len(_loaded) >= _CACHE_MAX:
-            _loaded.clear()
-        loaded = _loaded[code] = marshal.loads(code)
-    return types.FunctionType(loaded, main_namespace(), name, None, closure)
+    return types.FunctionType(load_code(code), main_namespace(), name, None, closure)
 
 
 def fill_function(function: Any, state: tuple[Any, ...]) -> None:
     """Give a function made by `make_function` its state."""
     module, qualname, doc, defaults, kwdefaults, annotations, attributes, type_params, contents = state
-    function.__module__ = module
+    function.__module__ = "__main__" if module == _HERE else module
     function.__qualname__ = qualname
     function.__doc__ = doc
     function.__defaults__ = defaults

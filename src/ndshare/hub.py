@@ -41,6 +41,9 @@ from ndshare import _frames, _wire
 #: How long the I/O thread waits before it takes over from a thread that has stopped leading.
 _PARK_S = 3e-3
 
+#: Name of the I/O thread: the only one that a fork may leave behind without harm.
+THREAD_NAME = "ndshare-io"
+
 #: What is to be done once the lock is free.
 Todo = collections.deque[Callable[[], None]]
 
@@ -94,7 +97,7 @@ class Hub:
         Not put off until there is something to hear: while the interpreter ends, and threads of the user
         or exit handlers still run, no thread can be started any more (Python 3.12).
         """
-        thread = threading.Thread(target=self._serve, name="ndshare-io", daemon=True)
+        thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
         thread.start()
         self._thread = thread
 

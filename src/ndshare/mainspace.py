@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 import threading
@@ -43,7 +44,7 @@ from typing import Any
 import numpy as np
 
 from ndshare.errors import UnsendableGlobalError
-from ndshare.functions import MAIN_NAMES, main_namespace
+from ndshare.functions import CODE_TYPES, MAIN_NAMES, expect_gifts, main_namespace
 from ndshare.named import names_in_pickle
 from ndshare.pickling import Placed, Recording, record
 from ndshare.transport import Draft
@@ -65,6 +66,7 @@ _replaced: list[types.ModuleType] = []  # a module that nobody refers to would l
 
 def install() -> types.ModuleType:
     """Give this process a fresh, empty ``__main__``. Called in every worker, for every executor anew."""
+    expect_gifts()
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = __builtins__
     old = sys.modules.get("__main__")
@@ -82,12 +84,12 @@ def apply(update: dict[str, object]) -> None:
 
 
 @contextlib.contextmanager
-def lent(data: dict[str, object]) -> Iterator[None]:
-    """Bind data in this process's ``__main__`` for a while; what was there comes back afterwards.
+def lent(data: dict[str, Any], module: str = "__main__") -> Iterator[None]:
+    """Bind data in a module of this process for a while; what was there comes back afterwards.
 
     It may take memory that belongs to somebody else: nothing of it stays.
     """
-    namespace = main_namespace()
+    namespace = main_namespace() if module == "__main__" else vars(importlib.import_module(module))
     before = {name: namespace[name] for name in data if name in namespace}
     namespace.update(data)
     try:
@@ -145,7 +147,10 @@ os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it
 
 
 def deliver(
-    needs: Iterable[str], known: dict[str, object], without: frozenset[str] = frozenset()
+    needs: Iterable[str],
+    known: dict[str, object],
+    withheld: frozenset[str] = frozenset(),
+    brought: frozenset[str] = frozenset(),
 ) -> Draft | None:
     """Pack what a worker lacks of the names a task needs.
 
@@ -155,8 +160,10 @@ def deliver(
         `Draft.needs` of the task.
     known : dict
         What this worker was sent before. Call ``known.update(draft.delivers)`` once the draft is sent.
-    without : frozenset of str
-        Names that the task brings itself (`pack_with_data`).
+    withheld : frozenset of str
+        Names whose values the worker has already: data that goes by one of them here is not sent.
+    brought : frozenset of str
+        Names of globals that the task brings itself (`pack_with_data`).
 
     Returns
     -------
@@ -170,17 +177,17 @@ def deliver(
     """
     with _lock:
         namespace = _current_namespace()
-        definitions = _closure(needs, namespace, without)
+        definitions = _closure(needs, namespace, withheld | brought)
         stale = {name: d for name, d in definitions.items() if known.get(name) is not d}
         if not stale:
             return None
         _forget_rebound(namespace)
         while True:
             update = {name: _value(name, namespace) for name in stale}
-            recording = record(update, defining=frozenset(stale))
+            recording = record(update, defining=frozenset(stale), withheld=withheld)
             more = {
                 name: d
-                for name, d in _closure(recording.needs, namespace, without).items()
+                for name, d in _closure(recording.needs, namespace, withheld | brought).items()
                 if name not in stale and known.get(name) is not d
             }
             if not more:
@@ -249,12 +256,13 @@ def _forget_rebound(namespace: dict[str, Any]) -> None:
 def _closure(
     needs: Iterable[str],
     namespace: dict[str, Any],
-    without: frozenset[str],
+    withheld: frozenset[str],
     data: dict[str, object] | None = None,
 ) -> dict[str, _Definition]:
     """Return the definitions of some names and of all that these need.
 
-    If there is a dict for `data`, what is not a function, a class or the like is put there and not defined.
+    Functions and classes are not withheld: what is pickled by their name must find them. If there is a dict
+    for `data`, what is not a function, a class or the like is put there and not defined.
     """
     found: dict[str, _Definition] = {}
     users = dict.fromkeys(needs, "the task")
@@ -262,7 +270,7 @@ def _closure(
     while open_names:
         name = open_names.pop()
         value = _value(name, namespace)
-        if value is _ABSENT or name in without:
+        if value is _ABSENT or (name in withheld and not isinstance(value, CODE_TYPES)):
             continue
         if data is not None and not _is_constant(value):
             data[name] = value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,12 +12,14 @@ import numpy as np
 from ndshare import _runner
 from ndshare._board import DONE, Board
 from ndshare._callers import warn_caller
-from ndshare._driving import Drive, Progress
+from ndshare._driving import Drive, Progress, usual_ns
 from ndshare._local_workers import Caller
 from ndshare._map_workers import MapWorkers
 from ndshare._runner import Job, WorkerReport
+from ndshare.captured import Traffic
 from ndshare.errors import SilentWriteWarning
 from ndshare.functors import Functor, IteratorFunctor, SequenceFunctor, count_items
+from ndshare.progress import Bar
 from ndshare.report import MapReport
 from ndshare.rows import rows
 
@@ -36,6 +38,9 @@ class Context(Protocol):
     num_workers: int
 
     def make_board(self, items: int) -> Board:
+        """See `ndshare.MapContext`."""
+
+    def drop_board(self, board: Board) -> None:
         """See `ndshare.MapContext`."""
 
     def make_workers(self, job: Job, tell: Callable[[], None], /) -> tuple[MapWorkers, str]:
@@ -57,10 +62,14 @@ class Options:
 
 def run(context: Context, kernel: Kernel, functor: Functor, options: Options) -> MapReport:
     """Run a map; see `ndshare.MapContext.map`."""
-    if isinstance(functor, IteratorFunctor):
-        report = _run_batches(context, kernel, functor, options)
-    else:
-        report = _run_once(context, kernel, functor, options)
+    try:
+        if isinstance(functor, IteratorFunctor):
+            report = _run_batches(context, kernel, functor, options)
+        else:
+            report = _run_once(context, kernel, functor, options)
+    finally:
+        if isinstance(options.progress, Bar):
+            options.progress.close()  # wherever it is, before the traceback
     for name, what in report.lost_writes:
         warn_caller(SilentWriteWarning(name, what))
     if report.errors and options.on_error == "raise":
@@ -73,7 +82,7 @@ def run(context: Context, kernel: Kernel, functor: Functor, options: Options) ->
 def _run_once(
     context: Context, kernel: Kernel, functor: Functor, options: Options, first: int = 0
 ) -> MapReport:
-    began = time.perf_counter()
+    began = time.monotonic()
     shares = options.shares
     if options.seed is not None and count_items(functor) is None:
         raise ValueError(
@@ -81,7 +90,8 @@ def _run_once(
             "have no numbers of their own; give it a __len__, or map over a list"
         )
     kernel, functor, items = _sized(kernel, functor, shares or context.num_workers)
-    board = context.make_board(items)
+    nested = _runner.inside_kernel()
+    board = Board.of_one(items) if nested else context.make_board(items)
     job = Job(
         kernel,
         functor,
@@ -92,6 +102,7 @@ def _run_once(
         timed=options.timeout is not None,
         trace=options.trace,
         seed=options.seed,
+        usual_ns=usual_ns(kernel),
         first=first,
     )
     drive: Drive | None = None
@@ -100,7 +111,6 @@ def _run_once(
         if drive is not None:
             drive.tell()
 
-    nested = _runner.inside_kernel()
     workers: MapWorkers
     if nested:
         workers, reason = Caller(job, tell), "inside a kernel of another map"
@@ -114,18 +124,32 @@ def _run_once(
         progress=options.progress,
     )
     drive.run(min(items, 1 if nested else context.num_workers))
+    done = board.mask == DONE
+    if not nested:
+        context.drop_board(board)
     return MapReport(
         items,
-        time.perf_counter() - began,
-        board.mask[:items] == DONE,
+        time.monotonic() - began,
+        done,
         drive.errors,
-        sorted(drive.reports, key=lambda worker: worker.worker_id),
+        _merged(drive.reports),
         type(context).__name__,
         workers.start_method,
         reason,
         context.num_workers,
         dict(workers.captured),
+        drive.deaths,
+        began if options.trace else None,
     )
+
+
+def _merged(reports: Iterable[WorkerReport]) -> list[WorkerReport]:
+    """Return one report per worker: one that has ended may have been started again."""
+    workers: dict[tuple[int, int], WorkerReport] = {}
+    for report in reports:
+        key = report.worker_id, report.pid
+        workers[key] = workers[key].plus(report) if key in workers else report
+    return [workers[key] for key in sorted(workers)]
 
 
 def _sized(kernel: Kernel, functor: Functor, shares: int) -> tuple[Kernel, Functor, int]:
@@ -157,10 +181,13 @@ class _Batch(Functor):
 
 
 def _run_batches(context: Context, kernel: Kernel, functor: IteratorFunctor, options: Options) -> MapReport:
-    began = time.perf_counter()
+    began = time.monotonic()
     reports: list[MapReport] = []
-    size = 2 * context.num_workers
+    block = rows.block()
+    size = _whole_blocks(2 * context.num_workers, block)
     offset = 0
+    if isinstance(options.progress, Bar):
+        options.progress.expect_any()
 
     def progress(done: int, _total: int) -> None:
         if options.progress is not None and done:
@@ -169,19 +196,34 @@ def _run_batches(context: Context, kernel: Kernel, functor: IteratorFunctor, opt
     while values := functor.take(size):
         told = dataclasses.replace(options, progress=progress if options.progress is not None else None)
         report = _run_once(context, kernel, _Batch(values, offset), told, offset)
-        report = dataclasses.replace(
-            report, errors=[(offset + index, error) for index, error in report.errors]
-        )
+        report = _shifted(report, offset)
         reports.append(report)
         offset += report.items
         if report.errors and options.on_error == "raise":
             break
-        size = _next_size(size, report)
+        size = _whole_blocks(_next_size(size, report), block)
     if options.progress is not None and (
         not reports or not reports[-1].errors or options.on_error == "collect"
     ):
         options.progress(offset, offset)
-    return _together(context, reports, time.perf_counter() - began)
+    return _together(context, reports, began, options)
+
+
+def _shifted(report: MapReport, offset: int) -> MapReport:
+    """Return a report with the indices that its items have in the whole."""
+    workers = [
+        dataclasses.replace(
+            worker, errors=[(offset + index, error, text) for index, error, text in worker.errors]
+        )
+        for worker in report.workers
+    ]
+    errors = [(offset + index, error) for index, error in report.errors]
+    return dataclasses.replace(report, errors=errors, workers=workers)
+
+
+def _whole_blocks(size: int, block: int) -> int:
+    """Return a number of items with which no block is divided between two batches."""
+    return -(-size // block) * block
 
 
 def _next_size(size: int, report: MapReport) -> int:
@@ -189,22 +231,26 @@ def _next_size(size: int, report: MapReport) -> int:
     return max(1, min(fitting, size * _BATCH_GROWTH, _BATCH_MOST))
 
 
-def _together(context: Context, reports: list[MapReport], elapsed: float) -> MapReport:
-    workers: dict[tuple[int, int], WorkerReport] = {}
+def _together(context: Context, reports: list[MapReport], began: float, options: Options) -> MapReport:
+    traffic: dict[str, Traffic] = {}
     for report in reports:
-        for worker in report.workers:
-            key = worker.worker_id, worker.pid
-            workers[key] = workers[key].plus(worker) if key in workers else worker
+        for name, sent in report.captured.items():
+            before = traffic.get(name, Traffic(0, 0, 0))
+            traffic[name] = Traffic(
+                max(before.shared, sent.shared), before.copied + sent.copied, before.pickled + sent.pickled
+            )
     last = reports[-1] if reports else None
     return MapReport(
         sum(report.items for report in reports),
-        elapsed,
+        time.monotonic() - began,
         np.concatenate([report.done for report in reports]) if reports else np.zeros(0, bool),
         [pair for report in reports for pair in report.errors],
-        [workers[key] for key in sorted(workers)],
+        _merged(worker for report in reports for worker in report.workers),
         type(context).__name__,
         last.start_method if last else "serial",
         last.reason if last else "there was nothing to do",
         context.num_workers,
-        last.captured if last else {},
+        traffic,
+        [death for report in reports for death in report.deaths],
+        began if options.trace else None,
     )

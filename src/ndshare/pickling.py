@@ -56,6 +56,7 @@ by_value_modules: set[str] = set()
 _MARKED = _scratch.marked  # empty in most programs: then nothing is looked up per array
 
 _NOTHING: frozenset[str] = frozenset()
+_CACHED = type(functools.lru_cache(len))
 SLOT = pickle.PickleBuffer(bytearray(1))  # writable: a read-only one would be followed by another opcode
 
 
@@ -121,6 +122,8 @@ class Session:
         self.cells: set[int] = set()  # cells whose content the function they belong to brings
         self.lend = False
         self.defining = _NOTHING
+        self.withheld = _NOTHING
+        self.given: dict[int, str] = {}  # cells that the receiver fills: id, name
         self.late: set[str] = set()
         self.marked: object = None  # the scratch array that is being taken apart
         self.modules = 0  # how many were imported when late reducers were looked for
@@ -130,7 +133,7 @@ class Session:
                 types.CellType: self.on_cell,
                 types.ModuleType: self.on_module,
                 **dict.fromkeys(NAME_ONLY, self.on_name_only),
-                type(functools.lru_cache(len)): self.on_cached,
+                _CACHED: self.on_cached,
             }
         )
 
@@ -143,6 +146,7 @@ class Session:
             self.needs.clear()
         if self.cells:
             self.cells.clear()
+            self.given.clear()
 
     def close(self) -> None:
         """Forget everything, and break the cycle of the session with the methods in its table."""
@@ -241,10 +245,14 @@ class Session:
         self.needs.update(functions.needs_of(function))
         if function.__closure__:
             self.cells.update(map(id, function.__closure__))
-        return functions.reduce_function(function)
+            if self.withheld:
+                self.given.update(functions.cells_given(function, self.withheld))
+        return functions.reduce_function(function, self.given)
 
     def on_cell(self, obj: Any) -> Any:
-        """Pickle the cell of a closure empty: its function fills it."""
+        """Pickle the cell of a closure empty: its function fills it, or the receiver."""
+        if id(obj) in self.given:
+            return functions.given_cell, (self.given[id(obj)],)
         if id(obj) in self.cells:
             return functions.make_cell, ()
         return self.beyond(obj)
@@ -306,7 +314,13 @@ def _make_pickler() -> _Pickler:
     return pickler
 
 
-def record(obj: object, *, lend: bool = False, defining: frozenset[str] = _NOTHING) -> Recording:
+def record(
+    obj: object,
+    *,
+    lend: bool = False,
+    defining: frozenset[str] = _NOTHING,
+    withheld: frozenset[str] = _NOTHING,
+) -> Recording:
     """Pickle an object, noting its arrays instead of copying them.
 
     Parameters
@@ -319,6 +333,9 @@ def record(obj: object, *, lend: bool = False, defining: frozenset[str] = _NOTHI
     defining : frozenset of str
         Names of ``__main__`` that the receiver learns from this very message: what they stand for
         is pickled by value.
+    withheld : frozenset of str
+        Names of variables whose values the receiver has: the cells of closures that have one of these
+        names are left for it to fill.
 
     Raises
     ------
@@ -332,6 +349,7 @@ def record(obj: object, *, lend: bool = False, defining: frozenset[str] = _NOTHI
     session = pickler.session
     session.lend = lend
     session.defining = defining
+    session.withheld = withheld
     if len(sys.modules) != session.modules:
         session.look_for_late()
     recording: Recording | None = None
@@ -352,7 +370,7 @@ def record(obj: object, *, lend: bool = False, defining: frozenset[str] = _NOTHI
         return recording
     from ndshare import cloud
 
-    return cloud.record(obj, lend=lend, defining=defining)
+    return cloud.record(obj, lend=lend, defining=defining, withheld=withheld)
 
 
 def finish(session: Session) -> Recording:

@@ -37,7 +37,7 @@ from ndshare._settings import PoolSettings
 from ndshare.crew import Crew
 from ndshare.hub import Todo
 from ndshare.parcel import close_all
-from ndshare.tasks import RemoteTracebackError, Task
+from ndshare.tasks import Task, with_traceback
 from ndshare.workers import Answer, Worker, WorkerGoneError
 
 #: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
@@ -172,7 +172,7 @@ class Pool:
                     picked = self._pick()
                 if picked is None:
                     break
-                self._send(*picked)
+                self.dispatch(*picked)
             if self.killed:
                 self._drop_waiting()
             self._when_empty()
@@ -219,7 +219,8 @@ class Pool:
 
     # ------------------------------------------------------------------ sending
 
-    def _send(self, worker: Worker, batch: list[Task]) -> None:
+    def dispatch(self, worker: Worker, batch: list[Task]) -> None:
+        """Send tasks that are on the books to a worker that is marked as being sent to."""
         failed: list[tuple[Task, BaseException]] = []
         rest = collections.deque(batch)
         try:
@@ -291,6 +292,10 @@ class Pool:
             return False
         task.modules_tried |= {name}
         transport.by_value_modules.add(name)
+        try:
+            task.read_again()
+        except Exception:  # arguments that cannot be rebuilt here: the first error says enough
+            return False
         with self.hub.lock:
             self.queue.appendleft(task)
         self.pump()
@@ -309,8 +314,7 @@ class Pool:
             return task.start()
 
     def _fail(self, task: Task, error: BaseException, text: str = "") -> None:
-        if text:
-            error.__cause__ = RemoteTracebackError(text)
+        with_traceback(error, text)
         if task.has_callbacks() and not self.hub.in_thread:
             self.hub.call_back(functools.partial(self._fail, task, error))
             return

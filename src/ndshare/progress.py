@@ -1,7 +1,15 @@
-"""A progress bar for what is counted by somebody else."""
+"""A progress bar for what is counted by somebody else.
+
+Guarantees
+----------
+- No thread and no process is started for it, and bars of the user's own are not changed.
+- It is drawn by the thread that counts; between two calls nothing of it is locked.
+"""
 
 from __future__ import annotations
 
+import functools
+import threading
 from typing import Any
 
 
@@ -10,27 +18,46 @@ class Bar:
 
     Parameters
     ----------
-    description : str, optional
-        Shown in front.
+    unit : str, optional
+        What is counted.
     """
 
-    def __init__(self, description: str | None = None) -> None:
-        self._description = description
+    def __init__(self, unit: str = "item") -> None:
+        self._unit = unit
         self._bar: Any = None
+        self._open_end = False
+
+    def expect_any(self) -> None:
+        """Show no total: nobody knows how many there will be, and `total` is only more than `finished`."""
+        self._open_end = True
 
     def __call__(self, finished: int, total: int) -> None:
         """Draw."""
         if self._bar is None:
-            from tqdm import auto
-
-            auto.tqdm.monitor_interval = 0  # no thread that stays and makes forks unsafe
-            self._bar = auto.tqdm(total=total, desc=self._description)
-        self._bar.update(finished - self._bar.n)
+            self._bar = _bar_class()(total=None if self._open_end else total, unit=self._unit, miniters=1)
         if finished >= total:
+            self._bar.n = finished  # drawn by close, once
             self.close()
+        else:
+            self._bar.update(finished - self._bar.n)
 
     def close(self) -> None:
         """End the bar where it is."""
         if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+            bar, self._bar = self._bar, None
+            bar.close()
+
+
+@functools.cache
+def _bar_class() -> Any:
+    """Return tqdm's class for where the program runs, made fit for programs that fork."""
+    from tqdm import auto
+
+    class Quiet(auto.tqdm):  # type: ignore[misc]  # of no known type
+        """A bar without the thread that would stay and make forks unsafe."""
+
+        monitor_interval = 0
+
+    if not hasattr(Quiet, "_lock"):  # tqdm's own has a semaphore, for which a process may be started
+        Quiet._lock = threading.RLock()
+    return Quiet

@@ -3,7 +3,8 @@
 ::
 
     Task ── TaskFuture   one call; also a `concurrent.futures.Future`
-       └─── ItemsTask    some items of a `map`; nobody but the map sees it, so it costs less
+       └─── QuietTask    nobody but ndshare sees it, so it costs less
+              └── ItemsTask   some items of an executor's `map`
 """
 
 from __future__ import annotations
@@ -72,18 +73,23 @@ class Task:
 
     def draft(self) -> transport.Draft:
         """What travels for this task."""
-        return transport.pack(self.content)
+        withheld = self.pool.settings.withheld if self.pool is not None else frozenset[str]()
+        return transport.pack(self.content, withheld=withheld)
 
     def read_now(self, *, private: bool) -> None:
         """Read the arguments at once; `private` if they may be needed again after a worker had them."""
-        parcel = self.draft().settle()
-        if not private:
-            self.parcel = parcel
-            return
-        try:
-            self.content = transport.unpack(parcel.data, parcel.descriptors())
-        finally:
-            parcel.release()
+        self.parcel = self.draft().settle()
+        if private:
+            self.read_again()
+
+    def read_again(self) -> None:
+        """Let it be pickled anew when it is sent, from the arguments that were read at once."""
+        if self.parcel is not None:
+            parcel, self.parcel = self.parcel, None
+            try:
+                self.content = transport.unpack(parcel.data, parcel.descriptors())
+            finally:
+                parcel.release()
 
     def has_callbacks(self) -> bool:
         """Whether code of the user's runs when it is done."""
@@ -224,28 +230,13 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
         concurrent.futures.Future.add_done_callback(self, fn)
 
 
-class ItemsTask(Task):
-    """A few items of a `map`, for the function that the map's workers have been sent.
-
-    Parameters
-    ----------
-    run : MapRun
-        What the items of one map share.
-    items : sequence of tuple
-        Arguments of the calls.
-    """
+class QuietTask(Task):
+    """A task that nobody but ndshare sees; its outcome lies in plain attributes."""
 
     finished = False
     cancelled = False
     error: BaseException | None = None
     value: Any = None
-
-    def __init__(self, run: MapRun, items: Sequence[tuple[Any, ...]]) -> None:
-        self.run = run
-        self.pool = run.pool
-        self.function = run.function
-        self.token = run.token
-        self.content = items
 
     def start(self) -> bool:
         """See `Task.start`."""
@@ -263,9 +254,11 @@ class ItemsTask(Task):
 
     def _finish(self) -> None:
         self.finished = True
-        if self.run.waited_for:
-            with self.run.condition:
-                self.run.condition.notify_all()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wake whoever waits for it."""
+        raise NotImplementedError
 
     def done(self) -> bool:
         """See `Task.done`."""
@@ -279,6 +272,30 @@ class ItemsTask(Task):
         self.cancelled = True
         self.fail(concurrent.futures.CancelledError())
         return True
+
+
+class ItemsTask(QuietTask):
+    """A few items of a `map`, for the function that the map's workers have been sent.
+
+    Parameters
+    ----------
+    run : MapRun
+        What the items of one map share.
+    items : sequence of tuple
+        Arguments of the calls.
+    """
+
+    def __init__(self, run: MapRun, items: Sequence[tuple[Any, ...]]) -> None:
+        self.run = run
+        self.pool = run.pool
+        self.function = run.function
+        self.token = run.token
+        self.content = items
+
+    def _tell(self) -> None:
+        if self.run.waited_for:
+            with self.run.condition:
+                self.run.condition.notify_all()
 
     def result(self, timeout: float | None) -> Any:
         """Return the results of the items, or raise what one of them raised.
@@ -336,3 +353,10 @@ class RemoteTracebackError(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'
+
+
+def with_traceback(error: BaseException, text: str) -> BaseException:
+    """Give an exception the worker's traceback, if there is one, as its cause; returns the exception."""
+    if text:
+        error.__cause__ = RemoteTracebackError(text)
+    return error

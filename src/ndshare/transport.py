@@ -107,7 +107,7 @@ class Draft:
         return Settling(notes, segments.COPY if broadcast else segments.VALUE).finish(parts, self.needs)
 
 
-def pack(obj: object, *, lend_values: bool = False) -> Draft:
+def pack(obj: object, *, lend_values: bool = False, withheld: frozenset[str] = frozenset()) -> Draft:
     """Pickle an object; copy nothing yet.
 
     Parameters
@@ -117,13 +117,15 @@ def pack(obj: object, *, lend_values: bool = False) -> Draft:
     lend_values : bool
         For a worker's results: by-value memory that nobody here uses when the draft is settled is
         lent instead of copied.
+    withheld : frozenset of str
+        Names of variables whose values the receiver has; see `ndshare.pickling.record`.
 
     Raises
     ------
     Exception
         Whatever pickling raises.
     """
-    return Draft(record(obj, lend=lend_values))
+    return Draft(record(obj, lend=lend_values, withheld=withheld))
 
 
 def unpack(data: bytes | bytearray | memoryview, fds: Sequence[int]) -> Any:

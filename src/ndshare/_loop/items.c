@@ -76,22 +76,34 @@ call_entry(PyObject *kernel, PyObject *worker_id, PyObject *entry)
     return 0;
 }
 
-/* The same for item `index` of something that can be indexed. */
+/* Item `index` of something that can be indexed; new reference, NULL with an exception. `numbers` is NULL, or
+ * an iterator that is to yield it: that of a range counts in C, while indexing one makes a few objects. */
+static PyObject *
+value_at(PyObject *values, PyObject *numbers, Py_ssize_t index, PyObject *number)
+{
+    if (numbers != NULL) {
+        PyObject *value = Py_TYPE(numbers)->tp_iternext(numbers);
+        if (value == NULL && !PyErr_Occurred()) {
+            PyErr_Format(PyExc_IndexError, "the range has no item %zd", index);
+        }
+        return value;
+    }
+    PySequenceMethods *sequence = Py_TYPE(values)->tp_as_sequence;
+    if (sequence != NULL && sequence->sq_item != NULL) {  /* spares arrays the parsing of an index */
+        return sequence->sq_item(values, index);
+    }
+    return PyObject_GetItem(values, number);
+}
+
+/* The same as `call_entry` for item `index` of something that can be indexed. */
 static int
-call_value(PyObject *kernel, PyObject *worker_id, PyObject *values, Py_ssize_t index)
+call_value(PyObject *kernel, PyObject *worker_id, PyObject *values, PyObject *numbers, Py_ssize_t index)
 {
     PyObject *number = PyLong_FromSsize_t(index);
     if (number == NULL) {
         return -1;
     }
-    PyObject *value, *result = NULL;
-    PySequenceMethods *sequence = Py_TYPE(values)->tp_as_sequence;
-    if (sequence != NULL && sequence->sq_item != NULL) {  /* spares arrays the parsing of an index */
-        value = sequence->sq_item(values, index);
-    }
-    else {
-        value = PyObject_GetItem(values, number);
-    }
+    PyObject *value = value_at(values, numbers, index, number), *result = NULL;
     if (value != NULL) {
         PyObject *stack[4] = {NULL, worker_id, number, value};
         result = PyObject_Vectorcall(kernel, stack + 1, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
@@ -103,6 +115,19 @@ call_value(PyObject *kernel, PyObject *worker_id, PyObject *values, Py_ssize_t i
     }
     Py_DECREF(result);
     return 0;
+}
+
+/* An iterator over some items of a range; new reference. */
+static PyObject *
+iterate_range(PyObject *range, Py_ssize_t first, Py_ssize_t count)
+{
+    PyObject *part = PySequence_GetSlice(range, first, first + count);
+    if (part == NULL) {
+        return NULL;
+    }
+    PyObject *numbers = PyObject_GetIter(part);
+    Py_DECREF(part);
+    return numbers;
 }
 
 /* run(kernel, worker_id, source, by_index, board, slot, mask, first, count, timed)
@@ -140,6 +165,11 @@ ndshare_loop_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t 
         PyBuffer_Release(&board);
         return NULL;
     }
+    PyObject *numbers = NULL;
+    if (by_index && PyRange_Check(source) && (numbers = iterate_range(source, first, count)) == NULL) {
+        PyBuffer_Release(&board);
+        return NULL;
+    }
     char *slot = (char *)board.buf + slot_at;
     _Atomic uint64_t *state = (_Atomic uint64_t *)(slot + STATE_AT), *done = (_Atomic uint64_t *)(slot + COUNT_AT);
     _Atomic uint64_t *began = (_Atomic uint64_t *)(slot + BEGAN_AT);
@@ -160,7 +190,7 @@ ndshare_loop_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t 
     }
     while (k < count && !killed) {
         if (by_index) {
-            failed = call_value(kernel, worker_id, source, first + k) < 0;
+            failed = call_value(kernel, worker_id, source, numbers, first + k) < 0;
         }
         else {
             PyObject *entry = next(source);
@@ -186,9 +216,15 @@ ndshare_loop_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t 
             atomic_store_explicit(began, now_ns(), memory_order_release);
         }
         uint64_t then = k < count ? (uint64_t)(first + k) << STATE_BITS | RUNNING : IDLE;
-        killed = !atomic_compare_exchange_strong(state, &running, then);
+        if (!atomic_compare_exchange_strong(state, &running, then)) {
+            killed = (running & KILLED) != 0;
+            if (!killed) { /* a child that the kernel forked has come back from it and was here before */
+                atomic_store(state, then);
+            }
+        }
     }
     PyBuffer_Release(&board);
+    Py_XDECREF(numbers);
     if (failed) {
         return NULL;
     }

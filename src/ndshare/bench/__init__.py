@@ -4,17 +4,21 @@
 
     work.py      what the workers compute
     peers.py     the libraries, each behind the same three verbs
+    mappers.py   the libraries that map, each behind one verb
     timing.py    alternating rounds
     goal.py      what ndshare promises, and whether it was kept
     arrays.py    cases: arrays there and back
     tasks.py     cases: many small tasks
     startup.py   cases: import, first result (fresh interpreters)
     memory.py    case: one large shared array, many workers
+    maps.py      cases: maps of tiny kernels
+    balance.py   case: a map over items of very different cost
+    items.py     cases: what a map costs per item, within one process
     shared_dict.py  cases: SharedDict
     machine.py   where the figures were taken
     report.py    the figures as text and JSON
     plot.py      the figures as a picture
-    command.py   ``ndshare bench executor`` and ``ndshare bench dict``
+    command.py   ``ndshare bench executor`` and ``ndshare bench map``
 
 Imported by workers for `work`: nothing heavy here.
 """

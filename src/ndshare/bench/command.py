@@ -1,27 +1,65 @@
-"""``ndshare bench executor`` and ``ndshare bench dict``: run the cases, print, write down, draw."""
+"""``ndshare bench``: run the cases of a face, print them, write them down, draw them."""
 
 from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ndshare.bench import arrays, machine, memory, peers, plot, report, shared_dict, startup, tasks
+from ndshare.bench import (
+    arrays,
+    balance,
+    items,
+    machine,
+    mappers,
+    maps,
+    memory,
+    peers,
+    plot,
+    report,
+    shared_dict,
+    startup,
+    tasks,
+)
 from ndshare.bench.goal import Result
 from ndshare.errors import RepeatedCopyWarning
 
 _ROUNDS = 15
 _QUICK_ROUNDS = 3
-_SUITES = ("arrays", "tasks", "startup", "memory")
+
+
+@dataclass(frozen=True)
+class _Face:
+    """What is timed.
+
+    Parameters
+    ----------
+    text
+        For the help.
+    table
+        The peers, by name.
+    always
+        Those that need no asking.
+    cases
+        Names of the groups of cases.
+    run
+        Runs them: cases, versions of the peers by name, rounds, workers, quick.
+    """
+
+    text: str
+    table: Mapping[str, Any]
+    always: tuple[str, ...]
+    cases: tuple[str, ...]
+    run: Callable[[Sequence[str], dict[str, str], int, int, bool], Iterator[Result]]
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark with the words of the command line; return the exit status."""
     arguments = _parser().parse_args(argv)
-    if arguments.face == "dict":
-        arguments.peers, arguments.cases, arguments.workers = "", ["dict"], 2
-    names = _names(arguments.peers) if arguments.face == "executor" else ["ndshare"]
-    versions, missing = peers.importable(names)
+    face: _Face = arguments.face
+    versions, missing = peers.importable(_names(face, arguments.peers), face.table)
     facts = machine.facts()
     rounds = arguments.rounds or (_QUICK_ROUNDS if arguments.quick else _ROUNDS)
     settings = {
@@ -37,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     results = []
     # Sending the same ordinary array again and again is what is timed here.
     warnings.simplefilter("ignore", RepeatedCopyWarning)
-    for result in _run(arguments.cases, versions, rounds, arguments.workers, arguments.quick):
+    for result in face.run(arguments.cases, versions, rounds, arguments.workers, arguments.quick):
         print("\n" + report.text_of(result), flush=True)
         results.append(result)
     print("\n" + report.summary(results))
@@ -50,63 +88,100 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run(
-    suites: Sequence[str], versions: dict[str, str], rounds: int, workers: int, quick: bool
+def _run_executor(
+    cases: Sequence[str], versions: dict[str, str], rounds: int, workers: int, quick: bool
 ) -> Iterator[Result]:
-    if "dict" in suites:
-        yield from shared_dict.run(rounds, quick)
     # Fresh interpreters first: afterwards the pools of all peers are running.
-    if "startup" in suites:
+    if "startup" in cases:
         yield from startup.run(versions, rounds, quick)
-    if "memory" in suites:
+    if "memory" in cases:
         yield from memory.run(quick)
-    if "arrays" in suites or "tasks" in suites:
-        with peers.opened(versions, workers) as pools:
-            if "arrays" in suites:
+    if "arrays" in cases or "tasks" in cases:
+        with peers.opened(versions, workers, peers.PEERS) as pools:
+            if "arrays" in cases:
                 yield from arrays.run(pools, rounds, quick)
-            if "tasks" in suites:
+            if "tasks" in cases:
                 yield from tasks.run(pools, rounds, quick)
 
 
-def _names(text: str) -> list[str]:
-    wanted = list(peers.PEERS) if text == "all" else [name for name in text.split(",") if name]
-    return list(dict.fromkeys((*peers.ALWAYS, *wanted)))
+def _run_map(
+    cases: Sequence[str], versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    if "items" in cases:
+        yield from items.run(rounds, quick)
+    with peers.opened(versions, workers, mappers.MAPPERS) as pools:
+        if "tiny" in cases:
+            yield from maps.tiny(pools, rounds, quick)
+        if "many" in cases:
+            yield from maps.many(pools, rounds, quick)
+        if "captured" in cases:
+            yield from maps.captured(pools, rounds, quick)
+        if "balance" in cases:
+            yield from balance.run(pools, workers, rounds, quick)
+
+
+_FACES = {
+    "executor": _Face(
+        "ProcessPoolExecutor against other pools",
+        peers.PEERS,
+        peers.ALWAYS,
+        ("arrays", "tasks", "startup", "memory"),
+        _run_executor,
+    ),
+    "map": _Face(
+        "map against a plain loop, pasha and the maps of other pools",
+        mappers.MAPPERS,
+        mappers.ALWAYS,
+        ("items", "tiny", "many", "captured", "balance"),
+        _run_map,
+    ),
+}
+
+
+def _names(face: _Face, text: str) -> list[str]:
+    wanted = list(face.table) if text == "all" else [name for name in text.split(",") if name]
+    return list(dict.fromkeys((*face.always, *wanted)))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ndshare bench", description="Time ndshare against other libraries."
     )
-    faces = parser.add_subparsers(metavar="face", dest="face", required=True)
-    executor = faces.add_parser("executor", help="ProcessPoolExecutor against other pools")
-    executor.add_argument(
-        "--peers",
-        default="",
-        type=_peers,
-        help=f"all, or a list with commas of {', '.join(sorted(set(peers.PEERS) - set(peers.ALWAYS)))} "
-        f"(always there: {', '.join(peers.ALWAYS)})",
-    )
-    executor.add_argument(
-        "--cases",
-        nargs="+",
-        choices=_SUITES,
-        default=list(_SUITES),
-        help="which groups of cases (default: all)",
-    )
-    executor.add_argument("--workers", type=int, default=2, help="worker processes of each pool (default: 2)")
-    shared = faces.add_parser("dict", help="SharedDict against NumPy on private arrays, a manager, UltraDict")
-    for face in (executor, shared):
-        face.add_argument("--json", metavar="FILE", help="write every figure to this file")
-        face.add_argument("--plot", metavar="FILE", help="write a picture to this file")
-        face.add_argument("--rounds", type=int, help=f"how often each is timed (default: {_ROUNDS})")
-        face.add_argument("--quick", action="store_true", help="small sizes, to see that everything works")
+    faces = parser.add_subparsers(metavar="face", required=True)
+    for name, face in _FACES.items():
+        command = faces.add_parser(name, help=face.text)
+        command.set_defaults(face=face)
+        command.add_argument(
+            "--peers",
+            default="",
+            type=_peers(face),
+            help=f"all, or a list with commas of {', '.join(sorted(set(face.table) - set(face.always)))} "
+            f"(always there: {', '.join(face.always)})",
+        )
+        command.add_argument(
+            "--cases",
+            nargs="+",
+            choices=face.cases,
+            default=list(face.cases),
+            help="which groups of cases (default: all)",
+        )
+        command.add_argument("--json", metavar="FILE", help="write every figure to this file")
+        command.add_argument("--plot", metavar="FILE", help="write a picture to this file")
+        command.add_argument("--rounds", type=int, help=f"how often each is timed (default: {_ROUNDS})")
+        command.add_argument(
+            "--workers", type=int, default=2, help="worker processes of each pool (default: 2)"
+        )
+        command.add_argument("--quick", action="store_true", help="small sizes, to see that everything works")
     return parser
 
 
-def _peers(text: str) -> str:
-    unknown = [name for name in text.split(",") if name and name != "all" and name not in peers.PEERS]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"got {', '.join(unknown)}, but the peers are {', '.join(peers.PEERS)}, or all"
-        )
-    return text
+def _peers(face: _Face) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        unknown = [name for name in text.split(",") if name and name != "all" and name not in face.table]
+        if unknown:
+            raise argparse.ArgumentTypeError(
+                f"got {', '.join(unknown)}, but the peers are {', '.join(face.table)}, or all"
+            )
+        return text
+
+    return check

@@ -9,8 +9,8 @@ import concurrent.futures
 import contextlib
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
 
 
 class Peer:
@@ -219,12 +219,25 @@ PEERS: dict[str, type[Peer]] = {
 ALWAYS = ("ndshare", "stdlib", "mp.Pool")  # the goals are set against these
 
 
-def importable(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+class _Closeable(Protocol):
+    module: ClassVar[str]
+
+    def __init__(self, workers: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+_Kind = TypeVar("_Kind", bound=_Closeable)
+
+
+def importable(
+    names: Iterable[str], table: Mapping[str, type[_Closeable]] = PEERS
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return ``{name: version}`` of the peers that can be imported and ``{name: reason}`` of the others."""
     versions: dict[str, str] = {}
     missing: dict[str, str] = {}
     for name in names:
-        module = PEERS[name].module
+        module = table[name].module
         try:
             importlib.import_module(module)
         except ImportError as error:
@@ -238,11 +251,13 @@ def importable(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 @contextlib.contextmanager
-def opened(names: Iterable[str], workers: int) -> Iterator[dict[str, Peer]]:
+def opened(
+    names: Iterable[str], workers: int, table: Mapping[str, type[_Kind]]
+) -> Iterator[dict[str, _Kind]]:
     """Yield ``{name: peer}`` with the workers of all of them running; end them afterwards."""
     with contextlib.ExitStack() as stack:
-        pools: dict[str, Peer] = {}
+        pools: dict[str, _Kind] = {}
         for name in names:
-            pools[name] = PEERS[name](workers)
+            pools[name] = table[name](workers)
             stack.callback(pools[name].close)
         yield pools

@@ -15,11 +15,12 @@ _COLOURS = {
     "loky": "#8172b3",
     "mpire": "#937860",
     "ray": "#64b5cd",
+    "pasha": "#55a868",
 }
 _DPI = 150
 _BAR_INCHES = 0.21
 _LABEL_WIDTH = 2.5  # the part of the logarithmic axis that a label covers, as a ratio
-_FLOOR = 0.02  # smallest ratio shown
+_FLOOR = 0.01  # smallest ratio shown
 
 
 def save(path: str, results: Sequence[Result], machine: Mapping[str, object]) -> None:
@@ -56,7 +57,7 @@ def save(path: str, results: Sequence[Result], machine: Mapping[str, object]) ->
                 continue
             colour = _COLOURS.get(name.partition(",")[0], "0.6")
             axes.barh(at, ratio, left=0, height=0.82, color=colour, alpha=1.0 if name == SUBJECT else 0.75)
-            label_at = ratio
+            label_at = max(ratio, _FLOOR)
             for goal in result.goals:
                 limit = _as_ratio(result, goal.limit, goal.kind) if goal.subject == name else None
                 if limit is not None:

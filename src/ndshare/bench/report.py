@@ -8,13 +8,15 @@ from typing import Any
 
 from ndshare.bench.goal import Goal, Result
 
-_SECONDS = ((1.0, "s"), (1e-3, "ms"), (0.0, "µs"))
+_SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (0.0, "ns"))
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (0.0, "B"))
-_SCALE = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1.0}
+_SCALE = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9, "GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1.0}
 
 
 def quantity(value: float, unit: str) -> str:
     """Return a value with three digits and a unit that suits its size."""
+    if unit == "x":  # a ratio already
+        return f"{value:.3f} x"
     steps = _SECONDS if unit == "s" else _BYTES
     name = next(name for least, name in steps if abs(value) >= least)
     return f"{value / _SCALE[name]:.3g} {name}"
@@ -43,10 +45,11 @@ def reached_text(result: Result, goal: Goal) -> str:
 def text_of(result: Result) -> str:
     """Return a case as a few lines."""
     lines = [result.title]
+    width = max(14, *(len(name) + 1 for name in result.values))
     for name in result.values:
         ratio = result.ratio(name)
         against = "" if ratio is None or name == result.reference else f"{ratio:8.2f} x {result.reference}"
-        lines.append(f"    {name:14}{quantity(result.median(name), result.unit):>10}{against}")
+        lines.append(f"    {name:{width}}{quantity(result.median(name), result.unit):>10}{against}")
     lines += [f"    goal {goal_text(result, goal)}: {reached_text(result, goal)}" for goal in result.goals]
     lines += [f"    {note}" for note in result.notes]
     return "\n".join(lines)

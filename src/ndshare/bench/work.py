@@ -38,3 +38,32 @@ def small_arrays(repeats: int) -> float:
             d = c[::2].copy()
             d -= d.mean()
     return time.perf_counter() - start
+
+
+def triple(value: Any) -> Any:
+    """Return three times a number."""
+    return 3 * value
+
+
+def spin(seconds: float) -> float:
+    """Keep a processor busy for so long; returns the argument."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+    return seconds
+
+
+def pick(index: int, values: npt.NDArray[np.float64]) -> float:
+    """Return one element of an array."""
+    return float(values[index])
+
+
+def loop_alone(start: int, end: int) -> None:
+    """Call a kernel for some numbers, in a plain loop into an array of its own."""
+    out = np.zeros(end, np.int64)
+
+    def kernel(_worker_id: int, index: int, value: int) -> None:
+        out[index] = 3 * value
+
+    for index, value in enumerate(range(start, end), start):
+        kernel(0, index, value)

@@ -12,29 +12,41 @@
 The matrix of squared distances between all images is made once, in shared memory. Every task
 receives it by reference.
 
-::
+Demos with a name::
 
-    sgd_command.py  ``ndshare demo sgd``: gradient descent by processes that are killed on the way
-    sgd.py          the run: starts, looks, kills
-    sgd_worker.py   one learner, a program of its own
-    softmax.py      the model
-    sgd_plot.py     accuracy over time
+    widths.py     one linear system per width of a Gaussian kernel, serially or in a workspace
+    workspace.py  ``ndshare demo workspace``
+    tiles.py      photographs, noise, square tiles
+    denoise.py    non-local means of one tile, and how good a tile is
+    cleaning.py   a map over the tiles, in any context
+    images.py     ``ndshare demo images``
+    softmax.py    the model of the next one: softmax regression
+    sgd_worker.py one learner, a program of its own
+    sgd.py        gradient descent by several learners that are killed on the way
+    sgd_plot.py   accuracy over time
+    sgd_command.py ``ndshare demo sgd``
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+
+_NAMED = {
+    "images": "ndshare.demo.images",
+    "sgd": "ndshare.demo.sgd_command",
+    "workspace": "ndshare.demo.workspace",
+}
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``ndshare demo`` with the words of the command line; return the exit status."""
-    if argv and argv[0] == "sgd":
-        from ndshare.demo.sgd_command import main as descend
-
-        return descend(argv[1:])
-    from ndshare.demo.command import main as search
-
-    return search(argv)
+    if argv and argv[0] in _NAMED:
+        module, argv = _NAMED[argv[0]], argv[1:]
+    else:
+        module = "ndshare.demo.command"
+    status: int = importlib.import_module(module).main(argv)
+    return status
 
 
 __all__ = ["main"]

@@ -79,16 +79,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ndshare demo",
         description="Choose a classifier for 1,797 handwritten digits: kernel ridge regression on a grid of "
-        "bandwidths and regularisations, evaluated by worker processes that share one matrix. "
-        "Another demo: ndshare demo sgd --help",
+        "bandwidths and regularisations, evaluated by worker processes that share one matrix.",
+        epilog="Others: ndshare demo images, ndshare demo sgd, ndshare demo workspace.",
     )
-    parser.add_argument("--workers", type=_positive, help="number of worker processes (default: usable CPUs)")
+    parser.add_argument("--workers", type=positive, help="number of worker processes (default: usable CPUs)")
     parser.add_argument("--quick", action="store_true", help="a smaller grid, a few seconds")
     parser.add_argument("--out", default=".", metavar="DIR", help="where the picture goes (default: here)")
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Return a number of workers from the command line."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"got {number}, but at least 1 worker is needed")

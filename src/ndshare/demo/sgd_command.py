@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ndshare import cpus
 from ndshare.demo import digits, sgd_plot
+from ndshare.demo.command import positive
 from ndshare.demo.sgd import Course, run
 
 _PICTURE = "ndshare-sgd.png"
@@ -56,15 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         "Some are killed on the way.",
     )
     parser.add_argument(
-        "--workers", type=_several, help="number of processes (default: usable CPUs, at least 2)"
+        "--workers", type=positive, help="number of processes (default: usable CPUs, at least 2)"
     )
     parser.add_argument("--quick", action="store_true", help="a few seconds")
     parser.add_argument("--out", default=".", metavar="DIR", help="where the picture goes (default: here)")
     return parser
 
-
-def _several(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {number}, but at least 1 worker is needed")
-    return number

@@ -1,0 +1,343 @@
+"""`Workspace`: named arrays in shared memory, and functions that use the names as if they were theirs.
+
+::
+
+    Workspace({"D": D})     with: share ─► start workers ─► values to each, by reference
+    f = ws.register(f)      f(x) ─► a call on its way, its handle in the queue
+    ws.evaluate()           waits for the queue, returns results in order
+
+A name is withheld from what is sent: a global or a closure's variable of that name stays in the
+caller, and the worker puts the shared value in its place (`ndshare._injection`).
+"""
+
+from __future__ import annotations
+
+import keyword
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from ndshare._arguments import check_callable
+from ndshare._calls import Handle, Registered
+from ndshare._injection import SetUp
+from ndshare._muster import start_workers
+from ndshare._repeats import Repeats
+from ndshare._settings import Environment, checked_settings
+from ndshare._waiting import Progress, check_progress, in_order, wait_for
+from ndshare.errors import CapacityError, InheritedError
+from ndshare.executor import new_pool, warn_of_copies
+from ndshare.pool import Pool
+from ndshare.sharing import share
+from ndshare.tasks import describe
+
+#: A worker that does not react to Ctrl-C is killed after 0.6 s; it may have begun another call by then.
+_GIVE_UP_S = 3.0
+_INTERRUPT_AGAIN_S = 0.1
+
+
+class Workspace:
+    """Arrays that functions in worker processes use by name.
+
+    Parameters
+    ----------
+    values : mapping of str to object
+        Names and what they stand for: arrays, and anything with arrays that `ndshare.share` takes
+        (DataFrame, dict of arrays, ...). Shared once, on entering.
+    num_workers : int, optional
+        Number of processes. By default the smaller of the CPU affinity and the container's CPU quota,
+        at least 1.
+    initializer : callable, optional
+        Called with `initargs` in each worker before anything else; it finds the names, too.
+    initargs : tuple, optional
+        Arguments of the initializer.
+    max_tasks_per_child : int, optional
+        A worker ends after so many calls and is replaced.
+    snapshot : {"submit", "start"}, optional
+        When ordinary arguments are read: before the call of a registered function returns, or when a
+        worker takes it. The second copies less at a time; do not change arguments meanwhile.
+    threads_per_worker : int, optional
+        BLAS and OpenMP threads in each worker. By default the number of processors divided by
+        `num_workers`, at least 1.
+    env : mapping, sequence of mappings or callable, optional
+        Environment variables on top of the caller's; see `ProcessPoolExecutor`.
+    preload : iterable of str, optional
+        Names of modules that are imported once, before workers are forked.
+    retries : int, optional
+        How often a call whose *worker died* is tried again.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For names that no variable can have, and options of the wrong kind.
+
+    Notes
+    -----
+    Workers start on entering the ``with`` block and stop on leaving it. Calls that nobody has evaluated
+    are finished first; if an exception leaves the block, those that have not begun are cancelled.
+
+    Inside a registered function the names mean the shared values, wherever it is defined: a script, a
+    notebook, an importable module, a closure. The names are in the globals of the function's module and of
+    ``__main__`` for the time of the call only, so helpers in these modules find them as well. Ordinary
+    variables of the same names are neither sent nor changed. Functions and classes among a closure's
+    variables stay what they are.
+
+    One copy of each array, none if it is shared already: then the caller sees what functions write
+    there. ``ws["D"]`` is the shared value. Workers that write the same element race.
+
+    Examples
+    --------
+    >>> import numpy as np, ndshare
+    >>> with ndshare.Workspace({"D": np.eye(3), "b": np.arange(3.0)}, num_workers=2) as ws:
+    ...     @ws.register
+    ...     def scaled(factor):
+    ...         return float(factor * (D @ b).sum())
+    ...     for factor in (1, 2, 3):
+    ...         _ = scaled(factor)
+    ...     ws.evaluate()
+    [3.0, 6.0, 9.0]
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        num_workers: int | None = None,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_tasks_per_child: int | None = None,
+        snapshot: Literal["submit", "start"] = "submit",
+        threads_per_worker: int | None = None,
+        env: Environment = None,
+        preload: Iterable[str] = (),
+        retries: int = 0,
+    ) -> None:
+        self._values = _checked_values(values)
+        self._settings = checked_settings(
+            "num_workers",
+            num_workers,
+            initializer=initializer,
+            initargs=initargs,
+            max_tasks_per_child=max_tasks_per_child,
+            snapshot=snapshot,
+            threads_per_worker=threads_per_worker,
+            env=env,
+            preload=preload,
+            retries=retries,
+        )
+        self._snapshot = snapshot
+        self._shared: dict[str, Any] = {}
+        self._pool: Pool | None = None
+        self._was_entered = False
+        self._queue: list[Handle] = []
+        self._lock = threading.Lock()
+        self._repeats = Repeats()
+
+    @property
+    def num_workers(self) -> int:
+        """Number of worker processes."""
+        return self._settings.max_workers
+
+    # ------------------------------------------------------------------ with
+
+    def __enter__(self) -> Self:
+        if self._pool is not None:
+            raise RuntimeError("this Workspace is entered already; leave it first, or make a second one")
+        shared = _share_all(self._values)
+        settings = self._settings
+        pool = new_pool(
+            replace(
+                settings,
+                initializer=SetUp(shared, settings.initializer, settings.initargs),
+                initargs=(),
+                withheld=frozenset(shared),
+            )
+        )
+        try:
+            start_workers(pool)
+        except BaseException as error:
+            _close(pool, type(error))
+            raise
+        self._finalizer = weakref.finalize(self, pool.abandon)
+        self._finalizer.atexit = False
+        self._shared, self._pool, self._was_entered = shared, pool, True
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        pool, self._pool = self._pool, None
+        with self._lock:
+            self._queue, self._shared = [], {}
+        if pool is not None:
+            self._finalizer.detach()
+            _close(pool, exc_type)
+
+    def __getitem__(self, name: str) -> Any:
+        self._usable_pool(f"ws[{name!r}]")
+        return self._shared[name]
+
+    # ------------------------------------------------------------------ calls
+
+    def register(self, function: Callable[..., Any]) -> Registered:
+        """Make a function one of this workspace; as a decorator or by a call.
+
+        Parameters
+        ----------
+        function : callable
+            Anything that can be pickled, and lambdas, closures, functions of a notebook or a script.
+
+        Returns
+        -------
+        Registered
+            Call it to have a worker call the function: it returns a handle at once.
+
+        Raises
+        ------
+        TypeError
+            If `function` cannot be called.
+        """
+        if isinstance(function, Registered):
+            function = function.function
+        check_callable("function", function)
+        return Registered(self._enqueue, function)
+
+    def _enqueue(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Handle:
+        pool = self._usable_pool(describe(function))
+        if not self._repeats.told:
+            warn_of_copies(self._repeats, function, args, kwargs)
+        handle = Handle(pool, function, args, kwargs)
+        if self._snapshot == "submit":
+            handle.read_now(private=self._settings.retries > 0)
+        with self._lock:
+            pool.submit(handle)
+            handle.index = len(self._queue)
+            self._queue.append(handle)
+        return handle
+
+    def evaluate(
+        self, progress: Progress = False, on_error: Literal["raise", "collect"] = "raise"
+    ) -> list[Any]:
+        """Wait for the calls since the last evaluation and return what they returned.
+
+        Parameters
+        ----------
+        progress : bool or callable, optional
+            True shows a bar (tqdm) of finished calls; a function is called with ``(done, total)``, in
+            this thread.
+        on_error : {"raise", "collect"}, optional
+            What becomes of an exception: the first one in the order of the calls is raised, with the
+            worker's traceback as its cause, or each stands in the list in the place of a result.
+
+        Returns
+        -------
+        list
+            Of results, in the order of the calls; empty if there was none.
+
+        Raises
+        ------
+        Exception
+            What the first failing call raised. The queue is empty then, too; the other calls go on, and
+            their results are had from their handles.
+        """
+        pool = self._usable_pool("evaluate()")
+        check_progress(progress)
+        if not (isinstance(on_error, str) and on_error in {"raise", "collect"}):
+            raise ValueError(f"on_error must be 'raise' or 'collect', got {on_error!r}")
+        with self._lock:
+            handles, self._queue = self._queue, []
+        results: list[Any] = []
+        failure: BaseException | None = None
+        try:
+            for handle in in_order(handles, progress):
+                error = handle.failure()
+                if error is not None and on_error == "raise":
+                    failure = error
+                    note = f"raised by call {handle.index} of {len(handles)} (counted from 0), {handle.name}"
+                    failure.add_note(note)
+                    break
+                results.append(handle.result() if error is None else error)
+        except KeyboardInterrupt:
+            _give_up(pool, handles)
+            raise
+        if failure is None:
+            return results
+        try:
+            raise failure
+        finally:  # the traceback refers to this frame: no cycle that keeps results
+            del failure, error, handle, handles, results
+
+    def _usable_pool(self, what: str) -> Pool:
+        pool = self._pool
+        if pool is None:
+            when = "after its with block was left" if self._was_entered else "before it is entered"
+            raise RuntimeError(
+                f"{what} was refused: a Workspace has no workers {when}; "
+                "use it inside 'with ndshare.Workspace(...) as ws:'"
+            )
+        if pool.hub.pid != os.getpid():
+            raise InheritedError("this Workspace", pool.hub.pid, os.getpid())
+        if pool.closed:
+            raise RuntimeError(
+                f"{what} was refused: ndshare.shutdown() has ended the workers of this Workspace; "
+                "enter a new one"
+            )
+        return pool
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Workspace cannot be sent to another process: its workers belong to this one")
+
+
+def _checked_values(values: object) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"values must be a mapping of names to arrays, got {values!r}")
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise TypeError(f"names of values must be strings, got {name!r}")
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise ValueError(f"values has the name {name!r}, but no variable can have it; rename it")
+        if name.startswith("__") and name.endswith("__"):
+            raise ValueError(f"values has the name {name!r}, but names like this belong to Python; rename it")
+        if isinstance(value, np.ndarray) and value.dtype.hasobject:
+            raise TypeError(
+                f"the value {name!r} is an array of Python objects (dtype {value.dtype}), which cannot be "
+                "shared; convert it, or wrap it in a list to have it copied to each worker"
+            )
+    return dict(values)
+
+
+def _share_all(values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return dict(share(values))
+    except CapacityError:
+        raise
+    except Exception:
+        for name, value in values.items():
+            try:
+                share([value])
+            except Exception as error:
+                error.add_note(f"while the value {name!r} of a Workspace was put in shared memory")
+                raise
+        raise
+
+
+def _close(pool: Pool, exc_type: type[BaseException] | None) -> None:
+    if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
+        pool.interrupt()
+    pool.shutdown(wait=True, cancel=exc_type is not None)
+
+
+def _give_up(pool: Pool, handles: list[Handle]) -> None:
+    """After Ctrl-C, wait until none of the calls runs any more.
+
+    What was running has been interrupted already. A worker may have begun the next call since.
+    """
+    for handle in handles:
+        handle.drop()
+    deadline = time.monotonic() + _GIVE_UP_S
+    for handle in handles:
+        while not wait_for(handle, _INTERRUPT_AGAIN_S) and time.monotonic() < deadline:
+            pool.interrupt()

@@ -1,0 +1,141 @@
+"""A kernel that writes to what is not shared is found out, and named, in processes of every kind."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ndshare
+
+_LARGE = 300_000  # elements: a segment of its own
+
+
+def _told(kernel: Callable[..., object], start: str, collection: Any = range(40)) -> list[str]:
+    """Names that are warned about, each at this file's line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ndshare.ProcessContext(2, start=start).map(kernel, collection)
+    for warning in caught:
+        assert warning.category is ndshare.SilentWriteWarning
+        assert warning.filename == __file__
+    return sorted(warning.message.name for warning in caught)
+
+
+@pytest.fixture(params=["pool", "fork"])
+def start(request: pytest.FixtureRequest) -> str:
+    """Start method of the workers."""
+    return request.param
+
+
+def test_small_array_is_named_with_shape_and_remedy(start: str) -> None:
+    """The classic: counts that stay zero."""
+    counts = np.zeros(10)
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        counts[index % 10] += 1
+
+    with pytest.warns(ndshare.SilentWriteWarning, match=r"counts.*shape \(10,\).*ndshare\.alloc") as caught:
+        ndshare.ProcessContext(2, start=start).map(kernel, range(40))
+    assert len(caught) == 1
+    assert not counts.any()
+
+
+@pytest.mark.parametrize("size", [1, 100, 5000, _LARGE])
+def test_one_element_and_whole_arrays_are_found_at_any_size(start: str, size: int) -> None:
+    """First, last, all of it."""
+    first, last, whole, read = (np.zeros(size) for _ in range(4))
+    total = ndshare.alloc(())
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        first[0] = 1
+        last[-1] = 1
+        whole[:] = 2
+        if index == 0:
+            total[()] = read.sum()
+
+    assert _told(kernel, start) == ["first", "last", "whole"]
+
+
+def test_two_arrays_in_one_page_are_told_apart(start: str) -> None:
+    """Many small ones, one of them written to."""
+    table = {name: np.zeros(700) for name in "abcdefgh"}
+
+    def kernel(_worker_id: int, _index: int, _value: int) -> None:
+        table["e"][350] = 1
+
+    assert _told(kernel, start) == ["table['e']"]
+
+
+@pytest.mark.parametrize("size", [10, _LARGE])
+def test_equal_bytes_are_no_writes(start: str, size: int) -> None:
+    """Only read, rewritten with what was there, NaN included."""
+    kept = np.full(size, np.nan)
+    rewritten = np.arange(float(size))
+    total = ndshare.alloc(40)
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        total[index] = kept[0] + rewritten.sum()
+        rewritten[5] = rewritten[5]
+        kept[:] = np.nan
+
+    assert _told(kernel, start) == []
+
+
+def test_lists_dicts_attributes_and_globals_are_named(start: str) -> None:
+    """What a kernel fills is lost just as silently."""
+    found: list[int] = []
+    by_index: dict[int, int] = {}
+
+    class Model:
+        def __init__(self) -> None:
+            self.weights = np.zeros(3)
+            self.bias = np.zeros(3)
+
+        def kernel(self, _worker_id: int, index: int, value: int) -> None:
+            self.weights += 1
+            found.append(value)
+            by_index[index] = value
+
+    assert _told(Model().kernel, start) == ["by_index", "found", "self.weights"]
+
+
+def test_writes_to_the_mapped_collection_are_named(start: str) -> None:
+    """In-place work on the values themselves needs a shared collection."""
+    images = np.zeros((40, 5))
+
+    def kernel(_worker_id: int, _index: int, value: Any) -> None:
+        value += 1
+
+    assert _told(kernel, start, images) == ["the mapped collection"]
+    shared = ndshare.share(images)
+    assert _told(kernel, start, shared) == []
+    assert (shared == 1).all()
+
+
+def test_scratch_and_shared_arrays_are_meant(start: str) -> None:
+    """No warning for them."""
+    work = ndshare.scratch(np.zeros(100))
+    shared = ndshare.zeros(100)
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        work[:] = index
+        shared[index] = work[0]
+
+    assert _told(kernel, start) == []
+    assert shared[:40].tolist() == list(range(40))
+
+
+def test_no_warning_where_nothing_is_lost() -> None:
+    """Serial and threads write to the caller's own."""
+    counts = np.zeros(10)
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        counts[index % 10] += 1
+
+    ndshare.SerialContext().map(kernel, range(40))
+    assert counts.sum() == 40
+    ndshare.ThreadContext(2).map(kernel, range(40))
