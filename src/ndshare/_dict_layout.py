@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import mmap
 import re
 import struct
 from collections.abc import Hashable, Iterable
@@ -26,7 +27,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import numpy as np
 
-from ndshare._dict import CELL_BYTES, MAX_KEYS
+from ndshare._dict import CELL_BYTES, LARGE_BYTES, MAX_KEYS
 from ndshare.errors import LayoutError
 
 MAGIC: Final = b"NDSHDICT"
@@ -174,7 +175,11 @@ def plan(specs: dict[Hashable, Spec], directory_bytes: int, created: float, path
     """Return where everything goes for a directory of that length."""
     cells = _up(HEADER_BYTES + directory_bytes, CELL_BYTES)
     data = _up(cells + CELL_BYTES * len(specs), _SLOT_ALIGNMENT)
-    size = data + 2 * sum([_up(spec.nbytes, _SLOT_ALIGNMENT) for spec in specs.values()])
+    size = data
+    for spec in specs.values():
+        nbytes = spec.nbytes
+        alignment = _SLOT_ALIGNMENT if nbytes < LARGE_BYTES else mmap.PAGESIZE
+        size = _up(size, alignment) + 2 * _up(nbytes, alignment)
     return Layout(specs, created, path, cells, data, size)
 
 

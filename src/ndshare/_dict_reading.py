@@ -11,7 +11,7 @@ from ndshare import _dict, segments
 from ndshare._dict import Store
 from ndshare._dict_layout import Layout, Spec
 from ndshare._dict_locked import checked_timeout
-from ndshare._dict_values import Array
+from ndshare._dict_values import Array, fitted
 from ndshare.errors import KeyTimeoutError
 
 _SHOWN_KEYS = 4
@@ -34,6 +34,8 @@ class ReadableDict(Mapping[Any, Array]):
         self._keys = keys
         self._numbers: dict[Hashable, int] = {key: number for number, key in enumerate(keys)}
         self._specs: dict[Hashable, Spec] = dict(zip(keys, self._layout.specs.values(), strict=True))
+        specs = list(self._specs.items())
+        self._store.fitting = lambda number, value: fitted(*specs[number], value)  # must not refer to self
         sizes = [spec.nbytes for spec in self._specs.values()]
         self._recycled = {n for n, size in enumerate(sizes) if segments.THRESHOLD_BYTES <= size < _HUGE_BYTES}
         self._recycle_all = bool(self._recycled) and max(sizes) < _HUGE_BYTES

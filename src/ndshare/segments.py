@@ -88,6 +88,7 @@ __all__ = [
     "stage",
     "stats",
     "trim",
+    "value_handler",
 ]
 
 THRESHOLD_BYTES: Final = 256 << 10  # what the by-value handler takes from segments
@@ -126,7 +127,8 @@ def install_handler() -> None:
 
 
 @functools.cache
-def _value_handler() -> object:
+def value_handler() -> object:
+    """Return NumPy's handler that takes large blocks from by-value segments."""
     return _heap.make_handler(VALUE)
 
 
@@ -139,7 +141,7 @@ def recycled_memory() -> Iterator[None]:
     if get_handler_name() != "default_allocator":
         yield
         return
-    outer = _heap.set_handler(_value_handler())
+    outer = _heap.set_handler(value_handler())
     try:
         yield
     finally:

@@ -33,7 +33,7 @@ import weakref
 from collections.abc import Hashable, Mapping
 from typing import Any, Self
 
-from ndshare import _dict_file, _dict_fork, _dict_layout, _dict_locked, _dict_snapshot
+from ndshare import _dict_file, _dict_fork, _dict_layout, _dict_snapshot
 from ndshare._dict import Store
 from ndshare._dict_values import check_same, first_values, initial, own_keys, specs_of
 from ndshare._dict_writing import WritableDict
@@ -259,11 +259,7 @@ class SharedDict(WritableDict):
         KeyLockError
             Inside a block of `locked`, or a function of `update`, of this thread.
         """
-        mine = [
-            number
-            for number in _dict_locked.held(self._file)
-            if self._store.owner(number) == threading.get_ident()
-        ]
+        mine = self._store.held()
         if mine and not self.closed:
             raise KeyLockError(
                 "of all others, to close the dict,",

@@ -19,7 +19,6 @@ from ndshare.bench import (
     peers,
     plot,
     report,
-    shared_dict,
     startup,
     tasks,
 )
