@@ -176,10 +176,13 @@ def plan(specs: dict[Hashable, Spec], directory_bytes: int, created: float, path
     cells = _up(HEADER_BYTES + directory_bytes, CELL_BYTES)
     data = _up(cells + CELL_BYTES * len(specs), _SLOT_ALIGNMENT)
     size = data
+    room: dict[int, tuple[int, int]] = {}  # by the identity of specs, which many keys have in common
     for spec in specs.values():
-        nbytes = spec.nbytes
-        alignment = _SLOT_ALIGNMENT if nbytes < LARGE_BYTES else mmap.PAGESIZE
-        size = _up(size, alignment) + 2 * _up(nbytes, alignment)
+        found = room.get(id(spec))
+        if found is None:
+            alignment = _SLOT_ALIGNMENT if spec.nbytes < LARGE_BYTES else mmap.PAGESIZE
+            found = room[id(spec)] = alignment, 2 * _up(spec.nbytes, alignment)
+        size = -(-size // found[0]) * found[0] + found[1]
     return Layout(specs, created, path, cells, data, size)
 
 
@@ -298,34 +301,37 @@ def decode_directory(directory: bytes, file: str) -> tuple[dict[Hashable, Spec],
         refuse("path", path, "an absolute path or null")
     if not isinstance(keys, list):
         refuse("directory", keys, "a list of keys")
-    dtypes: dict[str, np.dtype[Any]] = {}
+    known: dict[tuple[str, tuple[int, ...]], Spec] = {}  # most keys are like others
     specs: dict[Hashable, Spec] = {}
     for entry in keys:
         try:
             name, text, shape = entry
-            key = decode_key(name)
+            key = name if type(name) is str else decode_key(name)
         except (TypeError, ValueError, RecursionError):
             refuse("key", entry, "a key with dtype and shape")
         if key in specs:
             refuse("key", key, "each key once")
-        known = dtypes.get(text) if type(text) is str else None
-        if known is None:
-            try:
-                known = decode_dtype(text)
-            except Exception:
-                refuse(f"dtype of key {key!r:.40}", text, "a dtype of NumPy without objects")
-            if type(text) is str:
-                dtypes[text] = known
         if not _is_shape(shape):
             refuse(f"shape of key {key!r:.40}", shape, "a list of integers from 0 on")
-        specs[key] = Spec(tuple(shape), known)
+        like = (text if type(text) is str else repr(text), tuple(shape))
+        spec = known.get(like)
+        if spec is None:
+            try:
+                dtype = decode_dtype(text)
+            except Exception:
+                refuse(f"dtype of key {key!r:.40}", text, "a dtype of NumPy without objects")
+            spec = known[like] = Spec(like[1], dtype)
+        specs[key] = spec
     return specs, created, path
 
 
 def _is_shape(shape: Any) -> bool:
     if type(shape) is not list or len(shape) > _LARGEST_DIMENSIONS:
         return False
-    return all(type(length) is int and 0 <= length < 1 << 62 for length in shape)
+    for length in shape:  # noqa: SIM110  -- once per key, and a generator takes twice as long
+        if type(length) is not int or not 0 <= length < 1 << 62:
+            return False
+    return True
 
 
 def differences(have: dict[Hashable, Spec], wanted: dict[Hashable, Spec]) -> Iterable[str]:

@@ -32,13 +32,13 @@ class ReadableDict(Mapping[Any, Array]):
 
     def _take_keys(self, keys: list[Hashable]) -> None:
         self._keys = keys
-        self._numbers: dict[Hashable, int] = {key: number for number, key in enumerate(keys)}
+        self._numbers: dict[Hashable, int] = dict(zip(keys, range(len(keys)), strict=True))
         self._specs: dict[Hashable, Spec] = dict(zip(keys, self._layout.specs.values(), strict=True))
-        specs = list(self._specs.items())
-        self._store.fitting = lambda number, value: fitted(*specs[number], value)  # must not refer to self
-        sizes = [spec.nbytes for spec in self._specs.values()]
-        self._recycled = {n for n, size in enumerate(sizes) if segments.THRESHOLD_BYTES <= size < _HUGE_BYTES}
-        self._recycle_all = bool(self._recycled) and max(sizes) < _HUGE_BYTES
+        specs = list(self._layout.specs.values())
+        # Must not refer to self: the store has to go with it.
+        self._store.fitting = lambda number, value: fitted(keys[number], specs[number], value)
+        sizes = [spec.nbytes for spec in {id(spec): spec for spec in specs}.values()]
+        self._largest = max(sizes, default=0)
 
     # What it is ---------------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class ReadableDict(Mapping[Any, Array]):
     def __getitem__(self, key: Any) -> Array:
         self._check_open()
         number = self._number(key)
-        if number in self._recycled:
+        if self._largest >= segments.THRESHOLD_BYTES and self._specs[key].nbytes < _HUGE_BYTES:
             with segments.recycled_memory():
                 return self._store.load(number)
         return self._store.load(number)
@@ -134,7 +134,8 @@ class ReadableDict(Mapping[Any, Array]):
             )
         wanted = self._keys if keys is None else list(dict.fromkeys(keys))
         numbers = [self._number(key) for key in wanted]
-        with segments.recycled_memory() if self._recycle_all else contextlib.nullcontext():
+        recycle = segments.THRESHOLD_BYTES <= self._largest < _HUGE_BYTES
+        with segments.recycled_memory() if recycle else contextlib.nullcontext():
             copies, _ = self._store.snapshot(numbers)
         return dict(zip(wanted, copies, strict=True))
 

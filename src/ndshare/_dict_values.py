@@ -31,7 +31,12 @@ def initial(arrays: Mapping[Any, Any]) -> dict[Hashable, Array]:
 
 def specs_of(arrays: Mapping[Hashable, Array]) -> dict[Hashable, Spec]:
     """Return shape and dtype of each array."""
-    return {key: Spec(value.shape, value.dtype) for key, value in arrays.items()}
+    known: dict[tuple[tuple[int, ...], np.dtype[Any]], Spec] = {}  # most keys are like others
+    specs = {}
+    for key, value in arrays.items():
+        like = value.shape, value.dtype
+        specs[key] = known.get(like) or known.setdefault(like, Spec(*like))
+    return specs
 
 
 def fitting(store: Store, key: Hashable, number: int, spec: Spec, value: Any) -> Array:

@@ -11,6 +11,7 @@ from typing import Any
 from ndshare.bench import (
     arrays,
     balance,
+    dicts,
     items,
     machine,
     mappers,
@@ -19,6 +20,7 @@ from ndshare.bench import (
     peers,
     plot,
     report,
+    shared_dict,
     startup,
     tasks,
 )
@@ -133,6 +135,13 @@ _FACES = {
         mappers.ALWAYS,
         ("items", "tiny", "many", "captured", "balance"),
         _run_map,
+    ),
+    "dict": _Face(
+        "SharedDict against NumPy on private arrays, a manager's dict and UltraDict",
+        dicts.DICTS,
+        dicts.ALWAYS,
+        shared_dict.CASES,
+        shared_dict.run,
     ),
 }
 
