@@ -45,9 +45,12 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "pool",
             "shared_dict",
+            "_dict_directory",
             "_dict_file",
             "_dict_fork",
             "_dict_layout",
+            "_dict_life",
+            "_dict_list",
             "_dict_locked",
             "_dict_reading",
             "_dict_snapshot",

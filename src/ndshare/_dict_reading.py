@@ -9,7 +9,8 @@ from typing import Any
 
 from ndshare import _dict, segments
 from ndshare._dict import Store
-from ndshare._dict_layout import Layout, Spec
+from ndshare._dict_directory import Spec
+from ndshare._dict_layout import Layout
 from ndshare._dict_locked import checked_timeout
 from ndshare._dict_values import Array, fitted
 from ndshare.errors import KeyTimeoutError

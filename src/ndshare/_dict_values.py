@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ndshare import _dict_layout, _dict_snapshot, _platform
+from ndshare import _dict_directory, _dict_snapshot, _platform
 from ndshare._dict import Store
-from ndshare._dict_layout import Spec
+from ndshare._dict_directory import Spec
 from ndshare.errors import KeyLockError, KeyTimeoutError
 
 if TYPE_CHECKING:
@@ -103,14 +103,14 @@ def refused(
 
 def own_keys(written: list[Hashable], wanted: Mapping[Hashable, Any]) -> list[Hashable]:
     """Return the keys of a file in its order, as whoever wants them calls them."""
-    mine = dict(zip(_dict_layout.written_keys(wanted), wanted, strict=True))
+    mine = dict(zip(_dict_directory.written_keys(wanted), wanted, strict=True))
     return [mine[key] for key in written]
 
 
 def check_same(what: str, have: dict[Hashable, Spec], wanted: Mapping[Hashable, Array]) -> None:
-    names = _dict_layout.written_keys(wanted)
+    names = _dict_directory.written_keys(wanted)
     asked = dict(zip(names, specs_of(wanted).values(), strict=True))
-    found = list(_dict_layout.differences(have, asked))
+    found = list(_dict_directory.differences(have, asked))
     if found:
         more = f" and {len(found) - 1} more differences" if len(found) > 1 else ""
         raise ValueError(
@@ -132,4 +132,4 @@ def first_values(
     if wanted is None:
         where = "no path was given" if path is None else f"there is no snapshot at {path}"
         raise TypeError(f"SharedDict got no arrays, and {where}; pass a mapping from keys to arrays")
-    return list(wanted), dict(zip(_dict_layout.written_keys(wanted), wanted.values(), strict=True))
+    return list(wanted), dict(zip(_dict_directory.written_keys(wanted), wanted.values(), strict=True))

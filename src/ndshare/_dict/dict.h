@@ -186,6 +186,10 @@ double ndshare_monotonic(void);
 int ndshare_doze(_Atomic uint32_t *word, uint32_t seen, double seconds);
 PyObject *ndshare_store_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 
+/* entry.c */
+size_t ndshare_entry_take(ndshare_entry *entry, PyObject *item, size_t offset);
+void ndshare_entry_drop(ndshare_entry *entry);
+
 /* store.c */
 bool ndshare_store_open(ndshare_store *store);
 Py_ssize_t ndshare_store_key(ndshare_store *store, PyObject *number);

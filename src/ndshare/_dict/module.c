@@ -12,6 +12,7 @@
  * lending.c  the idle slot as memory of what an update function makes
  * view.c     arrays on the slots
  * check.c    whether what is in the cells can be
+ * entry.c    what a process knows of a key
  * store.c    the type
  */
 #include "dict.h"

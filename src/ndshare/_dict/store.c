@@ -78,48 +78,6 @@ ndshare_store_empty(ndshare_store *store, Py_ssize_t key)
     return PyArray_Empty(entry->ndim, entry->shape, (PyArray_Descr *)Py_NewRef(entry->dtype), 0);
 }
 
-/* One entry of the constructor: (dtype, shape). Returns the offset after its two slots, or 0 with an error. */
-static size_t
-take_entry(ndshare_entry *entry, PyObject *item, size_t offset)
-{
-    PyObject *dtype, *shape;
-    if (!PyArg_ParseTuple(item, "O!O!", &PyArrayDescr_Type, &dtype, &PyTuple_Type, &shape)) {
-        return 0;
-    }
-    entry->ndim = (int)PyTuple_GET_SIZE(shape);
-    if (entry->ndim > NPY_MAXDIMS) {
-        PyErr_Format(PyExc_ValueError, "%d dimensions", entry->ndim);
-        return 0;
-    }
-    entry->shape = PyMem_Malloc(sizeof(npy_intp) * (size_t)(entry->ndim + 1));
-    if (entry->shape == NULL) {
-        PyErr_NoMemory();
-        return 0;
-    }
-    entry->dtype = (PyArray_Descr *)Py_NewRef(dtype);
-    size_t nbytes = (size_t)PyDataType_ELSIZE(entry->dtype);
-    for (int axis = 0; axis < entry->ndim; axis++) {
-        entry->shape[axis] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, axis));
-        if (entry->shape[axis] < 0 || __builtin_mul_overflow(nbytes, (size_t)entry->shape[axis], &nbytes)) {
-            if (!PyErr_Occurred()) {
-                PyErr_SetString(PyExc_ValueError, "a shape is negative or too large");
-            }
-            return 0;
-        }
-    }
-    entry->nbytes = nbytes;
-    entry->writing = -1;
-    if (nbytes > (size_t)PY_SSIZE_T_MAX / 4) {
-        PyErr_SetString(PyExc_ValueError, "an array is too large");
-        return 0;
-    }
-    /* Large ones on pages of their own, so that a slot can be mapped alone. */
-    size_t alignment = nbytes >= NDSHARE_DICT_LARGE ? (size_t)sysconf(_SC_PAGESIZE) : ALIGNMENT;
-    entry->offset = (offset + alignment - 1) / alignment * alignment;
-    entry->stride = (nbytes + alignment - 1) / alignment * alignment;
-    return entry->offset + 2 * entry->stride;
-}
-
 static PyObject *
 store_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
@@ -151,7 +109,7 @@ store_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
     }
     size_t offset = (size_t)data;
     for (; self->count < n; self->count++) {
-        offset = take_entry(&self->entries[self->count], PyList_GET_ITEM(list, self->count), offset);
+        offset = ndshare_entry_take(&self->entries[self->count], PyList_GET_ITEM(list, self->count), offset);
         if (offset == 0 || offset > (size_t)size) {
             if (!PyErr_Occurred()) {
                 PyErr_Format(PyExc_ValueError, "key number %zd lies outside of the file", self->count);
@@ -192,10 +150,7 @@ store_dealloc(PyObject *object)
         munmap(self->base, self->size);
     }
     for (Py_ssize_t key = 0; self->entries != NULL && key < self->count; key++) {
-        Py_XDECREF(self->entries[key].window[0]);
-        Py_XDECREF(self->entries[key].window[1]);
-        Py_XDECREF(self->entries[key].dtype);
-        PyMem_Free(self->entries[key].shape);
+        ndshare_entry_drop(&self->entries[key]);
     }
     PyMem_Free(self->entries);
     Py_XDECREF(self->fitting);
