@@ -149,7 +149,10 @@ class Manager(Dict):
 
 
 class Ultra(Dict):
-    """UltraDict: a log of pickles in shared memory, and a dict of private values in each process."""
+    """UltraDict: a log of pickles in shared memory, and a dict of private values in each process.
+
+    Its own lock between processes needs one package more; one of multiprocessing does the same.
+    """
 
     name = "UltraDict"
     module = "UltraDict"
@@ -159,10 +162,8 @@ class Ultra(Dict):
 
         room = 8 * sum(value.nbytes for value in values.values())
         name = f"ndshare-bench-{os.getpid()}"
-        self.shared = UltraDict(
-            dict(values), name=name, buffer_size=room, full_dump_size=room, shared_lock=True
-        )
-        self.handle = self.shared.name
+        self.shared = UltraDict(dict(values), name=name, buffer_size=room, full_dump_size=room)
+        self.handle = name, room, multiprocessing.get_context("spawn").Lock()
 
     @classmethod
     @contextlib.contextmanager
@@ -170,10 +171,11 @@ class Ultra(Dict):
         """Yield a function that updates a key once."""
         from UltraDict import UltraDict
 
-        shared = UltraDict(name=handle, shared_lock=True)
+        name, room, lock = handle
+        shared = UltraDict(name=name, create=False, buffer_size=room, full_dump_size=room)
 
         def update(key: str, new: Floats) -> None:
-            with shared.lock:
+            with lock:
                 shared[key] = average(new, shared[key])
 
         try:
