@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections.abc import Hashable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from typing import Any
 
-from ndshare import _dict, segments
+from ndshare import _dict
 from ndshare._dict import Store
 from ndshare._dict_directory import Spec
 from ndshare._dict_layout import Layout
@@ -16,7 +15,6 @@ from ndshare._dict_values import Array, fitted
 from ndshare.errors import KeyTimeoutError
 
 _SHOWN_KEYS = 4
-_HUGE_BYTES = 4 << 20  # from here on NumPy asks for huge pages, and fresh memory costs little
 
 
 class ReadableDict(Mapping[Any, Array]):
@@ -38,8 +36,6 @@ class ReadableDict(Mapping[Any, Array]):
         specs = list(self._layout.specs.values())
         # Must not refer to self: the store has to go with it.
         self._store.fitting = lambda number, value: fitted(keys[number], specs[number], value)
-        sizes = [spec.nbytes for spec in {id(spec): spec for spec in specs}.values()]
-        self._largest = max(sizes, default=0)
 
     # What it is ---------------------------------------------------------------------------------------
 
@@ -105,11 +101,7 @@ class ReadableDict(Mapping[Any, Array]):
 
     def __getitem__(self, key: Any) -> Array:
         self._check_open()
-        number = self._number(key)
-        if self._largest >= segments.THRESHOLD_BYTES and self._specs[key].nbytes < _HUGE_BYTES:
-            with segments.recycled_memory():
-                return self._store.load(number)
-        return self._store.load(number)
+        return self._store.load(self._number(key))
 
     def read(self, keys: Iterable[Any] | None = None) -> dict[Any, Array]:
         """Return private copies of several values, all of one instant.
@@ -135,9 +127,7 @@ class ReadableDict(Mapping[Any, Array]):
             )
         wanted = self._keys if keys is None else list(dict.fromkeys(keys))
         numbers = [self._number(key) for key in wanted]
-        recycle = segments.THRESHOLD_BYTES <= self._largest < _HUGE_BYTES
-        with segments.recycled_memory() if recycle else contextlib.nullcontext():
-            copies, _ = self._store.snapshot(numbers)
+        copies, _ = self._store.snapshot(numbers)
         return dict(zip(wanted, copies, strict=True))
 
     def items(self) -> ItemsView[Any, Array]:

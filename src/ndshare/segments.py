@@ -29,7 +29,7 @@ import contextlib
 import functools
 import weakref
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from numpy._core.multiarray import get_handler_name
 
@@ -65,7 +65,6 @@ __all__ = [
     "COPY",
     "SEALED",
     "SHARED",
-    "THRESHOLD_BYTES",
     "VALUE",
     "Block",
     "Stats",
@@ -90,8 +89,6 @@ __all__ = [
     "trim",
     "value_handler",
 ]
-
-THRESHOLD_BYTES: Final = 256 << 10  # what the by-value handler takes from segments
 
 _platform.require_linux()
 _heap.configure(CapacityError, SegmentError, SegmentGoneError)

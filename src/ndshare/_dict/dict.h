@@ -53,6 +53,7 @@
 #define NDSHARE_DICT_PERSISTENT 64   /* offset of a uint32 */
 #define NDSHARE_DICT_TXN 72          /* offset of a uint64 */
 #define NDSHARE_DICT_CELL 128
+#define NDSHARE_DICT_HANDLER "ndshare_slot"       /* name of the handlers of lending.c */
 #define NDSHARE_DICT_MAX_KEYS (1 << 20)
 #define NDSHARE_DICT_LARGE ((size_t)256 << 10)    /* from here on, slots are whole pages */
 #define NDSHARE_DICT_LOCKS (INT64_C(1) << 60)                            /* byte of the lock of key 0 */
@@ -122,6 +123,7 @@ typedef struct {
 extern PyType_Spec ndshare_store_spec, ndshare_view_spec;
 extern struct PyModuleDef ndshare_dict_definition;
 extern _Atomic long ndshare_dict_countdown;
+extern PyDataMemAllocator ndshare_memory_blocks;
 
 static inline ndshare_dict_cell *
 ndshare_dict_cell_of(const ndshare_store *store, Py_ssize_t key)
@@ -194,7 +196,6 @@ void ndshare_entry_drop(ndshare_entry *entry);
 bool ndshare_store_open(ndshare_store *store);
 Py_ssize_t ndshare_store_key(ndshare_store *store, PyObject *number);
 Py_ssize_t *ndshare_store_keys(ndshare_store *store, PyObject *sequence, Py_ssize_t *n);
-PyObject *ndshare_store_empty(ndshare_store *store, Py_ssize_t key);
 int ndshare_store_damaged(Py_ssize_t key);
 
 /* check.c */
@@ -218,9 +219,14 @@ PyObject *ndshare_store_publish(PyObject *self, PyObject *keys);
 /* updating.c */
 PyObject *ndshare_store_update(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 
+/* memory.c */
+int ndshare_memory_configure(PyObject *capsule);
+PyObject *ndshare_memory_recycled(void);
+PyObject *ndshare_memory_set(PyObject *handler);
+int ndshare_memory_restore(PyObject *before);
+PyObject *ndshare_store_empty(ndshare_store *store, Py_ssize_t key);
+
 /* lending.c */
-int ndshare_lending_configure(PyObject *handler);
-PyObject *ndshare_lending_memory(void);
 PyObject *ndshare_lending_open(ndshare_store *store, Py_ssize_t key, int slot);
 int ndshare_lending_close(PyObject *window, PyObject *value);
 void ndshare_lending_drop(ndshare_store *store, Py_ssize_t key, PyObject *window);

@@ -36,21 +36,7 @@ typedef struct {
     PyDataMem_Handler handler;
 } window;
 
-static PyObject *memory;             /* handler of by-value blocks */
-static PyDataMemAllocator others;    /* what it does */
 static int windows;
-
-int
-ndshare_lending_configure(PyObject *handler)
-{
-    PyDataMem_Handler *known = PyCapsule_GetPointer(handler, CAPSULE_NAME);
-    if (known == NULL) {
-        return -1;
-    }
-    others = known->allocator;
-    Py_XSETREF(memory, Py_NewRef(handler));
-    return 0;
-}
 
 static bool
 take(window *self, size_t nbytes)
@@ -62,7 +48,7 @@ static void *
 lent_malloc(void *context, size_t nbytes)
 {
     window *self = context;
-    return take(self, nbytes) ? self->base : others.malloc(others.ctx, nbytes);
+    return take(self, nbytes) ? self->base : ndshare_memory_blocks.malloc(ndshare_memory_blocks.ctx, nbytes);
 }
 
 static void *
@@ -73,7 +59,7 @@ lent_calloc(void *context, size_t count, size_t size)
     if (!__builtin_mul_overflow(count, size, &nbytes) && take(self, nbytes)) {
         return memset(self->base, 0, nbytes);
     }
-    return others.calloc(others.ctx, count, size);
+    return ndshare_memory_blocks.calloc(ndshare_memory_blocks.ctx, count, size);
 }
 
 static void
@@ -84,7 +70,7 @@ lent_free(void *context, void *block, size_t nbytes)
         atomic_store(&self->taken, false);
         return;
     }
-    others.free(others.ctx, block, nbytes);
+    ndshare_memory_blocks.free(ndshare_memory_blocks.ctx, block, nbytes);
 }
 
 static void *
@@ -92,28 +78,14 @@ lent_realloc(void *context, void *block, size_t nbytes)
 {
     window *self = context;
     if (block == NULL || block != self->base) {
-        return others.realloc(others.ctx, block, nbytes);
+        return ndshare_memory_blocks.realloc(ndshare_memory_blocks.ctx, block, nbytes);
     }
-    void *moved = others.malloc(others.ctx, nbytes);
+    void *moved = ndshare_memory_blocks.malloc(ndshare_memory_blocks.ctx, nbytes);
     if (moved != NULL) {
         memcpy(moved, block, nbytes < self->nbytes ? nbytes : self->nbytes);
         lent_free(context, block, 0);
     }
     return moved;
-}
-
-/* The handler of by-value blocks where one may be set, else NULL: `shared_memory()` and others are left alone. */
-PyObject *
-ndshare_lending_memory(void)
-{
-    PyObject *current = PyDataMem_GetHandler();
-    PyDataMem_Handler *handler = current == NULL ? NULL : PyCapsule_GetPointer(current, CAPSULE_NAME);
-    bool ours = handler != NULL
-             && (current == PyDataMem_DefaultHandler || handler->allocator.malloc == others.malloc
-                 || handler->allocator.malloc == lent_malloc);
-    Py_XDECREF(current);
-    PyErr_Clear();
-    return ours ? memory : NULL;
 }
 
 static window *
@@ -142,7 +114,7 @@ window_make(const ndshare_store *store, Py_ssize_t key, int slot)
     }
     *self = (window){.length = entry->stride, .nbytes = entry->nbytes};
     self->handler = (PyDataMem_Handler){
-        "ndshare_slot", 1, {self, lent_malloc, lent_calloc, lent_realloc, lent_free}};
+        NDSHARE_DICT_HANDLER, 1, {self, lent_malloc, lent_calloc, lent_realloc, lent_free}};
     off_t offset = (off_t)(entry->offset + (size_t)slot * entry->stride);
     void *base = mmap(NULL, self->length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, store->fd, offset);
     if (base == MAP_FAILED) {

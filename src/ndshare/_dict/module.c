@@ -9,6 +9,7 @@
  * reading.c  copies, snapshots
  * writing.c  put, begin, publish
  * updating.c lock, call, publish
+ * memory.c   where the memory of large values comes from
  * lending.c  the idle slot as memory of what an update function makes
  * view.c     arrays on the slots
  * check.c    whether what is in the cells can be
@@ -31,7 +32,7 @@ kill_after(PyObject *Py_UNUSED(module), PyObject *number)
 static PyObject *
 set_memory(PyObject *Py_UNUSED(module), PyObject *handler)
 {
-    if (ndshare_lending_configure(handler) < 0) {
+    if (ndshare_memory_configure(handler) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;

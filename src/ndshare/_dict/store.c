@@ -71,13 +71,6 @@ ndshare_store_keys(ndshare_store *store, PyObject *sequence, Py_ssize_t *n)
     return keys;
 }
 
-PyObject *
-ndshare_store_empty(ndshare_store *store, Py_ssize_t key)
-{
-    ndshare_entry *entry = &store->entries[key];
-    return PyArray_Empty(entry->ndim, entry->shape, (PyArray_Descr *)Py_NewRef(entry->dtype), 0);
-}
-
 static PyObject *
 store_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {

@@ -11,40 +11,13 @@ is_own(PyObject *value)
     return PyArray_CheckExact(value) && Py_REFCNT(value) == 1 && PyArray_BASE((PyArrayObject *)value) == NULL;
 }
 
-static PyObject *
-set_memory(PyObject *handler)
-{
-    return handler == NULL ? NULL : PyDataMem_SetHandler(handler);
-}
-
-static int
-restore_memory(PyObject *before)
-{
-    if (before == NULL) {
-        return 0;
-    }
-    PyObject *error, *value, *traceback;
-    PyErr_Fetch(&error, &value, &traceback);
-    PyObject *ours = PyDataMem_SetHandler(before);
-    Py_DECREF(before);
-    Py_XDECREF(ours);
-    if (ours == NULL) {
-        Py_XDECREF(error);
-        Py_XDECREF(value);
-        Py_XDECREF(traceback);
-        return -1;
-    }
-    PyErr_Restore(error, value, traceback);
-    return 0;
-}
-
 /* Call the function; the result lies in the slot that was begun (`*here`), or somewhere else. */
 static PyObject *
 call(ndshare_store *store, Py_ssize_t key, PyObject *given, PyObject *func, bool copy, bool lend, bool *here)
 {
     /* The copy and what the function makes have one size each time: recycled blocks instead of fresh pages. */
-    PyObject *memory = lend ? ndshare_lending_memory() : NULL;
-    PyObject *before = set_memory(memory);
+    PyObject *memory = lend ? ndshare_memory_recycled() : NULL;
+    PyObject *before = ndshare_memory_set(memory);
     if (memory != NULL && before == NULL) {
         return NULL;
     }
@@ -68,7 +41,7 @@ call(ndshare_store *store, Py_ssize_t key, PyObject *given, PyObject *func, bool
         value = PyObject_Vectorcall(func, words + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
     }
     Py_XDECREF(old);
-    if (restore_memory(before) < 0) {
+    if (ndshare_memory_restore(before) < 0) {
         Py_CLEAR(value);
     }
     if (window != NULL) {
@@ -97,7 +70,6 @@ result_of(ndshare_store *store, Py_ssize_t key, PyObject *given, PyObject *value
         return value;
     }
     else {
-        PyObject *before = set_memory(here ? ndshare_lending_memory() : NULL);
         result = here ? ndshare_store_empty(store, key) : PyArray_FromAny(value, NULL, 0, 0, PLAIN_COPY, NULL);
         if (result != NULL && here) {
             size_t nbytes = store->entries[key].nbytes;
@@ -105,9 +77,6 @@ result_of(ndshare_store *store, Py_ssize_t key, PyObject *given, PyObject *value
             Py_BEGIN_ALLOW_THREADS
             ndshare_dict_copy_out(to, from, nbytes);
             Py_END_ALLOW_THREADS
-        }
-        if (restore_memory(before) < 0) {
-            Py_CLEAR(result);
         }
     }
     Py_DECREF(value);
