@@ -7,13 +7,10 @@
 #include <emmintrin.h>
 #endif
 
-/* Page by page: slots lie on small pages, and a copy in one piece runs into a missing translation at every one of
- * them. 8 MB: 0.31 instead of 0.34 ms. */
-#define PIECE_BYTES ((size_t)4096)
-#define PIECEWISE_BYTES ((size_t)2 << 20)
-/* From here on source and target together do not stay in any cache: past it, the target's old content is not
- * fetched first, which saves a third of the traffic. 32 MB: 1.9 instead of 2.9 ms; 8 MB: no faster. */
-#define STREAM_BYTES ((size_t)16 << 20)
+/* From here on source, target and what else is worked with rarely stay in the caches: past them, the target's old
+ * content is not fetched first, which saves a third of the traffic. 8 MB to two targets in turn: 0.37 instead of
+ * 0.46 ms; copy and a sum over the copy: 0.79 instead of 1.12 ms. At 4 MB it is equal, below slower. */
+#define STREAM_BYTES ((size_t)6 << 20)
 #define LINE ((size_t)64)
 
 static void
@@ -39,9 +36,6 @@ copy(char *to, const char *from, size_t nbytes)
         _mm_sfence();  /* these stores keep no order with the one that publishes, unless told to */
     }
 #endif
-    for (; nbytes >= PIECEWISE_BYTES; nbytes -= PIECE_BYTES, to += PIECE_BYTES, from += PIECE_BYTES) {
-        memcpy(to, from, PIECE_BYTES);
-    }
     memcpy(to, from, nbytes);
 }
 

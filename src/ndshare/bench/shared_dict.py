@@ -167,23 +167,34 @@ def _ratio(values: dict[str, list[float]], above: str, below: str) -> float:
 
 
 def _others(versions: dict[str, str], rounds: int, workers: int, quick: bool) -> Iterator[Result]:
-    names = [name for name in DICTS if name in versions and name != Numpy.name]
+    names = [name for name in DICTS if name in versions]
     repeats = 2 if quick else 10
     new = np.random.default_rng(4).random(_ELEMENTS)
     with _opened(names, ["a"]) as handles:
         values = _in_turn(handles, new, repeats, min(rounds, _OTHERS_ROUNDS))
-        yield _against_manager("update by one process", values, ())
+        yield _against_manager("update by one process", values, (), *_beyond(values))
         with contextlib.ExitStack() as stack:
             teams = {
                 name: stack.enter_context(Team(name, handle, "a" * workers, _ELEMENTS))
                 for name, handle in handles.items()
+                if name != Numpy.name
             }
             title = f"update by {workers} processes of one key, time per completed update"
             goals = Goal(1 / 30), Goal(1 / 30, subject=NdshareViews.name)
             yield _against_manager(title, _together(teams, rounds, quick), goals)
 
 
-def _against_manager(title: str, values: dict[str, list[float]], goals: tuple[Goal, ...]) -> Result:
+def _beyond(values: dict[str, list[float]]) -> Iterator[str]:
+    """Yield what each library adds to the expression itself, which no sharing can do without."""
+    plain = float(np.median(values[Numpy.name]))
+    for name, times in values.items():
+        if name != Numpy.name:
+            yield f"{name}: {1e6 * (float(np.median(times)) - plain):.0f} µs beyond the plain expression"
+
+
+def _against_manager(
+    title: str, values: dict[str, list[float]], goals: tuple[Goal, ...], *more: str
+) -> Result:
     notes = [
         f"{name}: {_ratio(values, Manager.name, name):.1f} times as fast as {Manager.name}"
         for name in values
@@ -196,7 +207,7 @@ def _against_manager(title: str, values: dict[str, list[float]], goals: tuple[Go
         values,
         Manager.name,
         goals,
-        tuple(notes),
+        (*notes, *more),
     )
 
 
