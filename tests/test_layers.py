@@ -68,6 +68,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_launcher",
             "_frames",
             "_caller_state",
+            "_errstate",
+            "_records",
             "_arguments",
             "_repeats",
             "_calls",
