@@ -130,6 +130,8 @@ def test_locks_timeout_names_key_and_holder(d):
             os.kill(pid, signal.SIGKILL)
             ended(pid)
     for wrong in (-1, float("nan")):
+        with pytest.raises(TypeError, match="timeout must be a number of seconds, got '1'"):
+            d.locked("a", timeout="1")
         with pytest.raises(ValueError, match="timeout is"):
             d.write({"a": 1}, timeout=wrong)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ndshare._arguments import check_seconds
 from ndshare._dict import Store
 from ndshare._dict_values import refused
 from ndshare.errors import KeyLockError
@@ -20,6 +21,7 @@ def checked_timeout(timeout: float | None) -> float:
     """Return a timeout as the store wants it."""
     if timeout is None:
         return NO_LIMIT
+    check_seconds("timeout", timeout)
     if not timeout >= 0:
         raise ValueError(f"timeout is {timeout!r}; seconds from 0 on are allowed, or None for no limit")
     return timeout
