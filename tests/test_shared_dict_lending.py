@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import os
 import threading
@@ -294,6 +295,34 @@ def test_lending_threads_update_different_keys(d, copy):
     assert (d["a"] == np.arange(N) + 100).all()
     assert (d["b"] == 100).all()
     assert all(made[0] == value for key in "ab" for made, value in keep[key])
+
+
+def test_lending_context_that_lives_on_in_another_thread(d, copy):
+    """Arrays made in a copy of the function's context, by another thread, are never in a slot."""
+    contexts = []
+
+    def keep_context(new, old):
+        contexts.append(contextvars.copy_context())
+        return old + new
+
+    for _ in range(2):  # one for each slot
+        d.update({"a": 1.0}, keep_context, copy=copy)
+    made = []
+
+    def work(context):
+        made.append(context.run(np.full, N, 3.0))
+
+    def meanwhile(new, old):
+        for context in contexts:
+            thread = threading.Thread(target=work, args=(context,))
+            thread.start()
+            thread.join()
+        return old + new
+
+    for i in range(4):
+        d.update({"a": 1.0}, meanwhile, copy=copy)
+        assert (d["a"] == np.arange(N) + 3 + i).all()
+    assert all((array == 3).all() for array in made)
 
 
 def test_lending_arrays_outlive_the_dict():

@@ -31,6 +31,7 @@
 typedef struct {
     char *base;
     size_t length, nbytes;
+    unsigned long thread;        /* that opened it: a context that the function copied may live on in another one */
     bool open, detached;
     _Atomic bool taken;
     PyDataMem_Handler handler;
@@ -41,7 +42,8 @@ static int windows;
 static bool
 take(window *self, size_t nbytes)
 {
-    return self->open && nbytes == self->nbytes && !atomic_exchange(&self->taken, true);
+    return self->open && nbytes == self->nbytes && self->thread == PyThread_get_thread_ident()
+        && !atomic_exchange(&self->taken, true);
 }
 
 static void *
@@ -145,6 +147,7 @@ ndshare_lending_open(ndshare_store *store, Py_ssize_t key, int slot)
             return NULL;
         }
     }
+    window_of(entry->window[slot])->thread = PyThread_get_thread_ident();
     window_of(entry->window[slot])->open = true;
     return entry->window[slot];
 }
