@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench", "testing", "_command_ls", "_command_prune"}),
     frozenset({"__init__"}),
-    frozenset({"contexts", "default_context", "workspace"}),
+    frozenset({"contexts", "default_context", "integrations", "workspace"}),
     frozenset({"executor"}),
     frozenset(
         {
@@ -83,6 +83,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"transport"}),
     frozenset(
         {
+            "_inputs",
             "_scratch",
             "arrays",
             "cloud",
@@ -95,6 +96,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "reducers",
             "settling",
             "staging",
+            "wrappers",
         }
     ),
     frozenset({"segments"}),

@@ -6,6 +6,7 @@ a copy, and nothing is left behind whatever dies.
 
 from __future__ import annotations
 
+import sys as _sys
 import typing as _typing
 
 from ndshare._scratch import scratch
@@ -65,6 +66,7 @@ if _typing.TYPE_CHECKING:
     from ndshare.shared_dict import SharedDict
     from ndshare.sharing import share
     from ndshare.workspace import Workspace
+    from ndshare.wrappers import register_wrapper
 
 __version__ = "0.1.0"
 
@@ -116,6 +118,7 @@ __all__ = [
     "ones",
     "ones_like",
     "prune",
+    "register_wrapper",
     "scratch",
     "set_default_context",
     "share",
@@ -152,6 +155,7 @@ _LATER = {
     "lock": "ndshare.locks",
     "map": "ndshare.default_context",
     "prune": "ndshare._dict_list",
+    "register_wrapper": "ndshare.wrappers",
     "set_default_context": "ndshare.default_context",
     "share": "ndshare.sharing",
     "shutdown": "ndshare.crew",
@@ -170,3 +174,10 @@ def __getattr__(name: str) -> _typing.Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+# A child that multiprocessing has started anew, of a parent that has called `register`.
+if hasattr(_sys.modules.get("multiprocessing"), "_ndshare_registered"):
+    from ndshare.integrations import multiprocessing as _multiprocessing
+
+    _multiprocessing.register_inherited()

@@ -28,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,6 @@ from ndshare._heap import (
     set_idle_limit,
     should_copy_out,
     stage,
-    trim,
 )
 from ndshare.errors import CapacityError, SegmentError, SegmentGoneError
 
@@ -70,6 +70,7 @@ __all__ = [
     "Stats",
     "allocate",
     "attach",
+    "before_trim",
     "block_of",
     "forget_owner",
     "install_handler",
@@ -112,6 +113,27 @@ def allocate(nbytes: int, *, zero: bool = False) -> Block:
         If the system refuses for another reason, such as too many open files.
     """
     return _heap.allocate(nbytes, zero)
+
+
+before_trim: set[Callable[[], object]] = set()
+"""Called by `trim`: whoever keeps memory for others looks whether they have it by now."""
+
+
+def trim() -> int:
+    """Give memory that is kept for the next array back to the system.
+
+    Returns
+    -------
+    int
+        How many bytes were given back.
+
+    Notes
+    -----
+    Never moves or frees memory that an array uses, in any process.
+    """
+    for look in tuple(before_trim):
+        look()
+    return _heap.trim()
 
 
 def install_handler() -> None:

@@ -44,7 +44,7 @@ class Settling:
         self.pieces: list[Piece] = [_ORDINARY] * len(notes)
         self.segments: list[tuple[int, int, int]] = []
         self.blocks: list[segments.Block] = []
-        self.numbers: dict[int, int] = {}
+        self.numbers: dict[tuple[int, int], int] = {}
         self.neighbours: dict[tuple[int, int], segments.Block] = {}
         self.nbytes_copied = 0
         self.nbytes_lent = 0
@@ -52,21 +52,21 @@ class Settling:
         returned: dict[tuple[int, int], list[tuple[int, Placed]]] = {}
         for number, note in enumerate(notes):
             if type(note) is Placed:
-                if note.block.kind == segments.VALUE:
+                if not note.private and note.block.kind == segments.VALUE:
                     returned.setdefault((note.block.uid, note.block.offset), []).append((number, note))
                 else:
                     self._refer(number, note, 0 if note.writeable else READ_ONLY)
             elif isinstance(note, np.ndarray):
                 self.copies.append((number, note, 0))
             else:
-                self.copies.append((number, np.frombuffer(note.raw(), np.uint8), RAW))
+                self._add_buffer(number, note)
         if returned:
             self._settle_returned(list(returned.values()))
 
     def _segment(self, block: segments.Block, kind: int) -> int:
-        number = self.numbers.get(block.uid)
+        number = self.numbers.get((block.uid, kind))
         if number is None:
-            number = self.numbers[block.uid] = len(self.segments)
+            number = self.numbers[block.uid, kind] = len(self.segments)
             self.segments.append((block.uid, block.size, kind))
             self.blocks.append(block)
         elif block.offset != self.blocks[number].offset:
@@ -75,11 +75,21 @@ class Settling:
 
     def _refer(self, number: int, note: Placed, flags: int) -> None:
         block = note.block
-        segment = self._segment(block, block.kind)
+        segment = self._segment(block, segments.COPY if note.private else block.kind)
         self.pieces[number] = (
             segment, block.offset + note.offset, note.dtype, note.shape, note.strides, flags
         )  # fmt: skip
         self.nbytes_lent += note.nbytes
+
+    def _add_buffer(self, number: int, note: Any) -> None:
+        """Refer to the bytes of some library's buffer, or note them to be copied."""
+        data: np.ndarray[Any, Any] = np.frombuffer(note.raw(), np.uint8)
+        found = segments.block_of(data)
+        if found is not None and found[0].kind in (segments.SHARED, segments.SEALED):
+            placed = Placed(*found, data.dtype.str, 1, data.shape, data.strides, data.flags.writeable)
+            self._refer(number, placed, RAW if placed.writeable else RAW | READ_ONLY)
+        else:
+            self.copies.append((number, data, RAW))
 
     def _settle_returned(self, groups: list[list[tuple[int, Placed]]]) -> None:
         """Lend the blocks nobody can reach any more, as far as the result fills them; copy the rest."""

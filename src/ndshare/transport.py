@@ -32,7 +32,7 @@ from __future__ import annotations
 import marshal
 import pickle
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,6 +56,9 @@ from ndshare.parcel import (
 )
 from ndshare.pickling import Recording, by_value_modules, record
 from ndshare.settling import Settling
+
+if TYPE_CHECKING:
+    from ndshare._inputs import Inputs
 
 __all__ = ["INLINE_MAX", "Draft", "Parcel", "by_value_modules", "pack", "pack_plain", "unpack"]
 
@@ -109,7 +112,13 @@ class Draft:
         return Settling(notes, segments.COPY if broadcast else segments.VALUE).finish(parts, self.needs)
 
 
-def pack(obj: object, *, lend_values: bool = False, withheld: frozenset[str] = frozenset()) -> Draft:
+def pack(
+    obj: object,
+    *,
+    lend_values: bool = False,
+    withheld: frozenset[str] = frozenset(),
+    inputs: Inputs | None = None,
+) -> Draft:
     """Pickle an object; copy nothing yet.
 
     Parameters
@@ -121,13 +130,15 @@ def pack(obj: object, *, lend_values: bool = False, withheld: frozenset[str] = f
         lent instead of copied.
     withheld : frozenset of str
         Names of variables whose values the receiver has; see `ndshare.pickling.record`.
+    inputs : Inputs, optional
+        What was sent to other receivers before; see `ndshare.pickling.record`.
 
     Raises
     ------
     Exception
         Whatever pickling raises.
     """
-    return Draft(record(obj, lend=lend_values, withheld=withheld))
+    return Draft(record(obj, lend=lend_values, withheld=withheld, inputs=inputs))
 
 
 def pack_plain(obj: object) -> Parcel | None:

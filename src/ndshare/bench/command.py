@@ -10,6 +10,7 @@ from typing import Any
 
 from ndshare.bench import (
     arrays,
+    backends,
     balance,
     dicts,
     items,
@@ -121,6 +122,14 @@ def _run_map(
             yield from balance.run(pools, workers, rounds, quick)
 
 
+def _run_joblib(
+    cases: Sequence[str], versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    del cases  # there is one group
+    with peers.opened(versions, workers, backends.BACKENDS) as opened:
+        yield from backends.run(opened, rounds, quick)
+
+
 _FACES = {
     "executor": _Face(
         "ProcessPoolExecutor against other pools",
@@ -142,6 +151,13 @@ _FACES = {
         dicts.ALWAYS,
         shared_dict.CASES,
         shared_dict.run,
+    ),
+    "joblib": _Face(
+        "the joblib backend against those of joblib",
+        backends.BACKENDS,
+        backends.ALWAYS,
+        ("arrays",),
+        _run_joblib,
     ),
 }
 
