@@ -24,6 +24,9 @@ from ndshare.arrays import (
 from ndshare.errors import (
     CapacityError,
     InheritedError,
+    KeyLockError,
+    KeyTimeoutError,
+    LayoutError,
     NdshareError,
     NdshareWarning,
     OwnerDiedError,
@@ -40,6 +43,7 @@ from ndshare.errors import (
 from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
 
 if _typing.TYPE_CHECKING:
+    from ndshare._dict_list import prune
     from ndshare._pool_errors import InitializerError, WorkerDiedError
     from ndshare.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
     from ndshare.crew import shutdown
@@ -61,6 +65,7 @@ if _typing.TYPE_CHECKING:
     from ndshare.queues import Queue
     from ndshare.randomness import item_rng
     from ndshare.report import MapReport
+    from ndshare.shared_dict import SharedDict
     from ndshare.sharing import share
     from ndshare.workspace import Workspace
     from ndshare.wrappers import register_wrapper
@@ -74,6 +79,9 @@ __all__ = [
     "Functor",
     "InheritedError",
     "InitializerError",
+    "KeyLockError",
+    "KeyTimeoutError",
+    "LayoutError",
     "Lock",
     "MapContext",
     "MapReport",
@@ -90,6 +98,7 @@ __all__ = [
     "SegmentGoneError",
     "SequenceFunctor",
     "SerialContext",
+    "SharedDict",
     "ShutDown",
     "SilentWriteWarning",
     "Stats",
@@ -112,6 +121,7 @@ __all__ = [
     "map",
     "ones",
     "ones_like",
+    "prune",
     "register_wrapper",
     "scratch",
     "set_default_context",
@@ -140,6 +150,7 @@ _LATER = {
     "Queue": "ndshare.queues",
     "SequenceFunctor": "ndshare.functors",
     "SerialContext": "ndshare.contexts",
+    "SharedDict": "ndshare.shared_dict",
     "ThreadContext": "ndshare.contexts",
     "WorkerDiedError": "ndshare._pool_errors",
     "Workspace": "ndshare.workspace",
@@ -148,6 +159,7 @@ _LATER = {
     "item_rng": "ndshare.randomness",
     "lock": "ndshare.locks",
     "map": "ndshare.default_context",
+    "prune": "ndshare._dict_list",
     "register_wrapper": "ndshare.wrappers",
     "set_default_context": "ndshare.default_context",
     "share": "ndshare.sharing",

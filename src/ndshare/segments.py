@@ -25,10 +25,14 @@ Not guaranteed
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+from numpy._core.multiarray import get_handler_name
 
 from ndshare import _heap, _platform
 from ndshare._heap import (
@@ -54,6 +58,7 @@ from ndshare._heap import (
 from ndshare.errors import CapacityError, SegmentError, SegmentGoneError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
 __all__ = [
@@ -75,6 +80,7 @@ __all__ = [
     "ledger_create",
     "ledger_detach",
     "owner_prefix",
+    "recycled_memory",
     "seal",
     "set_idle_limit",
     "shared_memory",
@@ -82,6 +88,7 @@ __all__ = [
     "stage",
     "stats",
     "trim",
+    "value_handler",
 ]
 
 _platform.require_linux()
@@ -136,6 +143,28 @@ def install_handler() -> None:
     and can be lent instead of copied. Blocks below 256 KiB come from NumPy's own allocator.
     """
     _heap.set_handler(_heap.make_handler(VALUE))
+
+
+@functools.cache
+def value_handler() -> object:
+    """Return NumPy's handler that takes large blocks from by-value segments."""
+    return _heap.make_handler(VALUE)
+
+
+@contextlib.contextmanager
+def recycled_memory() -> Iterator[None]:
+    """Let NumPy take large blocks from by-value segments for the length of a block.
+
+    Left as it is where memory comes from somewhere else already: in a worker, in `shared_memory`.
+    """
+    if get_handler_name() != "default_allocator":
+        yield
+        return
+    outer = _heap.set_handler(value_handler())
+    try:
+        yield
+    finally:
+        _heap.set_handler(outer)
 
 
 class shared_memory:  # noqa: N801  -- used like a function, as `contextlib` does

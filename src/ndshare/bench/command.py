@@ -12,6 +12,7 @@ from ndshare.bench import (
     arrays,
     backends,
     balance,
+    dicts,
     items,
     links,
     machine,
@@ -22,6 +23,7 @@ from ndshare.bench import (
     plot,
     queues,
     report,
+    shared_dict,
     startup,
     tasks,
 )
@@ -154,6 +156,13 @@ _FACES = {
         mappers.ALWAYS,
         ("items", "tiny", "many", "captured", "balance"),
         _run_map,
+    ),
+    "dict": _Face(
+        "SharedDict against NumPy on private arrays, a manager's dict and UltraDict",
+        dicts.DICTS,
+        dicts.ALWAYS,
+        shared_dict.CASES,
+        shared_dict.run,
     ),
     "joblib": _Face(
         "the joblib backend against those of joblib",

@@ -22,6 +22,11 @@ Demos with a name::
     images.py     ``ndshare demo images``
     scene.py      photographs as a scene, a path over it, and finding a frame in it
     camera.py     ``ndshare demo camera``: frames through queues
+    softmax.py    the model of the next one: softmax regression
+    sgd_worker.py one learner, a program of its own
+    sgd.py        gradient descent by several learners that are killed on the way
+    sgd_plot.py   accuracy over time
+    sgd_command.py ``ndshare demo sgd``
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from collections.abc import Sequence
 _NAMED = {
     "camera": "ndshare.demo.camera",
     "images": "ndshare.demo.images",
+    "sgd": "ndshare.demo.sgd_command",
     "workspace": "ndshare.demo.workspace",
 }
 
