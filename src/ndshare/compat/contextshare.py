@@ -55,9 +55,9 @@ class SharedMemory:
         self._workspace.__enter__()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         self._calls = []
-        self._workspace.__exit__(*exc_info)
+        self._workspace.__exit__(exc_type)
 
     def __call__(self, *_ignored: Any, **_options: Any) -> None:
         """Do nothing, as in contextshare."""
