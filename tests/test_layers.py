@@ -14,7 +14,7 @@ _SOURCE = Path(__file__).parent.parent / "src" / "ndshare"
 # The package itself, ``ndshare``, only collects names: nothing below the tools may import it.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
-    frozenset({"cli", "demo", "bench", "testing"}),
+    frozenset({"cli", "demo", "bench", "testing", "_command_ls", "_command_prune"}),
     frozenset({"compat"}),
     frozenset({"__init__"}),
     frozenset({"contexts", "default_context", "workspace"}),
@@ -46,6 +46,15 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "pool",
+            "shared_dict",
+            "_dict_file",
+            "_dict_fork",
+            "_dict_layout",
+            "_dict_locked",
+            "_dict_reading",
+            "_dict_snapshot",
+            "_dict_values",
+            "_dict_writing",
             "_delivery",
             "_roster",
             "_settings",
@@ -88,7 +97,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"segments"}),
     frozenset({"_board"}),
     frozenset({"_heap", "_loop", "_wire", "_platform", "cpus"}),
-    frozenset({"_heap", "_lock", "_wire", "_platform", "cpus"}),
+    frozenset({"_dict", "_heap", "_lock", "_wire", "_platform", "cpus"}),
     frozenset({"errors", "_pool_errors", "_callers"}),
 )
 _LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

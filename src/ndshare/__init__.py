@@ -23,6 +23,9 @@ from ndshare.arrays import (
 from ndshare.errors import (
     CapacityError,
     InheritedError,
+    KeyLockError,
+    KeyTimeoutError,
+    LayoutError,
     NdshareError,
     NdshareWarning,
     OwnerDiedError,
@@ -38,6 +41,7 @@ from ndshare.errors import (
 from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
 
 if _typing.TYPE_CHECKING:
+    from ndshare._dict_file import prune
     from ndshare._pool_errors import InitializerError, WorkerDiedError
     from ndshare.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
     from ndshare.crew import shutdown
@@ -58,6 +62,7 @@ if _typing.TYPE_CHECKING:
     from ndshare.locks import Lock, lock
     from ndshare.randomness import item_rng
     from ndshare.report import MapReport
+    from ndshare.shared_dict import SharedDict
     from ndshare.sharing import share
     from ndshare.workspace import Workspace
 
@@ -70,6 +75,9 @@ __all__ = [
     "Functor",
     "InheritedError",
     "InitializerError",
+    "KeyLockError",
+    "KeyTimeoutError",
+    "LayoutError",
     "Lock",
     "MapContext",
     "MapReport",
@@ -85,6 +93,7 @@ __all__ = [
     "SegmentGoneError",
     "SequenceFunctor",
     "SerialContext",
+    "SharedDict",
     "SilentWriteWarning",
     "Stats",
     "ThreadContext",
@@ -106,6 +115,7 @@ __all__ = [
     "map",
     "ones",
     "ones_like",
+    "prune",
     "scratch",
     "set_default_context",
     "share",
@@ -132,6 +142,7 @@ _LATER = {
     "ProcessPoolExecutor": "ndshare.executor",
     "SequenceFunctor": "ndshare.functors",
     "SerialContext": "ndshare.contexts",
+    "SharedDict": "ndshare.shared_dict",
     "ThreadContext": "ndshare.contexts",
     "WorkerDiedError": "ndshare._pool_errors",
     "Workspace": "ndshare.workspace",
@@ -140,6 +151,7 @@ _LATER = {
     "item_rng": "ndshare.randomness",
     "lock": "ndshare.locks",
     "map": "ndshare.default_context",
+    "prune": "ndshare._dict_file",
     "set_default_context": "ndshare.default_context",
     "share": "ndshare.sharing",
     "shutdown": "ndshare.crew",

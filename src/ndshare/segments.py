@@ -25,9 +25,13 @@ Not guaranteed
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import weakref
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from numpy._core.multiarray import get_handler_name
 
 from ndshare import _heap, _platform
 from ndshare._heap import (
@@ -54,12 +58,14 @@ from ndshare._heap import (
 from ndshare.errors import CapacityError, SegmentError, SegmentGoneError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
 __all__ = [
     "COPY",
     "SEALED",
     "SHARED",
+    "THRESHOLD_BYTES",
     "VALUE",
     "Block",
     "Stats",
@@ -74,6 +80,7 @@ __all__ = [
     "ledger_create",
     "ledger_detach",
     "owner_prefix",
+    "recycled_memory",
     "seal",
     "set_idle_limit",
     "shared_memory",
@@ -82,6 +89,8 @@ __all__ = [
     "stats",
     "trim",
 ]
+
+THRESHOLD_BYTES: Final = 256 << 10  # what the by-value handler takes from segments
 
 _platform.require_linux()
 _heap.configure(CapacityError, SegmentError, SegmentGoneError)
@@ -114,6 +123,27 @@ def install_handler() -> None:
     and can be lent instead of copied. Blocks below 256 KiB come from NumPy's own allocator.
     """
     _heap.set_handler(_heap.make_handler(VALUE))
+
+
+@functools.cache
+def _value_handler() -> object:
+    return _heap.make_handler(VALUE)
+
+
+@contextlib.contextmanager
+def recycled_memory() -> Iterator[None]:
+    """Let NumPy take large blocks from by-value segments for the length of a block.
+
+    Left as it is where memory comes from somewhere else already: in a worker, in `shared_memory`.
+    """
+    if get_handler_name() != "default_allocator":
+        yield
+        return
+    outer = _heap.set_handler(_value_handler())
+    try:
+        yield
+    finally:
+        _heap.set_handler(outer)
 
 
 class shared_memory:  # noqa: N801  -- used like a function, as `contextlib` does

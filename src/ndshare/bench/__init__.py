@@ -14,6 +14,7 @@
     maps.py      cases: maps of tiny kernels
     balance.py   case: a map over items of very different cost
     items.py     cases: what a map costs per item, within one process
+    shared_dict.py  cases: SharedDict
     machine.py   where the figures were taken
     report.py    the figures as text and JSON
     plot.py      the figures as a picture

@@ -19,6 +19,7 @@ from ndshare.bench import (
     peers,
     plot,
     report,
+    shared_dict,
     startup,
     tasks,
 )

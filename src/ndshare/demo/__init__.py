@@ -20,6 +20,11 @@ Demos with a name::
     denoise.py    non-local means of one tile, and how good a tile is
     cleaning.py   a map over the tiles, in any context
     images.py     ``ndshare demo images``
+    softmax.py    the model of the next one: softmax regression
+    sgd_worker.py one learner, a program of its own
+    sgd.py        gradient descent by several learners that are killed on the way
+    sgd_plot.py   accuracy over time
+    sgd_command.py ``ndshare demo sgd``
 """
 
 from __future__ import annotations
@@ -27,7 +32,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-_NAMED = {"images": "ndshare.demo.images", "workspace": "ndshare.demo.workspace"}
+_NAMED = {
+    "images": "ndshare.demo.images",
+    "sgd": "ndshare.demo.sgd_command",
+    "workspace": "ndshare.demo.workspace",
+}
 
 
 def main(argv: Sequence[str]) -> int:
