@@ -11,6 +11,7 @@ from typing import Any
 from ndshare.bench import (
     arrays,
     balance,
+    compat,
     items,
     machine,
     mappers,
@@ -120,6 +121,18 @@ def _run_map(
             yield from balance.run(pools, workers, rounds, quick)
 
 
+def _run_dict(
+    _cases: Sequence[str], _versions: dict[str, str], rounds: int, _workers: int, quick: bool
+) -> Iterator[Result]:
+    yield from shared_dict.run(rounds, quick)
+
+
+def _run_compat(
+    cases: Sequence[str], _versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    yield from compat.run(cases, rounds, workers, quick)
+
+
 _FACES = {
     "executor": _Face(
         "ProcessPoolExecutor against other pools",
@@ -134,6 +147,14 @@ _FACES = {
         mappers.ALWAYS,
         ("items", "tiny", "many", "captured", "balance"),
         _run_map,
+    ),
+    "dict": _Face("SharedDict against NumPy, a manager and UltraDict", {}, (), ("dict",), _run_dict),
+    "compat": _Face(
+        "the drop-in modules against their originals",
+        {},
+        (),
+        ("pasha", "npshmex", "contextshare", "SHMArrays"),
+        _run_compat,
     ),
 }
 

@@ -18,6 +18,7 @@ __all__ = ["install", "preloads"]
 
 #: The modules that each original has.
 _MODULES = {
+    "SHMArrays": ("SHMArrays",),
     "contextshare": ("contextshare",),
     "npshmex": ("npshmex",),
     "pasha": ("pasha", "pasha.context", "pasha.functor"),

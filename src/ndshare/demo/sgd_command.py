@@ -62,4 +62,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a few seconds")
     parser.add_argument("--out", default=".", metavar="DIR", help="where the picture goes (default: here)")
     return parser
-
