@@ -30,6 +30,7 @@ from ndshare.errors import (
     RepeatedCopyWarning,
     SegmentError,
     SegmentGoneError,
+    ShutDown,
     SilentWriteWarning,
     TransportError,
     UnsendableGlobalError,
@@ -56,6 +57,7 @@ if _typing.TYPE_CHECKING:
         SequenceFunctor,
     )
     from ndshare.locks import Lock, lock
+    from ndshare.queues import Queue
     from ndshare.randomness import item_rng
     from ndshare.report import MapReport
     from ndshare.sharing import share
@@ -79,12 +81,14 @@ __all__ = [
     "OwnerDiedError",
     "ProcessContext",
     "ProcessPoolExecutor",
+    "Queue",
     "RemoteError",
     "RepeatedCopyWarning",
     "SegmentError",
     "SegmentGoneError",
     "SequenceFunctor",
     "SerialContext",
+    "ShutDown",
     "SilentWriteWarning",
     "Stats",
     "ThreadContext",
@@ -130,6 +134,7 @@ _LATER = {
     "NdarrayFunctor": "ndshare.functors",
     "ProcessContext": "ndshare.contexts",
     "ProcessPoolExecutor": "ndshare.executor",
+    "Queue": "ndshare.queues",
     "SequenceFunctor": "ndshare.functors",
     "SerialContext": "ndshare.contexts",
     "ThreadContext": "ndshare.contexts",

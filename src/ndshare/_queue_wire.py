@@ -1,0 +1,258 @@
+"""The descriptors of a queue in this process, and the system calls on them. No waiting, no threads.
+
+Guarantees
+----------
+* Nothing here blocks. A message is sent whole or not at all.
+* All files are closed when the last reference goes: a thread that still works with them keeps them open.
+* At most a quarter of the open files a process may have is in flight in one queue: descriptors in flight count
+  for the whole user, and the kernel refuses everybody when there are too many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import resource
+import select
+import socket
+
+from ndshare import _platform, _wire
+from ndshare._queue_memory import (
+    BACKLOG_BYTE,
+    FLAGS,
+    IMMEDIATE,
+    MAX_BYTES,
+    MAXSIZE,
+    PUT,
+    SHUT,
+    SIZES,
+    SLOTS,
+    WAITERS,
+    Files,
+)
+from ndshare._queue_messages import FDS_MAX, Message, envelope
+from ndshare.errors import ShutDown
+from ndshare.parcel import close_all
+
+_DEATHS_MS = 100.0  # how often a waiter looks for participants that died
+_NEVER_MS = 3_600_000.0
+
+
+class Wire:
+    """The files of a queue.
+
+    Attributes
+    ----------
+    files : Files
+    memory : mmap.mmap
+    slots : int
+        0 for a queue without bounds.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        for fd in files:
+            os.set_inheritable(fd, False)
+        self.memory = mmap.mmap(files.memory, 0)
+        self.slots = _wire.load_u64(self.memory, SLOTS)
+        self.maxsize = _wire.load_u64(self.memory, MAXSIZE)
+        self.maxbytes = _wire.load_u64(self.memory, MAX_BYTES)
+        self.heard = True  # whether this process counts as one that may take messages
+        self._budget = 0  # descriptors that may be sent before looking again how many are in flight
+
+    def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]
+        for fd in self.files if self.heard else self.files[:-1]:
+            close(fd)
+
+    @property
+    def flags(self) -> int:
+        """SHUT, IMMEDIATE, WORKERS."""
+        return _wire.load_u8(self.memory, FLAGS)
+
+    def set_flags(self, flags: int) -> None:
+        """Set flags for everybody; there is no way back."""
+        while not _wire.cas_u8(self.memory, FLAGS, before := self.flags, before | flags):
+            pass
+
+    # ---- sending
+
+    def send(self, message: Message, *, late: bool = False) -> bool:
+        """Send a settled message; False if there is no room at present.
+
+        Raises
+        ------
+        BrokenPipeError
+            If the queue was shut down.
+        SegmentError
+            If a descriptor cannot be had.
+        """
+        parts, lent = message.lend()
+        try:
+            fds = lent
+            if len(lent) > FDS_MAX:
+                try:
+                    fds = [envelope(lent)]
+                except BlockingIOError:
+                    return False
+                lent += fds
+            head = message.head(split=fds is not lent)
+            if message.slot_fd >= 0:
+                fds = [*fds, message.slot_fd]
+            if fds and not self._has_room(len(lent) + 1, late):
+                return False
+            sock = self.files.into if late else self.files.out
+            return _wire.send_message(sock, (head, *parts), fds, socket.MSG_DONTWAIT)
+        finally:
+            close_all(lent)
+
+    def _has_room(self, count: int, late: bool) -> bool:
+        if count > self._budget:
+            quarter = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+            there = _platform.descriptors_in_flight(self.files.out if late else self.files.into)
+            if there and there + count > quarter:
+                return False
+            self._budget = max(count, (quarter - there) // 4)
+        self._budget -= count
+        return True
+
+    def count_put(self, number: int = 1) -> None:
+        """Count a message that was accepted."""
+        _wire.add_u64(self.memory, PUT, number)
+
+    # ---- receiving
+
+    def receive(self) -> tuple[bytes, tuple[int, ...]] | None:
+        """Return the next message and its descriptors, or None if there is none.
+
+        Raises
+        ------
+        ShutDown
+            If the queue was shut down and none will come any more.
+        OSError
+            EMFILE: the process has too many open files; the message stays where it is.
+        """
+        received = _wire.queue_recv(self.files.into, self.memory, self.files.bell_out)
+        if received is None:
+            return None
+        if not received[0]:
+            received = self._receive_late()
+        elif self.flags & IMMEDIATE:
+            close_all(received[1])
+            raise ShutDown
+        return received
+
+    def _receive_late(self) -> tuple[bytes, tuple[int, ...]] | None:
+        """Receive what had been accepted before the queue was shut down, and found no room then."""
+        if self.flags & IMMEDIATE:
+            raise ShutDown
+        received = self._recv_late()
+        if received is None and not self.has_backlogs():
+            received = self._recv_late()  # the last sender may have been quick
+            if received is None:
+                raise ShutDown
+        return received
+
+    def _recv_late(self) -> tuple[bytes, tuple[int, ...]] | None:
+        return _wire.queue_recv(self.files.out, self.memory, self.files.bell_out)
+
+    def has_backlogs(self) -> bool:
+        """Tell whether a process still has messages that the socket had no room for."""
+        return _platform.is_byte_locked(self.files.memory, BACKLOG_BYTE)
+
+    def has_messages(self) -> bool:
+        """Tell whether a message is there to be received."""
+        for fd in (self.files.into, self.files.out) if self.flags & SHUT else (self.files.into,):
+            sock = socket.socket(fileno=fd)
+            try:
+                if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    return True
+            except BlockingIOError:
+                pass
+            finally:
+                sock.detach()
+        return False
+
+    # ---- waiting
+
+    def wait_for_message(self, seconds: float | None) -> None:
+        """Wait until there may be a message, at most so long."""
+        if self.flags & SHUT:
+            _poll(self.files.out, select.POLLIN, min(_milliseconds(seconds), _DEATHS_MS))
+        else:
+            _poll(self.files.into, select.POLLIN, _milliseconds(seconds))
+
+    def wait_for_slot(self, seconds: float | None) -> None:
+        """Wait until there may be a free slot, at most so long, and not longer than a death may go unseen."""
+        if _poll(self.files.bell_in, select.POLLIN, min(_milliseconds(seconds), _DEATHS_MS)):
+            self.hear_bell()
+
+    def hear_bell(self) -> None:
+        """Take one ring of the bell, unless it is for everybody."""
+        if not self.flags & SHUT:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self.files.bell_in, 1)
+
+    def wait_for_room(self, milliseconds: float, *, late: bool = False) -> bool:
+        """Wait until a message may find room in the socket, or nobody is left to take it.
+
+        Returns False if there was room all the time: the kernel refuses for another reason.
+        """
+        poll = select.poll()
+        poll.register(self.files.into if late else self.files.out, select.POLLOUT)
+        poll.register(self.files.bell_out, 0)
+        if poll.poll(0):
+            return False
+        poll.poll(milliseconds)
+        return True
+
+    def ring(self) -> None:
+        """Wake who waits for a slot."""
+        if _wire.load_u64(self.memory, WAITERS):
+            with contextlib.suppress(BlockingIOError):
+                os.write(self.files.bell_out, b".")
+
+    def clear_slot(self, slot: int) -> None:
+        """Note that a slot, -1: none, is about to be free."""
+        if slot >= 0:
+            _wire.store_u64(self.memory, SIZES + 8 * slot, 0)
+
+    # ---- the end
+
+    def shut_down(self, *, immediate: bool) -> None:
+        """Let nothing in any more; with `immediate` let nothing out either."""
+        self.set_flags(SHUT | IMMEDIATE if immediate else SHUT)
+        sock = socket.socket(fileno=self.files.out)
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        finally:
+            sock.detach()
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.files.bell_out, b"!")
+        if immediate:
+            for recv in (self.files.into, self.files.out):
+                while True:
+                    received = _wire.queue_recv(recv, self.memory, self.files.bell_out)
+                    if received is None or not received[0]:
+                        break
+                    close_all(received[1])
+
+    def stop_hearing(self) -> None:
+        """Do not count as one that may take messages any more: then `is_deserted` can tell."""
+        if self.heard:
+            self.heard = False
+            os.close(self.files.bell_in)
+
+    def is_deserted(self) -> bool:
+        """Tell whether no process is left that could take messages: none has the queue, none will get it."""
+        return not self.heard and bool(_poll(self.files.bell_out, 0, 0.0))
+
+
+def _milliseconds(seconds: float | None) -> float:
+    return _NEVER_MS if seconds is None else max(0.0, min(seconds * 1e3, _NEVER_MS))
+
+
+def _poll(fd: int, events: int, milliseconds: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(milliseconds))
