@@ -47,6 +47,8 @@ class Line:
     wire : Wire
     users : int
         Open `Queue` objects.
+    backlog : collections.deque of Message
+        What was accepted and is not in the socket.
     waits_at_exit : bool
         Whether the process waits for the backlog when it ends.
     """
@@ -56,7 +58,7 @@ class Line:
         self.users = 0
         self.waits_at_exit = True
         self._lock = threading.RLock()
-        self._backlog: collections.deque[Message] = collections.deque()
+        self.backlog: collections.deque[Message] = collections.deque()
         self._feeder: threading.Thread | None = None
         self._slot_fds: set[int] = set()  # open in this process; each holds a slot
         self._keep_fd = -1  # holds BACKLOG_BYTE and the slots of the backlog
@@ -75,9 +77,7 @@ class Line:
         wire = self.wire
         if wire.flags & SHUT:
             raise ShutDown
-        nbytes = message.nbytes if wire.maxbytes else 1
-        if wire.maxbytes and not wire.maxsize:
-            nbytes = max(nbytes, wire.maxbytes // wire.slots)
+        nbytes = max(message.nbytes, wire.least) if wire.maxbytes else 1
         with self._lock:
             taken = _wire.queue_take(wire.files.memory, wire.memory, nbytes)
             if taken is None:
@@ -113,14 +113,14 @@ class Line:
             If there is no memory for the copies.
         """
         try:
-            if not self._backlog:
+            if not self.backlog:
                 _settled(message)
             if message.draft is not None:
                 message.detach()
             with self._lock:
                 if self.wire.flags & SHUT:
                     raise ShutDown
-                if self._backlog or message.draft is not None or not self._send(message):
+                if self.backlog or message.draft is not None or not self._send(message):
                     self._delay(message)
                 self.wire.count_put()
         except BaseException:
@@ -163,7 +163,7 @@ class Line:
         if message.slot_fd >= 0:
             keep_slot(self._keep_fd, message.slot_fd, message.slot)
             self._close_slot(message)
-        self._backlog.append(message)
+        self.backlog.append(message)
         if self._feeder is None:
             self._feeder = threading.Thread(target=self._feed, name="ndshare-queue", daemon=True)
             self._feeder.start()
@@ -171,11 +171,11 @@ class Line:
     def _feed(self) -> None:
         stuck_since = 0.0
         while True:
-            message = self._backlog[0] if self._backlog else None
+            message = self.backlog[0] if self.backlog else None
             ready = message is None or _settled(message)
             with self._lock:
                 if message is None or self.wire.is_deserted() or self.wire.flags & IMMEDIATE:
-                    if not self._backlog or message is not None:
+                    if not self.backlog or message is not None:
                         self._end()
                         return
                     continue
@@ -210,7 +210,7 @@ class Line:
         return sent
 
     def _drop_first(self) -> None:
-        message = self._backlog.popleft()
+        message = self.backlog.popleft()
         if message.slot >= 0:
             _platform.unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
 
@@ -232,9 +232,9 @@ class Line:
 
     def _end(self) -> None:
         """Let go of the backlog. Lock held."""
-        for message in self._backlog:
+        for message in self.backlog:
             self.wire.clear_slot(message.slot)
-        self._backlog.clear()
+        self.backlog.clear()
         os.close(self._keep_fd)
         self._keep_fd = -1
         self._feeder = None
@@ -278,7 +278,7 @@ class Line:
     def begin_in_child(self) -> None:
         """Give up what is the parent's."""
         self._lock = threading.RLock()
-        self._backlog = collections.deque()
+        self.backlog = collections.deque()
         self._feeder = None
         for fd in (*self._slot_fds, *((self._keep_fd,) if self._keep_fd >= 0 else ())):
             os.close(fd)

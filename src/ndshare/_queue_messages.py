@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import pickle
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -46,6 +47,11 @@ class Message:
     @property
     def nbytes(self) -> int:
         return self.draft.nbytes if self.draft is not None else 0
+
+    @property
+    def bare(self) -> bytes | None:
+        """The pickle, if it is all there is to be sent and short."""
+        return None if self.names or self.draft is None else self.draft.bare
 
     def settle(self) -> None:
         """Copy what has to be copied into segments.
@@ -99,7 +105,7 @@ def _definitions(needs: frozenset[str]) -> tuple[bytes, Parcel] | tuple[()]:
         return ()  # then only who has it can read it
 
 
-def unpack(data: bytes, fds: tuple[int, ...]) -> Any:
+def unpack(received: bytes | tuple[bytes, tuple[int, ...]]) -> Any:
     """Rebuild the object of a message.
 
     Raises
@@ -109,6 +115,9 @@ def unpack(data: bytes, fds: tuple[int, ...]) -> Any:
     Exception
         Whatever unpickling raises. The descriptors are closed.
     """
+    if type(received) is bytes:
+        return pickle.loads(received)
+    data, fds = received
     kind, split, _, _ = HEAD.unpack_from(data)
     if split:
         fds = tuple(_opened(fds[0]))

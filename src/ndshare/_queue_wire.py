@@ -16,6 +16,7 @@ import os
 import resource
 import select
 import socket
+import time
 
 from ndshare import _platform, _wire
 from ndshare._queue_memory import (
@@ -37,6 +38,13 @@ from ndshare.parcel import close_all
 
 _DEATHS_MS = 100.0  # how often a waiter looks for participants that died
 _NEVER_MS = 3_600_000.0
+_SPIN_US = 50  # to be woken costs the sender more than this costs the waiter
+_SPIN_MAX_S = 0.001  # ... if the last message did not take longer than this to come
+
+Received = bytes | tuple[bytes, tuple[int, ...]]
+"""A pickle, or a message and its descriptors."""
+
+_END = (b"", ())
 
 
 class Wire:
@@ -58,6 +66,11 @@ class Wire:
         self.slots = _wire.load_u64(self.memory, SLOTS)
         self.maxsize = _wire.load_u64(self.memory, MAXSIZE)
         self.maxbytes = _wire.load_u64(self.memory, MAX_BYTES)
+        self.receiving = files.into, self.memory, files.bell_out  # arguments of queue_recv
+        self.sending = files.out, files.memory, self.memory  # ... of queue_send
+        self._waited_s = 1.0
+        # What a message counts for at least, in bytes.
+        self.least = self.maxbytes // self.slots if self.maxbytes and not self.maxsize else 1
         self.heard = True  # whether this process counts as one that may take messages
         self._budget = 0  # descriptors that may be sent before looking again how many are in flight
 
@@ -76,6 +89,15 @@ class Wire:
             pass
 
     # ---- sending
+
+    def send_bare(self, stream: bytes) -> bool:
+        """Send a pickle that is all of a message; False if that cannot be done at once."""
+        nbytes = len(stream)
+        if self.slots:
+            if self._budget <= 0 or nbytes > (self.maxbytes or nbytes):
+                return False
+            self._budget -= 1
+        return _wire.queue_send(*self.sending, stream, max(nbytes, self.least))
 
     def send(self, message: Message, *, late: bool = False) -> bool:
         """Send a settled message; False if there is no room at present.
@@ -122,8 +144,8 @@ class Wire:
 
     # ---- receiving
 
-    def receive(self) -> tuple[bytes, tuple[int, ...]] | None:
-        """Return the next message and its descriptors, or None if there is none.
+    def receive(self) -> Received | None:
+        """Return the next message, or None if there is none.
 
         Raises
         ------
@@ -132,17 +154,10 @@ class Wire:
         OSError
             EMFILE: the process has too many open files; the message stays where it is.
         """
-        received = _wire.queue_recv(self.files.into, self.memory, self.files.bell_out)
-        if received is None:
-            return None
-        if not received[0]:
-            received = self._receive_late()
-        elif self.flags & IMMEDIATE:
-            close_all(received[1])
-            raise ShutDown
-        return received
+        received = _wire.queue_recv(*self.receiving)
+        return self._receive_late() if received == _END else received
 
-    def _receive_late(self) -> tuple[bytes, tuple[int, ...]] | None:
+    def _receive_late(self) -> Received | None:
         """Receive what had been accepted before the queue was shut down, and found no room then."""
         if self.flags & IMMEDIATE:
             raise ShutDown
@@ -153,7 +168,7 @@ class Wire:
                 raise ShutDown
         return received
 
-    def _recv_late(self) -> tuple[bytes, tuple[int, ...]] | None:
+    def _recv_late(self) -> Received | None:
         return _wire.queue_recv(self.files.out, self.memory, self.files.bell_out)
 
     def has_backlogs(self) -> bool:
@@ -180,7 +195,11 @@ class Wire:
         if self.flags & SHUT:
             _poll(self.files.out, select.POLLIN, min(_milliseconds(seconds), _DEATHS_MS))
         else:
+            start = time.monotonic()
+            if self._waited_s < _SPIN_MAX_S:
+                _wire.spin(self.files.into, _SPIN_US)
             _poll(self.files.into, select.POLLIN, _milliseconds(seconds))
+            self._waited_s = time.monotonic() - start
 
     def wait_for_slot(self, seconds: float | None) -> None:
         """Wait until there may be a free slot, at most so long, and not longer than a death may go unseen."""
@@ -231,11 +250,11 @@ class Wire:
             os.write(self.files.bell_out, b"!")
         if immediate:
             for recv in (self.files.into, self.files.out):
+                # What is received now is dropped: the flag is set.
                 while True:
                     received = _wire.queue_recv(recv, self.memory, self.files.bell_out)
-                    if received is None or not received[0]:
+                    if received is None or received == _END:
                         break
-                    close_all(received[1])
 
     def stop_hearing(self) -> None:
         """Do not count as one that may take messages any more: then `is_deserted` can tell."""

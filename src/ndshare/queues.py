@@ -25,6 +25,7 @@ Not guaranteed
 
 from __future__ import annotations
 
+import pickle
 import queue
 import time
 from multiprocessing.reduction import DupFd, ForkingPickler
@@ -34,10 +35,15 @@ from ndshare import _queue_memory, _wire
 from ndshare._queue_line import Line, line_of
 from ndshare._queue_memory import GOT, MAXSIZE_MAX, PUT, SHUT, WAITERS, WORKERS, Files
 from ndshare._queue_messages import Message, unpack
+from ndshare._queue_wire import Received
 from ndshare.descriptors import Descriptor
 from ndshare.errors import SegmentError, ShutDown
 
 __all__ = ["Queue", "ShutDown", "reduce_queue"]
+
+
+# They need no look at what is in them.
+_PLAIN = frozenset((bytes, str, int, float, bool, type(None)))
 
 
 class Queue:
@@ -121,9 +127,16 @@ class Queue:
         CapacityError
             If there is no memory for the copies.
         """
-        line = self._open()
+        line = self._line or self._open()
+        wire = line.wire
+        if type(obj) in _PLAIN and not line.backlog and wire.send_bare(pickle.dumps(obj, 5)):
+            return
         deadline = _deadline(block, timeout)
         message = self._message(line, obj)
+        if not line.backlog:
+            stream = message.bare
+            if stream is not None and wire.send_bare(stream):
+                return
         if line.wire.slots and not line.take_slot(message):
             if not block:
                 raise queue.Full
@@ -200,11 +213,11 @@ class Queue:
         Exception
             Whatever unpickling raises; that message is gone.
         """
-        line = self._open()
+        line = self._line or self._open()
         received = line.wire.receive()
         if received is None:
             received = _wait(line, _deadline(block, timeout))
-        return unpack(*received)
+        return pickle.loads(received) if type(received) is bytes else unpack(received)
 
     def get_nowait(self) -> Any:
         """Take the next object, or raise `queue.Empty` at once; see `get`."""
@@ -248,7 +261,7 @@ class Queue:
                 break
             if received is None:
                 break
-            found.append(unpack(*received))
+            found.append(unpack(received))
         return found
 
     async def aget(self) -> Any:
@@ -258,7 +271,7 @@ class Queue:
         line = self._open()
         while (received := line.wire.receive()) is None:
             await wait_for_message(line.wire)
-        return unpack(*received)
+        return unpack(received)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when there may be something to get.
@@ -381,7 +394,7 @@ def _left(deadline: float | None) -> float | None:
     return None if deadline is None else deadline - time.monotonic()
 
 
-def _wait(line: Line, deadline: float | None) -> tuple[bytes, tuple[int, ...]]:
+def _wait(line: Line, deadline: float | None) -> Received:
     while True:
         left = _left(deadline)
         if left is not None and left <= 0:

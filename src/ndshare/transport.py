@@ -83,6 +83,14 @@ class Draft:
         self.delivers = delivers
 
     @property
+    def bare(self) -> bytes | None:
+        """The pickle, if it is all there is to be sent and fits into a message; only before it is settled."""
+        recording = self._recording
+        if recording is None or recording.notes or len(recording.parts) != 1:
+            return None
+        return recording.parts[0] if len(recording.parts[0]) < INLINE_MAX else None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the pickle and of all arrays it refers to; only before the draft is settled."""
         assert self._recording is not None
@@ -215,15 +223,15 @@ def _rebuild(body: memoryview, table_len: int, stream_len: int, fds: list[int]) 
         inline = body[table_len + stream_len :]
         arrays: list[Any] = []
         for segment, offset, code, shape, strides, flags in pieces:
+            if segment != INLINE and table[segment][2] == FILE:
+                arrays.append(blocks[segment])
+                continue
             dtype = decode_dtype(code)
             array: Any
             if segment == INLINE:
                 array = _copied(view_of(inline, offset, dtype, shape, strides))
             else:
                 block = blocks[segment]
-                if type(block) is Descriptor:
-                    arrays.append(block)
-                    continue
                 offset -= block.offset
                 if by_value[segment] and (copy_out[segment] or _is_small(dtype, shape)):
                     array = _copied(view_of(block, offset, dtype, shape, strides))

@@ -90,9 +90,13 @@ static PyMethodDef methods[] = {
     {"queue_take", (PyCFunction)(void (*)(void))ndshare_queue_take, METH_FASTCALL,
      PyDoc_STR("queue_take(memory_fd, memory, nbytes) -> (slot, fd) | None\n\n"
                "A free slot of a bounded queue and the descriptor that holds it; None if the queue is full.")},
+    {"queue_send", (PyCFunction)(void (*)(void))ndshare_queue_send, METH_FASTCALL,
+     PyDoc_STR("queue_send(sock_fd, memory_fd, memory, stream, nbytes) -> bool\n\n"
+               "Send one pickle, with a slot if the queue is bounded; False if that cannot be done at once.")},
     {"queue_recv", (PyCFunction)(void (*)(void))ndshare_queue_recv, METH_FASTCALL,
-     PyDoc_STR("queue_recv(sock_fd, memory, bell_fd) -> (message, fds) | None\n\n"
-               "The next message, its slot given back; None if there is none, (b'', ()) at the end.")},
+     PyDoc_STR("queue_recv(sock_fd, memory, bell_fd) -> (message, fds) | stream | None\n\n"
+               "The next message, its slot given back; bytes if it is one pickle and nothing else.\n"
+               "None if there is none, (b'', ()) at the end.")},
     {"queue_used", (PyCFunction)(void (*)(void))ndshare_queue_used, METH_FASTCALL,
      PyDoc_STR("queue_used(memory_fd, memory) -> int\n\nHow many slots somebody holds.")},
     {"spin", (PyCFunction)(void (*)(void))ndshare_message_spin, METH_FASTCALL,

@@ -27,12 +27,15 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 #define SLOTS ((off_t)1 << 40)
 #define ADMISSION ((off_t)2)
 #define ADMISSION_WAIT_NS 20000000 /* then the queue counts as full for the moment: its holder was stopped */
+#define IMMEDIATE 2
+#define HEAD_AND_TAG 9 /* of a message that is one pickle and nothing else: `parcel.BARE` */
 #define MESSAGE_BYTES (112 * 1024)
 
 typedef struct {
@@ -163,6 +166,40 @@ get_admission(int fd)
     return true;
 }
 
+enum { FULL = -1, REFUSED = -2 };
+
+/* A descriptor that holds a free slot; FULL, or REFUSED with errno. */
+static int
+take(int memory_fd, queue_memory *memory, uint64_t nbytes, int64_t *slot)
+{
+    char path[40];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", memory_fd);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0) {
+        return REFUSED;
+    }
+    *slot = -1;
+    if (memory->max_bytes == 0) {
+        *slot = find_slot(memory, fd, 1);
+    }
+    else if (get_admission(fd)) {
+        *slot = find_slot(memory, fd, nbytes > 0 ? nbytes : 1);
+        set_lock(fd, F_UNLCK, ADMISSION);
+    }
+    if (*slot < 0) {
+        close(fd);
+        return FULL;
+    }
+    return fd;
+}
+
+static void
+give_back(queue_memory *memory, int fd, int64_t slot)
+{
+    atomic_store(&memory->sizes[slot], 0);
+    close(fd);
+}
+
 PyObject *
 ndshare_queue_take(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
@@ -180,32 +217,96 @@ ndshare_queue_take(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
         return NULL;
     }
     PyObject *result = NULL;
-    char path[40];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", memory_fd);
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0) {
+    int64_t slot;
+    int fd = take(memory_fd, memory, nbytes, &slot);
+    if (fd == REFUSED) {
         PyErr_SetFromErrno(PyExc_OSError);
-        goto done;
     }
-    int64_t slot = -1;
-    if (memory->max_bytes == 0) {
-        slot = find_slot(memory, fd, 1);
-    }
-    else if (get_admission(fd)) {
-        slot = find_slot(memory, fd, nbytes > 0 ? nbytes : 1);
-        set_lock(fd, F_UNLCK, ADMISSION);
-    }
-    if (slot < 0) {
-        close(fd);
+    else if (fd == FULL) {
         result = Py_NewRef(Py_None);
+    }
+    else {
+        result = Py_BuildValue("(Li)", (long long)slot, fd);
+        if (result == NULL) {
+            give_back(memory, fd, slot);
+        }
+    }
+    PyBuffer_Release(&view);
+    return result;
+}
+
+/* One message without descriptors of its own. */
+static ssize_t
+send_bare(int sock_fd, const Py_buffer *stream, int64_t slot, int slot_fd)
+{
+    struct {
+        message_head head;
+        char tag;
+    } start = {.head = {.slot = (uint32_t)(slot + 1)}};
+    struct iovec iov[2] = {{&start, sizeof start.head + 1}, {stream->buf, (size_t)stream->len}};
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
+    if (slot_fd >= 0) {
+        memset(&control, 0, sizeof control);
+        msg.msg_control = control.bytes;
+        msg.msg_controllen = sizeof control.bytes;
+        struct cmsghdr *header = CMSG_FIRSTHDR(&msg);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(header), &slot_fd, sizeof(int));
+    }
+    return sendmsg(sock_fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+PyObject *
+ndshare_queue_send(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 5) {
+        return PyErr_Format(PyExc_TypeError, "queue_send takes 5 arguments, got %zd", nargs);
+    }
+    int sock_fd = PyLong_AsInt(args[0]);
+    int memory_fd = PyLong_AsInt(args[1]);
+    unsigned long long nbytes = PyLong_AsUnsignedLongLong(args[4]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    Py_buffer view, stream;
+    queue_memory *memory = memory_of(args[2], &view);
+    if (memory == NULL) {
+        return NULL;
+    }
+    if (PyObject_GetBuffer(args[3], &stream, PyBUF_SIMPLE) < 0) {
+        PyBuffer_Release(&view);
+        return NULL;
+    }
+    PyObject *result = NULL;
+    int64_t slot = -1;
+    int slot_fd = -1;
+    if (memory->slots > 0) {
+        slot_fd = take(memory_fd, memory, nbytes, &slot);
+    }
+    if (slot_fd == REFUSED || (slot_fd == FULL && memory->slots > 0)) {
+        result = Py_NewRef(Py_False); /* the long way says what is the matter */
         goto done;
     }
-    result = Py_BuildValue("(Li)", (long long)slot, fd);
-    if (result == NULL) {
-        atomic_store(&memory->sizes[slot], 0);
-        close(fd);
+    if (send_bare(sock_fd, &stream, slot, slot_fd) >= 0) {
+        atomic_fetch_add_explicit(&memory->put, 1, memory_order_relaxed);
+        if (slot_fd >= 0) {
+            close(slot_fd);
+        }
+        result = Py_NewRef(Py_True);
+        goto done;
     }
+    if (slot_fd >= 0) {
+        give_back(memory, slot_fd, slot);
+    }
+    result = Py_NewRef(Py_False);
 done:
+    PyBuffer_Release(&stream);
     PyBuffer_Release(&view);
     return result;
 }
@@ -278,7 +379,17 @@ ndshare_queue_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
                 (void)ignored;
             }
         }
+        bool at_once = atomic_load(&memory->flags) & IMMEDIATE;
         PyBuffer_Release(&view);
+        if (at_once) {
+            for (Py_ssize_t i = 0; i < count; i++) {
+                close(received[i]);
+            }
+            size = count = 0;
+        }
+        else if (count == 0 && head.kind == 0 && size > HEAD_AND_TAG && buffer[sizeof head] == 0) {
+            return PyBytes_FromStringAndSize(buffer + HEAD_AND_TAG, size - HEAD_AND_TAG);
+        }
     }
     PyObject *fds = ndshare_descriptor_tuple(received, count);
     return fds == NULL ? NULL : Py_BuildValue("(y#N)", buffer, size, fds);

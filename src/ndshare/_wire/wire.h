@@ -25,6 +25,7 @@ int ndshare_receive(int sock_fd, const Py_buffer *view, int flags, int received[
 PyObject *ndshare_descriptor_tuple(const int received[NDSHARE_MAX_FDS], Py_ssize_t count);
 
 PyObject *ndshare_queue_take(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_queue_send(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_queue_recv(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_queue_used(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
