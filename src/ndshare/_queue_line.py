@@ -37,6 +37,7 @@ from ndshare.errors import CapacityError, SegmentError, ShutDown
 _PAUSE_S = 0.002  # between two attempts when the kernel cannot say when there is room: descriptors in flight
 _STUCK_S = 30.0  # a message whose memory cannot be had for so long although nothing else is in flight is lost
 _LOOK_MS = 1000.0
+_PUMP_EVERY = 16
 
 
 class Line:
@@ -47,8 +48,8 @@ class Line:
     wire : Wire
     users : int
         Open `Queue` objects.
-    backlog : collections.deque of Message
-        What was accepted and is not in the socket.
+    backlog : collections.deque of Message or bytes
+        What was accepted and is not in the socket; bytes: a pickle that is all of a message.
     waits_at_exit : bool
         Whether the process waits for the backlog when it ends.
     """
@@ -58,7 +59,7 @@ class Line:
         self.users = 0
         self.waits_at_exit = True
         self._lock = threading.RLock()
-        self.backlog: collections.deque[Message] = collections.deque()
+        self.backlog: collections.deque[Message | bytes] = collections.deque()
         self._feeder: threading.Thread | None = None
         self._slot_fds: set[int] = set()  # open in this process; each holds a slot
         self._keep_fd = -1  # holds BACKLOG_BYTE and the slots of the backlog
@@ -66,8 +67,10 @@ class Line:
 
     # ---- putting
 
-    def take_slot(self, message: Message) -> bool:
+    def take_slot(self, message: Message, doubt: bool = True) -> bool:
         """Get a slot of a bounded queue for a message; False if it is full.
+
+        Unless there is reason to doubt it, what dead processes had counts as in use.
 
         Raises
         ------
@@ -79,7 +82,7 @@ class Line:
             raise ShutDown
         nbytes = max(message.nbytes, wire.least) if wire.maxbytes else 1
         with self._lock:
-            taken = _wire.queue_take(wire.files.memory, wire.memory, nbytes)
+            taken = _wire.queue_take(wire.files.memory, wire.memory, nbytes, doubt)
             if taken is None:
                 return False
             message.slot, message.slot_fd = taken
@@ -94,6 +97,26 @@ class Line:
             self.give_back_slot(probe)
             return False
         return True
+
+    def push_behind(self, stream: bytes) -> bool:
+        """Accept a pickle that is all of a message, behind the backlog; False if there is none."""
+        with self._lock:
+            if not self.backlog or self.wire.flags & SHUT:
+                return False
+            self.backlog.append(stream)
+            self.wire.count_put()
+            if len(self.backlog) % _PUMP_EVERY == 0:  # the feeder may have to wait for the GIL
+                self._pump()
+        return True
+
+    def _pump(self) -> None:
+        """Send pickles from the front of the backlog, as far as there is room. Lock held."""
+        backlog = self.backlog
+        while backlog and not self._late and type(backlog[0]) is bytes:
+            if not self.wire.send_again(backlog[0]):
+                self._late = bool(self.wire.flags & SHUT)
+                break
+            backlog.popleft()
 
     def give_back_slot(self, message: Message) -> None:
         """Let go of the slot of a message that is not sent."""
@@ -171,20 +194,25 @@ class Line:
     def _feed(self) -> None:
         stuck_since = 0.0
         while True:
-            message = self.backlog[0] if self.backlog else None
-            ready = message is None or _settled(message)
             with self._lock:
-                if message is None or self.wire.is_deserted() or self.wire.flags & IMMEDIATE:
-                    if not self.backlog or message is not None:
-                        self._end()
-                        return
-                    continue
-                if ready and self._feed_one(message):
-                    stuck_since = 0.0
-                    continue
+                self._pump()
+                if not self.backlog or self.wire.is_deserted() or self.wire.flags & IMMEDIATE:
+                    self._end()
+                    return
+                message = self.backlog[0]
+                if type(message) is bytes and self._late:
+                    message = self.backlog[0] = Message.of_stream(message)
+            ready = True
+            if type(message) is Message:  # only this thread sends those
+                ready = _settled(message)
+                if ready:
+                    with self._lock:
+                        if self._feed_one(message):
+                            stuck_since = 0.0
+                            continue
             if ready or self.wire.has_messages():
                 stuck_since = 0.0
-            else:  # there is no memory for it, and nobody is going to free any by receiving
+            elif type(message) is Message:  # there is no memory for it, and nobody is going to free any by receiving
                 stuck_since = stuck_since or time.monotonic()
                 if time.monotonic() - stuck_since > _STUCK_S:
                     self._lose(message)
@@ -233,7 +261,8 @@ class Line:
     def _end(self) -> None:
         """Let go of the backlog. Lock held."""
         for message in self.backlog:
-            self.wire.clear_slot(message.slot)
+            if type(message) is Message:
+                self.wire.clear_slot(message.slot)
         self.backlog.clear()
         os.close(self._keep_fd)
         self._keep_fd = -1

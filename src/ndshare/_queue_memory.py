@@ -35,6 +35,8 @@ SLOT_BYTE = 1 << 40
 SLOTS_OF_BYTES = 1024  # of a queue that is bounded by bytes only: a message counts for a fair share at least
 MAXSIZE_MAX = 1 << 20
 
+_BUFFER_BYTES = 212_992  # what every Linux allows; it counts double
+
 
 class Files(NamedTuple):
     """The open files of a queue in one process."""
@@ -58,6 +60,8 @@ def create(maxsize: int, maxbytes: int | None) -> Files:
     opened: list[int] = []
     try:
         out, into = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (out, into):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         opened += out.detach(), into.detach()
         memory = os.memfd_create("ndshare-queue", os.MFD_CLOEXEC)
         opened.append(memory)

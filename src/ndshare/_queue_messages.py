@@ -20,7 +20,7 @@ from ndshare import _wire, mainspace, transport
 from ndshare._queue_memory import HEAD, NAMED, NAMES, PLAIN
 from ndshare.errors import SegmentError, TransportError, UnsendableGlobalError
 from ndshare.functions import main_namespace
-from ndshare.parcel import Parcel, close_all
+from ndshare.parcel import BARE_TAG, Parcel, close_all
 
 FDS_MAX = 250  # per message, below the kernel's 253
 
@@ -43,6 +43,14 @@ class Message:
         self.names = _definitions(self.draft.needs) if define and self.draft.needs else ()
         self.parcel: Parcel | None = None
         self.slot = self.slot_fd = -1
+
+    @classmethod
+    def of_stream(cls, stream: bytes) -> Message:
+        """Return the message that is one pickle and nothing else."""
+        made = cls.__new__(cls)
+        made.draft, made.names, made.parcel = None, (), Parcel(BARE_TAG + stream)
+        made.slot = made.slot_fd = -1
+        return made
 
     @property
     def nbytes(self) -> int:

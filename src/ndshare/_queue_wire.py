@@ -22,9 +22,11 @@ from ndshare import _platform, _wire
 from ndshare._queue_memory import (
     BACKLOG_BYTE,
     FLAGS,
+    HEAD,
     IMMEDIATE,
     MAX_BYTES,
     MAXSIZE,
+    PLAIN,
     PUT,
     SHUT,
     SIZES,
@@ -34,7 +36,7 @@ from ndshare._queue_memory import (
 )
 from ndshare._queue_messages import FDS_MAX, Message, envelope
 from ndshare.errors import ShutDown
-from ndshare.parcel import close_all
+from ndshare.parcel import BARE_TAG, INLINE_MAX, close_all
 
 _DEATHS_MS = 100.0  # how often a waiter looks for participants that died
 _NEVER_MS = 3_600_000.0
@@ -44,6 +46,7 @@ _SPIN_MAX_S = 0.001  # ... if the last message did not take longer than this to 
 Received = bytes | tuple[bytes, tuple[int, ...]]
 """A pickle, or a message and its descriptors."""
 
+_BARE_HEAD = HEAD.pack(PLAIN, 0, 0, 0) + BARE_TAG
 _END = (b"", ())
 
 
@@ -93,11 +96,20 @@ class Wire:
     def send_bare(self, stream: bytes) -> bool:
         """Send a pickle that is all of a message; False if that cannot be done at once."""
         nbytes = len(stream)
+        if nbytes >= INLINE_MAX:
+            return False
         if self.slots:
             if self._budget <= 0 or nbytes > (self.maxbytes or nbytes):
                 return False
             self._budget -= 1
         return _wire.queue_send(*self.sending, stream, max(nbytes, self.least))
+
+    def send_again(self, stream: bytes) -> bool:
+        """Send a pickle that was accepted before; False if there is no room, or the queue was shut down."""
+        try:
+            return _wire.send_message(self.files.out, (_BARE_HEAD, stream), (), socket.MSG_DONTWAIT)
+        except BrokenPipeError:
+            return False
 
     def send(self, message: Message, *, late: bool = False) -> bool:
         """Send a settled message; False if there is no room at present.
@@ -201,10 +213,15 @@ class Wire:
             _poll(self.files.into, select.POLLIN, _milliseconds(seconds))
             self._waited_s = time.monotonic() - start
 
-    def wait_for_slot(self, seconds: float | None) -> None:
-        """Wait until there may be a free slot, at most so long, and not longer than a death may go unseen."""
-        if _poll(self.files.bell_in, select.POLLIN, min(_milliseconds(seconds), _DEATHS_MS)):
+    def wait_for_slot(self, seconds: float | None) -> bool:
+        """Wait until there may be a free slot, at most so long, and not longer than a death may go unseen.
+
+        Returns whether somebody said that there is one.
+        """
+        rung = _poll(self.files.bell_in, select.POLLIN, min(_milliseconds(seconds), _DEATHS_MS))
+        if rung:
             self.hear_bell()
+        return rung
 
     def hear_bell(self) -> None:
         """Take one ring of the bell, unless it is for everybody."""

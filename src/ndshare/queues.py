@@ -38,6 +38,7 @@ from ndshare._queue_messages import Message, unpack
 from ndshare._queue_wire import Received
 from ndshare.descriptors import Descriptor
 from ndshare.errors import SegmentError, ShutDown
+from ndshare.parcel import INLINE_MAX
 
 __all__ = ["Queue", "ShutDown", "reduce_queue"]
 
@@ -129,26 +130,26 @@ class Queue:
         """
         line = self._line or self._open()
         wire = line.wire
-        if type(obj) in _PLAIN and not line.backlog and wire.send_bare(pickle.dumps(obj, 5)):
+        if type(obj) in _PLAIN and _send_stream(line, pickle.dumps(obj, 5)):
             return
         deadline = _deadline(block, timeout)
         message = self._message(line, obj)
-        if not line.backlog:
-            stream = message.bare
-            if stream is not None and wire.send_bare(stream):
-                return
-        if line.wire.slots and not line.take_slot(message):
+        stream = message.bare
+        if stream is not None and _send_stream(line, stream):
+            return
+        if wire.slots and not line.take_slot(message, doubt=not block):
             if not block:
                 raise queue.Full
-            _wire.add_u64(line.wire.memory, WAITERS, 1)
+            _wire.add_u64(wire.memory, WAITERS, 1)
             try:
-                while not line.take_slot(message):
+                rung = True
+                while not line.take_slot(message, doubt=not rung):
                     left = _left(deadline)
-                    if left is not None and left <= 0:
+                    if left is not None and left <= 0 and not rung:
                         raise queue.Full
-                    line.wire.wait_for_slot(left)
+                    rung = wire.wait_for_slot(left)
             finally:
-                _wire.add_u64(line.wire.memory, WAITERS, -1)
+                _wire.add_u64(wire.memory, WAITERS, -1)
         line.push(message)
 
     def put_nowait(self, obj: object) -> None:
@@ -377,6 +378,13 @@ class Queue:
             "a Queue cannot be pickled or copied: the copy would be another queue. Pass it to a child of "
             "multiprocessing when it starts, or to a task, kernel or queue of ndshare"
         )
+
+
+def _send_stream(line: Line, stream: bytes) -> bool:
+    """Accept a pickle that is all of a message, without a detour; False if it has to go the long way."""
+    if not line.backlog:
+        return line.wire.send_bare(stream)
+    return not line.wire.slots and len(stream) < INLINE_MAX and line.push_behind(stream)
 
 
 def _deadline(block: bool, timeout: float | None) -> float | None:

@@ -88,8 +88,9 @@ static PyMethodDef methods[] = {
                "Append up to `most` waiting messages (kind, status, number, seconds, body, fds) to the list `out`.\n"
                "0: that was all; EAGAIN: there may be more; EPIPE: the end; else an errno.")},
     {"queue_take", (PyCFunction)(void (*)(void))ndshare_queue_take, METH_FASTCALL,
-     PyDoc_STR("queue_take(memory_fd, memory, nbytes) -> (slot, fd) | None\n\n"
-               "A free slot of a bounded queue and the descriptor that holds it; None if the queue is full.")},
+     PyDoc_STR("queue_take(memory_fd, memory, nbytes, doubt) -> (slot, fd) | None\n\n"
+               "A free slot of a bounded queue and the descriptor that holds it; None if the queue is full.\n"
+               "In doubt slots of dead processes are looked for.")},
     {"queue_send", (PyCFunction)(void (*)(void))ndshare_queue_send, METH_FASTCALL,
      PyDoc_STR("queue_send(sock_fd, memory_fd, memory, stream, nbytes) -> bool\n\n"
                "Send one pickle, with a slot if the queue is bounded; False if that cannot be done at once.")},

@@ -114,7 +114,7 @@ try_slot(queue_memory *memory, int fd, uint64_t number, uint64_t nbytes)
 }
 
 static int64_t
-find_slot(queue_memory *memory, int fd, uint64_t nbytes)
+find_slot(queue_memory *memory, int fd, uint64_t nbytes, bool doubt)
 {
     uint64_t count = memory->slots, limit = memory->max_bytes;
     if (limit == 0 || bytes_in_flight(memory) + nbytes <= limit) {
@@ -126,6 +126,9 @@ find_slot(queue_memory *memory, int fd, uint64_t nbytes)
                 return (int64_t)i;
             }
         }
+    }
+    if (!doubt) {
+        return -1;
     }
     /* It looks full. Is it, or did somebody die? Nobody else takes slots meanwhile if bytes are counted. */
     int64_t free_slot = -1;
@@ -168,9 +171,9 @@ get_admission(int fd)
 
 enum { FULL = -1, REFUSED = -2 };
 
-/* A descriptor that holds a free slot; FULL, or REFUSED with errno. */
+/* A descriptor that holds a free slot; FULL, or REFUSED with errno. In doubt the kernel is asked about every slot. */
 static int
-take(int memory_fd, queue_memory *memory, uint64_t nbytes, int64_t *slot)
+take(int memory_fd, queue_memory *memory, uint64_t nbytes, bool doubt, int64_t *slot)
 {
     char path[40];
     snprintf(path, sizeof path, "/proc/self/fd/%d", memory_fd);
@@ -180,10 +183,10 @@ take(int memory_fd, queue_memory *memory, uint64_t nbytes, int64_t *slot)
     }
     *slot = -1;
     if (memory->max_bytes == 0) {
-        *slot = find_slot(memory, fd, 1);
+        *slot = find_slot(memory, fd, 1, doubt);
     }
     else if (get_admission(fd)) {
-        *slot = find_slot(memory, fd, nbytes > 0 ? nbytes : 1);
+        *slot = find_slot(memory, fd, nbytes > 0 ? nbytes : 1, doubt);
         set_lock(fd, F_UNLCK, ADMISSION);
     }
     if (*slot < 0) {
@@ -203,11 +206,12 @@ give_back(queue_memory *memory, int fd, int64_t slot)
 PyObject *
 ndshare_queue_take(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs != 3) {
-        return PyErr_Format(PyExc_TypeError, "queue_take takes 3 arguments, got %zd", nargs);
+    if (nargs != 4) {
+        return PyErr_Format(PyExc_TypeError, "queue_take takes 4 arguments, got %zd", nargs);
     }
     int memory_fd = PyLong_AsInt(args[0]);
     unsigned long long nbytes = PyLong_AsUnsignedLongLong(args[2]);
+    int doubt = PyObject_IsTrue(args[3]);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -218,7 +222,7 @@ ndshare_queue_take(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
     }
     PyObject *result = NULL;
     int64_t slot;
-    int fd = take(memory_fd, memory, nbytes, &slot);
+    int fd = take(memory_fd, memory, nbytes, doubt, &slot);
     if (fd == REFUSED) {
         PyErr_SetFromErrno(PyExc_OSError);
     }
@@ -287,7 +291,7 @@ ndshare_queue_send(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
     int64_t slot = -1;
     int slot_fd = -1;
     if (memory->slots > 0) {
-        slot_fd = take(memory_fd, memory, nbytes, &slot);
+        slot_fd = take(memory_fd, memory, nbytes, false, &slot);
     }
     if (slot_fd == REFUSED || (slot_fd == FULL && memory->slots > 0)) {
         result = Py_NewRef(Py_False); /* the long way says what is the matter */
