@@ -167,7 +167,7 @@ class Wire:
             EMFILE: the process has too many open files; the message stays where it is.
         """
         received = _wire.queue_recv(*self.receiving)
-        return self._receive_late() if received == _END else received
+        return self._receive_late() if received == _END or received == b"" else received
 
     def _receive_late(self) -> Received | None:
         """Receive what had been accepted before the queue was shut down, and found no room then."""
@@ -189,7 +189,10 @@ class Wire:
 
     def has_messages(self) -> bool:
         """Tell whether a message is there to be received."""
-        for fd in (self.files.into, self.files.out) if self.flags & SHUT else (self.files.into,):
+        flags = self.flags
+        if flags & IMMEDIATE:
+            return False
+        for fd in (self.files.into, self.files.out) if flags & SHUT else (self.files.into,):
             sock = socket.socket(fileno=fd)
             try:
                 if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):

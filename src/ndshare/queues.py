@@ -28,6 +28,7 @@ from __future__ import annotations
 import pickle
 import queue
 import time
+import weakref
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, NoReturn
 
@@ -87,7 +88,7 @@ class Queue:
 
     def __init__(self, maxsize: int = 0, *, maxbytes: int | None = None) -> None:
         self._line: Line | None = None
-        self._closed: Line | None = None
+        self._closed: weakref.ref[Line] | None = None  # strong only in the thread that still sends
         if maxsize > MAXSIZE_MAX:
             raise ValueError(
                 f"Queue: maxsize is {maxsize}; allowed are 1 to {MAXSIZE_MAX}, or 0 for a queue without limit"
@@ -331,7 +332,7 @@ class Queue:
         """
         line, self._line = self._line, None
         if line is not None:
-            self._closed = line
+            self._closed = weakref.ref(line)
             line.close()
 
     def join_thread(self) -> None:
@@ -344,11 +345,13 @@ class Queue:
         """
         if self._closed is None:
             raise ValueError(f"{self!r} is not closed; call close() before join_thread()")
-        self._closed.join()
+        line = self._closed()
+        if line is not None:
+            line.join()
 
     def cancel_join_thread(self) -> None:
         """Let this process end without waiting for what it put to be sent: that may be lost."""
-        line = self._line or self._closed
+        line = self._line or (self._closed and self._closed())
         if line is not None:
             line.waits_at_exit = False
 
@@ -364,14 +367,12 @@ class Queue:
             self.close()
 
     def __repr__(self) -> str:
-        line = self._line or self._closed
-        if line is None:
+        if self._line is None:
             return "<ndshare.Queue closed>"
-        wire = line.wire
+        wire = self._line.wire
         bounds = f" maxsize={wire.maxsize}" if wire.maxsize else ""
         bounds += f" maxbytes={wire.maxbytes}" if wire.maxbytes else ""
-        state = " closed" if self._line is None else " shut down" if wire.flags & SHUT else ""
-        return f"<ndshare.Queue{bounds}{state}>"
+        return f"<ndshare.Queue{bounds}{' shut down' if wire.flags & SHUT else ''}>"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError(

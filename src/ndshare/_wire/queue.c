@@ -389,9 +389,9 @@ ndshare_queue_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
             for (Py_ssize_t i = 0; i < count; i++) {
                 close(received[i]);
             }
-            size = count = 0;
+            return PyBytes_FromStringAndSize(NULL, 0);
         }
-        else if (count == 0 && head.kind == 0 && size > HEAD_AND_TAG && buffer[sizeof head] == 0) {
+        if (count == 0 && head.kind == 0 && size > HEAD_AND_TAG && buffer[sizeof head] == 0) {
             return PyBytes_FromStringAndSize(buffer + HEAD_AND_TAG, size - HEAD_AND_TAG);
         }
     }
