@@ -216,6 +216,10 @@ class Wire:
             _poll(self.files.into, select.POLLIN, _milliseconds(seconds))
             self._waited_s = time.monotonic() - start
 
+    def spin_for_slot(self) -> bool:
+        """Look for a free slot for a moment, without sleeping; tell whether there seems to be one."""
+        return not self.maxbytes and _wire.queue_spin(self.memory, _SPIN_US)
+
     def wait_for_slot(self, seconds: float | None) -> bool:
         """Wait until there may be a free slot, at most so long, and not longer than a death may go unseen.
 

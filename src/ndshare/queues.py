@@ -136,8 +136,11 @@ class Queue:
         deadline = _deadline(block, timeout)
         message = self._message(line, obj)
         stream = message.bare
-        if stream is not None and _send_stream(line, stream):
-            return
+        if stream is not None:
+            if _send_stream(line, stream):
+                return
+            if wire.slots and deadline is None and wire.spin_for_slot() and _send_stream(line, stream):
+                return
         if wire.slots and not line.take_slot(message, doubt=not block):
             if not block:
                 raise queue.Full

@@ -98,6 +98,9 @@ static PyMethodDef methods[] = {
      PyDoc_STR("queue_recv(sock_fd, memory, bell_fd) -> (message, fds) | stream | None\n\n"
                "The next message, its slot given back; bytes if it is one pickle and nothing else.\n"
                "None if there is none, (b'', ()) at the end, b'' if it was dropped: the queue was shut down at once.")},
+    {"queue_spin", (PyCFunction)(void (*)(void))ndshare_queue_spin, METH_FASTCALL,
+     PyDoc_STR("queue_spin(memory, microseconds) -> bool\n\n"
+               "Return when a slot looks free, or the time is over: whether one does.")},
     {"queue_used", (PyCFunction)(void (*)(void))ndshare_queue_used, METH_FASTCALL,
      PyDoc_STR("queue_used(memory_fd, memory) -> int\n\nHow many slots somebody holds.")},
     {"spin", (PyCFunction)(void (*)(void))ndshare_message_spin, METH_FASTCALL,

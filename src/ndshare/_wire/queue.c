@@ -21,6 +21,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -313,6 +314,50 @@ done:
     PyBuffer_Release(&stream);
     PyBuffer_Release(&view);
     return result;
+}
+
+static bool
+looks_free(const queue_memory *memory)
+{
+    for (uint64_t i = 0; i < memory->slots; i++) {
+        if (atomic_load_explicit(&memory->sizes[i], memory_order_relaxed) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* As in messages.c: who finds a slot without having slept need not be woken. */
+PyObject *
+ndshare_queue_spin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2) {
+        return PyErr_Format(PyExc_TypeError, "queue_spin takes 2 arguments, got %zd", nargs);
+    }
+    int microseconds = PyLong_AsInt(args[1]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    Py_buffer view;
+    queue_memory *memory = memory_of(args[0], &view);
+    if (memory == NULL) {
+        return NULL;
+    }
+    bool found = false;
+    Py_BEGIN_ALLOW_THREADS
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t end = now.tv_sec * INT64_C(1000000000) + now.tv_nsec + microseconds * INT64_C(1000);
+    while (!(found = looks_free(memory))) {
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (now.tv_sec * INT64_C(1000000000) + now.tv_nsec > end) {
+            break;
+        }
+        sched_yield();
+    }
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&view);
+    return PyBool_FromLong(found);
 }
 
 PyObject *

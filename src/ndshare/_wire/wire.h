@@ -27,6 +27,7 @@ PyObject *ndshare_descriptor_tuple(const int received[NDSHARE_MAX_FDS], Py_ssize
 PyObject *ndshare_queue_take(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_queue_send(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_queue_recv(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_queue_spin(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_queue_used(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
 PyObject *ndshare_message_send(PyObject *module, PyObject *const *args, Py_ssize_t nargs);

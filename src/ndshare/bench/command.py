@@ -12,12 +12,14 @@ from ndshare.bench import (
     arrays,
     balance,
     items,
+    links,
     machine,
     mappers,
     maps,
     memory,
     peers,
     plot,
+    queues,
     report,
     startup,
     tasks,
@@ -119,6 +121,16 @@ def _run_map(
             yield from balance.run(pools, workers, rounds, quick)
 
 
+def _run_queue(
+    cases: Sequence[str], versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    with peers.opened(versions, workers, links.LINKS) as ends:
+        if "frames" in cases:
+            yield from queues.frames(ends, rounds, quick)
+        if "messages" in cases:
+            yield from queues.messages(ends, rounds, quick)
+
+
 _FACES = {
     "executor": _Face(
         "ProcessPoolExecutor against other pools",
@@ -133,6 +145,13 @@ _FACES = {
         mappers.ALWAYS,
         ("items", "tiny", "many", "captured", "balance"),
         _run_map,
+    ),
+    "queue": _Face(
+        "Queue against multiprocessing.Queue, shared memory by hand, torch and faster-fifo",
+        links.LINKS,
+        links.ALWAYS,
+        ("frames", "messages"),
+        _run_queue,
     ),
 }
 
