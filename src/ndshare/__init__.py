@@ -33,6 +33,7 @@ from ndshare.errors import (
     RepeatedCopyWarning,
     SegmentError,
     SegmentGoneError,
+    ShutDown,
     SilentWriteWarning,
     TransportError,
     UnsendableGlobalError,
@@ -60,6 +61,7 @@ if _typing.TYPE_CHECKING:
         SequenceFunctor,
     )
     from ndshare.locks import Lock, lock
+    from ndshare.queues import Queue
     from ndshare.randomness import item_rng
     from ndshare.report import MapReport
     from ndshare.shared_dict import SharedDict
@@ -87,6 +89,7 @@ __all__ = [
     "OwnerDiedError",
     "ProcessContext",
     "ProcessPoolExecutor",
+    "Queue",
     "RemoteError",
     "RepeatedCopyWarning",
     "SegmentError",
@@ -94,6 +97,7 @@ __all__ = [
     "SequenceFunctor",
     "SerialContext",
     "SharedDict",
+    "ShutDown",
     "SilentWriteWarning",
     "Stats",
     "ThreadContext",
@@ -140,6 +144,7 @@ _LATER = {
     "NdarrayFunctor": "ndshare.functors",
     "ProcessContext": "ndshare.contexts",
     "ProcessPoolExecutor": "ndshare.executor",
+    "Queue": "ndshare.queues",
     "SequenceFunctor": "ndshare.functors",
     "SerialContext": "ndshare.contexts",
     "SharedDict": "ndshare.shared_dict",

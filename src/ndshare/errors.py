@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -359,6 +360,14 @@ class SilentWriteWarning(NdshareWarning):
             f"the kernel wrote to {self.name} ({self.what}), which is not shared: each worker has a copy "
             f"of its own, and what was written there is lost; {remedy}."
         )
+
+
+if sys.version_info >= (3, 13):
+    from queue import ShutDown as ShutDown
+else:
+
+    class ShutDown(Exception):  # noqa: N818 - the name of the standard library from 3.13 on
+        """Raised by a queue that was shut down; equals `queue.ShutDown` of Python 3.13."""
 
 
 def __getattr__(name: str) -> Any:

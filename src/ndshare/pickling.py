@@ -39,6 +39,7 @@ import numpy as np
 
 from ndshare import _scratch, functions, memmaps, segments
 from ndshare._wire import selective
+from ndshare.descriptors import Descriptor
 from ndshare.layout import encode_dtype, is_movable, may_overlap_itself
 from ndshare.named import NAME_ONLY, names_in_pickle
 from ndshare.reducers import LATE_COUNT, late_reducers, reduce_small, reduce_subclass, same
@@ -134,6 +135,7 @@ class Session:
                 types.ModuleType: self.on_module,
                 **dict.fromkeys(NAME_ONLY, self.on_name_only),
                 _CACHED: self.on_cached,
+                Descriptor: self.on_descriptor,
             }
         )
 
@@ -204,6 +206,11 @@ class Session:
         if array.nbytes <= IN_BAND_MAX:
             return reduce_small(array)
         self.notes.append(array)
+        return same, (SLOT,)
+
+    def on_descriptor(self, descriptor: Descriptor) -> Any:
+        """Note an open file."""
+        self.notes.append(descriptor)
         return same, (SLOT,)
 
     def on_subclass(self, array: np.ndarray[Any, Any]) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ndshare import segments
+from ndshare.descriptors import Descriptor
 from ndshare.layout import decode_dtype, encode_dtype, span, view_of
 from ndshare.parcel import (
     INLINE,
@@ -43,7 +44,7 @@ class Settling:
         self.kind = kind
         self.pieces: list[Piece] = [_ORDINARY] * len(notes)
         self.segments: list[tuple[int, int, int]] = []
-        self.blocks: list[segments.Block] = []
+        self.blocks: list[Any] = []  # of segments; and Descriptors
         self.numbers: dict[int, int] = {}
         self.neighbours: dict[tuple[int, int], segments.Block] = {}
         self.nbytes_copied = 0
@@ -58,6 +59,10 @@ class Settling:
                     self._refer(number, note, 0 if note.writeable else READ_ONLY)
             elif isinstance(note, np.ndarray):
                 self.copies.append((number, note, 0))
+            elif type(note) is Descriptor:
+                self.pieces[number] = (len(self.blocks), *_ORDINARY[1:])
+                self.segments.append((0, 0, note.kind))
+                self.blocks.append(note)
             else:
                 self.copies.append((number, np.frombuffer(note.raw(), np.uint8), RAW))
         if returned:

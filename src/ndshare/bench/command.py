@@ -13,12 +13,14 @@ from ndshare.bench import (
     balance,
     compat,
     items,
+    links,
     machine,
     mappers,
     maps,
     memory,
     peers,
     plot,
+    queues,
     report,
     shared_dict,
     startup,
@@ -133,6 +135,16 @@ def _run_compat(
     yield from compat.run(cases, rounds, workers, quick)
 
 
+def _run_queue(
+    cases: Sequence[str], versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    with peers.opened(versions, workers, links.LINKS) as ends:
+        if "frames" in cases:
+            yield from queues.frames(ends, rounds, quick)
+        if "messages" in cases:
+            yield from queues.messages(ends, rounds, quick)
+
+
 _FACES = {
     "executor": _Face(
         "ProcessPoolExecutor against other pools",
@@ -155,6 +167,13 @@ _FACES = {
         (),
         ("pasha", "npshmex", "contextshare", "SHMArrays"),
         _run_compat,
+    ),
+    "queue": _Face(
+        "Queue against multiprocessing.Queue, shared memory by hand, torch and faster-fifo",
+        links.LINKS,
+        links.ALWAYS,
+        ("frames", "messages"),
+        _run_queue,
     ),
 }
 
