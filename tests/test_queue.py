@@ -255,7 +255,7 @@ def test_threads_put_and_get(q):
 def test_message_with_more_arrays_than_descriptors_fit(q):
     """Several hundred segments in one message."""
     with segments.shared_memory():
-        arrays = [np.full(150_000, number, np.float64) for number in range(300)]
+        arrays = [np.full(150_000, number, np.float64) for number in range(0, 300)]
     q.put(arrays)
     got = q.get(timeout=10)
     assert all((a == number).all() for number, a in enumerate(got))
@@ -524,7 +524,7 @@ if __name__ == "__main__":
 
 
 def test_reused_buffer_is_sent_as_it_was(q):
-    """Put has taken its copy when it returns, from another process too."""
+    """put has taken its copy when it returns, from another process too."""
     process = start("fork", queue_tasks.put_reused, q, 40)
     assert [q.get(timeout=20)[0] for _ in range(40)] == list(range(40))
     finish(process)

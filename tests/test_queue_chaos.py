@@ -84,10 +84,10 @@ def _pass_through(producers, consumers, each, maxsize):
     seen = ndshare.zeros((producers, each), np.uint8)
     wrong = ndshare.zeros(1, np.int64)
     fork = mp.get_context("fork")
-    makers = [fork.Process(target=_produce, args=(q, who, each)) for who in range(producers)]
-    takers = [
-        fork.Process(target=queue_tasks.consume_for_ever, args=(q, seen, wrong)) for _ in range(consumers)
+    makers = [
+        fork.Process(target=_produce, args=(q, who, each)) for who in range(producers)
     ]
+    takers = [fork.Process(target=queue_tasks.consume_for_ever, args=(q, seen, wrong)) for _ in range(consumers)]
     for process in makers + takers:
         process.start()
     for process in makers:

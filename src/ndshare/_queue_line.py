@@ -212,9 +212,7 @@ class Line:
                             continue
             if ready or self.wire.has_messages():
                 stuck_since = 0.0
-            elif (
-                type(message) is Message
-            ):  # there is no memory for it, and nobody is going to free any by receiving
+            elif type(message) is Message:  # there is no memory for it, and nobody is going to free any by receiving
                 stuck_since = stuck_since or time.monotonic()
                 if time.monotonic() - stuck_since > _STUCK_S:
                     self._lose(message)
