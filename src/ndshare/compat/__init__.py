@@ -22,6 +22,7 @@ _MODULES = {
     "contextshare": ("contextshare",),
     "npshmex": ("npshmex",),
     "pasha": ("pasha", "pasha.context", "pasha.functor"),
+    "shared_numpy": ("shared_numpy", "shared_numpy.shared_memory"),
 }
 _installed: list[str] = []
 
