@@ -165,7 +165,7 @@ _FACES = {
         "the drop-in modules against their originals",
         {},
         (),
-        ("pasha", "npshmex", "contextshare", "SHMArrays"),
+        ("pasha", "npshmex", "contextshare", "shared_numpy", "SHMArrays"),
         _run_compat,
     ),
     "queue": _Face(

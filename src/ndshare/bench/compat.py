@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ndshare.bench import exchange
 from ndshare.bench.goal import Goal, Result
 from ndshare.bench.timing import Contestant, alternate
 from ndshare.bench.work import add_one
@@ -69,6 +70,8 @@ def run(cases: Sequence[str], rounds: int, workers: int, quick: bool) -> Iterato
         yield _executor(rounds, workers, quick, missing)
     if "contextshare" in cases:
         yield _kernels(rounds, workers, quick, missing)
+    if "shared_numpy" in cases:
+        yield exchange.frames(rounds, quick)
     if "SHMArrays" in cases:
         yield _updates(rounds, quick)
 
