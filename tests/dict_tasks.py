@@ -20,6 +20,7 @@ from ndshare import _dict
 
 KEYS = ("a", "b", "c")
 N = 2000  # a copy takes long enough to be interrupted
+LARGE = 40_000  # update functions make their result in the slot itself
 
 
 def forked(function: Callable[[], Any]) -> int:
@@ -71,7 +72,7 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 def accounts() -> dict[str, Any]:
     """Return arrays whose sum, element by element, is always 300, and a counter of single updates."""
-    return {**dict.fromkeys(KEYS, np.full(N, 100.0)), "single": np.zeros(N)}
+    return {**dict.fromkeys(KEYS, np.full(N, 100.0)), "single": np.zeros(LARGE)}
 
 
 def transfer(d: ndshare.SharedDict, rng: random.Random) -> None:

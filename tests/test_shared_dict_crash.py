@@ -101,7 +101,7 @@ def test_shared_dict_killed_at_random(chaos_rng, chaos_rounds):
                     check(mine)
 
         with running(watch) as watchers:
-            for _ in range(250 * chaos_rounds):
+            for _ in range(80 * chaos_rounds):
                 pids = [forked(lambda: work(d.name, chaos_rng.getrandbits(32))) for _ in range(2)]
                 time.sleep(chaos_rng.uniform(0.0005, 0.01))
                 for pid in pids:
@@ -180,7 +180,7 @@ def test_shared_dict_killed_reader_stops_nobody():
 
         rng = random.Random(1)
         with running(write_all, write_all):
-            for _ in range(40):
+            for _ in range(20):
                 seen = d.version("big")
                 with running(read_all, read_all):
                     time.sleep(rng.uniform(0.001, 0.02))

@@ -12,8 +12,8 @@ import pytest
 
 import ndshare
 from dict_tasks import ended, forked
-from ndshare import SharedDict, _dict, _dict_file, _dict_layout
-from ndshare._dict_layout import Spec
+from ndshare import SharedDict, _dict, _dict_directory, _dict_file, _dict_layout
+from ndshare._dict_directory import Spec
 
 _ARRAYS = {
     "a": np.arange(100.0),
@@ -211,7 +211,7 @@ def test_layout_dtype_that_cannot_be_written_is_refused():
     overlapping = np.dtype({"names": ["a", "b"], "formats": ["u4", "u2"], "offsets": [0, 1]})
     with pytest.raises(TypeError, match="cannot be written"):
         SharedDict({"a": np.zeros(3, overlapping)})
-    assert _dict_layout.decode_dtype("<f8") == np.float64
+    assert _dict_directory.decode_dtype("<f8") == np.float64
     assert Spec((2, 3), np.dtype("f4")).nbytes == 24
 
 

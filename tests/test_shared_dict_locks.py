@@ -13,7 +13,7 @@ import pytest
 
 import ndshare
 from dict_tasks import ended, forked, running, until
-from ndshare import SharedDict, _dict_file
+from ndshare import SharedDict, _dict_list
 
 
 @pytest.fixture
@@ -130,6 +130,8 @@ def test_locks_timeout_names_key_and_holder(d):
             os.kill(pid, signal.SIGKILL)
             ended(pid)
     for wrong in (-1, float("nan")):
+        with pytest.raises(TypeError, match="timeout must be a number of seconds, got '1'"):
+            d.locked("a", timeout="1")
         with pytest.raises(ValueError, match="timeout is"):
             d.write({"a": 1}, timeout=wrong)
 
@@ -201,7 +203,7 @@ def test_locks_of_a_dead_parent_are_free_although_its_child_lives(d):
         assert d["a"][0] == 1
     finally:
         os.killpg(pid, signal.SIGKILL)
-        until(lambda: _dict_file.users_of(d._store.fd) == (os.getpid(),))
+        until(lambda: _dict_list.users_of(d._store.fd) == (os.getpid(),))
 
 
 def test_fork_child_is_a_user_of_its_own(d):

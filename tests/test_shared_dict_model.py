@@ -15,7 +15,7 @@ from hypothesis import strategies as some
 
 import ndshare
 from dict_tasks import ended, forked
-from ndshare import SharedDict, _dict_file
+from ndshare import SharedDict, _dict_list
 
 _KEYS = ("a", "b", ("c", 1))
 _SHAPES = {"a": (3,), "b": (2, 2), ("c", 1): ()}
@@ -183,7 +183,7 @@ class SharedDictMachine(st.RuleBasedStateMachine):
     def teardown(self) -> None:
         for d in self.dicts:
             d.close()
-        assert self.name not in [info.name for info in _dict_file.infos()]
+        assert self.name not in [info.name for info in _dict_list.infos()]
 
 
 def test_shared_dict_behaves_as_a_dict_with_a_lock():

@@ -42,7 +42,7 @@ from ndshare.errors import (
 from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
 
 if _typing.TYPE_CHECKING:
-    from ndshare._dict_file import prune
+    from ndshare._dict_list import prune
     from ndshare._pool_errors import InitializerError, WorkerDiedError
     from ndshare.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
     from ndshare.crew import shutdown
@@ -156,7 +156,7 @@ _LATER = {
     "item_rng": "ndshare.randomness",
     "lock": "ndshare.locks",
     "map": "ndshare.default_context",
-    "prune": "ndshare._dict_file",
+    "prune": "ndshare._dict_list",
     "set_default_context": "ndshare.default_context",
     "share": "ndshare.sharing",
     "shutdown": "ndshare.crew",

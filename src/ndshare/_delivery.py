@@ -170,8 +170,8 @@ class Delivery:
 
     def _send_initializer(self, worker: Worker) -> None:
         try:
-            draft, parcel = self._pack((self._settings.initializer, self._settings.initargs))
-            self._send_names(worker, draft.needs)
+            parcel = self._pack((self._settings.initializer, self._settings.initargs))
+            self._send_names(worker, parcel.needs)
         except WorkerGoneError:
             raise
         except Exception as error:
@@ -202,21 +202,22 @@ class Delivery:
             worker.functions.discard(token := worker.stale.pop())
             self._send_bytes(worker, frames.FORGET, 0, token, b"")
 
-    def _pack(self, content: Any) -> tuple[transport.Draft, transport.Parcel]:
+    def _pack(self, content: Any) -> transport.Parcel:
         """Pickle and copy; Ctrl-C is let through, as this may take long."""
+        if (parcel := transport.pack_plain(content)) is not None:
+            return parcel
         opening = _wire.window()
         try:
-            draft = transport.pack(content, withheld=self._settings.withheld)
-            return draft, draft.settle()
+            return transport.pack(content, withheld=self._settings.withheld).settle()
         finally:
             _wire.curtain(opening)
 
     def _parcel(self, worker: Worker, task: Task) -> transport.Parcel:
         """What a task sends to this worker; sends first what the worker lacks for it."""
-        parcel = task.parcel or self._pack(task.content)[1]
+        parcel = task.parcel or self._pack(task.content)
         if task.token and task.token not in worker.functions:
-            draft, function = self._pack(task.function)
-            self._send_names(worker, draft.needs)
+            function = self._pack(task.function)
+            self._send_names(worker, function.needs)
             self._send_parcel(worker, frames.FUNCTION, task.token, function)
             worker.functions.add(task.token)
         if parcel.needs:

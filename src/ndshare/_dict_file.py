@@ -16,25 +16,19 @@ Guarantees
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import errno
 import fcntl
 import os
 import re
 import stat
-import time
-from collections.abc import Iterator
 from typing import Final
 
 from ndshare import _dict_layout, _heap
 from ndshare._dict_layout import Layout
 from ndshare.errors import CapacityError, LayoutError
 
-__all__ = ["DictInfo", "infos", "prune"]
-
-_DIRECTORY: Final = "/dev/shm"
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
+DIRECTORY: Final = "/dev/shm"
+NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 _SPACE: Final = "NDSHARE_DICT_SPACE"
 _NEW_BYTES: Final = 1 << 20  # written in one piece when a file begins
 
@@ -49,23 +43,23 @@ def file_of(name: str) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"the name of a SharedDict is {name!r} ({type(name).__name__}); a str is needed")
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError(
             f"a SharedDict cannot be named {name!r}: letters, digits and _ . + - are allowed, 200 at most, a "
             "letter, a digit or _ first"
         )
-    return f"{_prefix()}{name}"
+    return f"{prefix()}{name}"
 
 
-def _prefix() -> str:
+def prefix() -> str:
     # A space of names of its own lets several test runs of one user prune at the same time.
     space = os.environ.get(_SPACE, "")
-    if space and not _NAME.fullmatch(space):
+    if space and not NAME.fullmatch(space):
         raise ValueError(f"the environment variable {_SPACE} is {space!r}; a name is allowed, or nothing")
-    return f"{_DIRECTORY}/ndshare{space and '.' + space}-{os.geteuid()}-"
+    return f"{DIRECTORY}/ndshare{space and '.' + space}-{os.geteuid()}-"
 
 
-def _open(file: str) -> int:
+def open_file(file: str) -> int:
     """Open what is under a path if it is a file of this user alone."""
     try:
         fd = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -118,11 +112,11 @@ def connect(name: str) -> int:
     file = file_of(name)
     while True:
         try:
-            fd = _open(file)
+            fd = open_file(file)
         except FileNotFoundError:
             raise FileNotFoundError(
                 errno.ENOENT,
-                f"there is no SharedDict named {name!r} of this user in this {_DIRECTORY} (a container may "
+                f"there is no SharedDict named {name!r} of this user in this {DIRECTORY} (a container may "
                 "have its own); make it with SharedDict(arrays, name) or SharedDict.open(name, arrays)",
                 file,
             ) from None
@@ -155,14 +149,14 @@ def make(layout: Layout, head: bytes) -> int:
     CapacityError
         If there is not enough memory. Nothing is left.
     """
-    room = os.statvfs(_DIRECTORY)
-    free, limit = room.f_bavail * room.f_frsize, f"size of {_DIRECTORY}"
+    room = os.statvfs(DIRECTORY)
+    free, limit = room.f_bavail * room.f_frsize, f"size of {DIRECTORY}"
     memory = _heap.stats()
     if room.f_blocks == 0 or memory["available"] < free:
         free, limit = memory["available"], memory["limit"]
     if layout.size > free:
         raise CapacityError(layout.size, free, limit)
-    fd = os.open(_DIRECTORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fd = os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         os.fchmod(fd, 0o600)
         try:
@@ -184,7 +178,7 @@ def make(layout: Layout, head: bytes) -> int:
 def publish(fd: int, name: str) -> bool:
     """Give a file its name; False if another has it."""
     # With a directory given Python calls linkat(2), which follows the link of /proc; link(2) does not.
-    directory = os.open(_DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.link(f"/proc/self/fd/{fd}", file_of(name), src_dir_fd=directory, follow_symlinks=True)
     except FileExistsError:
@@ -198,7 +192,7 @@ def remove_dead(name: str) -> bool:
     """Remove the dict of that name if nobody uses it and it is not persistent."""
     file = file_of(name)
     try:
-        fd = _open(file)
+        fd = open_file(file)
     except FileNotFoundError:
         return True
     except (OSError, LayoutError):
@@ -238,114 +232,3 @@ def remove_unused(fd: int, file: str) -> bool:
 def is_persistent(fd: int) -> bool:
     """Tell whether a dict is to outlive its users."""
     return os.pread(fd, 4, 64) != bytes(4)
-
-
-@dataclasses.dataclass(frozen=True)
-class DictInfo:
-    """One SharedDict of this user.
-
-    Attributes
-    ----------
-    name : str
-        Its name.
-    keys : int
-        Number of keys.
-    nbytes : int
-        Bytes of its file.
-    users : tuple of int
-        Processes that use it.
-    age : float
-        Seconds since it was made.
-    persistent : bool
-        Whether it stays when nobody uses it.
-    """
-
-    name: str
-    keys: int
-    nbytes: int
-    users: tuple[int, ...]
-    age: float
-    persistent: bool
-
-
-def _files() -> Iterator[tuple[str, str, int]]:
-    """Yield name, path and descriptor of everything that is a dict of this user."""
-    prefix = os.path.basename(_prefix())
-    for entry in sorted(os.listdir(_DIRECTORY)):
-        name = entry.removeprefix(prefix)
-        if name == entry or not _NAME.fullmatch(name):
-            continue
-        file = os.path.join(_DIRECTORY, entry)
-        with contextlib.suppress(OSError, LayoutError):
-            fd = _open(file)
-            try:
-                if os.pread(fd, len(_dict_layout.MAGIC), 0) == _dict_layout.MAGIC:
-                    yield name, file, fd
-            finally:
-                os.close(fd)
-
-
-def users_of(fd: int) -> tuple[int, ...]:
-    """Return the processes that hold a file, from the kernel's own list."""
-    status = os.fstat(fd)
-    where = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    found = set()
-    with open("/proc/locks") as file:
-        for line in file:
-            words = line.split()
-            if words[1:2] == ["FLOCK"] and words[5:6] == [where] and int(words[4]) > 0:
-                found.add(int(words[4]))
-    return tuple(sorted(found))
-
-
-def infos() -> list[DictInfo]:
-    """Return what there is of this user, by name."""
-    found = []
-    for name, file, fd in _files():
-        with contextlib.suppress(LayoutError):
-            layout = layout_of(fd, file)
-            age = max(0.0, time.time() - layout.created)
-            found.append(DictInfo(name, len(layout.specs), layout.size, users_of(fd), age, is_persistent(fd)))
-    return found
-
-
-def prune(dry_run: bool = False, *, persistent: bool = False) -> list[str]:
-    """Remove the SharedDicts of this user that nobody uses any more, such as those of killed programs.
-
-    Parameters
-    ----------
-    dry_run : bool
-        Only say which ones would be removed.
-    persistent : bool
-        Remove also those made to outlive their users.
-
-    Returns
-    -------
-    list of str
-        Names of the dicts that were (or would be) removed.
-
-    Notes
-    -----
-    Whether a dict is in use is asked of the kernel: each user holds a lock on its file, which the kernel
-    frees when the process ends, however it ends. A dict in use is never removed.
-
-    Examples
-    --------
-    >>> import ndshare
-    >>> d = ndshare.SharedDict({"a": [1.0]})
-    >>> d.name in ndshare.prune()
-    False
-    >>> d.close()
-    """
-    removed = []
-    for name, file, fd in _files():
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        if not is_linked(fd, file) or (is_persistent(fd) and not persistent):
-            continue
-        if not dry_run:
-            os.unlink(file)
-        removed.append(name)
-    return removed

@@ -16,7 +16,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
-from ndshare import _dict_file, _dict_locked
+from ndshare import _dict_file
 
 if TYPE_CHECKING:
     from ndshare._dict import Store
@@ -36,6 +36,7 @@ def _before() -> None:
     _lock.acquire()
     for store, file in list(_stores.items()):
         if store.fd >= 0:
+            store.recall()
             token = -1
             with contextlib.suppress(OSError):  # short of descriptors: the child will find it closed
                 token = _dict_file.reopen(store.fd)
@@ -57,7 +58,6 @@ def _in_child() -> None:
     for store, token in _tokens:
         store.adopt(token)
     _tokens.clear()
-    _dict_locked.forget()
     _lock.release()
 
 

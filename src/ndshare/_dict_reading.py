@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections.abc import Hashable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from typing import Any
 
-from ndshare import _dict, segments
+from ndshare import _dict
 from ndshare._dict import Store
-from ndshare._dict_layout import Layout, Spec
+from ndshare._dict_directory import Spec
+from ndshare._dict_layout import Layout
 from ndshare._dict_locked import checked_timeout
-from ndshare._dict_values import Array
+from ndshare._dict_values import Array, fitted
 from ndshare.errors import KeyTimeoutError
 
 _SHOWN_KEYS = 4
-_HUGE_BYTES = 4 << 20  # from here on NumPy asks for huge pages, and fresh memory costs little
 
 
 class ReadableDict(Mapping[Any, Array]):
@@ -32,11 +31,11 @@ class ReadableDict(Mapping[Any, Array]):
 
     def _take_keys(self, keys: list[Hashable]) -> None:
         self._keys = keys
-        self._numbers: dict[Hashable, int] = {key: number for number, key in enumerate(keys)}
+        self._numbers: dict[Hashable, int] = dict(zip(keys, range(len(keys)), strict=True))
         self._specs: dict[Hashable, Spec] = dict(zip(keys, self._layout.specs.values(), strict=True))
-        sizes = [spec.nbytes for spec in self._specs.values()]
-        self._recycled = {n for n, size in enumerate(sizes) if segments.THRESHOLD_BYTES <= size < _HUGE_BYTES}
-        self._recycle_all = bool(self._recycled) and max(sizes) < _HUGE_BYTES
+        specs = list(self._layout.specs.values())
+        # Must not refer to self: the store has to go with it.
+        self._store.fitting = lambda number, value: fitted(keys[number], specs[number], value)
 
     # What it is ---------------------------------------------------------------------------------------
 
@@ -102,11 +101,7 @@ class ReadableDict(Mapping[Any, Array]):
 
     def __getitem__(self, key: Any) -> Array:
         self._check_open()
-        number = self._number(key)
-        if number in self._recycled:
-            with segments.recycled_memory():
-                return self._store.load(number)
-        return self._store.load(number)
+        return self._store.load(self._number(key))
 
     def read(self, keys: Iterable[Any] | None = None) -> dict[Any, Array]:
         """Return private copies of several values, all of one instant.
@@ -132,8 +127,7 @@ class ReadableDict(Mapping[Any, Array]):
             )
         wanted = self._keys if keys is None else list(dict.fromkeys(keys))
         numbers = [self._number(key) for key in wanted]
-        with segments.recycled_memory() if self._recycle_all else contextlib.nullcontext():
-            copies, _ = self._store.snapshot(numbers)
+        copies, _ = self._store.snapshot(numbers)
         return dict(zip(wanted, copies, strict=True))
 
     def items(self) -> ItemsView[Any, Array]:

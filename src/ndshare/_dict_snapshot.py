@@ -21,8 +21,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ndshare import _dict_layout
-from ndshare._dict_layout import Spec
+from ndshare import _dict_directory
+from ndshare._dict_directory import Spec
 from ndshare.errors import LayoutError
 
 _MAGIC: Final = b"NDSHSNAP"
@@ -120,7 +120,7 @@ def load(path: str) -> dict[Hashable, np.ndarray[Any, Any]] | None:
             path, "digest", content[-_DIGEST_BYTES:].hex(), f"{digest.hex()}, that of the content,"
         )
     start = _HEAD.size + directory_bytes
-    specs, _, _ = _dict_layout.decode_directory(content[_HEAD.size : start], path)
+    specs, _, _ = _dict_directory.decode_directory(content[_HEAD.size : start], path)
     if sum(spec.nbytes for spec in specs.values()) != nbytes:
         raise LayoutError(path, "data length", str(nbytes), "what the shapes need")
     return _arrays(specs, content, start)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ndshare import _dict_layout, _dict_snapshot
+from ndshare import _dict_directory, _dict_snapshot, _platform
 from ndshare._dict import Store
-from ndshare._dict_layout import Spec
+from ndshare._dict_directory import Spec
 from ndshare.errors import KeyLockError, KeyTimeoutError
+
+if TYPE_CHECKING:
+    from ndshare._dict import Failure
 
 Array = np.ndarray[Any, Any]
 
@@ -28,11 +31,24 @@ def initial(arrays: Mapping[Any, Any]) -> dict[Hashable, Array]:
 
 def specs_of(arrays: Mapping[Hashable, Array]) -> dict[Hashable, Spec]:
     """Return shape and dtype of each array."""
-    return {key: Spec(value.shape, value.dtype) for key, value in arrays.items()}
+    known: dict[tuple[tuple[int, ...], np.dtype[Any]], Spec] = {}  # most keys are like others
+    specs = {}
+    for key, value in arrays.items():
+        like = value.shape, value.dtype
+        specs[key] = known.get(like) or known.setdefault(like, Spec(*like))
+    return specs
 
 
-def fitting(store: Store, number: int, key: Hashable, spec: Spec, value: Any) -> Array:
-    """Return `value` as an array that can be stored under a key byte by byte.
+def fitting(store: Store, key: Hashable, number: int, spec: Spec, value: Any) -> Array:
+    """Return `value` as an array that can be stored under a key byte by byte."""
+    if store.fits(number, value):
+        array: Array = value
+        return array
+    return fitted(key, spec, value)
+
+
+def fitted(key: Hashable, spec: Spec, value: Any) -> Array:
+    """Return `value` as a new array of this shape and dtype.
 
     Raises
     ------
@@ -41,9 +57,6 @@ def fitting(store: Store, number: int, key: Hashable, spec: Spec, value: Any) ->
     ValueError
         If it cannot be broadcast to the shape.
     """
-    if store.fits(number, value):
-        array: Array = value
-        return array
     if value is None:
         raise TypeError(
             f"key {key!r} holds {spec.dtype} of shape {spec.shape} and cannot take None; an update function "
@@ -64,44 +77,40 @@ def names(keys: Iterable[Hashable], numbers: Iterable[int]) -> str:
     return ", ".join(repr(known[number]) for number in numbers)
 
 
-def timed_out(
-    keys: Iterable[Hashable], failed: tuple[int, int], timeout: float, alive: bool
-) -> KeyTimeoutError:
-    """Return the error for a lock that did not come in time."""
-    number, holder = failed
-    who = f"process {holder} has it" if alive else "its holder has just changed or ended"
-    return KeyTimeoutError(f"the lock of key {names(keys, [number])}", timeout, who)
-
-
-def check_order(keys: Iterable[Hashable], wanted: list[int], held: list[int]) -> None:
-    """Refuse a nesting of locks that could deadlock.
-
-    Raises
-    ------
-    KeyLockError
-        If a key is held already, or comes before one that is.
-    """
-    if not held or min(wanted) > max(held):
-        return
+def refused(
+    keys: Iterable[Hashable], wanted: Sequence[int], failure: Failure, timeout: float
+) -> KeyLockError | KeyTimeoutError:
+    """Return the error that says why a thread did not get the locks it wanted."""
+    reason, number, holder, held = failure
     known = list(keys)
-    again = [number for number in wanted if number in held]
-    if again:
-        remedy = "use the array that this thread has of it, or leave the block first"
-        raise KeyLockError(names(known, again), names(known, held), remedy)
-    remedy = "nest in the order of keys(), or lock them together with locked(key, other, ...)"
-    raise KeyLockError(names(known, wanted), names(known, held), remedy)
+    if reason == "order":
+        again = [number for number in wanted if number in held]
+        if again:
+            remedy = "use the array that this thread has of it, or leave the block first"
+            return KeyLockError(names(known, again), names(known, held), remedy)
+        remedy = "nest in the order of keys(), or lock them together with locked(key, other, ...)"
+        return KeyLockError(names(known, wanted), names(known, held), remedy)
+    if reason == "deadlock":
+        mine = names(known, held) or "keys of other dicts"
+        remedy = (
+            f"process {holder} has it and waits for what this thread has; nest dicts in one order everywhere"
+        )
+        return KeyLockError(names(known, [number]), mine, remedy)
+    alive = holder > 0 and _platform.is_alive(holder)
+    who = f"process {holder} has it" if alive else "its holder has just changed or ended"
+    return KeyTimeoutError(f"the lock of key {names(known, [number])}", timeout, who)
 
 
 def own_keys(written: list[Hashable], wanted: Mapping[Hashable, Any]) -> list[Hashable]:
     """Return the keys of a file in its order, as whoever wants them calls them."""
-    mine = dict(zip(_dict_layout.written_keys(wanted), wanted, strict=True))
+    mine = dict(zip(_dict_directory.written_keys(wanted), wanted, strict=True))
     return [mine[key] for key in written]
 
 
 def check_same(what: str, have: dict[Hashable, Spec], wanted: Mapping[Hashable, Array]) -> None:
-    names = _dict_layout.written_keys(wanted)
+    names = _dict_directory.written_keys(wanted)
     asked = dict(zip(names, specs_of(wanted).values(), strict=True))
-    found = list(_dict_layout.differences(have, asked))
+    found = list(_dict_directory.differences(have, asked))
     if found:
         more = f" and {len(found) - 1} more differences" if len(found) > 1 else ""
         raise ValueError(
@@ -123,4 +132,4 @@ def first_values(
     if wanted is None:
         where = "no path was given" if path is None else f"there is no snapshot at {path}"
         raise TypeError(f"SharedDict got no arrays, and {where}; pass a mapping from keys to arrays")
-    return list(wanted), dict(zip(_dict_layout.written_keys(wanted), wanted.values(), strict=True))
+    return list(wanted), dict(zip(_dict_directory.written_keys(wanted), wanted.values(), strict=True))

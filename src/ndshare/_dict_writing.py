@@ -7,11 +7,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ndshare import _dict_locked, segments
+from ndshare import _dict, _dict_locked, segments
 from ndshare._dict_locked import Locked, checked_timeout
 from ndshare._dict_reading import ReadableDict
-from ndshare._dict_values import Array, fitting
+from ndshare._dict_values import Array, fitting, refused
 from ndshare.errors import KeyLockError
+
+_dict.set_memory(segments.value_handler())
 
 
 class WritableDict(ReadableDict):
@@ -46,15 +48,15 @@ class WritableDict(ReadableDict):
         values = {}
         for key, value in new.items():
             number = self._number(key)
-            values[number] = fitting(self._store, number, key, self._specs[key], value)
-        store, file, keys = self._store, self._file, self._keys
+            values[number] = fitting(self._store, key, number, self._specs[key], value)
+        store, keys = self._store, self._keys
         if atomic:
             numbers = sorted(values)
-            with _dict_locked.locks(store, file, keys, numbers, limit):
+            with _dict_locked.locks(store, keys, numbers, limit):
                 store.put(numbers, [values[number] for number in numbers])
             return
         for number, array in values.items():
-            with _dict_locked.locks(store, file, keys, [number], limit):
+            with _dict_locked.locks(store, keys, [number], limit):
                 store.put((number,), (array,))
 
     def update(
@@ -107,48 +109,38 @@ class WritableDict(ReadableDict):
         self._check_open()
         limit = checked_timeout(timeout)
         numbers = [self._number(key) for key in new]
-        results = {}
         if atomic:
-            with _dict_locked.locks(self._store, self._file, self._keys, sorted(numbers), limit):
-                values = {
-                    number: self._apply(number, key, given, func, copy)
-                    for number, (key, given) in zip(numbers, new.items(), strict=True)
-                }
-                self._store.put(sorted(numbers), [values[number] for number in sorted(numbers)])
-                for number, (key, given) in zip(numbers, new.items(), strict=True):
-                    results[key] = self._returned(number, values[number], given, copy)
-            return results
-        store, file, keys = self._store, self._file, self._keys
-        for key, given in new.items():
-            number = self._numbers[key]
-            one = [number]
-            _dict_locked.check(file, keys, one)
-            try:
-                _dict_locked.acquire(store, file, keys, one, limit)
-                value = self._apply(number, key, given, func, copy)
-                store.put(one, (value,))
-                results[key] = self._returned(number, value, given, copy)
-            finally:
-                _dict_locked.release(store, file, one)
+            return self._update_together(new, numbers, func, copy, limit)
+        results: dict[Any, Array] = {}
+        for (key, given), number in zip(new.items(), numbers, strict=True):
+            result = self._store.update(number, given, func, copy, limit)
+            if isinstance(result, tuple):
+                raise refused(self._keys, [number], result, limit)
+            results[key] = result
         return results
 
-    def _apply(self, number: int, key: Any, given: Any, func: Callable[[Any, Any], Any], copy: bool) -> Array:
-        if self._specs[key].nbytes < segments.THRESHOLD_BYTES:
-            old = self._store.load(number) if copy else self._store.view(number)
-            return fitting(self._store, number, key, self._specs[key], func(given, old))
-        # The copy and what the function makes are of one size each time: recycled memory, instead of pages
-        # that the kernel has to clear anew, halves the time.
-        with segments.recycled_memory():
-            old = self._store.load(number) if copy else self._store.view(number)
-            return fitting(self._store, number, key, self._specs[key], func(given, old))
-
-    def _returned(self, number: int, value: Array, given: Any, copy: bool) -> Array:
-        if not copy:
-            return self._store.view(number)
-        # What func made is the caller's own; what it was given, or a part of something, is not.
-        if value is given or value.base is not None or type(value) is not np.ndarray:
-            return np.array(value, order="C")
-        return value
+    def _update_together(
+        self,
+        new: Mapping[Any, Any],
+        numbers: list[int],
+        func: Callable[[Any, Any], Any],
+        copy: bool,
+        limit: float,
+    ) -> dict[Any, Array]:
+        store, ordered = self._store, sorted(numbers)
+        look = store.load if copy else store.view
+        with _dict_locked.locks(store, self._keys, ordered, limit), segments.recycled_memory():
+            values = {
+                number: fitting(store, key, number, self._specs[key], func(given, look(number)))
+                for number, (key, given) in zip(numbers, new.items(), strict=True)
+            }
+            store.put(ordered, [values[number] for number in ordered])
+            if not copy:
+                return {key: store.view(number) for key, number in zip(new, numbers, strict=True)}
+            return {
+                key: _own(values[number], given)
+                for number, (key, given) in zip(numbers, new.items(), strict=True)
+            }
 
     def locked(self, *keys: Any, timeout: float | None = None) -> Locked:
         """Work on values in place, with their locks held.
@@ -190,7 +182,14 @@ class WritableDict(ReadableDict):
         numbers = [self._number(key) for key in keys]
         if len(set(numbers)) < len(numbers):
             raise KeyLockError(", ".join(map(repr, keys)), "the same key, named twice", "name each key once")
-        return Locked(self._store, self._file, self._keys, numbers, checked_timeout(timeout))
+        return Locked(self._store, self._keys, numbers, checked_timeout(timeout))
 
     def __delitem__(self, key: Any) -> NoReturn:
         raise TypeError("keys of a SharedDict cannot be deleted: they are fixed when it is made")
+
+
+def _own(value: Array, given: Any) -> Array:
+    """Return what the caller may keep: what the function made, but not what it was given, nor a part."""
+    if value is given or value.base is not None or type(value) is not np.ndarray:
+        return np.array(value, order="C")
+    return value

@@ -10,7 +10,8 @@ Guarantees
 - What a task returns is in shared memory already (NumPy allocates large blocks there) and is lent
   without a copy if nothing in this process can reach it any more.
 - SIGINT interrupts a running task once, if its caller has marked it; otherwise it is ignored.
-- Directory, environment, ``sys.path``, warning filters are the caller's as of the task's dispatch.
+- Directory, environment, ``sys.path``, warning filters and log levels are the caller's as of the task's
+  dispatch; log records go to the caller's handlers.
 
 Not guaranteed: module state that tasks leave behind stays until the worker ends, as under the standard
 library.
@@ -73,6 +74,7 @@ class _Worker:
         self.waited_us = math.inf
         self.threads = 1
         self.overlay: dict[str, str] = options["overlay"]
+        self.forwarder: Any = None  # of log records
 
         signal.signal(signal.SIGINT, self._interrupt)
         os.register_at_fork(after_in_child=self._leave_to_parent)
@@ -195,7 +197,7 @@ class _Worker:
             finally:
                 self.interruptible = False
             # Here nothing of the task is referenced any more, except by what the task itself kept.
-            parcel = draft.settle()
+            parcel = draft if isinstance(draft, transport.Parcel) else draft.settle()
             del draft
         except BaseException as error:
             status = frames.ERROR
@@ -208,7 +210,9 @@ class _Worker:
         seconds = time.perf_counter() - began
         self._answer(frames.RESULT, status, seq, seconds, parcel)
 
-    def _call(self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> transport.Draft:
+    def _call(
+        self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]
+    ) -> transport.Draft | transport.Parcel:
         self.interruptible = True
         if self.main_failure is not None:
             close_all(fds)
@@ -231,7 +235,7 @@ class _Worker:
             del work
         self.interruptible = False
         del function
-        return transport.pack(result, lend_values=True)
+        return transport.pack_plain(result) or transport.pack(result, lend_values=True)
 
     # ------------------------------------------------------------------ everything else
 
@@ -286,6 +290,8 @@ class _Worker:
         self._set_environment(state["environ"] | self.overlay, state["threads"], state["threads_asked"])
         warnings.filters[:] = state["filters"]  # type: ignore[index]
         warnings._filters_mutated()  # type: ignore[attr-defined]
+        if state["logging"] is not None or self.forwarder is not None:
+            self._set_logging(state["logging"])
 
     def _set_environment(self, wanted: dict[str, str], threads: int, asked: bool) -> None:
         for name in THREAD_VARIABLES:
@@ -302,6 +308,13 @@ class _Worker:
 
             threadpoolctl.threadpool_limits(threads)
             self.threads = threads
+
+    def _set_logging(self, wanted: Any) -> None:
+        from ndshare import _records
+
+        if self.forwarder is None:
+            self.forwarder = _records.Forwarder(self._send_record, _current_item)
+        self.forwarder.apply(wanted)
 
     def _on_sources(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
         """Say from which files of the user's the modules here come, and how old the files were."""
@@ -336,6 +349,12 @@ class _Worker:
             close_all(fds)
             parcel.release()
 
+    def _send_record(self, data: bytes) -> bool:
+        if self.socket_fd < 0:  # a process that a task forked
+            return False
+        self._send_one((frames.HEAD.pack(frames.LOG, 0, 0, 0, 0.0), data), ())
+        return True
+
     def _send(self, parts: Sequence[bytes], fds: Sequence[int]) -> None:
         while len(fds) > frames.FDS_MAX:
             self._send_one([frames.HEAD.pack(frames.FDS, 0, 0, 0, 0.0)], fds[: frames.FDS_MAX])
@@ -350,6 +369,11 @@ class _Worker:
             except OSError:
                 os._exit(1)  # the caller's process is gone or has given this worker up
             time.sleep(0.001)  # too many descriptors in flight for this user
+
+
+def _current_item() -> int | None:
+    randomness = sys.modules.get("ndshare.randomness")  # there if a map ever ran here
+    return None if randomness is None else randomness.current_item()
 
 
 class _UnreadableError(Exception):

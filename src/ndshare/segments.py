@@ -29,7 +29,7 @@ import contextlib
 import functools
 import weakref
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from numpy._core.multiarray import get_handler_name
 
@@ -65,7 +65,6 @@ __all__ = [
     "COPY",
     "SEALED",
     "SHARED",
-    "THRESHOLD_BYTES",
     "VALUE",
     "Block",
     "Stats",
@@ -88,9 +87,8 @@ __all__ = [
     "stage",
     "stats",
     "trim",
+    "value_handler",
 ]
-
-THRESHOLD_BYTES: Final = 256 << 10  # what the by-value handler takes from segments
 
 _platform.require_linux()
 _heap.configure(CapacityError, SegmentError, SegmentGoneError)
@@ -126,7 +124,8 @@ def install_handler() -> None:
 
 
 @functools.cache
-def _value_handler() -> object:
+def value_handler() -> object:
+    """Return NumPy's handler that takes large blocks from by-value segments."""
     return _heap.make_handler(VALUE)
 
 
@@ -139,7 +138,7 @@ def recycled_memory() -> Iterator[None]:
     if get_handler_name() != "default_allocator":
         yield
         return
-    outer = _heap.set_handler(_value_handler())
+    outer = _heap.set_handler(value_handler())
     try:
         yield
     finally:

@@ -23,29 +23,23 @@ Not guaranteed
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
-import struct
-import threading
 import time
 import weakref
 from collections.abc import Hashable, Mapping
-from typing import Any, Self
+from typing import Any
 
-from ndshare import _dict_file, _dict_fork, _dict_layout, _dict_locked, _dict_snapshot
+from ndshare import _dict_file, _dict_fork, _dict_layout, _dict_life
 from ndshare._dict import Store
+from ndshare._dict_life import ClosableDict
 from ndshare._dict_values import check_same, first_values, initial, own_keys, specs_of
-from ndshare._dict_writing import WritableDict
-from ndshare.errors import KeyLockError, LayoutError
+from ndshare.errors import LayoutError
 
 __all__ = ["SharedDict"]
 
-_CLOSE_POLL_S = 0.001  # while other threads of this process finish what they do with it
-_SYNC_BYTE = (1 << 60) - 1  # locked while a snapshot is written, so that an older one never comes last
 
-
-class SharedDict(WritableDict):
+class SharedDict(ClosableDict):
     """A mapping from keys to arrays in shared memory, for any number of processes of one user.
 
     Parameters
@@ -216,102 +210,13 @@ class SharedDict(WritableDict):
         self._file = _dict_file.identity(store.fd)
         self._take_keys(keys)
         _dict_fork.watch(store, self._file)
-        self._finalizer = weakref.finalize(self, _end, store, _dict_file.file_of(name))
-        _end_with_multiprocessing(self)
+        file = _dict_file.file_of(name)
+        self._finalizer = weakref.finalize(self, _dict_life.end, store, file)
+        _dict_life.end_with_multiprocessing(self, store, file)
 
     def __reduce__(self) -> tuple[Any, ...]:
         written = list(self._layout.specs)
         return _attach, (self._name, None if written == self._keys else self._keys)
-
-    # Life ---------------------------------------------------------------------------------------------
-
-    def sync(self) -> None:
-        """Write a snapshot of all values, of one instant, to `path`; returns when it is on the disk.
-
-        Raises
-        ------
-        ValueError
-            If the dict has no path.
-        OSError
-            If it cannot be written. The snapshot before it is still there.
-        """
-        self._check_open()
-        if self._layout.path is None:
-            raise ValueError(f"the SharedDict {self._name!r} has no path; give one when it is made")
-        self._save(self._layout.path)
-
-    def _save(self, path: str) -> None:
-        layout = self._layout
-        _, head = _dict_layout.encode(layout.specs, layout.created, path, self._store.persistent)
-        with _sync_lock, _SyncLock(self._store.fd):
-            copies, _ = self._store.snapshot(range(len(self._keys)))
-            arrays = dict(zip(layout.specs, copies, strict=True))
-            _dict_snapshot.save(path, arrays, head[_dict_layout.HEADER_BYTES :], self._name)
-
-    def close(self) -> None:
-        """Give it up in this process; the last one who does removes it, unless it is persistent.
-
-        With a path, a snapshot is written first. What other threads of this process do with it is waited for.
-        Closing again does nothing.
-
-        Raises
-        ------
-        KeyLockError
-            Inside a block of `locked`, or a function of `update`, of this thread.
-        """
-        mine = [
-            number
-            for number in _dict_locked.held(self._file)
-            if self._store.owner(number) == threading.get_ident()
-        ]
-        if mine and not self.closed:
-            raise KeyLockError(
-                "of all others, to close the dict,",
-                ", ".join(repr(self._keys[number]) for number in mine),
-                "leave the block first",
-            )
-        self._store.shut()
-        while self._store.busy:
-            time.sleep(_CLOSE_POLL_S)
-        try:
-            if self._store.fd >= 0 and self._layout.path is not None:
-                self._save(self._layout.path)
-        finally:
-            self._finalizer()
-
-    def unlink(self) -> None:
-        """Make a persistent dict an ordinary one: the last user that closes removes it."""
-        self._check_open()
-        self._store.persistent = False
-
-    def __enter__(self) -> Self:
-        self._check_open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-_sync_lock = threading.Lock()
-os.register_at_fork(after_in_child=lambda: _sync_lock._at_fork_reinit())  # type: ignore[attr-defined]
-
-
-class _SyncLock:
-    """The right to write the snapshot, among all processes."""
-
-    _RANGE = struct.Struct("hhqqi4x")  # struct flock
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def _set(self, kind: int) -> None:
-        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLKW, self._RANGE.pack(kind, os.SEEK_SET, _SYNC_BYTE, 1, 0))
-
-    def __enter__(self) -> None:
-        self._set(fcntl.F_WRLCK)
-
-    def __exit__(self, *_: object) -> None:
-        self._set(fcntl.F_UNLCK)
 
 
 def _store(fd: int, layout: _dict_layout.Layout) -> Store:
@@ -320,32 +225,6 @@ def _store(fd: int, layout: _dict_layout.Layout) -> Store:
     except BaseException:
         os.close(fd)
         raise
-
-
-def _end(store: Store, file: str) -> None:
-    """Close; remove the file if nobody else uses it."""
-    store.shut()
-    if store.fd >= 0:
-        try:
-            _dict_file.remove_unused(store.fd, file)
-        finally:
-            store.close()
-
-
-def _end_with_multiprocessing(shared: SharedDict) -> None:
-    # Processes of multiprocessing end without running what `atexit` and `weakref.finalize` have.
-    import multiprocessing.util
-
-    multiprocessing.util.register_after_fork(shared, _finalize_with_process)
-    if multiprocessing.parent_process() is not None:
-        _finalize_with_process(shared)
-
-
-def _finalize_with_process(shared: SharedDict) -> None:
-    import multiprocessing.util
-
-    arguments = (shared._store, _dict_file.file_of(shared._name))
-    multiprocessing.util.Finalize(shared, _end, arguments, exitpriority=0)
 
 
 def _attach(name: str, keys: list[Hashable] | None) -> SharedDict:

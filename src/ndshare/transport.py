@@ -58,7 +58,9 @@ from ndshare.parcel import (
 from ndshare.pickling import Recording, by_value_modules, record
 from ndshare.settling import Settling
 
-__all__ = ["INLINE_MAX", "Draft", "Parcel", "by_value_modules", "pack", "unpack"]
+__all__ = ["INLINE_MAX", "Draft", "Parcel", "by_value_modules", "pack", "pack_plain", "unpack"]
+
+_PLAIN = frozenset({int, float, complex, bool, str, type(None)})
 
 # The receiver copies smaller pieces: they would keep a whole segment from its owner.
 _COPY_OUT_MAX = 64 * 1024
@@ -156,6 +158,28 @@ def pack(obj: object, *, lend_values: bool = False, withheld: frozenset[str] = f
         Whatever pickling raises.
     """
     return Draft(record(obj, lend=lend_values, withheld=withheld))
+
+
+def pack_plain(obj: object) -> Parcel | None:
+    """Pack what has no arrays for certain, in a fraction of the time.
+
+    Parameters
+    ----------
+    obj : object
+        What to send.
+
+    Returns
+    -------
+    Parcel or None
+        None if `obj` is anything else than a list of numbers and strings, or of tuples of them.
+    """
+    if type(obj) is not list:
+        return None
+    for item in obj:
+        if type(item) not in _PLAIN and not (type(item) is tuple and _PLAIN.issuperset(map(type, item))):
+            return None
+    data = BARE_TAG + pickle.dumps(obj, 5)
+    return Parcel(data) if len(data) < INLINE_MAX else None
 
 
 def unpack(data: bytes | bytearray | memoryview, fds: Sequence[int]) -> Any:

@@ -33,7 +33,8 @@
  * `slow`. A writer that finds `slow` raised after its `done = 0` waits until it has the gate for itself. Either
  * the reader sees `done = 0` or the writer sees `slow`.
  *
- * Locking order: keys by index, then the gate; nobody waits for a key while holding a gate.
+ * Locking order: keys by index, then the gate; nobody waits for a key while holding a gate. Between dicts there
+ * is no order: who waits for a key says so in the cells of those it holds, and looks whether it waits for itself.
  */
 #ifndef NDSHARE_DICT_H
 #define NDSHARE_DICT_H
@@ -52,7 +53,9 @@
 #define NDSHARE_DICT_PERSISTENT 64   /* offset of a uint32 */
 #define NDSHARE_DICT_TXN 72          /* offset of a uint64 */
 #define NDSHARE_DICT_CELL 128
+#define NDSHARE_DICT_HANDLER "ndshare_slot"       /* name of the handlers of lending.c */
 #define NDSHARE_DICT_MAX_KEYS (1 << 20)
+#define NDSHARE_DICT_LARGE ((size_t)256 << 10)    /* from here on, slots are whole pages */
 #define NDSHARE_DICT_LOCKS (INT64_C(1) << 60)                            /* byte of the lock of key 0 */
 #define NDSHARE_DICT_GATES (NDSHARE_DICT_LOCKS + (INT64_C(1) << 24))     /* byte of the gate of key 0 */
 
@@ -67,6 +70,7 @@ typedef struct {
     _Atomic uint32_t wake, waiters;           /* futex: grows when waiters are woken */
     _Atomic uint32_t freed, lock_waiters;     /* the same, of the lock */
     _Atomic uint32_t holder, slow;            /* pid of who has the lock, for messages */
+    _Atomic uint64_t wanted;                  /* what who has the lock waits for: see holders.c. 0: nothing */
 } ndshare_dict_cell;
 
 _Static_assert(sizeof(ndshare_dict_cell) <= NDSHARE_DICT_CELL && ATOMIC_LLONG_LOCK_FREE == 2,
@@ -80,9 +84,15 @@ typedef struct {
     unsigned long owner;     /* thread of this process that has the lock, 0: none */
     int writing;             /* slot that the owner has begun, or -1 */
     uint64_t stamp;          /* and its stamp */
+    PyObject *window[2];     /* of the slots: see lending.c */
 } ndshare_entry;
 
 typedef struct {
+    unsigned long thread;
+    Py_ssize_t key;
+} ndshare_held;
+
+typedef struct ndshare_store {
     PyObject_HEAD
     PyObject *weakrefs;
     int fd;                  /* -1: closed */
@@ -94,6 +104,11 @@ typedef struct {
     ndshare_entry *entries;
     uint32_t pid;
     pthread_mutex_t slow_lock;   /* slow readers of this process, and writers that wait for slow readers */
+    uint64_t device, inode;
+    PyObject *fitting;       /* called with key and object: makes an array that can be stored, or raises */
+    ndshare_held *held;      /* keys that threads of this process have locked */
+    Py_ssize_t held_count, held_room;
+    struct ndshare_store *next, *previous;   /* all of this process */
 } ndshare_store;
 
 typedef struct {
@@ -108,6 +123,7 @@ typedef struct {
 extern PyType_Spec ndshare_store_spec, ndshare_view_spec;
 extern struct PyModuleDef ndshare_dict_definition;
 extern _Atomic long ndshare_dict_countdown;
+extern PyDataMemAllocator ndshare_memory_blocks;
 
 static inline ndshare_dict_cell *
 ndshare_dict_cell_of(const ndshare_store *store, Py_ssize_t key)
@@ -138,24 +154,52 @@ int ndshare_slot_begin(ndshare_store *store, Py_ssize_t key, ndshare_current *cu
 void ndshare_slot_publish(ndshare_store *store, Py_ssize_t key);
 int ndshare_slot_commit(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n);
 void ndshare_slot_fill(ndshare_store *store, Py_ssize_t key, const void *source);
-void ndshare_dict_copy(void *to, const void *from, size_t nbytes);
 uint64_t ndshare_slot_seal(Py_ssize_t key, uint64_t stamp, uint64_t version);
+
+/* copy.c */
+void ndshare_dict_copy(void *to, const void *from, size_t nbytes);
+void ndshare_dict_copy_out(void *to, const void *from, size_t nbytes);
 
 /* keylock.c */
 int ndshare_range_lock(const ndshare_store *store, int64_t start, int64_t length, short kind, bool wait);
 int ndshare_gate_wait(ndshare_store *store, Py_ssize_t key);
+PyObject *ndshare_lock_keys(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, double timeout);
+void ndshare_lock_free(ndshare_store *store, Py_ssize_t key);
 PyObject *ndshare_store_acquire(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_store_release(PyObject *self, PyObject *keys);
-PyObject *ndshare_store_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 bool ndshare_store_owned(ndshare_store *store, Py_ssize_t key);
 void ndshare_store_forget(ndshare_store *store);
+
+/* holders.c */
+int ndshare_holders_join(ndshare_store *store, int fd);
+void ndshare_holders_leave(ndshare_store *store);
+int ndshare_holders_add(ndshare_store *store, Py_ssize_t key);
+void ndshare_holders_remove(ndshare_store *store, Py_ssize_t key);
+bool ndshare_holders_any(void);
+Py_ssize_t ndshare_holders_last(const ndshare_store *store);
+void ndshare_holders_want(const ndshare_store *store, Py_ssize_t key);
+uint64_t ndshare_holders_cycle(const ndshare_store *store, Py_ssize_t key);
+bool ndshare_holders_descends(const ndshare_store *store, Py_ssize_t key, uint64_t link);
+PyObject *ndshare_holders_keys(const ndshare_store *store, bool anywhere);
+PyObject *ndshare_store_held(PyObject *self, PyObject *unused);
+
+/* waiting.c */
+double ndshare_monotonic(void);
+int ndshare_doze(_Atomic uint32_t *word, uint32_t seen, double seconds);
+PyObject *ndshare_store_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+
+/* entry.c */
+size_t ndshare_entry_take(ndshare_entry *entry, PyObject *item, size_t offset);
+void ndshare_entry_drop(ndshare_entry *entry);
 
 /* store.c */
 bool ndshare_store_open(ndshare_store *store);
 Py_ssize_t ndshare_store_key(ndshare_store *store, PyObject *number);
 Py_ssize_t *ndshare_store_keys(ndshare_store *store, PyObject *sequence, Py_ssize_t *n);
-PyObject *ndshare_store_empty(ndshare_store *store, Py_ssize_t key);
 int ndshare_store_damaged(Py_ssize_t key);
+
+/* check.c */
+PyObject *ndshare_store_check(PyObject *self, PyObject *unused);
 
 /* reading.c */
 PyObject *ndshare_store_load(PyObject *self, PyObject *number);
@@ -163,11 +207,30 @@ PyObject *ndshare_store_snapshot(PyObject *self, PyObject *keys);
 PyObject *ndshare_store_version(PyObject *self, PyObject *number);
 
 /* writing.c */
+bool ndshare_store_fitting(const ndshare_entry *entry, PyObject *object);
+int ndshare_store_start(ndshare_store *store, Py_ssize_t key, ndshare_current *current);
+void ndshare_store_copy_in(ndshare_store *store, Py_ssize_t key, int slot, const void *source);
 PyObject *ndshare_store_fits(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_store_fill(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_store_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_store_begin(PyObject *self, PyObject *number);
 PyObject *ndshare_store_publish(PyObject *self, PyObject *keys);
+
+/* updating.c */
+PyObject *ndshare_store_update(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+
+/* memory.c */
+int ndshare_memory_configure(PyObject *capsule);
+PyObject *ndshare_memory_recycled(void);
+PyObject *ndshare_memory_set(PyObject *handler);
+int ndshare_memory_restore(PyObject *before);
+PyObject *ndshare_store_empty(ndshare_store *store, Py_ssize_t key);
+
+/* lending.c */
+PyObject *ndshare_lending_open(ndshare_store *store, Py_ssize_t key, int slot);
+int ndshare_lending_close(PyObject *window, PyObject *value);
+void ndshare_lending_drop(ndshare_store *store, Py_ssize_t key, PyObject *window);
+PyObject *ndshare_store_recall(PyObject *self, PyObject *unused);
 
 /* view.c */
 PyObject *ndshare_store_array(PyObject *self, Py_ssize_t key, const ndshare_current *where, bool writable);

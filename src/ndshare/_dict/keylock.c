@@ -1,4 +1,4 @@
-/* The lock of a key, the gate of a key, and waiting for a new value.
+/* The lock of a key, and the gate of a key.
  *
  * The lock is a byte-range lock of the open file description, which the kernel frees when the last process
  * that has the description ends. Threads of one process share the description: `owner` keeps them apart.
@@ -11,14 +11,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
-#include <math.h>
 #include <pythread.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #define LOCK_SLICE_S 0.02    /* how long a lock may stay unnoticed after its holder died */
-#define VALUE_SLICE_S 0.2    /* the same for a value whose writer died before it could wake anybody */
+#define CYCLE_SLICES 2       /* seen that often in a row, it is no state that passes */
+#define LATE_CYCLE_SLICES 50 /* if nobody else in the cycle has seen it: some have not all dicts of it */
 
 int
 ndshare_range_lock(const ndshare_store *store, int64_t start, int64_t length, short kind, bool wait)
@@ -51,25 +50,6 @@ ndshare_gate_wait(ndshare_store *store, Py_ssize_t key)
     return error;
 }
 
-static double
-monotonic(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
-
-/* Sleep while `*word` is `seen`, without the GIL. Returns -1 with an error set when a signal handler raised. */
-static int
-doze(_Atomic uint32_t *word, uint32_t seen, double seconds)
-{
-    struct timespec limit = {(time_t)seconds, (long)((seconds - floor(seconds)) * 1e9)};
-    Py_BEGIN_ALLOW_THREADS
-    syscall(SYS_futex, word, FUTEX_WAIT, seen, &limit, NULL, 0);
-    Py_END_ALLOW_THREADS
-    return PyErr_CheckSignals();
-}
-
 bool
 ndshare_store_owned(ndshare_store *store, Py_ssize_t key)
 {
@@ -92,21 +72,33 @@ try_lock(ndshare_store *store, Py_ssize_t key)
     if (error != 0) {
         return error == EACCES ? EAGAIN : error;
     }
+    error = ndshare_holders_add(store, key);
+    if (error != 0) {
+        ndshare_range_lock(store, NDSHARE_DICT_LOCKS + key, 1, F_UNLCK, false);
+        return error;
+    }
     entry->owner = PyThread_get_thread_ident();
     entry->writing = -1;
-    atomic_store_explicit(&ndshare_dict_cell_of(store, key)->holder, store->pid, memory_order_relaxed);
+    ndshare_dict_cell *cell = ndshare_dict_cell_of(store, key);
+    atomic_store_explicit(&cell->wanted, 0, memory_order_relaxed);
+    atomic_store_explicit(&cell->holder, store->pid, memory_order_relaxed);
     store->busy++;
     ndshare_dict_step();
     return 0;
 }
 
-static void
-unlock(ndshare_store *store, Py_ssize_t key)
+/* Free the lock of a key, if this thread has it. */
+void
+ndshare_lock_free(ndshare_store *store, Py_ssize_t key)
 {
+    if (store->entries[key].owner != PyThread_get_thread_ident()) {
+        return;
+    }
     ndshare_dict_cell *cell = ndshare_dict_cell_of(store, key);
     ndshare_dict_step();
     store->entries[key].owner = 0;
     store->entries[key].writing = -1;
+    ndshare_holders_remove(store, key);
     store->busy--;
     atomic_store_explicit(&cell->holder, 0, memory_order_relaxed);
     ndshare_range_lock(store, NDSHARE_DICT_LOCKS + key, 1, F_UNLCK, false);
@@ -116,40 +108,86 @@ unlock(ndshare_store *store, Py_ssize_t key)
     }
 }
 
-/* 0: taken, EAGAIN: not in time, -1: Python error set */
+/* 0: taken, EAGAIN: not in time, EDEADLK: its holder waits for this thread, -1: Python error set */
 static int
 lock_one(ndshare_store *store, Py_ssize_t key, double end)
 {
     ndshare_dict_cell *cell = ndshare_dict_cell_of(store, key);
-    int error = try_lock(store, key);
+    int error = try_lock(store, key), seen_cycles = 0;
+    bool nested = error == EAGAIN && ndshare_holders_any();
     while (error == EAGAIN) {
-        double left = end < 0 ? LOCK_SLICE_S : end - monotonic();
+        double left = end < 0 ? LOCK_SLICE_S : end - ndshare_monotonic();
         if (left <= 0) {
-            return EAGAIN;
+            break;
         }
         uint32_t seen = atomic_load(&cell->freed);
         atomic_store(&cell->lock_waiters, 1);
+        if (nested) {
+            ndshare_holders_want(store, key);
+        }
         error = try_lock(store, key);
         if (error == EAGAIN) {
             /* Counted as busy, so that nobody closes the file under it. */
             store->busy++;
-            int raised = doze(&cell->freed, seen, left < LOCK_SLICE_S ? left : LOCK_SLICE_S);
+            int raised = ndshare_doze(&cell->freed, seen, left < LOCK_SLICE_S ? left : LOCK_SLICE_S);
             store->busy--;
             if (raised < 0 || !ndshare_store_open(store)) {
-                return -1;
+                error = -1;
+                break;
             }
             error = try_lock(store, key);
         }
         if (error == 0) {
             atomic_store(&cell->lock_waiters, 1);  /* others may be waiting still: wake one of them later */
         }
+        if (error == EAGAIN && nested) {
+            uint64_t link = ndshare_holders_cycle(store, key);
+            seen_cycles = link == 0 ? 0 : seen_cycles + 1;
+            if (seen_cycles >= (ndshare_holders_descends(store, key, link) ? CYCLE_SLICES : LATE_CYCLE_SLICES)) {
+                error = EDEADLK;
+            }
+        }
     }
-    if (error != 0) {
+    if (nested) {
+        PyObject *kind, *value, *traceback;
+        PyErr_Fetch(&kind, &value, &traceback);
+        ndshare_holders_want(store, -1);
+        PyErr_Restore(kind, value, traceback);
+    }
+    if (error > 0 && error != EAGAIN && error != EDEADLK) {
         errno = error;
         PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }
-    return 0;
+    return error;
+}
+
+/* None, or why not: (reason, key, pid of the holder, keys of this dict that this thread has). The keys ascend. */
+PyObject *
+ndshare_lock_keys(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, double timeout)
+{
+    if (n > 0 && keys[0] <= ndshare_holders_last(store)) {
+        return Py_BuildValue("(snIN)", "order", keys[0], 0, ndshare_holders_keys(store, true));
+    }
+    double end = timeout < 0 ? -1 : ndshare_monotonic() + timeout;
+    Py_ssize_t taken = 0;
+    int how = 0;
+    while (taken < n && (how = lock_one(store, keys[taken], end)) == 0) {
+        taken++;
+    }
+    if (taken == n) {
+        Py_RETURN_NONE;
+    }
+    PyObject *result = NULL;
+    if (how > 0) {
+        uint32_t holder = atomic_load(&ndshare_dict_cell_of(store, keys[taken])->holder);
+        const char *reason = how == EDEADLK ? "deadlock" : "timeout";
+        result = Py_BuildValue("(snIN)", reason, keys[taken], holder, ndshare_holders_keys(store, true));
+    }
+    while (taken > 0) {
+        ndshare_lock_free(store, keys[--taken]);
+    }
+    return result;
 }
 
 PyObject *
@@ -168,25 +206,7 @@ ndshare_store_acquire(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if (keys == NULL) {
         return NULL;
     }
-    double end = timeout < 0 ? -1 : monotonic() + timeout;
-    PyObject *result = NULL;
-    Py_ssize_t taken = 0;
-    int how = 0;
-    while (taken < n && (how = lock_one(store, keys[taken], end)) == 0) {
-        taken++;
-    }
-    if (taken == n) {
-        result = Py_NewRef(Py_None);
-    }
-    else {
-        uint32_t holder = atomic_load(&ndshare_dict_cell_of(store, keys[taken])->holder);
-        if (how == EAGAIN) {
-            result = Py_BuildValue("(nI)", keys[taken], holder);
-        }
-        while (taken > 0) {
-            unlock(store, keys[--taken]);
-        }
-    }
+    PyObject *result = ndshare_lock_keys(store, keys, n, timeout);
     PyMem_Free(keys);
     return result;
 }
@@ -201,9 +221,7 @@ ndshare_store_release(PyObject *self, PyObject *sequence)
         return NULL;
     }
     for (Py_ssize_t i = n - 1; i >= 0; i--) {
-        if (store->entries[keys[i]].owner == PyThread_get_thread_ident()) {
-            unlock(store, keys[i]);
-        }
+        ndshare_lock_free(store, keys[i]);
     }
     PyMem_Free(keys);
     Py_RETURN_NONE;
@@ -218,45 +236,7 @@ ndshare_store_forget(ndshare_store *store)
         store->entries[key].writing = -1;
     }
     store->busy = 0;
+    store->held_count = 0;
     store->pid = (uint32_t)getpid();
     pthread_mutex_init(&store->slow_lock, NULL);
-}
-
-PyObject *
-ndshare_store_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-    ndshare_store *store = (ndshare_store *)self;
-    if (nargs != 3) {
-        return PyErr_Format(PyExc_TypeError, "wait takes 3 arguments, got %zd", nargs);
-    }
-    Py_ssize_t key = ndshare_store_key(store, args[0]);
-    unsigned long long version = PyLong_AsUnsignedLongLong(args[1]);
-    double timeout = PyFloat_AsDouble(args[2]);
-    if (key < 0 || PyErr_Occurred()) {
-        return NULL;
-    }
-    ndshare_dict_cell *cell = ndshare_dict_cell_of(store, key);
-    double end = timeout < 0 ? -1 : monotonic() + timeout;
-    for (;;) {
-        ndshare_current current;
-        uint32_t seen = atomic_load(&cell->wake);
-        atomic_store(&cell->waiters, 1);
-        if (ndshare_slot_look(store, key, &current) != 0) {
-            ndshare_store_damaged(key);
-            return NULL;
-        }
-        if (current.version > version) {
-            return PyLong_FromUnsignedLongLong(current.version);
-        }
-        double left = end < 0 ? VALUE_SLICE_S : end - monotonic();
-        if (left <= 0) {
-            Py_RETURN_NONE;
-        }
-        store->busy++;
-        int raised = doze(&cell->wake, seen, left < VALUE_SLICE_S ? left : VALUE_SLICE_S);
-        store->busy--;
-        if (raised < 0 || !ndshare_store_open(store)) {
-            return NULL;
-        }
-    }
 }

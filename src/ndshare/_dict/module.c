@@ -2,10 +2,18 @@
  *
  * dict.h     the layout in the file, the order of the stores
  * slots.c    which slot is current, publishing, commit of several
- * keylock.c  locks, gates, waiting
+ * copy.c     copies into slots and out of them
+ * keylock.c  locks, gates
+ * holders.c  which thread has which keys, who waits for whom
+ * waiting.c  sleeping until a value changes
  * reading.c  copies, snapshots
  * writing.c  put, begin, publish
+ * updating.c lock, call, publish
+ * memory.c   where the memory of large values comes from
+ * lending.c  the idle slot as memory of what an update function makes
  * view.c     arrays on the slots
+ * check.c    whether what is in the cells can be
+ * entry.c    what a process knows of a key
  * store.c    the type
  */
 #include "dict.h"
@@ -21,11 +29,22 @@ kill_after(PyObject *Py_UNUSED(module), PyObject *number)
     Py_RETURN_NONE;
 }
 
+static PyObject *
+set_memory(PyObject *Py_UNUSED(module), PyObject *handler)
+{
+    if (ndshare_memory_configure(handler) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"intact", ndshare_view_intact, METH_O,
      PyDoc_STR("intact(array) -> bool or None\n\nWhether a view shows what it was made for; None: not a view.")},
     {"kill_after", kill_after, METH_O,
      PyDoc_STR("kill_after(steps)\n\nFor tests: kill this process after that many steps of writing; -1: never.")},
+    {"set_memory", set_memory, METH_O,
+     PyDoc_STR("set_memory(handler)\n\nWhere NumPy takes blocks from while an update function runs.")},
     {NULL, NULL, 0, NULL},
 };
 
@@ -40,6 +59,7 @@ module_exec(PyObject *module)
         return -1;
     }
     return PyModule_AddIntConstant(module, "CELL_BYTES", NDSHARE_DICT_CELL) < 0
+        || PyModule_AddIntConstant(module, "LARGE_BYTES", NDSHARE_DICT_LARGE) < 0
         || PyModule_AddIntConstant(module, "MAX_KEYS", NDSHARE_DICT_MAX_KEYS) < 0 ? -1 : 0;
 }
 

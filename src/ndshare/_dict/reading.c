@@ -21,7 +21,7 @@ copy_out(ndshare_store *store, Py_ssize_t key, const ndshare_current *from, PyOb
     }
     store->busy++;
     Py_BEGIN_ALLOW_THREADS
-    memcpy(target, source, nbytes);
+    ndshare_dict_copy_out(target, source, nbytes);
     Py_END_ALLOW_THREADS
     store->busy--;
 }
@@ -85,8 +85,8 @@ read_behind_gates(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, nd
         error = look_at_all(store, keys, n, found, 2 * n + 16);
     }
     for (Py_ssize_t i = 0; error == 0 && i < n; i++) {
-        memcpy(PyArray_DATA((PyArrayObject *)to[i]), ndshare_dict_data(store, keys[i], found[i].slot),
-               store->entries[keys[i]].nbytes);
+        ndshare_dict_copy_out(PyArray_DATA((PyArrayObject *)to[i]), ndshare_dict_data(store, keys[i], found[i].slot),
+                              store->entries[keys[i]].nbytes);
     }
     gates(store, keys, n, F_UNLCK);
     pthread_mutex_unlock(&store->slow_lock);

@@ -12,7 +12,6 @@
 
 #define LOOKS 1000                 /* a writer has published that often during one look: not plausible */
 #define LEADER_BITS 20             /* NDSHARE_DICT_MAX_KEYS */
-#define BIG_BYTES ((size_t)1 << 16)
 
 _Atomic long ndshare_dict_countdown = -1;
 
@@ -22,21 +21,6 @@ ndshare_dict_step_taken(void)
     if (atomic_fetch_sub(&ndshare_dict_countdown, 1) == 0) {
         kill(getpid(), SIGKILL);
     }
-}
-
-/* In two halves, so that a test can end the process between them. */
-void
-ndshare_dict_copy(void *to, const void *from, size_t nbytes)
-{
-    if (atomic_load_explicit(&ndshare_dict_countdown, memory_order_relaxed) < 0) {
-        memcpy(to, from, nbytes);
-        return;
-    }
-    ndshare_dict_step();
-    memcpy(to, from, nbytes / 2);
-    ndshare_dict_step();
-    memcpy((char *)to + nbytes / 2, (const char *)from + nbytes / 2, nbytes - nbytes / 2);
-    ndshare_dict_step();
 }
 
 uint64_t

@@ -71,53 +71,6 @@ ndshare_store_keys(ndshare_store *store, PyObject *sequence, Py_ssize_t *n)
     return keys;
 }
 
-PyObject *
-ndshare_store_empty(ndshare_store *store, Py_ssize_t key)
-{
-    ndshare_entry *entry = &store->entries[key];
-    return PyArray_Empty(entry->ndim, entry->shape, (PyArray_Descr *)Py_NewRef(entry->dtype), 0);
-}
-
-/* One entry of the constructor: (dtype, shape). Returns the offset after its two slots, or 0 with an error. */
-static size_t
-take_entry(ndshare_entry *entry, PyObject *item, size_t offset)
-{
-    PyObject *dtype, *shape;
-    if (!PyArg_ParseTuple(item, "O!O!", &PyArrayDescr_Type, &dtype, &PyTuple_Type, &shape)) {
-        return 0;
-    }
-    entry->ndim = (int)PyTuple_GET_SIZE(shape);
-    if (entry->ndim > NPY_MAXDIMS) {
-        PyErr_Format(PyExc_ValueError, "%d dimensions", entry->ndim);
-        return 0;
-    }
-    entry->shape = PyMem_Malloc(sizeof(npy_intp) * (size_t)(entry->ndim + 1));
-    if (entry->shape == NULL) {
-        PyErr_NoMemory();
-        return 0;
-    }
-    entry->dtype = (PyArray_Descr *)Py_NewRef(dtype);
-    size_t nbytes = (size_t)PyDataType_ELSIZE(entry->dtype);
-    for (int axis = 0; axis < entry->ndim; axis++) {
-        entry->shape[axis] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, axis));
-        if (entry->shape[axis] < 0 || __builtin_mul_overflow(nbytes, (size_t)entry->shape[axis], &nbytes)) {
-            if (!PyErr_Occurred()) {
-                PyErr_SetString(PyExc_ValueError, "a shape is negative or too large");
-            }
-            return 0;
-        }
-    }
-    entry->offset = offset;
-    entry->nbytes = nbytes;
-    entry->writing = -1;
-    if (nbytes > (size_t)PY_SSIZE_T_MAX / 4) {
-        PyErr_SetString(PyExc_ValueError, "an array is too large");
-        return 0;
-    }
-    entry->stride = (nbytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    return offset + 2 * entry->stride;
-}
-
 static PyObject *
 store_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
@@ -149,7 +102,7 @@ store_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
     }
     size_t offset = (size_t)data;
     for (; self->count < n; self->count++) {
-        offset = take_entry(&self->entries[self->count], PyList_GET_ITEM(list, self->count), offset);
+        offset = ndshare_entry_take(&self->entries[self->count], PyList_GET_ITEM(list, self->count), offset);
         if (offset == 0 || offset > (size_t)size) {
             if (!PyErr_Occurred()) {
                 PyErr_Format(PyExc_ValueError, "key number %zd lies outside of the file", self->count);
@@ -164,6 +117,9 @@ store_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
         goto fail;
     }
     self->base = base;
+    if (ndshare_holders_join(self, fd) < 0) {
+        goto fail;
+    }
     self->fd = fd;
     return (PyObject *)self;
 fail:
@@ -179,6 +135,7 @@ store_dealloc(PyObject *object)
     if (self->weakrefs != NULL) {
         PyObject_ClearWeakRefs(object);
     }
+    ndshare_holders_leave(self);
     if (self->fd >= 0) {
         close(self->fd);
     }
@@ -186,10 +143,10 @@ store_dealloc(PyObject *object)
         munmap(self->base, self->size);
     }
     for (Py_ssize_t key = 0; self->entries != NULL && key < self->count; key++) {
-        Py_XDECREF(self->entries[key].dtype);
-        PyMem_Free(self->entries[key].shape);
+        ndshare_entry_drop(&self->entries[key]);
     }
     PyMem_Free(self->entries);
+    Py_XDECREF(self->fitting);
     pthread_mutex_destroy(&self->slow_lock);
     type->tp_free(object);
     Py_DECREF(type);
@@ -234,62 +191,6 @@ store_adopt(PyObject *object, PyObject *number)
     Py_RETURN_NONE;
 }
 
-/* What cannot be a state of the cells, whatever died when: (key, field), or None. */
-static PyObject *
-store_check(PyObject *object, PyObject *Py_UNUSED(unused))
-{
-    ndshare_store *self = (ndshare_store *)object;
-    uint64_t txn = atomic_load((_Atomic uint64_t *)(self->base + NDSHARE_DICT_TXN));
-    for (Py_ssize_t key = 0; key < self->count; key++) {
-        ndshare_dict_cell *cell = ndshare_dict_cell_of(self, key);
-        ndshare_current current;
-        if (ndshare_slot_look(self, key, &current) != 0) {
-            return Py_BuildValue("(ns)", key, "done");
-        }
-        for (int s = 0; s < 2; s++) {
-            const char *field = NULL;
-            for (int try = 0; try < 100; try++) {  /* somebody may be writing */
-                field = NULL;
-                uint64_t done = atomic_load(&cell->slot[s].done), begun = atomic_load(&cell->slot[s].begun);
-                uint64_t link = atomic_load(&cell->slot[s].link), version = atomic_load(&cell->slot[s].version);
-                uint64_t seal = atomic_load(&cell->seal[s]);
-                if (done != 0 && done != begun) {
-                    field = "begun";
-                }
-                else if (done != 0 && seal != ndshare_slot_seal(key, done, version)) {
-                    field = "seal";
-                }
-                else if (done != 0 && link != 0) {
-                    uint64_t now = atomic_load((_Atomic uint64_t *)(self->base + NDSHARE_DICT_TXN));
-                    uint64_t leader = link & (NDSHARE_DICT_MAX_KEYS - 1), id = link / NDSHARE_DICT_MAX_KEYS;
-                    if (leader >= (uint64_t)self->count || id == 0 || id > (now > txn ? now : txn)) {
-                        field = "link";
-                    }
-                }
-                if (field == NULL || atomic_load(&cell->slot[s].done) == 0) {
-                    field = NULL;
-                    break;
-                }
-            }
-            if (field != NULL) {
-                return Py_BuildValue("(ns)", key, field);
-            }
-        }
-    }
-    Py_RETURN_NONE;
-}
-
-static PyObject *
-store_owner(PyObject *object, PyObject *number)
-{
-    ndshare_store *self = (ndshare_store *)object;
-    Py_ssize_t key = PyLong_AsSsize_t(number);
-    if (key < 0 || key >= self->count) {
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_IndexError, "key number %zd", key);
-    }
-    return PyLong_FromUnsignedLong(self->entries[key].owner);
-}
-
 static PyObject *
 get_persistent(PyObject *self, void *Py_UNUSED(closure))
 {
@@ -310,7 +211,8 @@ set_persistent(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
 
 static PyMethodDef store_methods[] = {
     {"acquire", (PyCFunction)(void (*)(void))ndshare_store_acquire, METH_FASTCALL,
-     PyDoc_STR("acquire(keys, timeout) -> None or (key, holder)\n\nLock keys, which ascend; all of them or none.")},
+     PyDoc_STR("acquire(keys, timeout) -> None or (reason, key, holder, held)\n\n"
+               "Lock keys, which ascend; all of them or none, because of a timeout, the order or a deadlock.")},
     {"release", ndshare_store_release, METH_O, PyDoc_STR("release(keys)\n\nFree their locks.")},
     {"load", ndshare_store_load, METH_O, PyDoc_STR("load(key)\n\nA private copy.")},
     {"snapshot", ndshare_store_snapshot, METH_O, PyDoc_STR("snapshot(keys) -> (copies, versions)\n\nAt one instant.")},
@@ -326,8 +228,12 @@ static PyMethodDef store_methods[] = {
     {"publish", ndshare_store_publish, METH_O, PyDoc_STR("publish(keys)\n\nPublish what was begun, as one store.")},
     {"wait", (PyCFunction)(void (*)(void))ndshare_store_wait, METH_FASTCALL,
      PyDoc_STR("wait(key, version, timeout) -> version or None")},
-    {"owner", store_owner, METH_O, PyDoc_STR("owner(key)\n\nThread of this process that has the lock, or 0.")},
-    {"check", store_check, METH_NOARGS, PyDoc_STR("check() -> None or (key, field)")},
+    {"held", ndshare_store_held, METH_NOARGS, PyDoc_STR("held()\n\nKeys that this thread has locked.")},
+    {"update", (PyCFunction)(void (*)(void))ndshare_store_update, METH_FASTCALL,
+     PyDoc_STR("update(key, new, func, copy, timeout) -> array, or as acquire if the lock is not to be had")},
+    {"recall", ndshare_store_recall, METH_NOARGS,
+     PyDoc_STR("recall()\n\nBefore a fork: no array of this thread lies in a slot any more.")},
+    {"check", ndshare_store_check, METH_NOARGS, PyDoc_STR("check() -> None or (key, field)")},
     {"shut", store_shut, METH_NOARGS, PyDoc_STR("shut()\n\nRefuse what begins from now on.")},
     {"close", store_close, METH_NOARGS, PyDoc_STR("close()\n\nGive up the descriptor.")},
     {"adopt", store_adopt, METH_O, PyDoc_STR("adopt(fd)\n\nIn a forked child: its own descriptor, or -1.")},
@@ -337,6 +243,7 @@ static PyMethodDef store_methods[] = {
 static PyMemberDef store_members[] = {
     {"fd", T_INT, offsetof(ndshare_store, fd), READONLY, NULL},
     {"busy", T_PYSSIZET, offsetof(ndshare_store, busy), READONLY, NULL},
+    {"fitting", T_OBJECT, offsetof(ndshare_store, fitting), 0, NULL},
     {"shutting", T_BOOL, offsetof(ndshare_store, shut), READONLY, NULL},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(ndshare_store, weakrefs), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},

@@ -8,8 +8,8 @@
 #define GIL_BYTES ((size_t)1 << 16)
 
 /* Whether an object is an array that can be copied into the slot of a key byte by byte. */
-static bool
-fits(const ndshare_entry *entry, PyObject *object)
+bool
+ndshare_store_fitting(const ndshare_entry *entry, PyObject *object)
 {
     if (!PyArray_Check(object)) {
         return false;
@@ -30,21 +30,21 @@ ndshare_store_fits(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if (key < 0) {
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "fits takes 2 arguments, got %zd", nargs);
     }
-    return PyBool_FromLong(fits(&store->entries[key], args[1]));
+    return PyBool_FromLong(ndshare_store_fitting(&store->entries[key], args[1]));
 }
 
 static bool
 check_fits(const ndshare_entry *entry, PyObject *object)
 {
-    if (!fits(entry, object)) {
+    if (!ndshare_store_fitting(entry, object)) {
         PyErr_SetString(PyExc_TypeError, "the array has not the dtype and shape of its key, or is not contiguous");
         return false;
     }
     return true;
 }
 
-static void
-copy_in(ndshare_store *store, Py_ssize_t key, int slot, const void *source)
+void
+ndshare_store_copy_in(ndshare_store *store, Py_ssize_t key, int slot, const void *source)
 {
     size_t nbytes = store->entries[key].nbytes;
     void *target = ndshare_dict_data(store, key, slot);
@@ -57,8 +57,8 @@ copy_in(ndshare_store *store, Py_ssize_t key, int slot, const void *source)
     Py_END_ALLOW_THREADS
 }
 
-static int
-begin(ndshare_store *store, Py_ssize_t key, ndshare_current *current)
+int
+ndshare_store_start(ndshare_store *store, Py_ssize_t key, ndshare_current *current)
 {
     if (!ndshare_store_owned(store, key)) {
         return -1;
@@ -116,10 +116,10 @@ ndshare_store_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     }
     for (Py_ssize_t i = 0; i < n; i++) {
         ndshare_current current;
-        if (begin(store, keys[i], &current) < 0) {
+        if (ndshare_store_start(store, keys[i], &current) < 0) {
             goto done;
         }
-        copy_in(store, keys[i], store->entries[keys[i]].writing,
+        ndshare_store_copy_in(store, keys[i], store->entries[keys[i]].writing,
                 PyArray_DATA((PyArrayObject *)PySequence_Fast_GET_ITEM(arrays, i)));
     }
     if (n > 0) {
@@ -139,11 +139,11 @@ ndshare_store_begin(PyObject *self, PyObject *number)
     ndshare_store *store = (ndshare_store *)self;
     Py_ssize_t key = ndshare_store_key(store, number);
     ndshare_current current;
-    if (key < 0 || begin(store, key, &current) < 0) {
+    if (key < 0 || ndshare_store_start(store, key, &current) < 0) {
         return NULL;
     }
     int slot = store->entries[key].writing;
-    copy_in(store, key, slot, ndshare_dict_data(store, key, current.slot));
+    ndshare_store_copy_in(store, key, slot, ndshare_dict_data(store, key, current.slot));
     ndshare_current where = {slot, store->entries[key].stamp, current.version + 1};
     return ndshare_store_array(self, key, &where, true);
 }

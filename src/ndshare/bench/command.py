@@ -12,6 +12,7 @@ from ndshare.bench import (
     arrays,
     balance,
     compat,
+    dicts,
     items,
     links,
     machine,
@@ -123,12 +124,6 @@ def _run_map(
             yield from balance.run(pools, workers, rounds, quick)
 
 
-def _run_dict(
-    _cases: Sequence[str], _versions: dict[str, str], rounds: int, _workers: int, quick: bool
-) -> Iterator[Result]:
-    yield from shared_dict.run(rounds, quick)
-
-
 def _run_compat(
     cases: Sequence[str], _versions: dict[str, str], rounds: int, workers: int, quick: bool
 ) -> Iterator[Result]:
@@ -160,7 +155,6 @@ _FACES = {
         ("items", "tiny", "many", "captured", "balance"),
         _run_map,
     ),
-    "dict": _Face("SharedDict against NumPy, a manager and UltraDict", {}, (), ("dict",), _run_dict),
     "compat": _Face(
         "the drop-in modules against their originals",
         {},
@@ -174,6 +168,13 @@ _FACES = {
         links.ALWAYS,
         ("frames", "messages"),
         _run_queue,
+    ),
+    "dict": _Face(
+        "SharedDict against NumPy on private arrays, a manager's dict and UltraDict",
+        dicts.DICTS,
+        dicts.ALWAYS,
+        shared_dict.CASES,
+        shared_dict.run,
     ),
 }
 

@@ -6,10 +6,13 @@ a fresh interpreter, so that the arrays of the other cases do not count.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 from ndshare.bench.goal import Goal, Result
@@ -68,15 +71,35 @@ def tree(root: int) -> list[int]:
 
 
 def pss(root: int) -> int:
-    """Return the memory of a process and all below it, in bytes, shared pages counted once in sum."""
+    """Return the memory of a process and all below it, in bytes, shared pages counted once in sum.
+
+    The processes below it stand still meanwhile: a page that one of them maps between two looks would count
+    more than once.
+    """
     total = 0
-    for pid in tree(root):
-        try:
-            with open(f"/proc/{pid}/smaps_rollup") as file:
+    pids = tree(root)
+    for pid in pids[1:]:
+        _halt(pid)
+    try:
+        for pid in pids:
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
                 total += sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
-        except OSError:
-            continue
+    finally:
+        for pid in pids[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
     return total * 1024
+
+
+def _halt(pid: int) -> None:
+    """Stop a process, and wait until it stands still or has ended."""
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGSTOP)
+        while True:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] in "TZX":
+                    return
+            time.sleep(1e-4)
 
 
 def _count_messages() -> list[int]:

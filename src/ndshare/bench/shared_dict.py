@@ -2,87 +2,80 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import time
-from collections.abc import Callable, Iterator
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ndshare.bench.dicts import DICTS, Floats, Manager, Ndshare, NdshareViews, Numpy, average, keep_memory
 from ndshare.bench.goal import Goal, Result
+from ndshare.bench.team import Team
 from ndshare.bench.timing import Contestant, alternate
 
+CASES = ("update", "tiny", "read", "two", "others", "keys")
 _ELEMENTS = 100_000
 _READ_ELEMENTS = 1_000_000
 _KEYS = 10_000
 _QUICK_KEYS = 1_000
 _REPEATS = 50  # updates per timed run: a run of some milliseconds
 _QUICK_REPEATS = 5
-_PAIR_S = 0.5  # how long two processes update at once
-_QUICK_PAIR_S = 0.05
-
-Floats = npt.NDArray[np.float64]
-
-
-def average(new: Any, old: Any) -> Any:
-    """Return the moving average that SHMArrays has as its default."""
-    return 0.1 * new + 0.9 * old
+_TEAM_S = 0.3  # how long several processes update at once
+_QUICK_TEAM_S = 0.05
+_TEAM_ROUNDS = 7
+_OTHERS_ROUNDS = 7
 
 
-def run(rounds: int, quick: bool) -> Iterator[Result]:
-    """Yield the figures of every case."""
-    yield _large(rounds, quick)
-    yield _tiny(rounds, quick)
-    yield _read(rounds, quick)
-    yield _pair(rounds, quick)
-    yield from _others(rounds, quick)
-    yield _many_keys(rounds, quick)
+def run(
+    cases: Sequence[str], versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    """Yield the figures of the cases asked for; `workers` processes update one key at once."""
+    keep_memory()
+    if "update" in cases:
+        yield _update(rounds, quick)
+    if "tiny" in cases:
+        yield _tiny(rounds, quick)
+    if "read" in cases:
+        yield _read(rounds, quick)
+    if "two" in cases:
+        yield _two(rounds, quick)
+    if "others" in cases:
+        yield from _others(versions, rounds, workers, quick)
+    if "keys" in cases:
+        yield _many_keys(rounds, quick)
 
 
-def _repeated(function: Callable[[], Any], repeats: int) -> Callable[[], Any]:
+def _repeated(function: Callable[[], Any], repeats: int) -> Contestant:
     def repeat() -> Any:
         result = None
         for _ in range(repeats):
             result = function()
         return result
 
-    return repeat
+    # A moving average depends on how often it was taken; the tests of SharedDict look at values.
+    return Contestant(repeat, lambda _: None, repeats)
 
 
-def _check_none(_: Any) -> None:
-    """Accept any result: a moving average depends on how often it was taken."""
-
-
-def _contestant(function: Callable[[], Any], repeats: int) -> Contestant:
-    return Contestant(_repeated(function, repeats), _check_none, repeats)
-
-
-def _large(rounds: int, quick: bool) -> Result:
-    import ndshare
-
+def _update(rounds: int, quick: bool) -> Result:
     repeats = _QUICK_REPEATS if quick else _REPEATS
-    rng = np.random.default_rng(1)
-    new, old = rng.random(_ELEMENTS), rng.random(_ELEMENTS)
-    with ndshare.SharedDict({"a": old}) as d:
-        values = alternate(
-            {
-                "NumPy": _contestant(lambda: average(new, old), repeats),
-                "ndshare": _contestant(lambda: d.update({"a": new}, average), repeats),
-                "ndshare, copy=False": _contestant(
-                    lambda: d.update({"a": new}, average, copy=False), repeats
-                ),
-            },
-            rounds,
-        )
+    new = np.random.default_rng(1).random(_ELEMENTS)
+    with (
+        _opened([Numpy.name, Ndshare.name, NdshareViews.name], ["a"]) as handles,
+        contextlib.ExitStack() as stack,
+    ):
+        contestants = {}
+        for name, handle in handles.items():
+            update = stack.enter_context(DICTS[name].opened(handle))
+            contestants[name] = _repeated(lambda update=update: update("a", new), repeats)  # type: ignore[misc]
+        values = alternate(contestants, rounds)
     return Result(
         "update",
         f"update of one array of {_ELEMENTS:,} float64, against the plain expression",
         "s",
         values,
-        "NumPy",
-        (Goal(1.7), Goal(1.2, subject="ndshare, copy=False")),
+        Numpy.name,
+        (Goal(1.7), Goal(1.2, subject=NdshareViews.name)),
     )
 
 
@@ -92,7 +85,7 @@ def _tiny(rounds: int, quick: bool) -> Result:
     repeats = 10 * (_QUICK_REPEATS if quick else _REPEATS)
     with ndshare.SharedDict({"a": np.zeros(3)}) as d:
         new = {"a": np.ones(3)}
-        values = alternate({"ndshare": _contestant(lambda: d.update(new, average), repeats)}, rounds)
+        values = alternate({"ndshare": _repeated(lambda: d.update(new, average), repeats)}, rounds)
     title = "update of 3 float64, uncontended"
     return Result("tiny update", title, "s", values, None, (Goal(8e-6, "value"),))
 
@@ -100,63 +93,72 @@ def _tiny(rounds: int, quick: bool) -> Result:
 def _read(rounds: int, quick: bool) -> Result:
     import ndshare
 
-    repeats = 2 if quick else 10
+    repeats = 2 if quick else 20
     array = np.random.default_rng(2).random(_READ_ELEMENTS)
     with ndshare.SharedDict({"a": array}) as d:
         values = alternate(
             {
-                "ndarray.copy": _contestant(array.copy, repeats),
-                "ndshare": _contestant(lambda: d.read(["a"]), repeats),
+                "ndarray.copy": _repeated(array.copy, repeats),
+                "ndshare": _repeated(lambda: d.read(["a"]), repeats),
             },
             rounds,
         )
     return Result("read", f"read of {_READ_ELEMENTS:,} float64", "s", values, "ndarray.copy", (Goal(1.1),))
 
 
-def _updates_of(name: str, key: str, start: Any, seconds: float, counts: Any) -> None:
-    """Update one key for some seconds; report how often."""
-    import ndshare
-
-    with ndshare.SharedDict.attach(name) as d:
-        new = {key: np.ones(_ELEMENTS)}
-        for _ in range(3):
-            d.update(new, average)
-        start.wait()
-        done, end = 0, time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            d.update(new, average)
-            done += 1
-        counts.put(done)
+@contextlib.contextmanager
+def _opened(names: Sequence[str], keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Have one dictionary of each library; yield their handles."""
+    rng = np.random.default_rng(3)
+    values: dict[str, Floats] = {key: rng.random(_ELEMENTS) for key in keys}
+    with contextlib.ExitStack() as stack:
+        handles = {}
+        for name in names:
+            one = DICTS[name](values)
+            stack.callback(one.close)
+            handles[name] = one.handle
+        yield handles
 
 
-def _pair(rounds: int, quick: bool) -> Result:
-    """Time per update of one process, and of two on different keys together."""
-    import ndshare
+def _in_turn(handles: dict[str, Any], new: Floats, repeats: int, rounds: int) -> dict[str, list[float]]:
+    with contextlib.ExitStack() as stack:
+        contestants = {}
+        for name, handle in handles.items():
+            update = stack.enter_context(DICTS[name].opened(handle))
+            contestants[name] = _repeated(functools.partial(update, "a", new), repeats)
+        return alternate(contestants, rounds)
 
-    context = multiprocessing.get_context("spawn")
-    seconds = _QUICK_PAIR_S if quick else _PAIR_S
-    values: dict[str, list[float]] = {"1 process": [], "ndshare": []}
-    with ndshare.SharedDict({"a": np.ones(_ELEMENTS), "b": np.ones(_ELEMENTS)}) as d:
-        for _ in range(min(rounds, 5)):
-            for contestant, keys in (("1 process", "a"), ("ndshare", "ab")):
-                start, counts = context.Barrier(len(keys)), context.Queue()
-                processes = [
-                    context.Process(target=_updates_of, args=(d.name, key, start, seconds, counts))
-                    for key in keys
-                ]
-                for process in processes:
-                    process.start()
-                values[contestant].append(seconds / sum(counts.get() for _ in keys))
-                for process in processes:
-                    process.join()
+
+def _together(teams: dict[str, Team], rounds: int, quick: bool) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {name: [] for name in teams}
+    for _ in range(min(rounds, _TEAM_ROUNDS)):
+        for name, team in teams.items():
+            values[name].append(team.run(_QUICK_TEAM_S if quick else _TEAM_S))
+    return values
+
+
+def _two(rounds: int, quick: bool) -> Result:
+    """Time per update of one process, and of two on different keys; how far the machine itself goes."""
+    with _opened([Numpy.name, Ndshare.name], ["a", "b"]) as handles, contextlib.ExitStack() as stack:
+        teams = {
+            f"{name}{label}": stack.enter_context(Team(name, handles[name], keys, _ELEMENTS))
+            for name in handles
+            for label, keys in ((", 1 process", "a"), ("", "ab"))
+        }
+        values = _together(teams, rounds, quick)
+    ours = _ratio(values, "ndshare, 1 process", "ndshare")
+    plain = _ratio(values, "NumPy, 1 process", "NumPy")
     return Result(
         "two processes",
         "update by 2 processes on different keys: time per update, against 1 process",
         "s",
         values,
-        "1 process",
+        "ndshare, 1 process",
         (Goal(1 / 1.8),),
-        (f"throughput of two: {_ratio(values, '1 process', 'ndshare'):.2f} times that of one",),
+        (
+            f"throughput of two: {ours:.2f} times that of one",
+            f"the same of the plain expression on private arrays, what the machine gives: {plain:.2f}",
+        ),
     )
 
 
@@ -164,70 +166,49 @@ def _ratio(values: dict[str, list[float]], above: str, below: str) -> float:
     return float(np.median(values[above]) / np.median(values[below]))
 
 
-def _others(rounds: int, quick: bool) -> Iterator[Result]:
-    import ndshare
-
+def _others(versions: dict[str, str], rounds: int, workers: int, quick: bool) -> Iterator[Result]:
+    names = [name for name in DICTS if name in versions]
     repeats = 2 if quick else 10
-    rng = np.random.default_rng(3)
-    new, old = rng.random(_ELEMENTS), rng.random(_ELEMENTS)
-    notes: list[str] = []
-    with ndshare.SharedDict({"a": old}) as d, multiprocessing.get_context("spawn").Manager() as manager:
-        shared, lock = manager.dict(a=old), manager.Lock()
-
-        def there_and_back(shared: Any) -> None:
-            shared["a"] = shared["a"]
-
-        def update_shared() -> None:
-            with lock:
-                shared["a"] = average(new, shared["a"])
-
-        moving = {
-            "Manager().dict": _contestant(lambda: there_and_back(shared), repeats),
-            "ndshare": _contestant(lambda: there_and_back(d), repeats),
-        }
-        updating = {
-            "Manager().dict": _contestant(update_shared, repeats),
-            "ndshare": _contestant(lambda: d.update({"a": new}, average), repeats),
-        }
-        ultra = _ultra(old, notes)
-        if ultra is not None:
-
-            def update_ultra() -> None:
-                with ultra.lock:
-                    ultra["a"] = average(new, ultra["a"])
-
-            moving["UltraDict"] = _contestant(lambda: there_and_back(ultra), repeats)
-            updating["UltraDict"] = _contestant(update_ultra, repeats)
-        try:
-            moved = alternate(moving, min(rounds, 7))
-            updated = alternate(updating, min(rounds, 7))
-        finally:
-            if ultra is not None:
-                ultra.close(unlink=True)
-    for name, title, values, goals in (
-        ("other dicts", "read and write", moved, (Goal(1 / 30),)),
-        ("other dicts, update", "update", updated, ()),
-    ):
-        ratio = _ratio(values, "Manager().dict", "ndshare")
-        yield Result(
-            name,
-            f"{title} of {_ELEMENTS:,} float64, against a manager's dict",
-            "s",
-            values,
-            "Manager().dict",
-            goals,
-            (f"{ratio:.0f} times as fast as Manager().dict", *notes),
-        )
+    new = np.random.default_rng(4).random(_ELEMENTS)
+    with _opened(names, ["a"]) as handles:
+        values = _in_turn(handles, new, repeats, min(rounds, _OTHERS_ROUNDS))
+        yield _against_manager("update by one process", values, (), *_beyond(values))
+        with contextlib.ExitStack() as stack:
+            teams = {
+                name: stack.enter_context(Team(name, handle, "a" * workers, _ELEMENTS))
+                for name, handle in handles.items()
+                if name != Numpy.name
+            }
+            title = f"update by {workers} processes of one key, time per completed update"
+            goals = Goal(1 / 30), Goal(1 / 30, subject=NdshareViews.name)
+            yield _against_manager(title, _together(teams, rounds, quick), goals)
 
 
-def _ultra(old: Floats, notes: list[str]) -> Any:
-    try:
-        from UltraDict import UltraDict
-    except ImportError as error:
-        notes.append(f"left out: UltraDict, not installed: {error}")
-        return None
-    name, room = f"ndshare-bench-{os.getpid()}", 4 * old.nbytes
-    return UltraDict({"a": old}, name=name, buffer_size=room, full_dump_size=room)
+def _beyond(values: dict[str, list[float]]) -> Iterator[str]:
+    """Yield what each library adds to the expression itself, which no sharing can do without."""
+    plain = float(np.median(values[Numpy.name]))
+    for name, times in values.items():
+        if name != Numpy.name:
+            yield f"{name}: {1e6 * (float(np.median(times)) - plain):.0f} µs beyond the plain expression"
+
+
+def _against_manager(
+    title: str, values: dict[str, list[float]], goals: tuple[Goal, ...], *more: str
+) -> Result:
+    notes = [
+        f"{name}: {_ratio(values, Manager.name, name):.1f} times as fast as {Manager.name}"
+        for name in values
+        if name != Manager.name
+    ]
+    return Result(
+        f"other dicts: {title.partition(',')[0]}",
+        f"{title}, {_ELEMENTS:,} float64, against a manager's dict",
+        "s",
+        values,
+        Manager.name,
+        goals,
+        (*notes, *more),
+    )
 
 
 def _many_keys(rounds: int, quick: bool) -> Result:
@@ -240,7 +221,7 @@ def _many_keys(rounds: int, quick: bool) -> Result:
         with ndshare.SharedDict(arrays) as made, ndshare.SharedDict.attach(made.name):
             pass
 
-    values = alternate({"ndshare": Contestant(create_and_attach, _check_none)}, rounds)
+    values = alternate({"ndshare": Contestant(create_and_attach, lambda _: None)}, rounds)
     return Result(
         "many keys", f"{keys:,} keys: create, attach and close", "s", values, None, (Goal(0.1, "value"),)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -21,23 +22,30 @@ def total(x: npt.NDArray[np.float64], _task: int = 0) -> float:
     return float(x.sum())
 
 
-def small_arrays(repeats: int) -> float:
+def small_arrays(repeats: int, cpu: int) -> float:
     """Return the seconds that ordinary code with small arrays takes.
 
     Parameters
     ----------
     repeats
         How often the block of statements runs for each size.
+    cpu
+        Number of the processor it runs on.
     """
-    start = time.perf_counter()
-    for size in _SMALL_SIZES:
-        a = np.arange(size, dtype=np.float64)
-        for _ in range(repeats):
-            b = a * 2.0 + 1.0
-            c = np.concatenate((a, b))
-            d = c[::2].copy()
-            d -= d.mean()
-    return time.perf_counter() - start
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        start = time.perf_counter()
+        for size in _SMALL_SIZES:
+            a = np.arange(size, dtype=np.float64)
+            for _ in range(repeats):
+                b = a * 2.0 + 1.0
+                c = np.concatenate((a, b))
+                d = c[::2].copy()
+                d -= d.mean()
+        return time.perf_counter() - start
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def triple(value: Any) -> Any:
