@@ -15,6 +15,7 @@ _SOURCE = Path(__file__).parent.parent / "src" / "ndshare"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench", "testing", "_command_ls", "_command_prune"}),
+    frozenset({"compat"}),
     frozenset({"__init__"}),
     frozenset({"contexts", "default_context", "integrations", "workspace"}),
     frozenset({"executor"}),
@@ -24,6 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_forked_workers",
             "_local_workers",
             "_map_workers",
+            "_own_state",
             "_pool_workers",
             "_runner",
             "_contents",

@@ -27,6 +27,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from types import MappingProxyType
+from typing import Any
 
 from ndshare import _wire, captured, cpus, hub, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
@@ -41,11 +42,28 @@ _REPORT, _FAILURE = b"\0", b"\1"
 _DELIVERY_S = 2.0  # for messages in queues, once a worker is done
 _BUFFER_BYTES = transport.INLINE_MAX + 4096
 
+#: How many modules were imported, and the libraries with threads that were found then.
+_known: tuple[int, Any] | None = None
+
 
 def may_fork() -> bool:
     """Whether no thread but ndshare's own and the calling one runs in this process."""
     me = threading.current_thread()
     return all(thread is me or thread.name == hub.THREAD_NAME for thread in threading.enumerate())
+
+
+def _controller() -> Any:
+    """Return what sets the threads of the BLAS and OpenMP libraries of this process.
+
+    To look for them takes up to 15 ms, so children are not to do it, nor every map: libraries come with
+    modules.
+    """
+    global _known
+    if _known is None or _known[0] != len(sys.modules):
+        import threadpoolctl
+
+        _known = len(sys.modules), threadpoolctl.ThreadpoolController()
+    return _known[1]
 
 
 class Forked:
@@ -63,9 +81,7 @@ class Forked:
     captured: Mapping[str, Traffic] = MappingProxyType({})  # nothing is sent
 
     def __init__(self, job: Job, threads: int) -> None:
-        import threadpoolctl  # here and not in every child
-
-        self._limit = threadpoolctl.threadpool_limits
+        self._limit = _controller().limit
         self._job = job
         self._threads = threads
         self._children: dict[int, tuple[int, socket.socket]] = {}  # descriptor -> (process, socket)
@@ -110,7 +126,7 @@ class Forked:
             if (random := sys.modules.get("numpy.random")) is not None:
                 random.seed()
             cpus.set_inside_worker(self._threads)
-            self._limit(self._threads)
+            self._limit(limits=self._threads)
             try:
                 report = run_watched(self._job, ranges, captured.globals_of(self._job.kernel))
                 _deliver_messages()

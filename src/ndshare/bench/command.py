@@ -12,6 +12,7 @@ from ndshare.bench import (
     arrays,
     backends,
     balance,
+    compat,
     dicts,
     items,
     links,
@@ -132,6 +133,12 @@ def _run_joblib(
         yield from backends.run(opened, rounds, quick)
 
 
+def _run_compat(
+    cases: Sequence[str], _versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    yield from compat.run(cases, rounds, workers, quick)
+
+
 def _run_queue(
     cases: Sequence[str], versions: dict[str, str], rounds: int, workers: int, quick: bool
 ) -> Iterator[Result]:
@@ -156,6 +163,13 @@ _FACES = {
         mappers.ALWAYS,
         ("items", "tiny", "many", "captured", "balance"),
         _run_map,
+    ),
+    "compat": _Face(
+        "the drop-in modules against their originals",
+        {},
+        (),
+        ("pasha", "npshmex", "contextshare", "shared_numpy", "SHMArrays"),
+        _run_compat,
     ),
     "dict": _Face(
         "SharedDict against NumPy on private arrays, a manager's dict and UltraDict",
