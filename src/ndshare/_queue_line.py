@@ -225,34 +225,33 @@ class Line:
 
     def _feed_one(self, message: Message) -> bool:
         """Send the first message of the backlog; False if that is not possible at present. Lock held."""
+        sent = False
         try:
             if message.slot >= 0:
                 message.slot_fd = hold_again(self.wire.files.memory, message.slot)
                 self._slot_fds.add(message.slot_fd)
+                # Before it is sent: once the receiver has it, nobody else may hold the slot.
+                _platform.unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
             sent = self._send(message)
         except ShutDown:
             self._late = True
-            sent = False
         except OSError:  # no descriptor for the slot
-            sent = False
+            pass
         if message.slot_fd >= 0:
+            _platform.lock_byte(self._keep_fd, SLOT_BYTE + message.slot, shared=True)
             self._close_slot(message)
         if sent:
-            self._drop_first()
+            self.backlog.popleft()
         return sent
-
-    def _drop_first(self) -> None:
-        message = self.backlog.popleft()
-        if type(message) is Message and message.slot >= 0:
-            # The receiver may have let go of the slot already: it is free only now.
-            _platform.unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
-            self.wire.ring()
 
     def _lose(self, message: Message) -> None:
         """Give up a message whose memory cannot be had."""
         with self._lock:
-            self.wire.clear_slot(message.slot)
-            self._drop_first()
+            self.backlog.popleft()
+            if message.slot >= 0:
+                self.wire.clear_slot(message.slot)
+                _platform.unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
+                self.wire.ring()
         sys.unraisablehook(
             types.SimpleNamespace(
                 exc_type=CapacityError,

@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 class NdshareError(Exception):
     """Root of all errors that ndshare raises on its own account."""
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        # Errors with an __init__ but no __reduce__ of their own are rebuilt without __init__ by tblib, which
+        # Dask installs; for those that are a MemoryError as well that is refused.
+        return super().__reduce__()
+
 
 _REMEDIES = {
     errno.EMFILE: "too many open files in this process: raise the limit (ulimit -n) or drop arrays",

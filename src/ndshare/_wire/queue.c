@@ -448,7 +448,9 @@ ndshare_queue_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
         atomic_fetch_add_explicit(&memory->got, 1, memory_order_relaxed);
         if (head.slot > 0 && head.slot <= memory->slots && count > 0) {
             atomic_store(&memory->sizes[head.slot - 1], 0);
-            close(received[--count]);
+            /* Unlocked, not only closed: the sender may not have closed its descriptor of the same description yet. */
+            set_lock(received[--count], F_UNLCK, SLOTS + (off_t)head.slot - 1);
+            close(received[count]);
             if (atomic_load(&memory->waiters) > 0) {
                 ssize_t ignored = write(bell_fd, "", 1); /* a full pipe wakes them as well */
                 (void)ignored;
