@@ -16,7 +16,11 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench", "testing"}),
     frozenset({"__init__"}),
-    frozenset({"contexts", "default_context", "workspace"}),
+    frozenset({"cluster", "default_context", "workspace"}),
+    frozenset({"_cluster_workers"}),
+    frozenset({"_engines"}),
+    frozenset({"_node"}),
+    frozenset({"contexts"}),
     frozenset({"executor"}),
     frozenset(
         {
@@ -24,8 +28,12 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_forked_workers",
             "_local_workers",
             "_map_workers",
+            "_node_store",
+            "_node_worker",
             "_pool_workers",
             "_runner",
+            "_shares",
+            "_twins",
             "_contents",
             "_differences",
             "captured",
@@ -65,7 +73,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_muster",
         }
     ),
-    frozenset({"sharing", "mainspace", "failures"}),
+    frozenset({"_freight", "sharing", "mainspace", "failures"}),
     frozenset({"transport"}),
     frozenset(
         {
@@ -85,7 +93,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"segments"}),
     frozenset({"_board"}),
-    frozenset({"_heap", "_loop", "_wire", "_platform", "cpus"}),
+    frozenset({"_heap", "_loop", "_twin", "_wire", "_platform", "cpus"}),
     frozenset({"_heap", "_lock", "_wire", "_platform", "cpus"}),
     frozenset({"errors", "_pool_errors", "_callers"}),
 )

@@ -39,6 +39,7 @@ from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
 
 if _typing.TYPE_CHECKING:
     from ndshare._pool_errors import InitializerError, WorkerDiedError
+    from ndshare.cluster import ClusterContext
     from ndshare.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
     from ndshare.crew import shutdown
     from ndshare.default_context import (
@@ -65,6 +66,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CapacityError",
+    "ClusterContext",
     "DataArrayFunctor",
     "ExtraDataFunctor",
     "Functor",
@@ -120,6 +122,7 @@ __all__ = [
 # Loaded when first asked for: workers, pickling and the standard library's executors take longer to import
 # than everything else here.
 _LATER = {
+    "ClusterContext": "ndshare.cluster",
     "DataArrayFunctor": "ndshare.functors",
     "ExtraDataFunctor": "ndshare.functors",
     "Functor": "ndshare.functors",

@@ -29,6 +29,7 @@ _STARTED = {
     "threads": "in threads made for this map",
     "pool": "in warm workers",
     "fork": "in workers forked for this map",
+    "cluster": "in workers of other machines",
 }
 _WORKER_COLUMNS = ("worker", "process", "items", "shares", "busy", "peak memory")
 

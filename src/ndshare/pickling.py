@@ -81,6 +81,33 @@ class Placed(NamedTuple):
         return math.prod(self.shape, start=self.itemsize)
 
 
+class Standing(NamedTuple):
+    """A noted place in a segment whose content stays as it is: receivers map it copy-on-write."""
+
+    block: segments.Block
+    offset: int  # of its lowest byte, within the block
+    dtype: str | bytes
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+    nbytes: int
+    writeable: bool
+
+
+class CopyOnWrite:
+    """Stands for an array in a message: its receivers map the memory copy-on-write, nothing is copied.
+
+    Parameters
+    ----------
+    note : Standing
+        Where the array lies. Nobody may write there while the message exists.
+    """
+
+    __slots__ = ("note",)
+
+    def __init__(self, note: Standing) -> None:
+        self.note = note
+
+
 class Recording:
     """One pickled object.
 
@@ -89,7 +116,7 @@ class Recording:
     parts : tuple of bytes
         The pickle.
     notes : tuple
-        What goes out of band, in the order of the pickle: `numpy.ndarray`, `Placed`,
+        What goes out of band, in the order of the pickle: `numpy.ndarray`, `Placed`, `Standing`,
         `pickle.PickleBuffer`.
     needs : frozenset of str
         Names of ``__main__`` it refers to.
@@ -134,6 +161,7 @@ class Session:
                 types.ModuleType: self.on_module,
                 **dict.fromkeys(NAME_ONLY, self.on_name_only),
                 _CACHED: self.on_cached,
+                CopyOnWrite: self.on_copy_on_write,
             }
         )
 
@@ -204,6 +232,11 @@ class Session:
         if array.nbytes <= IN_BAND_MAX:
             return reduce_small(array)
         self.notes.append(array)
+        return same, (SLOT,)
+
+    def on_copy_on_write(self, stand_in: CopyOnWrite) -> Any:
+        """Note the place of an array that stays where it is."""
+        self.notes.append(stand_in.note)
         return same, (SLOT,)
 
     def on_subclass(self, array: np.ndarray[Any, Any]) -> Any:

@@ -27,7 +27,7 @@ from ndshare.parcel import (
     Parcel,
     Piece,
 )
-from ndshare.pickling import Placed
+from ndshare.pickling import Placed, Standing
 from ndshare.staging import aligned, copy_into, copy_strides, stage_arrays, stage_bytes
 
 _COLLECT_MIN = 1 << 20  # held bytes that are worth a collection of the young generation
@@ -56,6 +56,8 @@ class Settling:
                     returned.setdefault((note.block.uid, note.block.offset), []).append((number, note))
                 else:
                     self._refer(number, note, 0 if note.writeable else READ_ONLY)
+            elif type(note) is Standing:
+                self._refer_standing(number, note)
             elif isinstance(note, np.ndarray):
                 self.copies.append((number, note, 0))
             else:
@@ -79,6 +81,14 @@ class Settling:
         self.pieces[number] = (
             segment, block.offset + note.offset, note.dtype, note.shape, note.strides, flags
         )  # fmt: skip
+        self.nbytes_lent += note.nbytes
+
+    def _refer_standing(self, number: int, note: Standing) -> None:
+        block = note.block
+        segment = self._segment(block, segments.COPY)
+        offset = block.offset + note.offset
+        flags = 0 if note.writeable else READ_ONLY
+        self.pieces[number] = segment, offset, note.dtype, note.shape, note.strides, flags
         self.nbytes_lent += note.nbytes
 
     def _settle_returned(self, groups: list[list[tuple[int, Placed]]]) -> None:

@@ -83,6 +83,16 @@ class Draft:
         self.needs = recording.needs
         self.delivers = delivers
 
+    def take(self) -> Recording:
+        """Return what was pickled and noted, for somebody who sends it in another way."""
+        recording = self._recording
+        if recording is None:
+            raise ValueError(
+                "Draft.settle: this draft is settled already; a parcel may be sent several times"
+            )
+        self._recording = None
+        return recording
+
     def settle(self, *, broadcast: bool = False) -> Parcel:
         """Copy or lend what was noted.
 
@@ -96,12 +106,7 @@ class Draft:
         CapacityError
             If the memory for copies does not fit.
         """
-        recording = self._recording
-        if recording is None:
-            raise ValueError(
-                "Draft.settle: this draft is settled already; a parcel may be sent several times"
-            )
-        self._recording = None
+        recording = self.take()
         parts, notes = recording.parts, recording.notes
         del recording
         if not notes and len(parts) == 1 and len(parts[0]) < INLINE_MAX:

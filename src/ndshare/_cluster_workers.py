@@ -1,0 +1,402 @@
+"""Workers of a map on other machines, through an engine: the caller's side.
+
+::
+
+    board ──► share ──► engine ──► node ──► result ──► merged into the caller's arrays, once
+      ▲                    │                  │
+      └── items not done ◄─┘ lost             └─ lacks contents: sent again, with them
+
+The slots of a map, one per worker, are divided into *groups*: one per process of the engine. A group runs one
+share at a time, so that the rows of its workers go out with a share, come back with it, and go out with the
+next one: whatever is lost or runs twice, each share counts once.
+
+Guarantees
+----------
+- A share is merged at most once, and only what it has changed.
+- A share that is lost begins again from what was merged: its rows are as if it had never run.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import sys
+import threading
+import time
+import uuid
+from typing import Any
+
+import numpy as np
+
+from ndshare import _wire, captured, locks, mainspace, segments, transport
+from ndshare._engines import Engine
+from ndshare._freight import Crate, Manifest
+from ndshare._map_workers import ItemError, Outcome, Ranges
+from ndshare._node import opened
+from ndshare._runner import Death, Job
+from ndshare._shares import ShareResult, ShareTask
+from ndshare.captured import Traffic
+from ndshare.functors import values_of
+from ndshare.mapping import Batch
+from ndshare.pickling import Recording, record
+from ndshare.rows import rows
+from ndshare.tasks import describe, with_traceback
+
+#: A share should take about so long: many times what an engine takes to send one.
+_SHARE_S = 0.4
+#: ... and at least so long, however few items are left.
+_SHARE_LEAST_S = 0.02
+#: A share is at most this part of what is left, per group.
+_PARTS_LEFT = 3
+#: How much larger than its predecessor a share may be.
+_GROWTH = 16
+#: So many nodes may be lost under one share.
+_LOST_MOST = 4
+
+_OPTIONS = ("on_error", "share_items", "block", "timed", "trace", "seed", "timeout", "retries")
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Flight:
+    """A share on its way."""
+
+    group: int
+    start: int
+    end: int
+    future: Any = None
+    lost: int = 0
+    tries: int = 0
+
+
+class _Landing:
+    """Futures that are done. It is all of a map that these refer to, however long an engine keeps them."""
+
+    def __init__(self) -> None:
+        self._done: collections.deque[Any] = collections.deque()
+        self._condition = threading.Condition()
+
+    def put(self, future: Any) -> None:
+        """Note that a future is done; called in any thread."""
+        with self._condition:
+            self._done.append(future)
+            self._condition.notify_all()
+
+    def take(self, seconds: float | None) -> list[Any]:
+        """Wait for the next ones, or so long."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._done, seconds)
+            done = list(self._done)
+            self._done.clear()
+        return done
+
+
+class Remote:
+    """Workers behind an engine.
+
+    Parameters
+    ----------
+    job : Job
+        The map.
+    engine : Engine
+        Where shares run.
+    groups : int
+        Shares that are under way at a time.
+    per_group : int
+        Workers of each.
+    """
+
+    start_method = "cluster"
+
+    def __init__(self, job: Job, engine: Engine, groups: int, per_group: int) -> None:
+        self._job = job
+        self._engine = engine
+        self._per_group = per_group
+        self._id = uuid.uuid4().hex
+        self._free = collections.deque(range(groups))
+        self._groups = groups
+        self._again: collections.deque[tuple[int, int]] = collections.deque()
+        self._flights: dict[int, _Flight] = {}  # by id of the future
+        self._landing = _Landing()
+        self._per_item_s = job.usual_ns * 1e-9
+        self._size = 0
+        self._manifest = Manifest()
+        self._crates: list[Crate] = []
+        self._windows: tuple[int, int, int] | None = None  # block, offset, bytes per item
+        self._rows: list[tuple[int, int, int]] = []  # the same of arrays with rows per worker
+        self.captured: dict[str, Traffic] = {}
+        self.bytes_back = 0
+
+    # ------------------------------------------------------------------ packing
+
+    def pack(self) -> None:
+        """Pack kernel and functor.
+
+        Raises
+        ------
+        Exception
+            Whatever pickling raises.
+        """
+        job = self._job
+        manifest = self._manifest = Manifest()
+        self._windows, self._rows = None, []
+        data: dict[str, object] = {}
+        arrays = {
+            module: values
+            for module, values in captured.module_data(job.kernel).items()
+            if module not in transport.by_value_modules
+        }
+        whole = None if _is_cut(job.functor) else job.functor
+        with locks.leaving_machine():
+            kernel_only = mainspace.pack_with_data((job.kernel, None, data, arrays), data).take()
+            content = kernel_only
+            if whole is not None:
+                content = mainspace.pack_with_data((job.kernel, whole, data, arrays), data).take()
+            update = mainspace.deliver(content.needs, {}, brought=frozenset(data))
+        first = manifest.crate(kernel_only)
+        self._find_window(first)
+        self._crates = [
+            manifest.crate(Recording((b"N.",)) if update is None else update.take()),
+            manifest.crate(content),
+        ]
+        self._find_rows()
+        private = {number for number, _, _ in self._rows}
+        if self._windows is not None:
+            private.add(self._windows[0])
+        for number in range(len(manifest.blocks)):
+            if number not in private:
+                manifest.keep(number)
+        self.captured = captured.account(job.kernel, job.functor)
+
+    def _find_window(self, kernel: Crate) -> None:
+        """If the items lie one behind the other in shared memory of their own, each share brings its items."""
+        values = values_of(self._job.functor)
+        if not isinstance(values, np.ndarray) or not segments.is_shared(values) or values.size == 0:
+            return
+        if not values.flags.c_contiguous:
+            return
+        block, low = segments.block_of(values) or (None, 0)
+        if block is None:
+            return
+        number = self._manifest.block_number(block)
+        if number not in kernel.blocks():
+            self._windows = number, low, values.nbytes // len(values)
+
+    def _find_rows(self) -> None:
+        for array in rows.per_worker():
+            found = self._manifest.find(array)
+            if found is not None and array.nbytes:
+                axis = 0 if array.flags.c_contiguous else array.ndim - 1
+                self._rows.append((*found, array.nbytes // array.shape[axis]))
+
+    def _patches(self, flight: _Flight) -> list[tuple[int, int, Any]]:
+        """Return what a share brings along besides its values."""
+        stretches = [
+            (number, offset + flight.group * self._per_group * size, self._per_group * size)
+            for number, offset, size in self._rows
+        ]
+        if self._windows is not None:
+            number, offset, size = self._windows
+            stretches.append((number, offset + flight.start * size, (flight.end - flight.start) * size))
+        patches = []
+        for number, start, nbytes in stretches:
+            content = self._manifest.blocks[number].memory[start : start + nbytes]
+            if content.any():
+                patches.append((number, start, content.copy()))
+        return patches
+
+    # ------------------------------------------------------------------ sending
+
+    @property
+    def running(self) -> int:
+        """See `MapWorkers`."""
+        return len(self._flights)
+
+    def start(self, _count: int, ranges: Ranges = ()) -> None:
+        """See `MapWorkers`; there are always as many as there are groups."""
+        self._again.extend(ranges)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Send shares for all groups that have none."""
+        board = self._job.board
+        while self._free and not board.is_stopped():
+            share = self._again.popleft() if self._again else self._take()
+            if share is None:
+                return
+            self._send(_Flight(self._free.popleft(), *share))
+
+    def _take(self) -> tuple[int, int] | None:
+        job, board = self._job, self._job.board
+        left = board.items - board.taken
+        if left <= 0:
+            return None
+        count = job.share_items * self._per_group or self._fitting(left)
+        count = -(-count // job.block) * job.block
+        start = board.take(count)
+        return (start, min(start + count, board.items)) if start < board.items else None
+
+    def _fitting(self, left: int) -> int:
+        if not self._per_item_s:
+            count = self._per_group
+        else:
+            per_item_s = self._per_item_s / self._per_group
+            fair = left / (_PARTS_LEFT * self._groups)
+            count = int(max(min(_SHARE_S / per_item_s, fair), min(_SHARE_LEAST_S / per_item_s, left)))
+            if self._size:
+                count = min(count, self._size * _GROWTH)
+        self._size = max(1, count)
+        return self._size
+
+    def _send(self, flight: _Flight, contents: tuple[bytes, ...] = ()) -> None:
+        job, manifest = self._job, self._manifest
+        options = {name: getattr(job, name) for name in _OPTIONS}
+        options["first"] = job.first + flight.start
+        options["first_worker"] = flight.group * self._per_group
+        options["usual_ns"] = self._per_item_s * 1e9
+        crates = list(self._crates)
+        part = _part_of(job.functor, flight.start, flight.end)
+        if part is not None:
+            with locks.leaving_machine():
+                crate = manifest.crate(record(part))
+            known = set().union(*(crate.blocks() for crate in self._crates))
+            for number in crate.blocks() - known:
+                manifest.keep(number)
+            crates.append(crate)
+        used = set().union(*(crate.blocks() for crate in crates))
+        blocks = {n: (manifest.blocks[n].memory.size, manifest.blocks[n].base) for n in sorted(used)}
+        task = ShareTask(
+            self._id, describe(job.kernel), flight.start, flight.end, options["first_worker"],
+            self._per_group, options, crates, blocks, self._patches(flight),
+            {digest: manifest.contents[digest] for digest in contents},
+        )  # fmt: skip
+        flight.future = self._engine.submit(task, self._landing.put)
+        self._flights[id(flight.future)] = flight
+
+    # ------------------------------------------------------------------ what comes back
+
+    def wait(self, seconds: float | None) -> list[Outcome]:
+        """See `MapWorkers`."""
+        outcomes: list[Outcome] = []
+        for future in self._landing.take(seconds):
+            flight = self._flights.pop(id(future), None)
+            if flight is not None:
+                outcomes += self._land(flight)
+        self._fill()
+        return outcomes
+
+    def _land(self, flight: _Flight) -> list[Outcome]:
+        """Merge a share and free its group; or send it again."""
+        try:
+            result = self._engine.result(flight.future)
+        except Exception as error:
+            return self._lose(flight, error)
+        except concurrent.futures.CancelledError as error:
+            return self._lose(flight, error)
+        if result.lacks:
+            self._send(flight, tuple(result.lacks))
+            return []
+        if result.failure is not None:
+            error, text = opened(result.failure)
+            return self._fail(flight, error, text)
+        self._free.append(flight.group)
+        for change in result.changes:
+            self.bytes_back += change.nbytes
+            change.merge(self._manifest.blocks[change.block].memory)
+        return self._report(flight, result)
+
+    def _report(self, flight: _Flight, result: ShareResult) -> list[Outcome]:
+        board, job = self._job.board, self._job
+        assert result.outcome is not None
+        reports, errors, deaths = opened(result.outcome)
+        mask = np.frombuffer(result.mask, np.uint8)
+        board.mask[flight.start : flight.end] = mask
+        finished = int(np.count_nonzero(mask))
+        _wire.add_u64(board.memory, board.slot(0), finished)
+        if finished < mask.size and not board.is_stopped() and job.on_error == "raise":
+            board.stop()
+        first_worker = flight.group * self._per_group
+        now = time.monotonic()
+        outcomes: list[Outcome] = []
+        ends = [end for report in reports for *_, end in report.timeline]
+        shift = now - max(ends) if ends else 0.0  # clocks of machines differ
+        for report in reports:
+            report.worker_id += first_worker
+            report.node = result.node
+            report.errors = [(flight.start + index, error, text) for index, error, text in report.errors]
+            report.timeline = [(a, b, c + shift, d + shift) for a, b, c, d in report.timeline]
+            report.failures = [(index, at + shift) for index, at in report.failures]
+            outcomes.append(report)
+        for index, error, text in errors:
+            outcomes.append(ItemError(flight.start + index, with_traceback(error, text)))
+            if job.on_error == "raise":
+                board.stop()
+        for death in deaths:
+            worker_id = None if death.worker_id is None else death.worker_id + first_worker
+            outcomes.append(Death(worker_id, death.pid, death.index, now))
+        if job.on_error == "raise" and any(report.errors for report in reports):
+            board.stop()
+        if items := sum(report.items for report in reports):
+            per_item_s = sum(report.busy for report in reports) / items
+            self._per_item_s += (per_item_s - self._per_item_s) * (0.5 if self._per_item_s else 1.0)
+        return outcomes
+
+    def _lose(self, flight: _Flight, error: BaseException) -> list[Outcome]:
+        """Send a share again whose node is gone."""
+        flight.lost += 1
+        broken = isinstance(error, concurrent.futures.BrokenExecutor)
+        if broken or flight.lost >= _LOST_MOST or self._job.board.is_stopped():
+            if self._job.board.is_stopped():
+                self._free.append(flight.group)
+                return []
+            error.add_note(
+                f"ndshare: items {flight.start} to {flight.end - 1} could not be run: the engine lost them"
+            )
+            raise error
+        self._send(flight)
+        return [Death(None, 0, None, time.monotonic())]
+
+    def _fail(self, flight: _Flight, error: BaseException, text: str) -> list[Outcome]:
+        """Deal with a share that could not be run at all."""
+        name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if name in sys.modules and name not in transport.by_value_modules:
+            transport.by_value_modules.add(name)
+            self.pack()
+        flight.tries += 1
+        if name in transport.by_value_modules and flight.tries < _LOST_MOST:
+            self._send(flight)
+            return []
+        raise with_traceback(error, text)
+
+    # ------------------------------------------------------------------ the end
+
+    def kill(self, pid: int) -> None:
+        """Never called: nodes keep the time limits."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """See `MapWorkers`."""
+        futures = [flight.future for flight in self._flights.values()]
+        self._flights.clear()
+        if futures:
+            self._engine.cancel(futures)
+        self._engine.forget(self._id)
+
+
+def _is_cut(functor: Any) -> bool:
+    """Whether the values of a share can travel without the others."""
+    if type(functor) is Batch:
+        return True
+    values = values_of(functor)
+    if isinstance(values, np.ndarray):
+        return not segments.is_shared(values)
+    return type(values) in (list, tuple, range, str, bytes)
+
+
+def _part_of(functor: Any, start: int, end: int) -> Batch | None:
+    """Return the functor of a share; None if it is there as a whole."""
+    if not _is_cut(functor):
+        return None
+    if type(functor) is Batch:
+        return functor.part(start, end)
+    return Batch(values_of(functor)[start:end], start)

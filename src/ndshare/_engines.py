@@ -1,0 +1,168 @@
+"""Engines: what runs shares on other machines, seen through four verbs.
+
+::
+
+    Engine ── FuturesEngine    anything with the interface of `concurrent.futures.Executor`
+           └─ DaskEngine       a `distributed.Client`: bulk data goes straight between client and workers
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from ndshare._node import run_share
+from ndshare._shares import ShareResult, ShareTask
+
+#: A Dask task with more bytes than this is sent past the scheduler.
+_SCATTER_MIN = 256 * 1024
+
+
+class Engine(abc.ABC):
+    """Where shares run."""
+
+    @abc.abstractmethod
+    def processes(self) -> int:
+        """How many processes run shares, as far as that is known now; at least 1."""
+
+    @abc.abstractmethod
+    def threads(self) -> int:
+        """How many workers each of them should have."""
+
+    @abc.abstractmethod
+    def submit(self, task: ShareTask, tell: Callable[[Any], object]) -> Any:
+        """Send a share; `tell` is called with the future when it is done, in any thread."""
+
+    @abc.abstractmethod
+    def result(self, future: Any) -> ShareResult:
+        """Return what became of a share that is done, or raise what the engine says."""
+
+    def cancel(self, futures: list[Any]) -> None:
+        """Give shares up: those that have not begun do not run."""
+        for future in futures:
+            future.cancel()
+
+    def forget(self, map_id: str) -> None:  # noqa: B027 - most engines have no way to reach all processes
+        """Let the nodes drop the memory of a map that is over."""
+
+
+class FuturesEngine(Engine):
+    """An executor with the interface of `concurrent.futures`.
+
+    Parameters
+    ----------
+    executor : Executor
+        Its workers must be able to import ndshare.
+    processes : int, optional
+        How many it has, if it does not say.
+    """
+
+    def __init__(self, executor: Any, processes: int | None = None) -> None:
+        if not callable(getattr(executor, "submit", None)):
+            raise TypeError(
+                f"ClusterContext: engine is {executor!r} ({type(executor).__name__}); give a Dask client, the "
+                "address of a Dask scheduler, or an executor with the interface of concurrent.futures"
+            )
+        self._executor = executor
+        self._processes = processes
+
+    def processes(self) -> int:
+        """See `Engine`."""
+        if self._processes is not None:
+            return self._processes
+        for name in ("num_workers", "_max_workers", "max_workers"):
+            try:
+                count = operator.index(getattr(self._executor, name))
+            except (AttributeError, TypeError):
+                continue
+            if count > 0:
+                return count
+        raise ValueError(
+            f"ClusterContext: {type(self._executor).__name__} does not say how many processes it has; pass "
+            "processes=n"
+        )
+
+    def threads(self) -> int:
+        """See `Engine`."""
+        return 1
+
+    def submit(self, task: ShareTask, tell: Callable[[Any], object]) -> Any:
+        """See `Engine`."""
+        future = self._executor.submit(run_share, task)
+        future.add_done_callback(tell)
+        return future
+
+    def result(self, future: Any) -> ShareResult:
+        """See `Engine`."""
+        result: ShareResult = future.result()
+        return result
+
+
+class DaskEngine(Engine):
+    """A client of a Dask cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connected, and not asynchronous.
+    """
+
+    def __init__(self, client: Any) -> None:
+        if client.asynchronous:
+            raise ValueError(
+                "ClusterContext: the Dask client is asynchronous; make one with asynchronous=False, the default"
+            )
+        self._client = client
+        self._numbers = itertools.count()
+
+    def _workers(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._client.scheduler_info(n_workers=-1)["workers"]
+        return found
+
+    def processes(self) -> int:
+        """See `Engine`."""
+        workers = self._workers()
+        if not workers:
+            self._client.wait_for_workers(1)
+            workers = self._workers()
+        return len(workers)
+
+    def threads(self) -> int:
+        """See `Engine`."""
+        return max((worker["nthreads"] for worker in self._workers().values()), default=1)
+
+    def submit(self, task: ShareTask, tell: Callable[[Any], object]) -> Any:
+        """See `Engine`."""
+        key = f"ndshare-share-{task.map_id}-{next(self._numbers)}"
+        content: Any = task
+        if task.nbytes() > _SCATTER_MIN:
+            content = self._client.scatter(task, direct=True, hash=False)
+        future = self._client.submit(run_share, content, key=key, pure=False)
+        future.add_done_callback(tell)
+        return future
+
+    def result(self, future: Any) -> ShareResult:
+        """See `Engine`."""
+        error = future.exception() if future.status == "error" else None
+        if error is not None:
+            raise error
+        result: ShareResult = self._client.gather(future, direct=True)
+        return result
+
+    def cancel(self, futures: list[Any]) -> None:
+        """See `Engine`."""
+        self._client.cancel(futures, force=True)
+
+
+def find_engine(engine: Any, processes: int | None) -> Engine:
+    """Return the engine of what a user has given."""
+    if isinstance(engine, str):
+        from distributed import Client
+
+        engine = Client(engine)
+    if type(engine).__module__.partition(".")[0] == "distributed" and hasattr(engine, "scheduler_info"):
+        return DaskEngine(engine)
+    return FuturesEngine(engine, processes)

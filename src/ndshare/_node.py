@@ -1,0 +1,203 @@
+"""One process of an engine: runs shares that come from another machine on warm workers of its own.
+
+::
+
+    ShareTask ──► contents here?  no ──► ShareResult(lacks=…), the caller sends the share again with them
+                      │ yes
+                  twins of the arrays ──► workers of this process ──► what changed ──► ShareResult
+                      ▲                                                    │
+                      └──────────────── reset ◄────────────────────────────┘
+
+One share runs at a time, on all workers of the process: others of the engine's threads wait, with their
+message already here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import Any
+
+from ndshare import failures, transport
+from ndshare._board import Board
+from ndshare._driving import Drive
+from ndshare._freight import BLOCK, Crate, Manifest, Piece, arrays_of, open_crate
+from ndshare._map_workers import Ranges
+from ndshare._node_store import Store
+from ndshare._node_worker import run_part
+from ndshare._pool_workers import PoolWorkers
+from ndshare._runner import Job
+from ndshare._shares import ShareResult, ShareTask
+from ndshare._twins import Change, Patch, Twin
+from ndshare.captured import Traffic
+from ndshare.contexts import ProcessContext
+from ndshare.functors import Functor
+from ndshare.layout import decode_dtype
+from ndshare.pickling import CopyOnWrite, Standing, record
+from ndshare.pool import Pool
+from ndshare.tasks import RemoteTracebackError
+
+
+class _NamedKernel:
+    """Stands for the kernel, which only workers unpickle."""
+
+    def __init__(self, name: str) -> None:
+        module, _, self.__qualname__ = name.removesuffix("()").rpartition(".")
+        self.__module__ = module
+
+    def __call__(self, *_entry: object) -> None:
+        raise NotImplementedError
+
+
+class _Workers(PoolWorkers):
+    """Workers of this process's pool that open crates instead of unpickling a job."""
+
+    def __init__(self, job: Job, pool: Pool, task: ShareTask, crates: list[Any]) -> None:
+        super().__init__(job, pool)
+        self._task = task
+        self._crates = crates
+
+    def draft(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
+        """See `PoolWorkers`."""
+        task = self._task
+        arguments = self.job.board, task.options, task.start, task.end, ranges, self._crates
+        return transport.pack((run_part, arguments, {})), frozenset()
+
+    def account(self) -> dict[str, Traffic]:
+        """Nothing: the caller does that."""
+        return {}
+
+
+class Node:
+    """What this process keeps from share to share."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.pid = os.getpid()
+        self.name = socket.gethostname()
+        self.store = Store()
+        self._map_id = ""
+        self._twins: dict[int, Twin] = {}
+        self._contexts: dict[int, ProcessContext] = {}
+
+    def run(self, task: ShareTask) -> ShareResult:
+        """Run a share."""
+        for digest, content in task.contents.items():
+            self.store.add(digest, content)
+        needed = task.needed()
+        if lacks := self.store.lacks(needed):
+            return ShareResult(self.name, self.pid, lacks)
+        if self._map_id != task.map_id:
+            self.forget()
+            self._map_id = task.map_id
+            self.store.make_room(needed)
+        twins = self._bring_in(task)
+        try:
+            mask, outcome = self._work(task)
+            changes: list[Change] = []
+            for twin in twins:
+                changes += twin.changes()
+        except BaseException:
+            self.forget()  # workers that were killed may not have ended yet: they have the memory mapped
+            raise
+        for twin in twins:
+            twin.reset()
+        return ShareResult(self.name, self.pid, [], mask, changes, outcome)
+
+    def forget(self) -> None:
+        """Let go of the arrays of the last map."""
+        self._map_id = ""
+        for twin in self._twins.values():
+            twin.close()
+        self._twins.clear()
+
+    def _bring_in(self, task: ShareTask) -> list[Twin]:
+        patches: dict[int, list[Patch]] = {}
+        for number, start, content in task.patches:
+            patches.setdefault(number, []).append((start, content))
+        for number, (nbytes, base) in task.blocks.items():
+            if number not in self._twins:
+                memory = None if base is None else self.store.get(base)[1]
+                self._twins[number] = Twin(number, nbytes, memory)
+            self._twins[number].begin(patches.get(number, []))
+        return [self._twins[number] for number in task.blocks]
+
+    def _place(self, piece: Piece) -> Any:
+        where, key, offset, code, shape, strides, flags = piece
+        if where == BLOCK:
+            return self._twins[key].view(offset, decode_dtype(code), shape, strides)
+        block, memory = self.store.get(key)
+        return CopyOnWrite(Standing(block, offset, code, shape, strides, memory.size, not flags & 1))
+
+    def _work(self, task: ShareTask) -> tuple[bytes, Crate]:
+        context = self._contexts.get(task.workers)
+        if context is None:
+            context = self._contexts[task.workers] = ProcessContext(task.workers)
+        items = task.end - task.start
+        board: Board = context.make_board(items)
+        job = Job(_NamedKernel(task.name), Functor(), board, **task.options)
+        crates = [(crate.stream, arrays_of(crate, self._place)) for crate in task.crates]
+        workers = _Workers(job, context.pool(), task, crates)
+        drive = Drive(job, workers, timeout=job.timeout, retries=job.retries)
+        drive.run(min(items, task.workers))
+        mask = board.mask.tobytes()
+        context.drop_board(board)
+        reported = {index for report in drive.reports for index, _, _ in report.errors}
+        errors = [
+            (index, error, _text(error)) for index, error in drive.errors if index not in reported
+        ]
+        return mask, _crate((drive.reports, errors, drive.deaths))
+
+
+def _text(error: BaseException) -> str:
+    cause = error.__cause__
+    return cause.text if isinstance(cause, RemoteTracebackError) else ""
+
+
+def _crate(content: object) -> Crate:
+    """Pack something for the caller: classes that came from there go back as their names."""
+    return Manifest().crate(record(content, lend=True))
+
+
+def opened(crate: Crate) -> Any:
+    """Return the content of what a node has sent."""
+
+    def place(piece: Piece) -> Any:
+        raise ValueError(f"a result of a node refers to memory there: {piece}")
+
+    return open_crate(crate.stream, arrays_of(crate, place))
+
+
+_node: Node | None = None
+_make = threading.Lock()
+
+
+def this_node() -> Node:
+    """Return the node of this process; a forked child gets one of its own."""
+    global _node
+    with _make:
+        if _node is None or _node.pid != os.getpid():
+            _node = Node()
+        return _node
+
+
+def run_share(task: ShareTask) -> ShareResult:
+    """Run a share in this process of an engine; what goes wrong comes back as a failure.
+
+    Parameters
+    ----------
+    task : ShareTask
+        What to run.
+
+    Returns
+    -------
+    ShareResult
+    """
+    node = this_node()
+    with node.lock:
+        try:
+            return node.run(task)
+        except Exception as error:
+            failure = _crate(failures.portable(error))
+            return ShareResult(node.name, node.pid, failure=failure)

@@ -1,0 +1,80 @@
+"""A cluster context passes the conformance suite on a plain executor and on Dask."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import ndshare
+from ndshare.testing import ContextConformance
+
+# Nodes keep their workers warm from test to test; test_cluster.py looks at what is left when an engine ends.
+pytestmark = pytest.mark.leaves("child process", "open descriptor", "thread")
+
+_engines: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_executor() -> Iterator[None]:
+    """Two processes of the standard library."""
+    with concurrent.futures.ProcessPoolExecutor(2) as executor:
+        list(executor.map(time.sleep, [0.1, 0.1]))  # both are forked now, and not in the middle of a test
+        _engines["futures"] = executor
+        yield
+
+
+class TestFutures(ContextConformance):
+    """On the standard library's processes."""
+
+    def make_context(self) -> ndshare.MapContext:
+        """Two processes of one worker."""
+        return ndshare.ClusterContext(_engines["futures"])
+
+
+class TestFuturesOfTwo(ContextConformance):
+    """On processes with more workers than one."""
+
+    def make_context(self) -> ndshare.MapContext:
+        """Two processes of two workers."""
+        return ndshare.ClusterContext(_engines["futures"], workers_per_node=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dask_clusters() -> Iterator[None]:
+    """Local clusters of two and four processes."""
+    distributed = pytest.importorskip("distributed")
+    with contextlib.ExitStack() as stack:
+        for count in (2, 4):
+            cluster = stack.enter_context(
+                distributed.LocalCluster(
+                    n_workers=count,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=None,
+                    silence_logs=logging.ERROR,
+                )
+            )
+            _engines[f"dask {count}"] = stack.enter_context(distributed.Client(cluster))
+        yield
+
+
+class TestDaskOfTwo(ContextConformance):
+    """On a local Dask cluster."""
+
+    def make_context(self) -> ndshare.MapContext:
+        """Two processes."""
+        return ndshare.ClusterContext(_engines["dask 2"])
+
+
+class TestDaskOfFour(ContextConformance):
+    """On a local Dask cluster, through its own executor interface."""
+
+    def make_context(self) -> ndshare.MapContext:
+        """Four processes."""
+        return ndshare.ClusterContext(_engines["dask 4"])
