@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
-import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -43,38 +41,3 @@ class TestFuturesOfTwo(ContextConformance):
     def make_context(self) -> ndshare.MapContext:
         """Two processes of two workers."""
         return ndshare.ClusterContext(_engines["futures"], workers_per_node=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def dask_clusters() -> Iterator[None]:
-    """Local clusters of two and four processes."""
-    distributed = pytest.importorskip("distributed")
-    with contextlib.ExitStack() as stack:
-        for count in (2, 4):
-            cluster = stack.enter_context(
-                distributed.LocalCluster(
-                    n_workers=count,
-                    threads_per_worker=1,
-                    processes=True,
-                    dashboard_address=None,
-                    silence_logs=logging.ERROR,
-                )
-            )
-            _engines[f"dask {count}"] = stack.enter_context(distributed.Client(cluster))
-        yield
-
-
-class TestDaskOfTwo(ContextConformance):
-    """On a local Dask cluster."""
-
-    def make_context(self) -> ndshare.MapContext:
-        """Two processes."""
-        return ndshare.ClusterContext(_engines["dask 2"])
-
-
-class TestDaskOfFour(ContextConformance):
-    """On a local Dask cluster, through its own executor interface."""
-
-    def make_context(self) -> ndshare.MapContext:
-        """Four processes."""
-        return ndshare.ClusterContext(_engines["dask 4"])
