@@ -31,7 +31,7 @@ import numpy as np
 
 from ndshare import _wire, captured, locks, mainspace, segments, transport
 from ndshare._engines import Engine
-from ndshare._freight import Crate, Manifest
+from ndshare._freight import INLINE_MAX, Crate, Manifest
 from ndshare._map_workers import ItemError, Outcome, Ranges
 from ndshare._node import opened
 from ndshare._runner import Death, Job
@@ -268,8 +268,11 @@ class Remote:
         task = ShareTask(
             self._id, describe(job.kernel), flight.start, flight.end, options["first_worker"],
             self._per_group, options, crates, blocks, self._patches(flight),
-            {digest: manifest.contents[digest] for digest in contents},
         )  # fmt: skip
+        for digest in task.needed():
+            content = manifest.contents[digest]
+            if content.nbytes <= INLINE_MAX or digest in contents:
+                task.contents[digest] = content
         flight.future = self._engine.submit(task, self._landing.put)
         self._flights[id(flight.future)] = flight
 
@@ -380,7 +383,8 @@ class Remote:
         self._flights.clear()
         if futures:
             self._engine.cancel(futures)
-        self._engine.forget(self._id)
+        if futures or any(block.base is not None for block in self._manifest.blocks):
+            self._engine.stop(self._id)
 
 
 def _is_cut(functor: Any) -> bool:

@@ -9,12 +9,13 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
 
-from ndshare._node import run_share
+from ndshare._node import run_share, stop_map
 from ndshare._shares import ShareResult, ShareTask
 
 #: A Dask task with more bytes than this is sent past the scheduler.
@@ -45,8 +46,11 @@ class Engine(abc.ABC):
         for future in futures:
             future.cancel()
 
-    def forget(self, map_id: str) -> None:  # noqa: B027 - most engines have no way to reach all processes
-        """Let the nodes drop the memory of a map that is over."""
+    def stop(self, map_id: str) -> None:  # noqa: B027 - most engines have no way to reach all processes
+        """End what still runs of a map, and let nodes drop its memory."""
+
+    def close(self) -> None:  # noqa: B027 - what the user has made, the user closes
+        """Close what was made for this engine."""
 
 
 class FuturesEngine(Engine):
@@ -108,14 +112,17 @@ class DaskEngine(Engine):
     ----------
     client : distributed.Client
         Connected, and not asynchronous.
+    own : bool
+        Whether it was made for this engine.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, *, own: bool = False) -> None:
         if client.asynchronous:
             raise ValueError(
                 "ClusterContext: the Dask client is asynchronous; make one with asynchronous=False, the default"
             )
         self._client = client
+        self._own = own
         self._numbers = itertools.count()
 
     def _workers(self) -> dict[str, Any]:
@@ -156,13 +163,23 @@ class DaskEngine(Engine):
         """See `Engine`."""
         self._client.cancel(futures, force=True)
 
+    def stop(self, map_id: str) -> None:
+        """See `Engine`."""
+        with contextlib.suppress(Exception):  # workers that are gone just now have nothing to stop
+            self._client.run(stop_map, map_id, on_error="ignore")
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self._own:
+            self._client.close()
+
 
 def find_engine(engine: Any, processes: int | None) -> Engine:
     """Return the engine of what a user has given."""
     if isinstance(engine, str):
         from distributed import Client
 
-        engine = Client(engine)
+        return DaskEngine(Client(engine), own=True)
     if type(engine).__module__.partition(".")[0] == "distributed" and hasattr(engine, "scheduler_info"):
         return DaskEngine(engine)
     return FuturesEngine(engine, processes)

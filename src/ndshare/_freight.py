@@ -32,8 +32,8 @@ Bytes = npt.NDArray[np.uint8]
 
 BLOCK, CONTENT, INLINE = "block", "content", "inline"
 
-#: Arrays up to this size travel with each share; larger ones once per node, for a hash and a message.
-_INLINE_MAX = 64 * 1024
+INLINE_MAX = 64 * 1024
+"""Arrays up to this size travel with each share; larger ones once per node, for a hash and a message."""
 
 # One array: where it is, block number or hash or None, lowest byte, dtype code, shape, strides, flags.
 Piece = tuple[str, Any, int, str | bytes, tuple[int, ...], tuple[int, ...] | None, int]
@@ -142,7 +142,7 @@ class Manifest:
                 array, flags = np.frombuffer(note.raw(), np.uint8), RAW
             strides = copy_strides(array)
             code = encode_dtype(array.dtype)
-            if array.nbytes > _INLINE_MAX:
+            if array.nbytes > INLINE_MAX:
                 digest = self._add(_bytes_of(array, strides))
                 pieces.append((CONTENT, digest, 0, code, array.shape, strides, flags))
             else:

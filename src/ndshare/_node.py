@@ -14,16 +14,18 @@ message already here.
 
 from __future__ import annotations
 
+import collections
 import os
 import socket
 import threading
+import time
 from typing import Any
 
-from ndshare import failures, transport
+from ndshare import failures, segments, transport
 from ndshare._board import Board
 from ndshare._driving import Drive
 from ndshare._freight import BLOCK, Crate, Manifest, Piece, arrays_of, open_crate
-from ndshare._map_workers import Ranges
+from ndshare._map_workers import Outcome, Ranges
 from ndshare._node_store import Store
 from ndshare._node_worker import run_part
 from ndshare._pool_workers import PoolWorkers
@@ -34,9 +36,16 @@ from ndshare.captured import Traffic
 from ndshare.contexts import ProcessContext
 from ndshare.functors import Functor
 from ndshare.layout import decode_dtype
+from ndshare.parcel import READ_ONLY
 from ndshare.pickling import CopyOnWrite, Standing, record
 from ndshare.pool import Pool
 from ndshare.tasks import RemoteTracebackError
+
+
+#: How often a share looks whether its map was given up.
+_LOOK_S = 0.25
+#: So many maps are remembered that were.
+_STOPPED_MOST = 100
 
 
 class _NamedKernel:
@@ -50,13 +59,31 @@ class _NamedKernel:
         raise NotImplementedError
 
 
+class MapStoppedError(Exception):
+    """The caller has given the map up."""
+
+
 class _Workers(PoolWorkers):
     """Workers of this process's pool that open crates instead of unpickling a job."""
 
-    def __init__(self, job: Job, pool: Pool, task: ShareTask, crates: list[Any]) -> None:
+    def __init__(
+        self, job: Job, pool: Pool, task: ShareTask, crates: list[Any], stopped: collections.deque[str]
+    ) -> None:
         super().__init__(job, pool)
         self._task = task
         self._crates = crates
+        self._stopped = stopped
+
+    def wait(self, seconds: float | None) -> list[Outcome]:
+        """See `PoolWorkers`; now and then looks whether the caller still wants the map."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while True:
+            left = _LOOK_S if deadline is None else min(_LOOK_S, deadline - time.monotonic())
+            outcomes = super().wait(max(left, 0.0))
+            if self._task.map_id in self._stopped:
+                raise MapStoppedError(f"map {self._task.map_id} was given up by its caller")
+            if outcomes or (deadline is not None and time.monotonic() >= deadline):
+                return outcomes
 
     def draft(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
         """See `PoolWorkers`."""
@@ -80,9 +107,12 @@ class Node:
         self._map_id = ""
         self._twins: dict[int, Twin] = {}
         self._contexts: dict[int, ProcessContext] = {}
+        self._stopped: collections.deque[str] = collections.deque(maxlen=_STOPPED_MOST)
 
     def run(self, task: ShareTask) -> ShareResult:
         """Run a share."""
+        if task.map_id in self._stopped:
+            raise MapStoppedError(f"map {task.map_id} was given up by its caller")
         for digest, content in task.contents.items():
             self.store.add(digest, content)
         needed = task.needed()
@@ -105,6 +135,16 @@ class Node:
             twin.reset()
         return ShareResult(self.name, self.pid, [], mask, changes, outcome)
 
+    def stop(self, map_id: str) -> None:
+        """End a map; called in any thread, also while a share of it runs."""
+        self._stopped.append(map_id)
+        if self.lock.acquire(blocking=False):  # else the share that runs sees it soon
+            try:
+                if self._map_id == map_id:
+                    self.forget()
+            finally:
+                self.lock.release()
+
     def forget(self) -> None:
         """Let go of the arrays of the last map."""
         self._map_id = ""
@@ -118,7 +158,7 @@ class Node:
             patches.setdefault(number, []).append((start, content))
         for number, (nbytes, base) in task.blocks.items():
             if number not in self._twins:
-                memory = None if base is None else self.store.get(base)[1]
+                memory = None if base is None else self.store.get(base)
                 self._twins[number] = Twin(number, nbytes, memory)
             self._twins[number].begin(patches.get(number, []))
         return [self._twins[number] for number in task.blocks]
@@ -127,8 +167,10 @@ class Node:
         where, key, offset, code, shape, strides, flags = piece
         if where == BLOCK:
             return self._twins[key].view(offset, decode_dtype(code), shape, strides)
-        block, memory = self.store.get(key)
-        return CopyOnWrite(Standing(block, offset, code, shape, strides, memory.size, not flags & 1))
+        memory = self.store.get(key)
+        found = segments.block_of(memory)
+        assert found is not None
+        return CopyOnWrite(Standing(found[0], offset, code, shape, strides, memory.size, not flags & READ_ONLY))
 
     def _work(self, task: ShareTask) -> tuple[bytes, Crate]:
         context = self._contexts.get(task.workers)
@@ -138,7 +180,7 @@ class Node:
         board: Board = context.make_board(items)
         job = Job(_NamedKernel(task.name), Functor(), board, **task.options)
         crates = [(crate.stream, arrays_of(crate, self._place)) for crate in task.crates]
-        workers = _Workers(job, context.pool(), task, crates)
+        workers = _Workers(job, context.pool(), task, crates, self._stopped)
         drive = Drive(job, workers, timeout=job.timeout, retries=job.retries)
         drive.run(min(items, task.workers))
         mask = board.mask.tobytes()
@@ -201,3 +243,8 @@ def run_share(task: ShareTask) -> ShareResult:
         except Exception as error:
             failure = _crate(failures.portable(error))
             return ShareResult(node.name, node.pid, failure=failure)
+
+
+def stop_map(map_id: str) -> None:
+    """End a map in this process of an engine, and let go of its memory."""
+    this_node().stop(map_id)

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ndshare import segments
 from ndshare._freight import Bytes
 from ndshare._twins import make_segment
 
@@ -23,7 +22,7 @@ class Store:
     """
 
     def __init__(self) -> None:
-        self._held: collections.OrderedDict[bytes, tuple[segments.Block, Bytes]] = collections.OrderedDict()
+        self._held: collections.OrderedDict[bytes, Bytes] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def lacks(self, needed: Iterable[bytes]) -> list[bytes]:
@@ -38,9 +37,10 @@ class Store:
             block = make_segment(content.size)
             memory = block.array(np.uint8, (content.size,))
             memory[:] = content
-            self._held[digest] = block, memory
+            block.release()
+            self._held[digest] = memory
 
-    def get(self, digest: bytes) -> tuple[segments.Block, Bytes]:
+    def get(self, digest: bytes) -> Bytes:
         """Return the memory of a content."""
         self._held.move_to_end(digest)
         return self._held[digest]
@@ -48,11 +48,8 @@ class Store:
     def make_room(self, needed: set[bytes]) -> None:
         """Drop the oldest of what is not needed, as far as there is too much."""
         with self._lock:
-            total = sum(memory.size for _, memory in self._held.values())
+            total = sum(memory.size for memory in self._held.values())
             for digest in [digest for digest in self._held if digest not in needed]:
                 if total <= _KEPT_BYTES:
                     return
-                block, memory = self._held.pop(digest)
-                total -= memory.size
-                del memory
-                block.release()
+                total -= self._held.pop(digest).size

@@ -87,6 +87,10 @@ class ClusterContext(MapContext):
         self.workers_per_node = workers_per_node or self._engine.threads()
         super().__init__(self._groups * self.workers_per_node)
 
+    def close(self) -> None:
+        """Disconnect, if the context has made the connection itself from an address."""
+        self._engine.close()
+
     def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
         """See `MapContext`."""
         workers = Remote(job, self._engine, self._groups, self.workers_per_node)
