@@ -28,6 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_forked_workers",
             "_local_workers",
             "_map_workers",
+            "_node_link",
             "_node_store",
             "_node_worker",
             "_pool_workers",

@@ -248,7 +248,7 @@ class Remote:
         self._size = max(1, count)
         return self._size
 
-    def _send(self, flight: _Flight, contents: tuple[bytes, ...] = ()) -> None:
+    def _send(self, flight: _Flight, contents: tuple[bytes, ...] = (), address: Any = None) -> None:
         job, manifest = self._job, self._manifest
         options = {name: getattr(job, name) for name in _OPTIONS}
         options["first"] = job.first + flight.start
@@ -273,7 +273,7 @@ class Remote:
             content = manifest.contents[digest]
             if content.nbytes <= INLINE_MAX or digest in contents:
                 task.contents[digest] = content
-        flight.future = self._engine.submit(task, self._landing.put)
+        flight.future = self._engine.submit(task, self._landing.put, address)
         self._flights[id(flight.future)] = flight
 
     # ------------------------------------------------------------------ what comes back
@@ -297,7 +297,7 @@ class Remote:
         except concurrent.futures.CancelledError as error:
             return self._lose(flight, error)
         if result.lacks:
-            self._send(flight, tuple(result.lacks))
+            self._send(flight, tuple(result.lacks), result.address)
             return []
         if result.failure is not None:
             error, text = opened(result.failure)

@@ -34,8 +34,11 @@ class Engine(abc.ABC):
         """How many workers each of them should have."""
 
     @abc.abstractmethod
-    def submit(self, task: ShareTask, tell: Callable[[Any], object]) -> Any:
-        """Send a share; `tell` is called with the future when it is done, in any thread."""
+    def submit(self, task: ShareTask, tell: Callable[[Any], object], address: Any = None) -> Any:
+        """Send a share, to where `address` says if the engine can.
+
+        `tell` is called with the future when it is done, in any thread.
+        """
 
     @abc.abstractmethod
     def result(self, future: Any) -> ShareResult:
@@ -93,7 +96,7 @@ class FuturesEngine(Engine):
         """See `Engine`."""
         return 1
 
-    def submit(self, task: ShareTask, tell: Callable[[Any], object]) -> Any:
+    def submit(self, task: ShareTask, tell: Callable[[Any], object], address: Any = None) -> Any:  # noqa: ARG002
         """See `Engine`."""
         future = self._executor.submit(run_share, task)
         future.add_done_callback(tell)
@@ -141,13 +144,14 @@ class DaskEngine(Engine):
         """See `Engine`."""
         return max((worker["nthreads"] for worker in self._workers().values()), default=1)
 
-    def submit(self, task: ShareTask, tell: Callable[[Any], object]) -> Any:
+    def submit(self, task: ShareTask, tell: Callable[[Any], object], address: Any = None) -> Any:
         """See `Engine`."""
         key = f"ndshare-share-{task.map_id}-{next(self._numbers)}"
         content: Any = task
         if task.nbytes() > _SCATTER_MIN:
-            content = self._client.scatter(task, direct=True, hash=False)
-        future = self._client.submit(run_share, content, key=key, pure=False)
+            content = self._client.scatter(task, workers=address, direct=True, hash=False)
+        options = {} if address is None else {"workers": address, "allow_other_workers": True}
+        future = self._client.submit(_run_on_dask, content, key=key, pure=False, **options)
         future.add_done_callback(tell)
         return future
 
@@ -172,6 +176,15 @@ class DaskEngine(Engine):
         """See `Engine`."""
         if self._own:
             self._client.close()
+
+
+def _run_on_dask(task: ShareTask) -> ShareResult:
+    """Run a share in a Dask worker."""
+    import distributed
+
+    result = run_share(task)
+    result.address = distributed.get_worker().address
+    return result
 
 
 def find_engine(engine: Any, processes: int | None) -> Engine:

@@ -79,6 +79,8 @@ class ShareResult:
         Reports, errors and deaths of the workers.
     failure : Crate or None
         What kept the share from running at all: exception and traceback.
+    address : object
+        Where the engine finds this process, if it can be told.
     """
 
     node: str
@@ -88,3 +90,4 @@ class ShareResult:
     changes: list[Change] = dataclasses.field(default_factory=list)
     outcome: Crate | None = None
     failure: Crate | None = None
+    address: Any = None
