@@ -124,7 +124,7 @@ def test_a_lock_is_refused_with_the_way_out() -> None:
         with lock:
             pass
 
-    with pytest.raises(TypeError, match="does not span machines.*per_worker"):
+    with pytest.raises(TypeError, match=r"does not span machines.*per_worker"):
         _context().map(kernel, range(3))
 
 
@@ -282,7 +282,7 @@ def test_ctrl_c_ends_the_map_and_the_engine_goes_on() -> None:
 
 def test_engines_are_checked() -> None:
     """What was given, what is allowed."""
-    with pytest.raises(TypeError, match="engine is 3.*Dask client"):
+    with pytest.raises(TypeError, match=r"engine is 3.*Dask client"):
         ndshare.ClusterContext(3)
     with pytest.raises(ValueError, match="workers_per_node"):
         _context(workers_per_node=0)

@@ -169,18 +169,18 @@ class Remote:
         self.captured = captured.account(job.kernel, job.functor)
 
     def _find_window(self, kernel: Crate) -> None:
-        """If the items lie one behind the other in shared memory of their own, each share brings its items."""
-        values = values_of(self._job.functor)
-        if not isinstance(values, np.ndarray) or not segments.is_shared(values) or values.size == 0:
+        """See whether the items lie in shared memory of their own, so that each share can bring its items."""
+        values: Any = values_of(self._job.functor)
+        if not isinstance(values, np.ndarray) or not segments.is_shared(values):
             return
-        if not values.flags.c_contiguous:
+        if values.size == 0 or not values.flags.c_contiguous:
             return
-        block, low = segments.block_of(values) or (None, 0)
-        if block is None:
+        found = segments.block_of(values)
+        if found is None:
             return
-        number = self._manifest.block_number(block)
+        number = self._manifest.block_number(found[0])
         if number not in kernel.blocks():
-            self._windows = number, low, values.nbytes // len(values)
+            self._windows = number, found[1], values.nbytes // len(values)
 
     def _find_rows(self) -> None:
         for array in rows.per_worker():
@@ -300,8 +300,7 @@ class Remote:
             self._send(flight, tuple(result.lacks), result.address)
             return []
         if result.failure is not None:
-            error, text = opened(result.failure)
-            return self._fail(flight, error, text)
+            return self._fail(flight, *opened(result.failure))
         self._free.append(flight.group)
         for change in result.changes:
             self.bytes_back += change.nbytes

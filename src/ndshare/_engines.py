@@ -34,7 +34,7 @@ class Engine(abc.ABC):
         """How many workers each of them should have."""
 
     @abc.abstractmethod
-    def submit(self, task: ShareTask, tell: Callable[[Any], object], address: Any = None) -> Any:
+    def submit(self, task: ShareTask, tell: Callable[[Any], object], address: Any = None, /) -> Any:
         """Send a share, to where `address` says if the engine can.
 
         `tell` is called with the future when it is done, in any thread.
@@ -70,8 +70,8 @@ class FuturesEngine(Engine):
     def __init__(self, executor: Any, processes: int | None = None) -> None:
         if not callable(getattr(executor, "submit", None)):
             raise TypeError(
-                f"ClusterContext: engine is {executor!r} ({type(executor).__name__}); give a Dask client, the "
-                "address of a Dask scheduler, or an executor with the interface of concurrent.futures"
+                f"ClusterContext: engine is {executor!r} ({type(executor).__name__}); give a Dask client, "
+                "the address of a Dask scheduler, or an executor with the interface of concurrent.futures"
             )
         self._executor = executor
         self._processes = processes
@@ -96,7 +96,7 @@ class FuturesEngine(Engine):
         """See `Engine`."""
         return 1
 
-    def submit(self, task: ShareTask, tell: Callable[[Any], object], address: Any = None) -> Any:  # noqa: ARG002
+    def submit(self, task: ShareTask, tell: Callable[[Any], object], _address: Any = None) -> Any:
         """See `Engine`."""
         future = self._executor.submit(run_share, task)
         future.add_done_callback(tell)
@@ -122,7 +122,7 @@ class DaskEngine(Engine):
     def __init__(self, client: Any, *, own: bool = False) -> None:
         if client.asynchronous:
             raise ValueError(
-                "ClusterContext: the Dask client is asynchronous; make one with asynchronous=False, the default"
+                "ClusterContext: the Dask client is asynchronous; make one with asynchronous=False"
             )
         self._client = client
         self._own = own
@@ -190,9 +190,10 @@ def _run_on_dask(task: ShareTask) -> ShareResult:
 def find_engine(engine: Any, processes: int | None) -> Engine:
     """Return the engine of what a user has given."""
     if isinstance(engine, str):
-        from distributed import Client
+        import distributed
 
-        return DaskEngine(Client(engine), own=True)
+        client: Any = distributed.Client
+        return DaskEngine(client(engine), own=True)
     if type(engine).__module__.partition(".")[0] == "distributed" and hasattr(engine, "scheduler_info"):
         return DaskEngine(engine)
     return FuturesEngine(engine, processes)

@@ -39,7 +39,7 @@ class Lost:
 class ItemError(NamedTuple):
     """An item that failed where nobody could report it: its worker died or took too long."""
 
-    index: int
+    item: int
     error: BaseException
 
 

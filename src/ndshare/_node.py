@@ -41,7 +41,6 @@ from ndshare.pickling import CopyOnWrite, Standing, record
 from ndshare.pool import Pool
 from ndshare.tasks import RemoteTracebackError
 
-
 #: How often a share looks whether its map was given up.
 _LOOK_S = 0.25
 #: So many maps are remembered that were.
@@ -85,7 +84,7 @@ class _Workers(PoolWorkers):
             if outcomes or (deadline is not None and time.monotonic() >= deadline):
                 return outcomes
 
-    def draft(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
+    def message(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
         """See `PoolWorkers`."""
         task = self._task
         arguments = self.job.board, task.options, task.start, task.end, ranges, self._crates
@@ -170,7 +169,9 @@ class Node:
         memory = self.store.get(key)
         found = segments.block_of(memory)
         assert found is not None
-        return CopyOnWrite(Standing(found[0], offset, code, shape, strides, memory.size, not flags & READ_ONLY))
+        return CopyOnWrite(
+            Standing(found[0], offset, code, shape, strides, memory.size, not flags & READ_ONLY)
+        )
 
     def _work(self, task: ShareTask) -> tuple[bytes, Crate]:
         context = self._contexts.get(task.workers)
@@ -186,9 +187,7 @@ class Node:
         mask = board.mask.tobytes()
         context.drop_board(board)
         reported = {index for report in drive.reports for index, _, _ in report.errors}
-        errors = [
-            (index, error, _text(error)) for index, error in drive.errors if index not in reported
-        ]
+        errors = [(index, error, _text(error)) for index, error in drive.errors if index not in reported]
         return mask, _crate((drive.reports, errors, drive.deaths))
 
 

@@ -8,8 +8,8 @@
     offer, descriptor ─► kept while A or B has it ── descriptor ─► maps the same pages
 
 A machine is what has one boot id and one /dev/shm. The holder is whoever could bind the abstract socket of
-that name, which belongs to no file: when its process ends, the kernel frees the name, the next one to ask takes
-it over, and the others offer anew what they have.
+that name, which belongs to no file: when its process ends, the kernel frees the name, the next one to ask
+takes it over, and the others offer anew what they have.
 
 Guarantees
 ----------
@@ -123,7 +123,9 @@ class _Holder:
         content, size, uid = self._contents.get(digest, (-1, 0, 0))
         fds = [content] if what == _HERE else []
         with contextlib.suppress(OSError):  # it has gone; the poll says so
-            socket.send_fds(self._peers[fd], [_MESSAGE.pack(what, digest, size, uid)], fds, socket.MSG_DONTWAIT)
+            socket.send_fds(
+                self._peers[fd], [_MESSAGE.pack(what, digest, size, uid)], fds, socket.MSG_DONTWAIT
+            )
 
     def _answer_waiting(self, digest: bytes) -> None:
         waiting = [fd for fd, wanted, _ in self._waiting if wanted == digest]
@@ -165,11 +167,13 @@ class Link:
     ----------
     mine : callable
         Returns what this process has, for a new holder.
+    name : str, optional
+        Of the holder; by default that of this machine and user.
     """
 
-    def __init__(self, mine: Callable[[], Iterable[Offer]]) -> None:
+    def __init__(self, mine: Callable[[], Iterable[Offer]], name: str | None = None) -> None:
         self._mine = mine
-        self._name = machine_name()
+        self._name = name or machine_name()
         self._socket: socket.socket | None = None
 
     def find(self, digest: bytes) -> tuple[int, int, int] | None:

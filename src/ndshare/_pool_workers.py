@@ -77,12 +77,12 @@ class PoolWorkers(Task):
         return len(self._tasks)
 
     def _pack(self, ranges: Ranges) -> tuple[transport.Parcel, frozenset[str]]:
-        draft, brings = self.draft(ranges)
+        draft, brings = self.message(ranges)
         parcel = draft.settle(broadcast=True)
         self._parcels.append(parcel)
         return parcel, brings
 
-    def draft(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
+    def message(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
         """Return what runners are sent, and the globals of ``__main__`` it brings."""
         data = mainspace.current(_globals_of.get(self.job.kernel))
         arrays = {

@@ -1,4 +1,4 @@
-"""What the caller of a map and the nodes of a cluster send each other. Plain data: any engine can pickle it."""
+"""What the caller of a map and the nodes of a cluster send each other: data that any engine pickles."""
 
 from __future__ import annotations
 

@@ -85,12 +85,12 @@ class Change:
         """Write what changed into a block; returns the number of bytes."""
         runs = zlib.decompress(self.runs) if self.packed & 1 else self.runs
         data = zlib.decompress(self.data) if self.packed & 2 else self.data
-        return _twin.merge(memory[self.start : self.start + self.length], runs, data)
+        return _twin.merge(memory[self.start : self.start + self.length].data, runs, data)
 
 
 def find_changes(block: int, start: int, now: Bytes, before: Bytes | None) -> Change | None:
     """Compare a stretch with what it was (None: zeros); None if nothing has changed."""
-    runs, data = _twin.changes(now, before)
+    runs, data = _twin.changes(now.data, None if before is None else before.data)
     if not runs:
         return None
     packed = 0

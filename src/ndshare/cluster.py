@@ -6,8 +6,8 @@
      ▲                                                        │
      └── the caller's arrays ◄── what each share has changed ─┘
 
-No cluster of its own: the engine schedules, moves and recovers; ndshare adds shared memory inside each machine,
-and the merging of what kernels wrote.
+No cluster of its own: the engine schedules, moves and recovers; ndshare adds shared memory inside each
+machine, and the merging of what kernels wrote.
 
 Guarantees
 ----------
@@ -55,8 +55,8 @@ class ClusterContext(MapContext):
     ndshare must be installed where the engine runs. Arrays that a kernel writes to arrive in the caller's: a
     node compares its copy with what it was, byte by byte, and sends what is different.
 
-    The number of workers is fixed when the context is made. Machines that join later take shares; the number of
-    rows stays.
+    The number of workers is fixed when the context is made. Machines that join later take shares; the number
+    of rows stays.
 
     Examples
     --------
