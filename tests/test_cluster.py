@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ndshare
-from ndshare._node import run_share
+from ndshare._node import run_task
 
 # Nodes keep their workers warm from test to test; `test_nothing_is_left_when_the_engine_ends` looks at the end.
 pytestmark = pytest.mark.leaves("child process", "open descriptor", "thread")
@@ -280,6 +280,31 @@ def test_ctrl_c_ends_the_map_and_the_engine_goes_on() -> None:
     assert context.map(lambda *_: None, range(10)).done.all()
 
 
+def test_calls_on_a_cluster() -> None:
+    """Results, errors, shared arrays that arrive and come back changed."""
+    shared, table = ndshare.zeros(1000), np.random.default_rng(1).normal(size=100_000)
+
+    class Mine:
+        pass
+
+    def write(start: int) -> Any:
+        shared[start : start + 10] = start
+        return Mine(), table[start]
+
+    with ndshare.ClusterExecutor(_engine) as executor:
+        futures = [executor.submit(write, start) for start in range(0, 1000, 10)]
+        results = [future.result() for future in futures]
+        assert all(type(mine) is Mine for mine, _ in results)
+        assert [value for _, value in results] == [table[k] for k in range(0, 1000, 10)]
+        assert np.array_equal(shared, np.arange(1000) // 10 * 10)
+        assert isinstance(executor.submit(int, "x").exception(), ValueError)
+        large = executor.submit(np.arange, 300_000).result()
+        assert large.flags.writeable
+        assert np.array_equal(large, np.arange(300_000))
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(int)
+
+
 def test_engines_are_checked() -> None:
     """What was given, what is allowed."""
     with pytest.raises(TypeError, match=r"engine is 3.*Dask client"):
@@ -288,7 +313,7 @@ def test_engines_are_checked() -> None:
         _context(workers_per_node=0)
 
     class Silent:
-        submit = staticmethod(run_share)
+        submit = staticmethod(run_task)
 
     with pytest.raises(ValueError, match="processes=n"):
         ndshare.ClusterContext(Silent())

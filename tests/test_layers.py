@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli", "demo", "bench", "testing"}),
     frozenset({"__init__"}),
-    frozenset({"cluster", "default_context", "workspace"}),
+    frozenset({"cluster", "cluster_executor", "default_context", "workspace"}),
     frozenset({"_cluster_workers"}),
     frozenset({"_engines"}),
     frozenset({"_node"}),

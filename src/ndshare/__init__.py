@@ -40,6 +40,7 @@ from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
 if _typing.TYPE_CHECKING:
     from ndshare._pool_errors import InitializerError, WorkerDiedError
     from ndshare.cluster import ClusterContext
+    from ndshare.cluster_executor import ClusterExecutor
     from ndshare.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
     from ndshare.crew import shutdown
     from ndshare.default_context import (
@@ -67,6 +68,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CapacityError",
     "ClusterContext",
+    "ClusterExecutor",
     "DataArrayFunctor",
     "ExtraDataFunctor",
     "Functor",
@@ -123,6 +125,7 @@ __all__ = [
 # than everything else here.
 _LATER = {
     "ClusterContext": "ndshare.cluster",
+    "ClusterExecutor": "ndshare.cluster_executor",
     "DataArrayFunctor": "ndshare.functors",
     "ExtraDataFunctor": "ndshare.functors",
     "Functor": "ndshare.functors",

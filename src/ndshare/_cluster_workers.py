@@ -31,11 +31,10 @@ import numpy as np
 
 from ndshare import _wire, captured, locks, mainspace, segments, transport
 from ndshare._engines import Engine
-from ndshare._freight import INLINE_MAX, Crate, Manifest
+from ndshare._freight import Crate, Manifest, open_reply
 from ndshare._map_workers import ItemError, Outcome, Ranges
-from ndshare._node import opened
 from ndshare._runner import Death, Job
-from ndshare._shares import ShareResult, ShareTask
+from ndshare._shares import ShareTask, TaskResult
 from ndshare.captured import Traffic
 from ndshare.functors import values_of
 from ndshare.mapping import Batch
@@ -122,7 +121,7 @@ class Remote:
         self._size = 0
         self._manifest = Manifest()
         self._crates: list[Crate] = []
-        self._windows: tuple[int, int, int] | None = None  # block, offset, bytes per item
+        self._windows: list[tuple[int, int, int]] = []  # of the items: block, offset, bytes per item
         self._rows: list[tuple[int, int, int]] = []  # the same of arrays with rows per worker
         self.captured: dict[str, Traffic] = {}
         self.bytes_back = 0
@@ -139,7 +138,7 @@ class Remote:
         """
         job = self._job
         manifest = self._manifest = Manifest()
-        self._windows, self._rows = None, []
+        self._windows, self._rows = [], []
         data: dict[str, object] = {}
         arrays = {
             module: values
@@ -160,9 +159,7 @@ class Remote:
             manifest.crate(content),
         ]
         self._find_rows()
-        private = {number for number, _, _ in self._rows}
-        if self._windows is not None:
-            private.add(self._windows[0])
+        private = {number for number, _, _ in (*self._rows, *self._windows)}
         for number in range(len(manifest.blocks)):
             if number not in private:
                 manifest.keep(number)
@@ -180,7 +177,7 @@ class Remote:
             return
         number = self._manifest.block_number(found[0])
         if number not in kernel.blocks():
-            self._windows = number, found[1], values.nbytes // len(values)
+            self._windows.append((number, found[1], values.nbytes // len(values)))
 
     def _find_rows(self) -> None:
         for array in rows.per_worker():
@@ -195,9 +192,10 @@ class Remote:
             (number, offset + flight.group * self._per_group * size, self._per_group * size)
             for number, offset, size in self._rows
         ]
-        if self._windows is not None:
-            number, offset, size = self._windows
-            stretches.append((number, offset + flight.start * size, (flight.end - flight.start) * size))
+        stretches += [
+            (number, offset + flight.start * size, (flight.end - flight.start) * size)
+            for number, offset, size in self._windows
+        ]
         patches = []
         for number, start, nbytes in stretches:
             content = self._manifest.blocks[number].memory[start : start + nbytes]
@@ -263,16 +261,12 @@ class Remote:
             for number in crate.blocks() - known:
                 manifest.keep(number)
             crates.append(crate)
-        used = set().union(*(crate.blocks() for crate in crates))
-        blocks = {n: (manifest.blocks[n].memory.size, manifest.blocks[n].base) for n in sorted(used)}
+        blocks = manifest.blocks_of(crates)
         task = ShareTask(
-            self._id, describe(job.kernel), flight.start, flight.end, options["first_worker"],
-            self._per_group, options, crates, blocks, self._patches(flight),
+            self._id, describe(job.kernel), crates, blocks, {}, flight.start, flight.end,
+            options["first_worker"], self._per_group, options, self._patches(flight),
         )  # fmt: skip
-        for digest in task.needed():
-            content = manifest.contents[digest]
-            if content.nbytes <= INLINE_MAX or digest in contents:
-                task.contents[digest] = content
+        task.load(manifest.contents, contents)
         flight.future = self._engine.submit(task, self._landing.put, address)
         self._flights[id(flight.future)] = flight
 
@@ -300,17 +294,17 @@ class Remote:
             self._send(flight, tuple(result.lacks), result.address)
             return []
         if result.failure is not None:
-            return self._fail(flight, *opened(result.failure))
+            return self._fail(flight, *open_reply(result.failure))
         self._free.append(flight.group)
         for change in result.changes:
             self.bytes_back += change.nbytes
             change.merge(self._manifest.blocks[change.block].memory)
         return self._report(flight, result)
 
-    def _report(self, flight: _Flight, result: ShareResult) -> list[Outcome]:
+    def _report(self, flight: _Flight, result: TaskResult) -> list[Outcome]:
         board, job = self._job.board, self._job
         assert result.outcome is not None
-        reports, errors, deaths = opened(result.outcome)
+        reports, errors, deaths = open_reply(result.outcome)
         mask = np.frombuffer(result.mask, np.uint8)
         board.mask[flight.start : flight.end] = mask
         finished = int(np.count_nonzero(mask))

@@ -1,4 +1,4 @@
-"""Engines: what runs shares on other machines, seen through four verbs.
+"""Engines: what runs tasks on other machines, seen through four verbs.
 
 ::
 
@@ -12,11 +12,12 @@ import abc
 import contextlib
 import itertools
 import operator
+import uuid
 from collections.abc import Callable
 from typing import Any
 
-from ndshare._node import run_share, stop_map
-from ndshare._shares import ShareResult, ShareTask
+from ndshare._node import run_task, stop_map
+from ndshare._shares import CallTask, TaskResult
 
 #: A Dask task with more bytes than this is sent past the scheduler.
 _SCATTER_MIN = 256 * 1024
@@ -34,14 +35,14 @@ class Engine(abc.ABC):
         """How many workers each of them should have."""
 
     @abc.abstractmethod
-    def submit(self, task: ShareTask, tell: Callable[[Any], object], address: Any = None, /) -> Any:
-        """Send a share, to where `address` says if the engine can.
+    def submit(self, task: CallTask, tell: Callable[[Any], object], address: Any = None, /) -> Any:
+        """Send a task, to where `address` says if the engine can.
 
         `tell` is called with the future when it is done, in any thread.
         """
 
     @abc.abstractmethod
-    def result(self, future: Any) -> ShareResult:
+    def result(self, future: Any) -> TaskResult:
         """Return what became of a share that is done, or raise what the engine says."""
 
     def cancel(self, futures: list[Any]) -> None:
@@ -96,15 +97,15 @@ class FuturesEngine(Engine):
         """See `Engine`."""
         return 1
 
-    def submit(self, task: ShareTask, tell: Callable[[Any], object], _address: Any = None) -> Any:
+    def submit(self, task: CallTask, tell: Callable[[Any], object], _address: Any = None) -> Any:
         """See `Engine`."""
-        future = self._executor.submit(run_share, task)
+        future = self._executor.submit(run_task, task)
         future.add_done_callback(tell)
         return future
 
-    def result(self, future: Any) -> ShareResult:
+    def result(self, future: Any) -> TaskResult:
         """See `Engine`."""
-        result: ShareResult = future.result()
+        result: TaskResult = future.result()
         return result
 
 
@@ -127,6 +128,7 @@ class DaskEngine(Engine):
         self._client = client
         self._own = own
         self._numbers = itertools.count()
+        self._session = uuid.uuid4().hex[:12]
 
     def _workers(self) -> dict[str, Any]:
         found: dict[str, Any] = self._client.scheduler_info(n_workers=-1)["workers"]
@@ -144,9 +146,9 @@ class DaskEngine(Engine):
         """See `Engine`."""
         return max((worker["nthreads"] for worker in self._workers().values()), default=1)
 
-    def submit(self, task: ShareTask, tell: Callable[[Any], object], address: Any = None) -> Any:
+    def submit(self, task: CallTask, tell: Callable[[Any], object], address: Any = None) -> Any:
         """See `Engine`."""
-        key = f"ndshare-share-{task.map_id}-{next(self._numbers)}"
+        key = f"ndshare-{task.map_id or 'call'}-{self._session}-{next(self._numbers)}"
         content: Any = task
         if task.nbytes() > _SCATTER_MIN:
             content = self._client.scatter(task, workers=address, direct=True, hash=False)
@@ -155,12 +157,12 @@ class DaskEngine(Engine):
         future.add_done_callback(tell)
         return future
 
-    def result(self, future: Any) -> ShareResult:
+    def result(self, future: Any) -> TaskResult:
         """See `Engine`."""
         error = future.exception() if future.status == "error" else None
         if error is not None:
             raise error
-        result: ShareResult = self._client.gather(future, direct=True)
+        result: TaskResult = self._client.gather(future, direct=True)
         return result
 
     def cancel(self, futures: list[Any]) -> None:
@@ -178,11 +180,11 @@ class DaskEngine(Engine):
             self._client.close()
 
 
-def _run_on_dask(task: ShareTask) -> ShareResult:
-    """Run a share in a Dask worker."""
+def _run_on_dask(task: CallTask) -> TaskResult:
+    """Run a task in a Dask worker."""
     import distributed
 
-    result = run_share(task)
+    result = run_task(task)
     result.address = distributed.get_worker().address
     return result
 

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ndshare import _heap, segments
+from ndshare.errors import TransportError
 from ndshare.layout import decode_dtype, encode_dtype, view_of
 from ndshare.parcel import RAW, READ_ONLY
-from ndshare.pickling import Placed, Recording
+from ndshare.pickling import Placed, Recording, record
 from ndshare.staging import aligned, copy_into, copy_strides
 
 Bytes = npt.NDArray[np.uint8]
@@ -85,9 +87,16 @@ class SharedBlock:
 
 
 class Manifest:
-    """Everything one map sends by number or by hash."""
+    """Everything that one map or call sends by number or by hash.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    inline_max : int, optional
+        Arrays up to so many bytes travel with the object.
+    """
+
+    def __init__(self, inline_max: int = INLINE_MAX) -> None:
+        self._inline_max = inline_max
         self.blocks: list[SharedBlock] = []
         self.contents: dict[bytes, Bytes] = {}
         self._numbers: dict[tuple[int, int], int] = {}
@@ -110,6 +119,13 @@ class Manifest:
         number = self._numbers.get((block.uid, block.offset))
         return None if number is None else (number, low)
 
+    def blocks_of(self, crates: Iterable[Crate]) -> dict[int, tuple[int, bytes | None]]:
+        """Return size and base of the blocks that crates refer to, by number."""
+        used: set[int] = set().union(*(crate.blocks() for crate in crates))
+        return {
+            number: (self.blocks[number].memory.size, self.blocks[number].base) for number in sorted(used)
+        }
+
     def keep(self, number: int) -> None:
         """Note what a block holds now: nodes begin with it."""
         block = self.blocks[number]
@@ -130,7 +146,7 @@ class Manifest:
         for note in recording.notes:
             flags = 0
             if isinstance(note, Placed):
-                if note.block.kind == segments.SHARED:
+                if note.block.kind == segments.SHARED and self._inline_max < sys.maxsize:
                     place = self.block_number(note.block), note.offset, note.dtype, note.shape, note.strides
                     pieces.append((BLOCK, *place, 0 if note.writeable else READ_ONLY))
                     continue
@@ -142,7 +158,7 @@ class Manifest:
                 array, flags = np.frombuffer(note.raw(), np.uint8), RAW
             strides = copy_strides(array)
             code = encode_dtype(array.dtype)
-            if array.nbytes > INLINE_MAX:
+            if array.nbytes > self._inline_max:
                 digest = self._add(_bytes_of(array, strides))
                 pieces.append((CONTENT, digest, 0, code, array.shape, strides, flags))
             else:
@@ -197,6 +213,26 @@ def arrays_of(crate: Crate, place: Callable[[Piece], Any]) -> list[tuple[Any, in
 def open_crate(stream: bytes, arrays: list[tuple[Any, int]]) -> Any:
     """Return the object of a crate."""
     return pickle.loads(stream, buffers=_handed_out(arrays))
+
+
+def reply(content: object) -> Crate:
+    """Pack something for the caller: its classes go back as their names, arrays as bytes."""
+    return Manifest(sys.maxsize).crate(record(content, lend=True))
+
+
+def open_reply(crate: Crate) -> Any:
+    """Return the content of what a node has sent."""
+
+    def place(piece: Piece) -> Any:
+        raise TransportError(
+            "a result of a cluster was refused", f"it refers to memory there ({piece[0]})", "return copies"
+        )
+
+    return open_crate(crate.stream, [(_own(array), flags) for array, flags in arrays_of(crate, place)])
+
+
+def _own(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array.copy("C" if array.flags.c_contiguous else "K")
 
 
 def _handed_out(arrays: list[tuple[Any, int]]) -> Iterator[Any]:

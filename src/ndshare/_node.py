@@ -2,9 +2,9 @@
 
 ::
 
-    ShareTask ──► contents here?  no ──► ShareResult(lacks=…), the caller sends the share again with them
+    ShareTask ──► contents here?  no ──► TaskResult(lacks=…), the caller sends the share again with them
                       │ yes
-                  twins of the arrays ──► workers of this process ──► what changed ──► ShareResult
+                  twins of the arrays ──► workers of this process ──► what changed ──► TaskResult
                       ▲                                                    │
                       └──────────────── reset ◄────────────────────────────┘
 
@@ -15,6 +15,7 @@ message already here.
 from __future__ import annotations
 
 import collections
+import functools
 import os
 import socket
 import threading
@@ -24,20 +25,21 @@ from typing import Any
 from ndshare import failures, segments, transport
 from ndshare._board import Board
 from ndshare._driving import Drive
-from ndshare._freight import BLOCK, Crate, Manifest, Piece, arrays_of, open_crate
+from ndshare._freight import BLOCK, Crate, Piece, arrays_of, reply
 from ndshare._map_workers import Outcome, Ranges
 from ndshare._node_store import Store
-from ndshare._node_worker import run_part
+from ndshare._node_worker import call_function, run_part
 from ndshare._pool_workers import PoolWorkers
 from ndshare._runner import Job
-from ndshare._shares import ShareResult, ShareTask
+from ndshare._shares import CallTask, ShareTask, TaskResult
 from ndshare._twins import Change, Patch, Twin
 from ndshare.captured import Traffic
 from ndshare.contexts import ProcessContext
+from ndshare.executor import ProcessPoolExecutor
 from ndshare.functors import Functor
 from ndshare.layout import decode_dtype
 from ndshare.parcel import READ_ONLY
-from ndshare.pickling import CopyOnWrite, Standing, record
+from ndshare.pickling import CopyOnWrite, Standing
 from ndshare.pool import Pool
 from ndshare.tasks import RemoteTracebackError
 
@@ -106,21 +108,19 @@ class Node:
         self._map_id = ""
         self._twins: dict[int, Twin] = {}
         self._contexts: dict[int, ProcessContext] = {}
+        self._executor: ProcessPoolExecutor | None = None
         self._stopped: collections.deque[str] = collections.deque(maxlen=_STOPPED_MOST)
 
-    def run(self, task: ShareTask) -> ShareResult:
+    def run(self, task: ShareTask) -> TaskResult:
         """Run a share."""
         if task.map_id in self._stopped:
             raise MapStoppedError(f"map {task.map_id} was given up by its caller")
-        for digest, content in task.contents.items():
-            self.store.add(digest, content)
-        needed = task.needed()
-        if lacks := self.store.lacks(needed):
-            return ShareResult(self.name, self.pid, lacks)
+        if lacks := self._take_in(task):
+            return TaskResult(self.name, self.pid, lacks)
         if self._map_id != task.map_id:
             self.forget()
             self._map_id = task.map_id
-            self.store.make_room(needed)
+            self.store.make_room(task.needed())
         twins = self._bring_in(task)
         try:
             mask, outcome = self._work(task)
@@ -132,7 +132,36 @@ class Node:
             raise
         for twin in twins:
             twin.reset()
-        return ShareResult(self.name, self.pid, [], mask, changes, outcome)
+        return TaskResult(self.name, self.pid, [], mask, changes, outcome)
+
+    def call(self, task: CallTask) -> TaskResult:
+        """Call a function in a worker; any number of threads may."""
+        with self.lock:
+            if lacks := self._take_in(task):
+                return TaskResult(self.name, self.pid, lacks)
+            twins = {
+                number: Twin(number, nbytes, None if base is None else self.store.get(base))
+                for number, (nbytes, base) in task.blocks.items()
+            }
+            crates = [
+                (crate.stream, arrays_of(crate, functools.partial(self._place, twins)))
+                for crate in task.crates
+            ]
+            if self._executor is None:
+                self._executor = ProcessPoolExecutor()
+        try:
+            outcome, failure = self._executor.submit(call_function, crates).result()
+            changes = [change for twin in twins.values() for change in twin.changes()]
+            return TaskResult(self.name, self.pid, changes=changes, outcome=outcome, failure=failure)
+        finally:
+            for twin in twins.values():
+                twin.close()
+
+    def _take_in(self, task: CallTask) -> list[bytes]:
+        """Keep the contents that a task brings; returns which are still lacking."""
+        for digest, content in task.contents.items():
+            self.store.add(digest, content)
+        return self.store.lacks(task.needed())
 
     def stop(self, map_id: str) -> None:
         """End a map; called in any thread, also while a share of it runs."""
@@ -162,10 +191,10 @@ class Node:
             self._twins[number].begin(patches.get(number, []))
         return [self._twins[number] for number in task.blocks]
 
-    def _place(self, piece: Piece) -> Any:
+    def _place(self, twins: dict[int, Twin], piece: Piece) -> Any:
         where, key, offset, code, shape, strides, flags = piece
         if where == BLOCK:
-            return self._twins[key].view(offset, decode_dtype(code), shape, strides)
+            return twins[key].view(offset, decode_dtype(code), shape, strides)
         memory = self.store.get(key)
         found = segments.block_of(memory)
         assert found is not None
@@ -180,7 +209,8 @@ class Node:
         items = task.end - task.start
         board: Board = context.make_board(items)
         job = Job(_NamedKernel(task.name), Functor(), board, **task.options)
-        crates = [(crate.stream, arrays_of(crate, self._place)) for crate in task.crates]
+        place = functools.partial(self._place, self._twins)
+        crates = [(crate.stream, arrays_of(crate, place)) for crate in task.crates]
         workers = _Workers(job, context.pool(), task, crates, self._stopped)
         drive = Drive(job, workers, timeout=job.timeout, retries=job.retries)
         drive.run(min(items, task.workers))
@@ -188,26 +218,12 @@ class Node:
         context.drop_board(board)
         reported = {index for report in drive.reports for index, _, _ in report.errors}
         errors = [(index, error, _text(error)) for index, error in drive.errors if index not in reported]
-        return mask, _crate((drive.reports, errors, drive.deaths))
+        return mask, reply((drive.reports, errors, drive.deaths))
 
 
 def _text(error: BaseException) -> str:
     cause = error.__cause__
     return cause.text if isinstance(cause, RemoteTracebackError) else ""
-
-
-def _crate(content: object) -> Crate:
-    """Pack something for the caller: classes that came from there go back as their names."""
-    return Manifest().crate(record(content, lend=True))
-
-
-def opened(crate: Crate) -> Any:
-    """Return the content of what a node has sent."""
-
-    def place(piece: Piece) -> Any:
-        raise ValueError(f"a result of a node refers to memory there: {piece}")
-
-    return open_crate(crate.stream, arrays_of(crate, place))
 
 
 _node: Node | None = None
@@ -223,25 +239,26 @@ def this_node() -> Node:
         return _node
 
 
-def run_share(task: ShareTask) -> ShareResult:
-    """Run a share in this process of an engine; what goes wrong comes back as a failure.
+def run_task(task: CallTask) -> TaskResult:
+    """Run a share or a call in this process of an engine; what goes wrong comes back as a failure.
 
     Parameters
     ----------
-    task : ShareTask
+    task : CallTask
         What to run.
 
     Returns
     -------
-    ShareResult
+    TaskResult
     """
     node = this_node()
-    with node.lock:
-        try:
+    try:
+        if not isinstance(task, ShareTask):
+            return node.call(task)
+        with node.lock:
             return node.run(task)
-        except Exception as error:
-            failure = _crate(failures.portable(error))
-            return ShareResult(node.name, node.pid, failure=failure)
+    except Exception as error:
+        return TaskResult(node.name, node.pid, failure=reply(failures.portable(error)))
 
 
 def stop_map(map_id: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ndshare import mainspace
+from ndshare import failures, mainspace
 from ndshare._board import Board
-from ndshare._freight import open_crate
+from ndshare._freight import Crate, open_crate, reply
 from ndshare._runner import Job, WorkerReport, run_in_worker
 from ndshare.functors import Functor
 
@@ -70,3 +70,13 @@ def run_part(
     kernel, functor, data, arrays = open_crate(*crates[1])
     functor = open_crate(*crates[2]) if len(crates) > 2 else Part(functor, start, end)
     return run_in_worker(Job(kernel, functor, board, **options), data, arrays, ranges)
+
+
+def call_function(crates: list[tuple[bytes, list[tuple[Any, int]]]]) -> tuple[Crate | None, Crate | None]:
+    """Call a function of another machine; returns what it returns, or exception and traceback."""
+    try:
+        mainspace.apply(open_crate(*crates[0]) or {})
+        function, args, kwargs = open_crate(*crates[1])
+        return reply(function(*args, **kwargs)), None
+    except BaseException as error:
+        return None, reply(failures.portable(error))

@@ -1,67 +1,87 @@
-"""What the caller of a map and the nodes of a cluster send each other: data that any engine pickles."""
+"""What a caller and the nodes of a cluster send each other: plain data that any engine can pickle."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from ndshare._freight import Bytes, Crate
+from ndshare._freight import INLINE_MAX, Bytes, Crate
 from ndshare._twins import Change
 
 
 @dataclasses.dataclass(slots=True)
-class ShareTask:
-    """Some items of a map, to be run on whichever node gets it.
+class CallTask:
+    """A function and its arguments, to be called on whichever node gets it.
 
     Attributes
     ----------
     map_id : str
-        Of the map.
+        Of the map it belongs to; empty for a single call.
     name : str
-        Of the kernel, for messages.
-    start, end : int
-        The items.
-    first_worker, workers : int
-        Numbers of its workers: the rows that are theirs.
-    options : dict
-        Fields of `ndshare._runner.Job`.
+        Of the kernel or function, for messages.
     crates : list of Crate
-        What functions need of ``__main__``; the kernel and what it uses; the values of the share.
+        What functions need of ``__main__``; the function and what it uses; for a map the values of the share.
     blocks : dict
         Size and base (hash, or None for zeros) of each block, by number.
-    patches : list of (int, int, ndarray of uint8)
-        Block, place and content of what comes with this share.
     contents : dict
         Contents by hash, if the node lacks them.
     """
 
     map_id: str
     name: str
-    start: int
-    end: int
-    first_worker: int
-    workers: int
-    options: dict[str, Any]
     crates: list[Crate]
     blocks: dict[int, tuple[int, bytes | None]]
-    patches: list[tuple[int, int, Bytes]]
-    contents: dict[bytes, Bytes] = dataclasses.field(default_factory=dict)
+    contents: dict[bytes, Bytes]
 
-    def nbytes(self) -> int:
-        """Return about how many bytes it takes in a message."""
-        arrays = [*self.contents.values(), *(content for *_, content in self.patches)]
-        arrays += [crate.inline for crate in self.crates]
-        return sum(array.nbytes for array in arrays) + sum(len(crate.stream) for crate in self.crates)
+    def load(self, known: Mapping[bytes, Bytes], lacking: Collection[bytes]) -> None:
+        """Add the contents that a node lacks, and those that are too small to ask for."""
+        for digest in self.needed():
+            if known[digest].nbytes <= INLINE_MAX or digest in lacking:
+                self.contents[digest] = known[digest]
 
     def needed(self) -> set[bytes]:
         """Return the hashes of all contents it refers to."""
         bases = {base for _, base in self.blocks.values() if base is not None}
         return bases.union(*(crate.contents() for crate in self.crates))
 
+    def nbytes(self) -> int:
+        """Return about how many bytes it takes in a message."""
+        arrays = [*self.contents.values(), *(crate.inline for crate in self.crates)]
+        return sum(array.nbytes for array in arrays) + sum(len(crate.stream) for crate in self.crates)
+
 
 @dataclasses.dataclass(slots=True)
-class ShareResult:
-    """What became of a share.
+class ShareTask(CallTask):
+    """Some items of a map.
+
+    Attributes
+    ----------
+    start, end : int
+        The items.
+    first_worker, workers : int
+        Numbers of its workers: the rows that are theirs.
+    options : dict
+        Fields of `ndshare._runner.Job`.
+    patches : list of (int, int, ndarray of uint8)
+        Block, place and content of what comes with this share.
+    """
+
+    start: int
+    end: int
+    first_worker: int
+    workers: int
+    options: dict[str, Any]
+    patches: list[tuple[int, int, Bytes]]
+
+    def nbytes(self) -> int:
+        """See `CallTask.nbytes`."""
+        return CallTask.nbytes(self) + sum(content.nbytes for *_, content in self.patches)
+
+
+@dataclasses.dataclass(slots=True)
+class TaskResult:
+    """What became of a call or a share.
 
     Attributes
     ----------
@@ -72,13 +92,13 @@ class ShareResult:
     lacks : list of bytes
         Hashes of contents that the node has not got; nothing was run then.
     mask : bytes
-        State of each item, as on a `ndshare._board.Board`.
+        State of each item of a share, as on a `ndshare._board.Board`.
     changes : list of Change
         What was written.
     outcome : Crate or None
-        Reports, errors and deaths of the workers.
+        What a function has returned; of a share, reports, errors and deaths of the workers.
     failure : Crate or None
-        What kept the share from running at all: exception and traceback.
+        What a function has raised, or what kept a share from running at all: exception and traceback.
     address : object
         Where the engine finds this process, if it can be told.
     """
