@@ -6,9 +6,9 @@
       ▲                    │                  │
       └── items not done ◄─┘ lost             └─ lacks contents: sent again, with them
 
-The slots of a map, one per worker, are divided into *groups*: one per process of the engine. A group runs one
-share at a time, so that the rows of its workers go out with a share, come back with it, and go out with the
-next one: whatever is lost or runs twice, each share counts once.
+The slots of a map, one per worker, are divided into *groups*: one per process of the engine. A group that
+has rows runs one share at a time: the rows of its workers go out with a share, come back with it, and go out
+with the next one. Whatever is lost or runs twice, each share counts once.
 
 Guarantees
 ----------
@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,8 @@ _SHARE_LEAST_S = 0.02
 _PARTS_LEFT = 3
 #: How much larger than its predecessor a share may be.
 _GROWTH = 16
+#: So many shares of a group are under way, where nothing has rows per worker: the next one is there in time.
+_DEPTH = 4
 #: So many nodes may be lost under one share.
 _LOST_MOST = 4
 
@@ -66,6 +69,7 @@ class _Flight:
     future: Any = None
     lost: int = 0
     tries: int = 0
+    carries: tuple[str, frozenset[bytes]] | None = None  # contents for a machine
 
 
 class _Landing:
@@ -112,10 +116,14 @@ class Remote:
         self._engine = engine
         self._per_group = per_group
         self._id = uuid.uuid4().hex
-        self._free = collections.deque(range(groups))
+        self._free: collections.deque[int] = collections.deque()
+        self._cancelled = False
         self._groups = groups
         self._again: collections.deque[tuple[int, int]] = collections.deque()
         self._flights: dict[int, _Flight] = {}  # by id of the future
+        self._parked: list[_Flight] = []  # until contents that they lack as well are there
+        self._carried: dict[str, set[bytes]] = collections.defaultdict(set)  # to each machine, just now
+        self._places: dict[tuple[str, int], int] = {}  # number of each worker process, for the report
         self._landing = _Landing()
         self._per_item_s = job.usual_ns * 1e-9
         self._size = 0
@@ -159,6 +167,7 @@ class Remote:
             manifest.crate(content),
         ]
         self._find_rows()
+        self._free.extend(list(range(self._groups)) * (1 if self._rows else _DEPTH))
         private = {number for number, _, _ in (*self._rows, *self._windows)}
         for number in range(len(manifest.blocks)):
             if number not in private:
@@ -208,7 +217,7 @@ class Remote:
     @property
     def running(self) -> int:
         """See `MapWorkers`."""
-        return len(self._flights)
+        return len(self._flights) + len(self._parked)
 
     def start(self, _count: int, ranges: Ranges = ()) -> None:
         """See `MapWorkers`; there are always as many as there are groups."""
@@ -246,7 +255,7 @@ class Remote:
         self._size = max(1, count)
         return self._size
 
-    def _send(self, flight: _Flight, contents: tuple[bytes, ...] = (), address: Any = None) -> None:
+    def _send(self, flight: _Flight, contents: Collection[bytes] = (), address: Any = None) -> None:
         job, manifest = self._job, self._manifest
         options = {name: getattr(job, name) for name in _OPTIONS}
         options["first"] = job.first + flight.start
@@ -279,11 +288,31 @@ class Remote:
             flight = self._flights.pop(id(future), None)
             if flight is not None:
                 outcomes += self._land(flight)
+        if self._job.board.is_stopped():
+            self._cancel()
         self._fill()
         return outcomes
 
+    def _cancel(self) -> None:
+        """Give up the shares that are still under way."""
+        self._parked.clear()
+        if self._flights and not self._cancelled:
+            self._cancelled = True
+            self._engine.cancel([flight.future for flight in self._flights.values()])
+            self._engine.stop(self._id)
+            for key, flight in list(self._flights.items()):
+                if flight.future.cancelled():
+                    del self._flights[key]
+
     def _land(self, flight: _Flight) -> list[Outcome]:
         """Merge a share and free its group; or send it again."""
+        if flight.carries is not None:
+            machine, contents = flight.carries
+            flight.carries = None
+            self._carried[machine] -= contents
+            parked, self._parked = self._parked, []
+            for other in parked:
+                self._send(other)
         try:
             result = self._engine.result(flight.future)
         except Exception as error:
@@ -291,7 +320,13 @@ class Remote:
         except concurrent.futures.CancelledError as error:
             return self._lose(flight, error)
         if result.lacks:
-            self._send(flight, tuple(result.lacks), result.address)
+            lacks = frozenset(result.lacks)
+            if lacks <= self._carried[result.machine]:
+                self._parked.append(flight)
+            else:
+                self._carried[result.machine] |= lacks
+                flight.carries = result.machine, lacks
+                self._send(flight, lacks, result.address)
             return []
         if result.failure is not None:
             return self._fail(flight, *open_reply(result.failure))
@@ -317,7 +352,7 @@ class Remote:
         ends = [end for report in reports for *_, end in report.timeline]
         shift = now - max(ends) if ends else 0.0  # clocks of machines differ
         for report in reports:
-            report.worker_id += first_worker
+            report.worker_id = self._places.setdefault((result.machine, report.pid), len(self._places))
             report.node = result.node
             report.errors = [(flight.start + index, error, text) for index, error, text in report.errors]
             report.timeline = [(a, b, c + shift, d + shift) for a, b, c, d in report.timeline]
@@ -372,11 +407,10 @@ class Remote:
 
     def close(self) -> None:
         """See `MapWorkers`."""
-        futures = [flight.future for flight in self._flights.values()]
-        self._flights.clear()
-        if futures:
-            self._engine.cancel(futures)
-        if futures or any(block.base is not None for block in self._manifest.blocks):
+        if self.running:
+            self._cancel()
+            self._flights.clear()
+        elif any(block.base is not None for block in self._manifest.blocks):
             self._engine.stop(self._id)
 
 

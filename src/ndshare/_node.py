@@ -27,6 +27,7 @@ from ndshare._board import Board
 from ndshare._driving import Drive
 from ndshare._freight import BLOCK, Crate, Piece, arrays_of, reply
 from ndshare._map_workers import Outcome, Ranges
+from ndshare._node_link import machine_name
 from ndshare._node_store import Store
 from ndshare._node_worker import call_function, run_part
 from ndshare._pool_workers import PoolWorkers
@@ -104,6 +105,7 @@ class Node:
         self.lock = threading.Lock()
         self.pid = os.getpid()
         self.name = socket.gethostname()
+        self.machine = f"{self.name}{machine_name()}"
         self.store = Store()
         self._map_id = ""
         self._twins: dict[int, Twin] = {}
@@ -116,7 +118,7 @@ class Node:
         if task.map_id in self._stopped:
             raise MapStoppedError(f"map {task.map_id} was given up by its caller")
         if lacks := self._take_in(task):
-            return TaskResult(self.name, self.pid, lacks)
+            return TaskResult(self.name, self.machine, lacks)
         if self._map_id != task.map_id:
             self.forget()
             self._map_id = task.map_id
@@ -132,13 +134,13 @@ class Node:
             raise
         for twin in twins:
             twin.reset()
-        return TaskResult(self.name, self.pid, [], mask, changes, outcome)
+        return TaskResult(self.name, self.machine, [], mask, changes, outcome)
 
     def call(self, task: CallTask) -> TaskResult:
         """Call a function in a worker; any number of threads may."""
         with self.lock:
             if lacks := self._take_in(task):
-                return TaskResult(self.name, self.pid, lacks)
+                return TaskResult(self.name, self.machine, lacks)
             twins = {
                 number: Twin(number, nbytes, None if base is None else self.store.get(base))
                 for number, (nbytes, base) in task.blocks.items()
@@ -152,7 +154,7 @@ class Node:
         try:
             outcome, failure = self._executor.submit(call_function, crates).result()
             changes = [change for twin in twins.values() for change in twin.changes()]
-            return TaskResult(self.name, self.pid, changes=changes, outcome=outcome, failure=failure)
+            return TaskResult(self.name, self.machine, changes=changes, outcome=outcome, failure=failure)
         finally:
             for twin in twins.values():
                 twin.close()
@@ -258,7 +260,7 @@ def run_task(task: CallTask) -> TaskResult:
         with node.lock:
             return node.run(task)
     except Exception as error:
-        return TaskResult(node.name, node.pid, failure=reply(failures.portable(error)))
+        return TaskResult(node.name, node.machine, failure=reply(failures.portable(error)))
 
 
 def stop_map(map_id: str) -> None:

@@ -87,8 +87,8 @@ class TaskResult:
     ----------
     node : str
         Where it ran.
-    pid : int
-        The engine's process there.
+    machine : str
+        The same, unambiguous: processes with this in common share memory.
     lacks : list of bytes
         Hashes of contents that the node has not got; nothing was run then.
     mask : bytes
@@ -104,7 +104,7 @@ class TaskResult:
     """
 
     node: str
-    pid: int
+    machine: str
     lacks: list[bytes] = dataclasses.field(default_factory=list)
     mask: bytes = b""
     changes: list[Change] = dataclasses.field(default_factory=list)

@@ -36,15 +36,15 @@ class ClusterExecutor(concurrent.futures.Executor):
 
     Notes
     -----
-    Arguments are read when `submit` is called. Large arrays go to each machine once, whichever calls use them.
-    A function sees shared arrays as they are at `submit`; what it writes to them arrives, byte by byte, before
-    its future is done. Calls that write to the same elements overwrite each other, the last one wins.
+    Arguments are read when `submit` is called. Large arrays go to each machine once, whichever calls use
+    them. A function sees shared arrays as they are at `submit`; what it writes to them arrives, byte by byte,
+    before its future is done. Calls that write to the same elements overwrite each other, the last one wins.
     """
 
     def __init__(self, engine: Any) -> None:
         self._engine = find_engine(engine, None)
         self._lock = threading.Lock()  # of arrays that results are merged into
-        self._pending: set[concurrent.futures.Future[Any]] = set()
+        self._pending: dict[concurrent.futures.Future[Any], Any] = {}  # and the engine's own
         self._closed = False
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[_T]:
@@ -74,7 +74,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         task.load(manifest.contents, ())
         future: concurrent.futures.Future[_T] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()
-        self._pending.add(future)
+        self._pending[future] = None
         self._send(future, task, manifest, None)
         return future
 
@@ -89,9 +89,11 @@ class ClusterExecutor(concurrent.futures.Executor):
                 self._finish(future, manifest, result)
             except BaseException as error:
                 future.set_exception(error)
-            self._pending.discard(future)
+            self._pending.pop(future, None)
 
-        self._engine.submit(task, landed, address)
+        sent = self._engine.submit(task, landed, address)
+        if future in self._pending:
+            self._pending[future] = sent
 
     def _finish(self, future: Any, manifest: Manifest, result: TaskResult) -> None:
         with self._lock:
@@ -111,9 +113,11 @@ class ClusterExecutor(concurrent.futures.Executor):
         wait : bool, optional
             Return only when all futures are done.
         cancel_futures : bool, optional
-            Without effect on calls that the engine has already been given.
+            Give up the calls that have not begun: their futures raise `CancelledError`.
         """
         self._closed = True
+        if cancel_futures:
+            self._engine.cancel([sent for sent in self._pending.values() if sent is not None])
         if wait:
-            concurrent.futures.wait(set(self._pending))
+            concurrent.futures.wait(list(self._pending))
         self._engine.close()

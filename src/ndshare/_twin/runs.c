@@ -101,9 +101,9 @@ skip_changed(const unsigned char *new, const unsigned char *old, size_t i, size_
 }
 
 static int
-find(const unsigned char *new, const unsigned char *old, size_t n, growing *runs, growing *data)
+find(const unsigned char *new, const unsigned char *old, size_t n, growing *runs, char *data, size_t *changed)
 {
-    size_t end = 0;
+    size_t end = 0, used = 0;
     while (end < n) {
         size_t start = skip_same(new, old, end, n);
         if (start == n) {
@@ -111,13 +111,13 @@ find(const unsigned char *new, const unsigned char *old, size_t n, growing *runs
         }
         size_t before = end;
         end = skip_changed(new, old, start, n);
-        if (put_length(runs, start - before) < 0 || put_length(runs, end - start) < 0
-            || ensure(data, end - start) < 0) {
+        if (put_length(runs, start - before) < 0 || put_length(runs, end - start) < 0) {
             return -1;
         }
-        memcpy(data->at + data->used, new + start, end - start);
-        data->used += end - start;
+        memcpy(data + used, new + start, end - start);
+        used += end - start;
     }
+    *changed = used;
     return 0;
 }
 
@@ -128,8 +128,9 @@ ndshare_twin_changes(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
         return PyErr_Format(PyExc_TypeError, "changes takes two buffers, got %zd arguments", nargs);
     }
     Py_buffer new = {0}, old = {0};
-    growing runs = {0}, data = {0};
-    PyObject *result = NULL;
+    growing runs = {0};
+    PyObject *result = NULL, *data = NULL;
+    size_t changed = 0;
     if (PyObject_GetBuffer(args[0], &new, PyBUF_SIMPLE) < 0) {
         return NULL;
     }
@@ -140,19 +141,27 @@ ndshare_twin_changes(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
         PyErr_Format(PyExc_ValueError, "changes: %zd bytes and a twin of %zd; they must be as long", new.len, old.len);
         goto done;
     }
+    /* As much as there can be; pages that are not written to are never made. */
+    data = PyBytes_FromStringAndSize(NULL, new.len);
+    if (data == NULL) {
+        goto done;
+    }
     int status;
+    char *room = PyBytes_AS_STRING(data);
     Py_BEGIN_ALLOW_THREADS
-    status = find(new.buf, old.buf, (size_t)new.len, &runs, &data);
+    status = find(new.buf, old.buf, (size_t)new.len, &runs, room, &changed);
     Py_END_ALLOW_THREADS
     if (status < 0) {
         PyErr_NoMemory();
         goto done;
     }
-    result = Py_BuildValue("y#y#", runs.used ? (char *)runs.at : "", (Py_ssize_t)runs.used,
-                           data.used ? (char *)data.at : "", (Py_ssize_t)data.used);
+    if (_PyBytes_Resize(&data, (Py_ssize_t)changed) < 0) {
+        goto done;
+    }
+    result = Py_BuildValue("y#O", runs.used ? (char *)runs.at : "", (Py_ssize_t)runs.used, data);
 done:
     free(runs.at);
-    free(data.at);
+    Py_XDECREF(data);
     if (old.obj != NULL) {
         PyBuffer_Release(&old);
     }

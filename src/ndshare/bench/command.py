@@ -11,6 +11,7 @@ from typing import Any
 from ndshare.bench import (
     arrays,
     balance,
+    cluster,
     items,
     machine,
     mappers,
@@ -133,6 +134,13 @@ _FACES = {
         mappers.ALWAYS,
         ("items", "tiny", "many", "captured", "balance"),
         _run_map,
+    ),
+    "cluster": _Face(
+        "map on a local Dask cluster against Dask by hand",
+        peers.PEERS,
+        (),
+        cluster.CASES,
+        cluster.run,
     ),
 }
 
