@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -122,3 +124,16 @@ def test_ctrl_c_cancels_what_runs_on_the_nodes() -> None:
     assert context.map(lambda *_: None, range(10)).done.all()
     assert time.monotonic() - began < 15
     assert not started.any()
+
+
+def test_demo_on_two_machines() -> None:
+    """As a user starts it: every bit is that of the serial run."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ndshare", "demo", "cluster", "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "each equal to the serial one in every bit" in done.stdout

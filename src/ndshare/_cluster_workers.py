@@ -52,7 +52,7 @@ _PARTS_LEFT = 3
 #: How much larger than its predecessor a share may be.
 _GROWTH = 16
 #: So many shares of a group are under way, where nothing has rows per worker: the next one is there in time.
-_DEPTH = 4
+_DEPTH = 8
 #: So many nodes may be lost under one share.
 _LOST_MOST = 4
 
@@ -276,7 +276,11 @@ class Remote:
             options["first_worker"], self._per_group, options, self._patches(flight),
         )  # fmt: skip
         task.load(manifest.contents, contents)
-        flight.future = self._engine.submit(task, self._landing.put, address)
+        try:
+            flight.future = self._engine.submit(task, self._landing.put, address)
+        except concurrent.futures.BrokenExecutor as error:
+            error.add_note(_lost_items(flight))
+            raise
         self._flights[id(flight.future)] = flight
 
     # ------------------------------------------------------------------ what comes back
@@ -284,10 +288,13 @@ class Remote:
     def wait(self, seconds: float | None) -> list[Outcome]:
         """See `MapWorkers`."""
         outcomes: list[Outcome] = []
-        for future in self._landing.take(seconds):
-            flight = self._flights.pop(id(future), None)
-            if flight is not None:
-                outcomes += self._land(flight)
+        landed = [future for future in self._landing.take(seconds) if id(future) in self._flights]
+        flights = [self._flights.pop(id(future)) for future in landed]
+        if not self._rows:  # the next shares go out while the results of these come in
+            self._free.extend(flight.group for flight in flights)
+            self._fill()
+        for flight, result in zip(flights, self._engine.results(landed), strict=True):
+            outcomes += self._land(flight, result)
         if self._job.board.is_stopped():
             self._cancel()
         self._fill()
@@ -304,7 +311,7 @@ class Remote:
                 if flight.future.cancelled():
                     del self._flights[key]
 
-    def _land(self, flight: _Flight) -> list[Outcome]:
+    def _land(self, flight: _Flight, result: TaskResult | BaseException) -> list[Outcome]:
         """Merge a share and free its group; or send it again."""
         if flight.carries is not None:
             machine, contents = flight.carries
@@ -313,12 +320,8 @@ class Remote:
             parked, self._parked = self._parked, []
             for other in parked:
                 self._send(other)
-        try:
-            result = self._engine.result(flight.future)
-        except Exception as error:
-            return self._lose(flight, error)
-        except concurrent.futures.CancelledError as error:
-            return self._lose(flight, error)
+        if isinstance(result, BaseException):
+            return self._lose(flight, result)
         if result.lacks:
             lacks = frozenset(result.lacks)
             if lacks <= self._carried[result.machine]:
@@ -330,11 +333,16 @@ class Remote:
             return []
         if result.failure is not None:
             return self._fail(flight, *open_reply(result.failure))
-        self._free.append(flight.group)
+        self._release(flight)
         for change in result.changes:
             self.bytes_back += change.nbytes
             change.merge(self._manifest.blocks[change.block].memory)
         return self._report(flight, result)
+
+    def _release(self, flight: _Flight) -> None:
+        """Let a group with rows run its next share."""
+        if self._rows:
+            self._free.append(flight.group)
 
     def _report(self, flight: _Flight, result: TaskResult) -> list[Outcome]:
         board, job = self._job.board, self._job
@@ -378,11 +386,9 @@ class Remote:
         broken = isinstance(error, concurrent.futures.BrokenExecutor)
         if broken or flight.lost >= _LOST_MOST or self._job.board.is_stopped():
             if self._job.board.is_stopped():
-                self._free.append(flight.group)
+                self._release(flight)
                 return []
-            error.add_note(
-                f"ndshare: items {flight.start} to {flight.end - 1} could not be run: the engine lost them"
-            )
+            error.add_note(_lost_items(flight))
             raise error
         self._send(flight)
         return [Death(None, 0, None, time.monotonic())]
@@ -412,6 +418,10 @@ class Remote:
             self._flights.clear()
         elif any(block.base is not None for block in self._manifest.blocks):
             self._engine.stop(self._id)
+
+
+def _lost_items(flight: _Flight) -> str:
+    return f"ndshare: items {flight.start} to {flight.end - 1} could not be run: the engine lost them"
 
 
 def _is_cut(functor: Any) -> bool:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import abc
+import concurrent.futures
 import contextlib
 import itertools
 import operator
@@ -44,6 +45,16 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def result(self, future: Any) -> TaskResult:
         """Return what became of a share that is done, or raise what the engine says."""
+
+    def results(self, futures: list[Any]) -> list[TaskResult | BaseException]:
+        """Return what became of several tasks that are done: results, or what the engine says."""
+        found: list[TaskResult | BaseException] = []
+        for future in futures:
+            try:
+                found.append(self.result(future))
+            except (Exception, concurrent.futures.CancelledError) as error:
+                found.append(error)
+        return found
 
     def cancel(self, futures: list[Any]) -> None:
         """Give shares up: those that have not begun do not run."""
@@ -164,6 +175,14 @@ class DaskEngine(Engine):
             raise error
         result: TaskResult = self._client.gather(future, direct=True)
         return result
+
+    def results(self, futures: list[Any]) -> list[TaskResult | BaseException]:
+        """See `Engine`; one message to each worker for all of them."""
+        if all(future.status == "finished" for future in futures):
+            with contextlib.suppress(Exception):  # one by one, then: some of them are lost
+                found: list[TaskResult | BaseException] = self._client.gather(futures, direct=True)
+                return found
+        return super().results(futures)
 
     def cancel(self, futures: list[Any]) -> None:
         """See `Engine`."""

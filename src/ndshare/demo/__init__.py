@@ -20,6 +20,7 @@ Demos with a name::
     denoise.py    non-local means of one tile, and how good a tile is
     cleaning.py   a map over the tiles, in any context
     images.py     ``ndshare demo images``
+    cluster.py    ``ndshare demo cluster``
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-_NAMED = {"images": "ndshare.demo.images", "workspace": "ndshare.demo.workspace"}
+_NAMED = {
+    "cluster": "ndshare.demo.cluster",
+    "images": "ndshare.demo.images",
+    "workspace": "ndshare.demo.workspace",
+}
 
 
 def main(argv: Sequence[str]) -> int:
