@@ -1,7 +1,7 @@
 """``ndshare demo cluster``: the map of ``ndshare demo images`` on a local Dask cluster of two machines.
 
-The machines are processes of this one, each with workers of its own: what travels between them and here is what
-would travel on a network.
+The machines are processes of this one, each with workers of its own: what travels between them and here is
+what would travel on a network.
 """
 
 from __future__ import annotations
