@@ -116,6 +116,33 @@ def test_rows_per_worker_keep_what_they_had() -> None:
         assert counts.sum() == number * sum(range(100))
 
 
+def test_rows_of_one_element_in_either_order() -> None:
+    """Their axis cannot be seen from the memory layout."""
+    for order in ("C", "F"):
+        context = _context()
+        sums = context.alloc((1,), int, order=order, per_worker=True)
+
+        def kernel(worker_id: int, _index: int, value: int) -> None:
+            (sums[worker_id] if order == "C" else sums[..., worker_id])[...] += value
+
+        for number in (1, 2):
+            context.map(kernel, range(100), shares=20)
+            assert context.reduce(sums).tolist() == [number * 4950]
+
+
+def test_arrays_of_a_mapped_list_of_shared_arrays_are_written_to() -> None:
+    """Each comes with its share, and goes back."""
+    values = [ndshare.full(3000, float(k)) for k in range(20)]
+
+    def kernel(_worker_id: int, index: int, value: Any) -> None:
+        value[index] += 0.5
+
+    _context().map(kernel, values)
+    expected = np.repeat(np.arange(20.0)[:, None], 3000, 1)
+    expected[np.arange(20), np.arange(20)] += 0.5
+    assert np.array_equal(values, expected)
+
+
 def test_a_lock_is_refused_with_the_way_out() -> None:
     """It does not span machines."""
     lock = ndshare.lock()

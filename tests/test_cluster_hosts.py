@@ -17,7 +17,9 @@ _NAMESPACE = ["unshare", "--net", "--mount"]
 def _may_make_hosts() -> bool:
     if shutil.which("unshare") is None or shutil.which("ip") is None:
         return False
-    probe = "mount -t tmpfs tmpfs /dev/shm && ip link set lo up && ip link add first type veth peer name second"
+    probe = (
+        "mount -t tmpfs tmpfs /dev/shm && ip link set lo up && ip link add first type veth peer name second"
+    )
     return subprocess.run([*_NAMESPACE, "sh", "-c", probe], capture_output=True, check=False).returncode == 0
 
 

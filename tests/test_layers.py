@@ -18,6 +18,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__"}),
     frozenset({"cluster", "cluster_executor", "default_context", "workspace"}),
     frozenset({"_cluster_workers"}),
+    frozenset({"_cluster_cargo"}),
     frozenset({"_engines"}),
     frozenset({"_node"}),
     frozenset({"contexts"}),

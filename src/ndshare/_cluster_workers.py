@@ -24,24 +24,20 @@ import dataclasses
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from ndshare import _wire, captured, locks, mainspace, segments, transport
+from ndshare import _wire, captured, transport
+from ndshare._cluster_cargo import Cargo
 from ndshare._engines import Engine
-from ndshare._freight import Crate, Manifest, open_reply
+from ndshare._freight import open_reply
 from ndshare._map_workers import ItemError, Outcome, Ranges
 from ndshare._runner import Death, Job
-from ndshare._shares import ShareTask, TaskResult
+from ndshare._shares import TaskResult
 from ndshare.captured import Traffic
-from ndshare.functors import values_of
-from ndshare.mapping import Batch
-from ndshare.pickling import Recording, record
-from ndshare.rows import rows
-from ndshare.tasks import describe, with_traceback
+from ndshare.tasks import with_traceback
 
 #: A share should take about so long: many times what an engine takes to send one.
 _SHARE_S = 0.4
@@ -55,8 +51,6 @@ _GROWTH = 16
 _DEPTH = 8
 #: So many nodes may be lost under one share.
 _LOST_MOST = 4
-
-_OPTIONS = ("on_error", "share_items", "block", "timed", "trace", "seed", "timeout", "retries")
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -115,8 +109,7 @@ class Remote:
         self._job = job
         self._engine = engine
         self._per_group = per_group
-        self._id = uuid.uuid4().hex
-        self._free: collections.deque[int] = collections.deque()
+        self._free: collections.deque[int] | None = None  # groups, known when the kernel is packed
         self._cancelled = False
         self._groups = groups
         self._again: collections.deque[tuple[int, int]] = collections.deque()
@@ -127,14 +120,8 @@ class Remote:
         self._landing = _Landing()
         self._per_item_s = job.usual_ns * 1e-9
         self._size = 0
-        self._manifest = Manifest()
-        self._crates: list[Crate] = []
-        self._windows: list[tuple[int, int, int]] = []  # of the items: block, offset, bytes per item
-        self._rows: list[tuple[int, int, int]] = []  # the same of arrays with rows per worker
+        self._cargo = Cargo(job, per_group)
         self.captured: dict[str, Traffic] = {}
-        self.bytes_back = 0
-
-    # ------------------------------------------------------------------ packing
 
     def pack(self) -> None:
         """Pack kernel and functor.
@@ -144,73 +131,8 @@ class Remote:
         Exception
             Whatever pickling raises.
         """
-        job = self._job
-        manifest = self._manifest = Manifest()
-        self._windows, self._rows = [], []
-        data: dict[str, object] = {}
-        arrays = {
-            module: values
-            for module, values in captured.module_data(job.kernel).items()
-            if module not in transport.by_value_modules
-        }
-        whole = None if _is_cut(job.functor) else job.functor
-        with locks.leaving_machine():
-            kernel_only = mainspace.pack_with_data((job.kernel, None, data, arrays), data).take()
-            content = kernel_only
-            if whole is not None:
-                content = mainspace.pack_with_data((job.kernel, whole, data, arrays), data).take()
-            update = mainspace.deliver(content.needs, {}, brought=frozenset(data))
-        first = manifest.crate(kernel_only)
-        self._find_window(first)
-        self._crates = [
-            manifest.crate(Recording((b"N.",)) if update is None else update.take()),
-            manifest.crate(content),
-        ]
-        self._find_rows()
-        self._free.extend(list(range(self._groups)) * (1 if self._rows else _DEPTH))
-        private = {number for number, _, _ in (*self._rows, *self._windows)}
-        for number in range(len(manifest.blocks)):
-            if number not in private:
-                manifest.keep(number)
-        self.captured = captured.account(job.kernel, job.functor)
-
-    def _find_window(self, kernel: Crate) -> None:
-        """See whether the items lie in shared memory of their own, so that each share can bring its items."""
-        values: Any = values_of(self._job.functor)
-        if not isinstance(values, np.ndarray) or not segments.is_shared(values):
-            return
-        if values.size == 0 or not values.flags.c_contiguous:
-            return
-        found = segments.block_of(values)
-        if found is None:
-            return
-        number = self._manifest.block_number(found[0])
-        if number not in kernel.blocks():
-            self._windows.append((number, found[1], values.nbytes // len(values)))
-
-    def _find_rows(self) -> None:
-        for array in rows.per_worker():
-            found = self._manifest.find(array)
-            if found is not None and array.nbytes:
-                axis = 0 if array.flags.c_contiguous else array.ndim - 1
-                self._rows.append((*found, array.nbytes // array.shape[axis]))
-
-    def _patches(self, flight: _Flight) -> list[tuple[int, int, Any]]:
-        """Return what a share brings along besides its values."""
-        stretches = [
-            (number, offset + flight.group * self._per_group * size, self._per_group * size)
-            for number, offset, size in self._rows
-        ]
-        stretches += [
-            (number, offset + flight.start * size, (flight.end - flight.start) * size)
-            for number, offset, size in self._windows
-        ]
-        patches = []
-        for number, start, nbytes in stretches:
-            content = self._manifest.blocks[number].memory[start : start + nbytes]
-            if content.any():
-                patches.append((number, start, content.copy()))
-        return patches
+        self._cargo.pack()
+        self.captured = captured.account(self._job.kernel, self._job.functor)
 
     # ------------------------------------------------------------------ sending
 
@@ -221,17 +143,21 @@ class Remote:
 
     def start(self, _count: int, ranges: Ranges = ()) -> None:
         """See `MapWorkers`; there are always as many as there are groups."""
+        if self._free is None:
+            depth = 1 if self._cargo.has_rows else _DEPTH
+            self._free = collections.deque(list(range(self._groups)) * depth)
         self._again.extend(ranges)
         self._fill()
 
     def _fill(self) -> None:
         """Send shares for all groups that have none."""
         board = self._job.board
-        while self._free and not board.is_stopped():
+        free = self._free
+        while free and not board.is_stopped():
             share = self._again.popleft() if self._again else self._take()
             if share is None:
                 return
-            self._send(_Flight(self._free.popleft(), *share))
+            self._send(_Flight(free.popleft(), *share))
 
     def _take(self) -> tuple[int, int] | None:
         job, board = self._job, self._job.board
@@ -256,26 +182,8 @@ class Remote:
         return self._size
 
     def _send(self, flight: _Flight, contents: Collection[bytes] = (), address: Any = None) -> None:
-        job, manifest = self._job, self._manifest
-        options = {name: getattr(job, name) for name in _OPTIONS}
-        options["first"] = job.first + flight.start
-        options["first_worker"] = flight.group * self._per_group
-        options["usual_ns"] = self._per_item_s * 1e9
-        crates = list(self._crates)
-        part = _part_of(job.functor, flight.start, flight.end)
-        if part is not None:
-            with locks.leaving_machine():
-                crate = manifest.crate(record(part))
-            known = set().union(*(crate.blocks() for crate in self._crates))
-            for number in crate.blocks() - known:
-                manifest.keep(number)
-            crates.append(crate)
-        blocks = manifest.blocks_of(crates)
-        task = ShareTask(
-            self._id, describe(job.kernel), crates, blocks, {}, flight.start, flight.end,
-            options["first_worker"], self._per_group, options, self._patches(flight),
-        )  # fmt: skip
-        task.load(manifest.contents, contents)
+        first_worker = flight.group * self._per_group
+        task = self._cargo.task(flight.start, flight.end, first_worker, self._per_item_s, contents)
         try:
             flight.future = self._engine.submit(task, self._landing.put, address)
         except concurrent.futures.BrokenExecutor as error:
@@ -290,7 +198,9 @@ class Remote:
         outcomes: list[Outcome] = []
         landed = [future for future in self._landing.take(seconds) if id(future) in self._flights]
         flights = [self._flights.pop(id(future)) for future in landed]
-        if not self._rows:  # the next shares go out while the results of these come in
+        if (
+            self._free is not None and not self._cargo.has_rows
+        ):  # the next shares go out while the results of these come in
             self._free.extend(flight.group for flight in flights)
             self._fill()
         for flight, result in zip(flights, self._engine.results(landed), strict=True):
@@ -306,7 +216,7 @@ class Remote:
         if self._flights and not self._cancelled:
             self._cancelled = True
             self._engine.cancel([flight.future for flight in self._flights.values()])
-            self._engine.stop(self._id)
+            self._engine.stop(self._cargo.map_id)
             for key, flight in list(self._flights.items()):
                 if flight.future.cancelled():
                     del self._flights[key]
@@ -334,14 +244,12 @@ class Remote:
         if result.failure is not None:
             return self._fail(flight, *open_reply(result.failure))
         self._release(flight)
-        for change in result.changes:
-            self.bytes_back += change.nbytes
-            change.merge(self._manifest.blocks[change.block].memory)
+        self._cargo.merge(result.changes)
         return self._report(flight, result)
 
     def _release(self, flight: _Flight) -> None:
         """Let a group with rows run its next share."""
-        if self._rows:
+        if self._free is not None and self._cargo.has_rows:
             self._free.append(flight.group)
 
     def _report(self, flight: _Flight, result: TaskResult) -> list[Outcome]:
@@ -398,7 +306,7 @@ class Remote:
         name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if name in sys.modules and name not in transport.by_value_modules:
             transport.by_value_modules.add(name)
-            self.pack()
+            self._cargo.pack()
         flight.tries += 1
         if name in transport.by_value_modules and flight.tries < _LOST_MOST:
             self._send(flight)
@@ -416,28 +324,9 @@ class Remote:
         if self.running:
             self._cancel()
             self._flights.clear()
-        elif any(block.base is not None for block in self._manifest.blocks):
-            self._engine.stop(self._id)
+        elif self._cargo.has_bases:
+            self._engine.stop(self._cargo.map_id)
 
 
 def _lost_items(flight: _Flight) -> str:
     return f"ndshare: items {flight.start} to {flight.end - 1} could not be run: the engine lost them"
-
-
-def _is_cut(functor: Any) -> bool:
-    """Whether the values of a share can travel without the others."""
-    if type(functor) is Batch:
-        return True
-    values = values_of(functor)
-    if isinstance(values, np.ndarray):
-        return not segments.is_shared(values)
-    return type(values) in (list, tuple, range, str, bytes)
-
-
-def _part_of(functor: Any, start: int, end: int) -> Batch | None:
-    """Return the functor of a share; None if it is there as a whole."""
-    if not _is_cut(functor):
-        return None
-    if type(functor) is Batch:
-        return functor.part(start, end)
-    return Batch(values_of(functor)[start:end], start)

@@ -77,13 +77,16 @@ class SharedBlock:
         All of it.
     base : bytes or None
         Hash of what it held when the map began; None: zeros, or what comes with each share.
+    kept : bool
+        Whether that was looked at.
     """
 
-    __slots__ = ("base", "memory")
+    __slots__ = ("base", "kept", "memory")
 
     def __init__(self, memory: Bytes) -> None:
         self.memory = memory
         self.base: bytes | None = None
+        self.kept = False
 
 
 class Manifest:
@@ -129,6 +132,9 @@ class Manifest:
     def keep(self, number: int) -> None:
         """Note what a block holds now: nodes begin with it."""
         block = self.blocks[number]
+        if block.kept:
+            return
+        block.kept = True
         if _is_zero(block.memory):
             return
         content = block.memory.copy()  # while the map runs, results are merged into the block itself

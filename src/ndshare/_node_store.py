@@ -51,7 +51,7 @@ class Store:
         """Keep a content that was sent to this process, for all of this machine."""
         if digest in self._held:
             return
-        memory = self._keep(digest, make_segment(content.size), content.size)
+        memory = self._keep(digest, make_segment(content.size, filled=True), content.size)
         memory[:] = content
         block = _block_of(memory)
         fd = block.lend()

@@ -32,6 +32,7 @@ import numpy as np
 
 from ndshare import _twin, segments
 from ndshare._freight import Bytes
+from ndshare.errors import CapacityError
 
 _PAGE = mmap.PAGESIZE
 #: Compared at a time: what is found is sent in pieces of at most this size.
@@ -40,8 +41,23 @@ _PIECE_BYTES = 4 << 20
 _SHORT_RUN_BYTES = 16
 
 
-def make_segment(nbytes: int, kind: int = segments.SHARED) -> segments.Block:
-    """Make a block of memory that takes none until it is written to."""
+def make_segment(nbytes: int, *, filled: bool) -> segments.Block:
+    """Make a block of shared memory that takes none until it is written to.
+
+    Parameters
+    ----------
+    nbytes : int
+        Its size.
+    filled : bool
+        Whether all of it will be.
+
+    Raises
+    ------
+    CapacityError
+        If that does not fit.
+    """
+    if filled and (room := segments.stats()).available < nbytes:
+        raise CapacityError(nbytes, room.available, room.limit)
     fd = os.memfd_create("ndshare-node", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     size = max(-(-nbytes // _PAGE) * _PAGE, _PAGE)
     try:
@@ -50,7 +66,7 @@ def make_segment(nbytes: int, kind: int = segments.SHARED) -> segments.Block:
     except BaseException:
         os.close(fd)
         raise
-    return segments.attach(secrets.randbits(63), size, kind, fd)
+    return segments.attach(secrets.randbits(63), size, segments.SHARED, fd)
 
 
 @dataclasses.dataclass(slots=True)
@@ -123,7 +139,7 @@ class Twin:
     def __init__(self, number: int, nbytes: int, base: Bytes | None) -> None:
         self.number = number
         self.base = base
-        self.block = make_segment(nbytes)
+        self.block = make_segment(nbytes, filled=base is not None)
         self.work: Bytes = self.block.array(np.uint8, (nbytes,))
         self._file = self.block.lend()
         self._patches: list[Patch] = []
@@ -185,7 +201,10 @@ class Twin:
     def reset(self) -> None:
         """Bring it back to the base."""
         if self.base is None:
-            _punch(self._file, self.block.size)
+            try:
+                _punch(self._file, self.block.size)
+            except OSError:  # the pages stay, then
+                self.work[:] = 0
             return
         for change in self.changes():
             stretch = slice(change.start, change.start + change.length)
@@ -196,12 +215,13 @@ class Twin:
 
     def close(self) -> None:
         """Give its memory back, also that of workers which still have it mapped."""
-        _punch(self._file, self.block.size)
+        with contextlib.suppress(OSError):
+            _punch(self._file, self.block.size)
         os.close(self._file)
         del self.work
         self.block.release()
 
 
 def _punch(fd: int, size: int) -> None:
-    with contextlib.suppress(OSError), mmap.mmap(fd, size) as memory:
+    with mmap.mmap(fd, size) as memory:
         memory.madvise(mmap.MADV_REMOVE)
