@@ -137,3 +137,17 @@ def test_demo_on_two_machines() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "each equal to the serial one in every bit" in done.stdout
+
+
+def test_bench_keeps_its_goals_for_bytes() -> None:
+    """What changed is sent, and hardly anything else: the goals that do not depend on time."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ndshare", "bench", "cluster", "--quick", "--rounds", "1", "--cases", "bytes"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" ok") >= 3, done.stdout
+    assert "MISSED" not in done.stdout, done.stdout
