@@ -36,6 +36,10 @@ def dask_clusters() -> Iterator[None]:
             address = stack.enter_context(dask_cluster(count))
             _engines[f"dask {count}"] = stack.enter_context(distributed.Client(address))
         yield
+    # The thread in which callbacks run outlives the clients; with it maps cannot fork in later tests.
+    futures = distributed.client.Future
+    futures._cb_executor.shutdown()
+    futures._cb_executor = None
 
 
 class TestDaskOfTwo(ContextConformance):

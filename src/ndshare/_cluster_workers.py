@@ -35,7 +35,7 @@ from ndshare._engines import Engine
 from ndshare._freight import open_reply
 from ndshare._map_workers import ItemError, Outcome, Ranges
 from ndshare._runner import Death, Job
-from ndshare._shares import TaskResult
+from ndshare._shares import ShareTask, TaskResult
 from ndshare.captured import Traffic
 from ndshare.tasks import with_traceback
 
@@ -153,11 +153,25 @@ class Remote:
         """Send shares for all groups that have none."""
         board = self._job.board
         free = self._free
+        flights: list[_Flight] = []
         while free and not board.is_stopped():
             share = self._again.popleft() if self._again else self._take()
             if share is None:
-                return
-            self._send(_Flight(free.popleft(), *share))
+                break
+            flights.append(_Flight(free.popleft(), *share))
+        tasks = [self._task(flight) for flight in flights]
+        try:
+            futures = self._engine.submit_all(tasks, self._landing.put) if tasks else []
+        except concurrent.futures.BrokenExecutor as error:
+            error.add_note(_lost_items(flights[0]))
+            raise
+        for flight, future in zip(flights, futures, strict=True):
+            flight.future = future
+            self._flights[id(future)] = flight
+
+    def _task(self, flight: _Flight, contents: Collection[bytes] = ()) -> ShareTask:
+        first_worker = flight.group * self._per_group
+        return self._cargo.task(flight.start, flight.end, first_worker, self._per_item_s, contents)
 
     def _take(self) -> tuple[int, int] | None:
         job, board = self._job, self._job.board
@@ -182,10 +196,8 @@ class Remote:
         return self._size
 
     def _send(self, flight: _Flight, contents: Collection[bytes] = (), address: Any = None) -> None:
-        first_worker = flight.group * self._per_group
-        task = self._cargo.task(flight.start, flight.end, first_worker, self._per_item_s, contents)
         try:
-            flight.future = self._engine.submit(task, self._landing.put, address)
+            flight.future = self._engine.submit(self._task(flight, contents), self._landing.put, address)
         except concurrent.futures.BrokenExecutor as error:
             error.add_note(_lost_items(flight))
             raise

@@ -46,6 +46,10 @@ class Engine(abc.ABC):
     def result(self, future: Any) -> TaskResult:
         """Return what became of a share that is done, or raise what the engine says."""
 
+    def submit_all(self, tasks: list[Any], tell: Callable[[Any], object]) -> list[Any]:
+        """Send several tasks; returns their futures."""
+        return [self.submit(task, tell) for task in tasks]
+
     def results(self, futures: list[Any]) -> list[TaskResult | BaseException]:
         """Return what became of several tasks that are done: results, or what the engine says."""
         found: list[TaskResult | BaseException] = []
@@ -157,9 +161,22 @@ class DaskEngine(Engine):
         """See `Engine`."""
         return max((worker["nthreads"] for worker in self._workers().values()), default=1)
 
+    def _key(self, task: CallTask) -> str:
+        return f"ndshare-{task.map_id or 'call'}-{self._session}-{next(self._numbers)}"
+
+    def submit_all(self, tasks: list[Any], tell: Callable[[Any], object]) -> list[Any]:
+        """See `Engine`; small ones in one message."""
+        if len(tasks) < 2 or any(task.nbytes() > _SCATTER_MIN for task in tasks):
+            return super().submit_all(tasks, tell)
+        keys = [self._key(task) for task in tasks]
+        futures: list[Any] = self._client.map(_run_on_dask, tasks, key=keys, pure=False)
+        for future in futures:
+            future.add_done_callback(tell)
+        return futures
+
     def submit(self, task: CallTask, tell: Callable[[Any], object], address: Any = None) -> Any:
         """See `Engine`."""
-        key = f"ndshare-{task.map_id or 'call'}-{self._session}-{next(self._numbers)}"
+        key = self._key(task)
         content: Any = task
         if task.nbytes() > _SCATTER_MIN:
             content = self._client.scatter(task, workers=address, direct=True, hash=False)
