@@ -21,6 +21,7 @@ from typing import ClassVar
 _TOKEN_NAME = "NDSHARE_TEST_TOKEN"
 _TOKEN = f"{os.getpid()}-{time.monotonic_ns()}"
 os.environ[_TOKEN_NAME] = _TOKEN
+os.environ["NDSHARE_DICT_SPACE"] = _TOKEN  # of SharedDicts: other test runs prune theirs
 
 _GRACE_S = 5.0  # a loaded machine takes this long to reap a few killed processes
 _POLL_S = 0.01
@@ -142,6 +143,8 @@ class ShmEntries(Resource):
         found: dict[object, str] = {}
         with os.scandir("/dev/shm") as entries:
             for entry in entries:
+                if entry.name.startswith("ndshare.") and not entry.name.startswith(f"ndshare.{_TOKEN}-"):
+                    continue  # of another test run
                 try:
                     if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
                         found[entry.name] = f"/dev/shm/{entry.name}"

@@ -138,3 +138,26 @@ def test_bench_quick_run_measures_every_goal(tmp_path: Path) -> None:
         assert "ndshare" in case["results"]
     assert {"ndshare", "stdlib", "mp.Pool"} <= set(content["versions"])
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_dict_quick_run_measures_every_goal(tmp_path: Path) -> None:
+    """The cases of SharedDict, once, small: every goal has a figure."""
+    figures, picture = tmp_path / "figures.json", tmp_path / "picture.png"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "ndshare", "bench", "dict", "--quick", "--rounds", "1"),
+            *("--json", str(figures), "--plot", str(picture)),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = json.loads(figures.read_text())
+    assert len(content["cases"]) == 7
+    for case in content["cases"]:
+        for goal in case["goals"]:
+            assert goal["reached"] is not None, case["name"]
+    assert picture.read_bytes().startswith(b"\x89PNG")

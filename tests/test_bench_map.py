@@ -79,6 +79,28 @@ def test_peer_of_another_face_is_refused(capsys) -> None:
         assert name in capsys.readouterr().err
 
 
+def test_bench_joblib_quick_run_measures_every_goal(tmp_path: Path) -> None:
+    """Both cases of the joblib backend, with small arrays."""
+    figures = tmp_path / "figures.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "ndshare", "bench", "joblib", "--quick", "--rounds", "1"),
+            *("--json", str(figures)),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JOBLIB_TEMP_FOLDER": str(tmp_path)},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    cases = json.loads(figures.read_text())["cases"]
+    assert [case["name"] for case in cases] == ["joblib-input", "joblib-results"]
+    for case in cases:
+        assert {"ndshare", "loky"} <= case["results"].keys()
+        assert all(goal["reached"] is not None for goal in case["goals"])
+
+
 def test_bench_map_quick_run_measures_every_goal(tmp_path: Path) -> None:
     """A run with one round fills the JSON file and the picture; every goal has a figure."""
     figures, picture = tmp_path / "figures.json", tmp_path / "picture.png"

@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from sklearn.kernel_ridge import KernelRidge
 
 import ndshare
-from ndshare.demo import digits, plot, ridge
+from ndshare.demo import digits, plot, ridge, softmax
 from ndshare.demo.grid import Grid, Search, pickled_bytes, search_parallel, search_serial
 from ndshare.demo.table import size, table
 
@@ -169,3 +169,42 @@ def test_demo_zero_workers_is_refused(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--workers", "0"])
     assert "at least 1 worker" in capsys.readouterr().err
+
+
+def test_softmax_gradient_is_that_of_the_loss() -> None:
+    """The gradient agrees with differences of the cross-entropy."""
+    rng = np.random.default_rng(9)
+    images, labels = rng.random((20, 5)), rng.integers(0, 10, 20)
+    parameters = rng.normal(size=(6, 10))
+
+    def loss(values: np.ndarray) -> float:
+        return float(-np.mean(np.log(softmax.scores(values, images)[np.arange(20), labels])))
+
+    found = softmax.gradient(parameters, images, labels)
+    for row, column in ((0, 0), (3, 7), (5, 9)):
+        shift = np.zeros_like(parameters)
+        shift[row, column] = 1e-6
+        expected = (loss(parameters + shift) - loss(parameters - shift)) / 2e-6
+        assert found[row, column] == pytest.approx(expected, abs=1e-7)
+
+
+def test_demo_sgd_quick_converges_although_learners_are_killed(tmp_path: Path) -> None:
+    """``ndshare demo sgd --quick``: good accuracy, some kills, every step counted once, a picture."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-W", "error", "-m", "ndshare", "demo", "sgd", "--quick"),
+            *("--workers", "2", "--out", str(tmp_path)),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "counted, each of them in the weights" in done.stdout
+    line = next(line for line in done.stdout.splitlines() if line.startswith("2 processes"))
+    assert float(line.split()[2].rstrip("%")) > 80, line
+    assert "killed and replaced" in line
+    assert (tmp_path / "ndshare-sgd.png").read_bytes().startswith(b"\x89PNG")
+    assert done.stderr == ""

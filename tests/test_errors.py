@@ -17,7 +17,10 @@ _CLASSES = sorted(
         thing
         for module in (errors, _pool_errors)
         for thing in vars(module).values()
-        if isinstance(thing, type) and issubclass(thing, Exception) and thing.__module__.startswith("ndshare")
+        if isinstance(thing, type)
+        and issubclass(thing, Exception)
+        and thing.__module__.startswith("ndshare")
+        and thing is not errors.ShutDown  # the standard library's, from Python 3.13 on
     },
     key=lambda cls: cls.__name__,
 )
@@ -34,6 +37,9 @@ BUILTINS = {
     "InheritedError": RuntimeError,
     "RemoteError": RuntimeError,
     "OwnerDiedError": RuntimeError,
+    "LayoutError": ValueError,
+    "KeyLockError": RuntimeError,
+    "KeyTimeoutError": TimeoutError,
     "NdshareWarning": UserWarning,
     "RepeatedCopyWarning": UserWarning,
     "SilentWriteWarning": UserWarning,

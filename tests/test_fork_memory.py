@@ -391,3 +391,46 @@ def test_fork_in_many_threads_while_others_allocate_does_not_deadlock():
         for thread in threads:
             thread.join()
     assert not failures
+
+
+def test_message_that_was_being_sent_at_a_fork_keeps_its_memory_in_the_child(run_script):
+    """The child receives a segment it has inherited as well: its owner must not reuse it meanwhile."""
+    run_script("""
+import os, socket, sys
+import numpy as np
+from ndshare import segments
+
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+block = segments.stage(1 << 20)
+np.frombuffer(memoryview(block), "u1")[:] = 1
+child = os.fork()
+if child == 0:
+    code = 1
+    try:
+        data, fds, _, _ = socket.recv_fds(theirs, 100, 1)
+        uid, size, offset = map(int, data.split())
+        received = segments.attach(uid, size, segments.VALUE, fds[0])
+        a = received.array("u1", (1 << 20,), None, offset)
+        received.release()
+        theirs.send(b"has it")
+        theirs.recv(100)
+        assert (a == 1).all()
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+fd = block.lend()
+socket.send_fds(ours, [b"%d %d %d" % (block.uid, block.size, block.offset)], [fd])
+os.close(fd)
+block.release()
+ours.recv(100)
+kept = []
+for _ in range(5):
+    other = segments.stage(1 << 20)
+    np.frombuffer(memoryview(other), "u1")[:] = 2
+    kept.append(other)
+ours.send(b"look")
+assert os.waitpid(child, 0)[1] == 0
+""")

@@ -514,3 +514,34 @@ assert study.out.tolist() == [11, 12, 13, 14], study.out
 context.map(lambda worker_id, index, value: study.kernel(0, index % 4, value % 4), range(10_000))
 assert storage.total == 12 + 15_000, storage.total
 """)
+
+
+def test_map_that_waits_for_workers_ends_when_they_are_killed() -> None:
+    """Two maps share the workers of one context: the second one has not begun when they are killed."""
+    context = ndshare.ProcessContext(1)
+    out = context.alloc(2)
+    began = context.alloc(1)
+    outcomes: list[BaseException] = []
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        began[0] = 1
+        time.sleep(60)
+        out[index] = 1
+
+    def run() -> None:
+        try:
+            context.map(kernel, range(2))
+        except BaseException as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while not began[0] or context._executor._pool.pending < 2:  # type: ignore[union-attr]
+        time.sleep(0.01)
+    context._executor.kill_workers()  # type: ignore[union-attr]
+    for thread in threads:
+        thread.join(30)
+    assert len(outcomes) == 2, outcomes
+    assert not any(isinstance(error, NotImplementedError) for error in outcomes), outcomes
+    assert out.tolist() == [0, 0]

@@ -6,6 +6,7 @@ a copy, and nothing is left behind whatever dies.
 
 from __future__ import annotations
 
+import sys as _sys
 import typing as _typing
 
 from ndshare._scratch import scratch
@@ -23,6 +24,9 @@ from ndshare.arrays import (
 from ndshare.errors import (
     CapacityError,
     InheritedError,
+    KeyLockError,
+    KeyTimeoutError,
+    LayoutError,
     NdshareError,
     NdshareWarning,
     OwnerDiedError,
@@ -30,6 +34,7 @@ from ndshare.errors import (
     RepeatedCopyWarning,
     SegmentError,
     SegmentGoneError,
+    ShutDown,
     SilentWriteWarning,
     TransportError,
     UnsendableGlobalError,
@@ -38,6 +43,7 @@ from ndshare.errors import (
 from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
 
 if _typing.TYPE_CHECKING:
+    from ndshare._dict_list import prune
     from ndshare._pool_errors import InitializerError, WorkerDiedError
     from ndshare.cluster import ClusterContext
     from ndshare.cluster_executor import ClusterExecutor
@@ -58,10 +64,13 @@ if _typing.TYPE_CHECKING:
         SequenceFunctor,
     )
     from ndshare.locks import Lock, lock
+    from ndshare.queues import Queue
     from ndshare.randomness import item_rng
     from ndshare.report import MapReport
+    from ndshare.shared_dict import SharedDict
     from ndshare.sharing import share
     from ndshare.workspace import Workspace
+    from ndshare.wrappers import register_wrapper
 
 __version__ = "0.1.0"
 
@@ -74,6 +83,9 @@ __all__ = [
     "Functor",
     "InheritedError",
     "InitializerError",
+    "KeyLockError",
+    "KeyTimeoutError",
+    "LayoutError",
     "Lock",
     "MapContext",
     "MapReport",
@@ -83,12 +95,15 @@ __all__ = [
     "OwnerDiedError",
     "ProcessContext",
     "ProcessPoolExecutor",
+    "Queue",
     "RemoteError",
     "RepeatedCopyWarning",
     "SegmentError",
     "SegmentGoneError",
     "SequenceFunctor",
     "SerialContext",
+    "SharedDict",
+    "ShutDown",
     "SilentWriteWarning",
     "Stats",
     "ThreadContext",
@@ -110,6 +125,8 @@ __all__ = [
     "map",
     "ones",
     "ones_like",
+    "prune",
+    "register_wrapper",
     "scratch",
     "set_default_context",
     "share",
@@ -136,8 +153,10 @@ _LATER = {
     "NdarrayFunctor": "ndshare.functors",
     "ProcessContext": "ndshare.contexts",
     "ProcessPoolExecutor": "ndshare.executor",
+    "Queue": "ndshare.queues",
     "SequenceFunctor": "ndshare.functors",
     "SerialContext": "ndshare.contexts",
+    "SharedDict": "ndshare.shared_dict",
     "ThreadContext": "ndshare.contexts",
     "WorkerDiedError": "ndshare._pool_errors",
     "Workspace": "ndshare.workspace",
@@ -146,6 +165,8 @@ _LATER = {
     "item_rng": "ndshare.randomness",
     "lock": "ndshare.locks",
     "map": "ndshare.default_context",
+    "prune": "ndshare._dict_list",
+    "register_wrapper": "ndshare.wrappers",
     "set_default_context": "ndshare.default_context",
     "share": "ndshare.sharing",
     "shutdown": "ndshare.crew",
@@ -164,3 +185,10 @@ def __getattr__(name: str) -> _typing.Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+# A child that multiprocessing has started anew, of a parent that has called `register`.
+if hasattr(_sys.modules.get("multiprocessing"), "_ndshare_registered"):
+    from ndshare.integrations import multiprocessing as _multiprocessing
+
+    _multiprocessing.register_inherited()

@@ -1,4 +1,4 @@
-"""What a worker must be like when it runs a task: path, directory, environment, warning filters.
+"""What a worker must be like when it runs a task: path, directory, environment, warning filters, log levels.
 
 Snapshots are compared with the last one at each dispatch, so this has to cost microseconds.
 """
@@ -6,13 +6,14 @@ Snapshots are compared with the last one at each dispatch, so this has to cost m
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import pickle
 import sys
 import warnings
 from typing import Any, NamedTuple
 
-from ndshare import _wire
+from ndshare import _records, _wire
 
 
 class Snapshot(NamedTuple):
@@ -44,13 +45,22 @@ class CallerState:
         last = self._last
         if last is not None:
             seen = last.seen
-            if seen[0] == here and seen[1] == sys.path and seen[2] == environ and seen[3] == warnings.filters:
+            if (
+                seen[0] == here
+                and seen[1] == sys.path
+                and seen[2] == environ
+                and seen[3] == warnings.filters
+                and seen[4] == bool(logging.root.handlers)
+                and _records.is_marked()
+            ):
                 return last
         self._last = new = self._look(here, environ)
         return new
 
     def _look(self, here: Any, environ: dict[bytes, bytes]) -> Snapshot:
-        seen = (here, list(sys.path), dict(environ), list(warnings.filters))
+        _records.mark()  # before looking: who sets a level meanwhile removes it
+        handled = bool(logging.root.handlers)
+        seen = (here, list(sys.path), dict(environ), list(warnings.filters), handled)
         try:
             cwd = os.getcwd()
         except FileNotFoundError:  # somebody removed it
@@ -60,6 +70,7 @@ class CallerState:
             "cwd": cwd,
             "path": [os.path.join(base, p) for p in seen[1] if isinstance(p, str)],
             "environ": {os.fsdecode(name): os.fsdecode(value) for name, value in seen[2].items()},
+            "logging": _records.settings(),
             "filters": [f for f in seen[3] if f[2].__module__ == "builtins" or _importable(f)],
         }
         return Snapshot(next(self._versions), seen, content)

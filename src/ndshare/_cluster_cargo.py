@@ -29,7 +29,7 @@ from ndshare.pickling import Recording, record
 from ndshare.rows import rows
 from ndshare.tasks import describe
 
-_OPTIONS = ("on_error", "share_items", "block", "timed", "trace", "seed", "timeout", "retries")
+_OPTIONS = ("errors", "on_error", "share_items", "block", "timed", "trace", "seed", "timeout", "retries")
 
 _Stretch = tuple[int, int, int]  # block, offset, bytes per item or row
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from ndshare import _frames as frames
 from ndshare import _wire, mainspace, transport
+from ndshare._inputs import Inputs
 from ndshare._pool_errors import InitializerError
 from ndshare._settings import PoolSettings
 from ndshare.crew import Crew
@@ -72,6 +73,7 @@ class Delivery:
         self._threads_asked = settings.threads is not None
         self._runs: dict[int, _RunReference] = {}  # maps whose function workers may have
         self._runs_over: collections.deque[_RunReference] = collections.deque()
+        self.inputs: Inputs | None = None  # arrays that many tasks have in common are copied once
         self.bytes_copied = 0
         self.bytes_sent = 0
 
@@ -208,7 +210,7 @@ class Delivery:
             return parcel
         opening = _wire.window()
         try:
-            return transport.pack(content, withheld=self._settings.withheld).settle()
+            return transport.pack(content, withheld=self._settings.withheld, inputs=self.inputs).settle()
         finally:
             _wire.curtain(opening)
 

@@ -27,23 +27,43 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from types import MappingProxyType
+from typing import Any
 
 from ndshare import _wire, captured, cpus, hub, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._pool_errors import WorkerDiedError
 from ndshare._runner import Job, run_watched
 from ndshare.captured import Traffic
+from ndshare.errors import TransportError
 from ndshare.failures import pack_failure
 from ndshare.tasks import describe
 
 _REPORT, _FAILURE = b"\0", b"\1"
+_DELIVERY_S = 2.0  # for messages in queues, once a worker is done
 _BUFFER_BYTES = transport.INLINE_MAX + 4096
+
+#: How many modules were imported, and the libraries with threads that were found then.
+_known: tuple[int, Any] | None = None
 
 
 def may_fork() -> bool:
     """Whether no thread but ndshare's own and the calling one runs in this process."""
     me = threading.current_thread()
     return all(thread is me or thread.name == hub.THREAD_NAME for thread in threading.enumerate())
+
+
+def _controller() -> Any:
+    """Return what sets the threads of the BLAS and OpenMP libraries of this process.
+
+    To look for them takes up to 15 ms, so children are not to do it, nor every map: libraries come with
+    modules.
+    """
+    global _known
+    if _known is None or _known[0] != len(sys.modules):
+        import threadpoolctl
+
+        _known = len(sys.modules), threadpoolctl.ThreadpoolController()
+    return _known[1]
 
 
 class Forked:
@@ -61,9 +81,7 @@ class Forked:
     captured: Mapping[str, Traffic] = MappingProxyType({})  # nothing is sent
 
     def __init__(self, job: Job, threads: int) -> None:
-        import threadpoolctl  # here and not in every child
-
-        self._limit = threadpoolctl.threadpool_limits
+        self._limit = _controller().limit
         self._job = job
         self._threads = threads
         self._children: dict[int, tuple[int, socket.socket]] = {}  # descriptor -> (process, socket)
@@ -108,9 +126,10 @@ class Forked:
             if (random := sys.modules.get("numpy.random")) is not None:
                 random.seed()
             cpus.set_inside_worker(self._threads)
-            self._limit(self._threads)
+            self._limit(limits=self._threads)
             try:
                 report = run_watched(self._job, ranges, captured.globals_of(self._job.kernel))
+                _deliver_messages()
                 parcel, kind = transport.pack(report).settle(), _REPORT
             except BaseException as error:
                 parcel, kind = pack_failure(error), _FAILURE
@@ -181,3 +200,15 @@ class Forked:
             self._children.clear()
         finally:
             _wire.unshield()
+
+
+def _deliver_messages() -> None:
+    """Let what the kernel put into queues get there: this process ends with the map."""
+    queues = sys.modules.get("ndshare._queue_exit")
+    left = queues.finish_within(_DELIVERY_S) if queues is not None else 0
+    if left:
+        raise TransportError(
+            "what a kernel put into a queue could not be delivered",
+            f"{left} messages still waited for room in a worker of this map, which ends with it",
+            "take messages out while the map runs, in a thread or another process, or put fewer",
+        )

@@ -3,13 +3,14 @@
 ::
 
     caller ──► worker   TASKS   records of (seq, kind, function, payload)
-                        STATE   sys.path, working directory, environment, filters, threads
+                        STATE   sys.path, working directory, environment, filters, threads, log levels
                         MAIN    names of the caller's __main__
                         FUNCTION  what later records of kind ITEMS call
                         FORGET  functions that are not needed any more
                         INITIALIZER, FDS, QUIT
     worker ──► caller   RESULT  seq, status, seconds, payload
                         INITIALIZED, FDS, SOURCES
+                        LOG     a log record
 
 A message is one SOCK_SEQPACKET datagram. Its descriptors are those of its records, in order. More
 descriptors than one message may carry (253) go ahead of it in FDS messages.
@@ -37,6 +38,7 @@ QUIT = 8
 SOURCES = 9
 RESULT = 10
 INITIALIZED = 11
+LOG = 12
 
 HEAD = struct.Struct("<BBHIf")  # kind, status, number of records, seq or token, seconds it took
 RECORD = struct.Struct("<IIIHH")  # seq, payload length, function token, descriptors, kind of record

@@ -40,7 +40,7 @@ from ndshare.executor import ProcessPoolExecutor
 from ndshare.functors import Functor
 from ndshare.layout import decode_dtype
 from ndshare.parcel import READ_ONLY
-from ndshare.pickling import CopyOnWrite, Standing
+from ndshare.pickling import CopyOnWrite, Placed
 from ndshare.pool import Pool
 from ndshare.tasks import RemoteTracebackError
 
@@ -194,15 +194,16 @@ class Node:
         return [self._twins[number] for number in task.blocks]
 
     def _place(self, twins: dict[int, Twin], piece: Piece) -> Any:
-        where, key, offset, code, shape, strides, flags = piece
+        where, key, offset, code, shape, steps, flags = piece
         if where == BLOCK:
-            return twins[key].view(offset, decode_dtype(code), shape, strides)
+            return twins[key].view(offset, decode_dtype(code), shape, steps)
         memory = self.store.get(key)
         found = segments.block_of(memory)
         assert found is not None
-        return CopyOnWrite(
-            Standing(found[0], offset, code, shape, strides, memory.size, not flags & READ_ONLY)
-        )
+        itemsize = decode_dtype(code).itemsize
+        strides: Any = steps  # None is C order in a piece
+        writeable = not flags & READ_ONLY
+        return CopyOnWrite(Placed(found[0], offset, code, itemsize, shape, strides, writeable, private=True))
 
     def _work(self, task: ShareTask) -> tuple[bytes, Crate]:
         context = self._contexts.get(task.workers)

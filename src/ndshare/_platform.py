@@ -6,12 +6,25 @@ belong to an open file description, and /proc have no equal elsewhere.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
+import struct
 import sys
 from typing import Final
 
-__all__ = ["cpu_count", "cpu_quota", "is_alive", "process_start_time", "require_linux"]
+__all__ = [
+    "cpu_count",
+    "cpu_quota",
+    "descriptors_in_flight",
+    "is_alive",
+    "is_byte_locked",
+    "lock_byte",
+    "process_start_time",
+    "reopen",
+    "require_linux",
+    "unlock_byte",
+]
 
 _CGROUP_ROOT: Final = "/sys/fs/cgroup"
 
@@ -103,3 +116,41 @@ def is_alive(pid: int, start_time: int | None = None) -> bool:
         return False
     words = text.rpartition(")")[2].split()
     return words[0] not in "ZX" and (start_time is None or int(words[19]) == start_time)
+
+
+# struct flock of 64-bit Linux: type, whence, start, length, pid (0 for locks of descriptions).
+_FLOCK: Final = struct.Struct("hhqqi4x")
+
+
+def reopen(fd: int) -> int:
+    """Return a descriptor of the same file with a file description of its own, which bears own locks."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+
+
+def lock_byte(fd: int, at: int, *, shared: bool) -> bool:
+    """Lock one byte of a file for the description of `fd`, or change its lock; False if others forbid it."""
+    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, at, 1, 0))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unlock_byte(fd: int, at: int) -> None:
+    """Give up the lock that the description of `fd` has on a byte."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, at, 1, 0))
+
+
+def is_byte_locked(fd: int, at: int) -> bool:
+    """Tell whether another description than that of `fd` has a lock on a byte."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0))
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def descriptors_in_flight(fd: int) -> int:
+    """Return how many descriptors wait in the messages a Unix socket has received; 0 before Linux 5.6."""
+    for line in (_read(f"/proc/self/fdinfo/{fd}") or "").splitlines():
+        if line.startswith("scm_fds:"):
+            return int(line.split()[1])
+    return 0

@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from ndshare import _loop, captured, failures, mainspace
+from ndshare import _errstate, _loop, captured, failures, mainspace
 from ndshare._board import Board
 from ndshare.functors import Functor, values_of
 from ndshare.randomness import entered
@@ -69,6 +69,8 @@ class Job:
         Index of the first item, in a map that goes over several boards.
     usual_ns : float
         What an item took last time; 0: not known.
+    errors : tuple, optional
+        How the caller has floating-point errors treated; see `ndshare._errstate`.
     timeout : float or None
         Seconds for one item.
     retries : int
@@ -88,6 +90,7 @@ class Job:
     seed: int | None = None
     first: int = 0
     usual_ns: float = 0.0
+    errors: _errstate.ErrorState = None
     timeout: float | None = None
     retries: int = 0
     first_worker: int = 0
@@ -290,7 +293,10 @@ class _Runner:
         _inside.depth += 1
         try:
             slot = board.slot(report.worker_id)
-            with entered(self.job.seed, board.memory, slot, self.job.first):
+            with (
+                entered(self.job.seed, board.memory, slot, self.job.first),
+                _errstate.entered(self.job.errors),
+            ):
                 for start, end in ranges:
                     self._share(start, end)
                 while (share := self._take()) is not None:

@@ -10,7 +10,8 @@ Guarantees
 - What a task returns is in shared memory already (NumPy allocates large blocks there) and is lent
   without a copy if nothing in this process can reach it any more.
 - SIGINT interrupts a running task once, if its caller has marked it; otherwise it is ignored.
-- Directory, environment, ``sys.path``, warning filters are the caller's as of the task's dispatch.
+- Directory, environment, ``sys.path``, warning filters and log levels are the caller's as of the task's
+  dispatch; log records go to the caller's handlers.
 
 Not guaranteed: module state that tasks leave behind stays until the worker ends, as under the standard
 library.
@@ -73,6 +74,7 @@ class _Worker:
         self.waited_us = math.inf
         self.threads = 1
         self.overlay: dict[str, str] = options["overlay"]
+        self.forwarder: Any = None  # of log records
 
         signal.signal(signal.SIGINT, self._interrupt)
         os.register_at_fork(after_in_child=self._leave_to_parent)
@@ -288,6 +290,8 @@ class _Worker:
         self._set_environment(state["environ"] | self.overlay, state["threads"], state["threads_asked"])
         warnings.filters[:] = state["filters"]  # type: ignore[index]
         warnings._filters_mutated()  # type: ignore[attr-defined]
+        if state["logging"] is not None or self.forwarder is not None:
+            self._set_logging(state["logging"])
 
     def _set_environment(self, wanted: dict[str, str], threads: int, asked: bool) -> None:
         for name in THREAD_VARIABLES:
@@ -304,6 +308,13 @@ class _Worker:
 
             threadpoolctl.threadpool_limits(threads)
             self.threads = threads
+
+    def _set_logging(self, wanted: Any) -> None:
+        from ndshare import _records
+
+        if self.forwarder is None:
+            self.forwarder = _records.Forwarder(self._send_record, _current_item)
+        self.forwarder.apply(wanted)
 
     def _on_sources(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
         """Say from which files of the user's the modules here come, and how old the files were."""
@@ -338,6 +349,12 @@ class _Worker:
             close_all(fds)
             parcel.release()
 
+    def _send_record(self, data: bytes) -> bool:
+        if self.socket_fd < 0:  # a process that a task forked
+            return False
+        self._send_one((frames.HEAD.pack(frames.LOG, 0, 0, 0, 0.0), data), ())
+        return True
+
     def _send(self, parts: Sequence[bytes], fds: Sequence[int]) -> None:
         while len(fds) > frames.FDS_MAX:
             self._send_one([frames.HEAD.pack(frames.FDS, 0, 0, 0, 0.0)], fds[: frames.FDS_MAX])
@@ -352,6 +369,11 @@ class _Worker:
             except OSError:
                 os._exit(1)  # the caller's process is gone or has given this worker up
             time.sleep(0.001)  # too many descriptors in flight for this user
+
+
+def _current_item() -> int | None:
+    randomness = sys.modules.get("ndshare.randomness")  # there if a map ever ran here
+    return None if randomness is None else randomness.current_item()
 
 
 class _UnreadableError(Exception):

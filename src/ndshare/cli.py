@@ -14,6 +14,8 @@ from collections.abc import Sequence
 _COMMANDS = {
     "bench": ("ndshare.bench", "time ndshare against other libraries"),
     "demo": ("ndshare.demo", "find the best handwriting classifier of a grid, in parallel"),
+    "ls": ("ndshare._command_ls", "list the SharedDicts of this user"),
+    "prune": ("ndshare._command_prune", "remove the SharedDicts that nobody uses any more"),
 }
 
 _INTERRUPTED = 130  # what a shell reports for a program that ended by Ctrl-C

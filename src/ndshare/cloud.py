@@ -16,7 +16,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle.cloudpickle as _impl
 import numpy as np
@@ -26,6 +26,9 @@ from ndshare._wire import selective
 from ndshare.errors import TransportError
 from ndshare.functions import MAIN_NAMES, main_namespace
 from ndshare.pickling import Recording, Session, finish
+
+if TYPE_CHECKING:
+    from ndshare._inputs import Inputs
 
 _MAKERS = (_impl._make_skeleton_class, _impl._make_skeleton_enum)
 
@@ -84,13 +87,21 @@ class _CloudPickler(_impl.Pickler):  # type: ignore[misc, unused-ignore]
     reducer_override: Callable[[Any], Any]
 
 
-def record(obj: object, *, lend: bool, defining: frozenset[str], withheld: frozenset[str]) -> Recording:
+def record(
+    obj: object,
+    *,
+    lend: bool,
+    defining: frozenset[str],
+    withheld: frozenset[str],
+    inputs: Inputs | None,
+) -> Recording:
     """Pickle an object as `ndshare.pickling.record` does, with cloudpickle's help."""
     pickler = _CloudPickler.__new__(_CloudPickler)
     session = _CloudSession(pickler)
     session.lend = lend
     session.defining = defining
     session.withheld = withheld
+    session.inputs = inputs
     # Read by __init__, and by nobody later: cloudpickle's class attribute hides the C pickler's member.
     pickler.dispatch_table = session.table
     pickler.__init__(session, 5, buffer_callback=session.notes.append)  # type: ignore[misc]

@@ -31,6 +31,7 @@ from ndshare._driving import Progress
 from ndshare._forked_workers import Forked, may_fork
 from ndshare._local_workers import Caller, Threads
 from ndshare._map_workers import MapWorkers
+from ndshare._own_state import brings_its_state
 from ndshare._pool_workers import PoolWorkers
 from ndshare._runner import Job
 from ndshare._settings import Environment
@@ -305,9 +306,11 @@ class ProcessContext(MapContext):
     ----------
     num_workers : int, optional
         By default the smaller of the CPU affinity and the container's CPU quota, at least 1.
-    start : {"pool", "fork"}, optional
+    start : {"pool", "fork", "auto"}, optional
         Where the workers come from. Workers of the pool are forked from a clean process and sent the kernel;
-        forked ones have everything that the caller has, at the price of a fork per map.
+        forked ones have everything that the caller has, at the price of a fork per map. With "auto" all
+        kernels see the state of the program at the time of the map where a fork is safe: workers are
+        forked if no threads but ndshare's run, unless those of the pool would see the same.
     threads_per_worker, env, preload
         As of `ndshare.ProcessPoolExecutor`.
     """
@@ -318,14 +321,14 @@ class ProcessContext(MapContext):
         self,
         num_workers: int | None = None,
         *,
-        start: Literal["pool", "fork"] = "pool",
+        start: Literal["pool", "fork", "auto"] = "pool",
         threads_per_worker: int | None = None,
         env: Environment = None,
         preload: Sequence[str] = (),
     ) -> None:
         super().__init__(cpus.default_workers() if num_workers is None else num_workers)
-        if start not in ("pool", "fork"):
-            raise ValueError(f"start must be 'pool' or 'fork', got {start!r}")
+        if start not in ("pool", "fork", "auto"):
+            raise ValueError(f"start must be 'pool', 'fork' or 'auto', got {start!r}")
         self.start = start
         self._options: dict[str, Any] = {
             "threads_per_worker": threads_per_worker,
@@ -350,7 +353,7 @@ class ProcessContext(MapContext):
 
     def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
         """See `MapContext`."""
-        if self.start == "fork":
+        if self._is_to_fork(job):
             return self._forked(job), ""
         workers = PoolWorkers(job, self.pool())
         try:
@@ -367,6 +370,11 @@ class ProcessContext(MapContext):
                 ) from error
             return self._forked(job), reason
         return workers, ""
+
+    def _is_to_fork(self, job: Job) -> bool:
+        if self.start == "auto":
+            return may_fork() and not brings_its_state(job.kernel, job.functor)
+        return self.start == "fork"
 
     def _forked(self, job: Job) -> MapWorkers:
         threads = self._options["threads_per_worker"] or max(1, cpus.default_workers() // self.num_workers)

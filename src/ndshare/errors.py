@@ -7,6 +7,9 @@
     │   └── SegmentGoneError                the memory a message names is not there any more
     ├── CapacityError (MemoryError)         asked / free / the limit that binds
     ├── TransportError (RuntimeError)           a message could not be rebuilt
+    ├── LayoutError (ValueError)                a file is not a SharedDict, or is damaged
+    ├── KeyLockError (RuntimeError)             locks of a SharedDict asked for in a way that could deadlock
+    ├── KeyTimeoutError (TimeoutError)          a lock or value of a SharedDict did not come in time
     ├── OwnerDiedError (RuntimeError)           a process ended while it held a lock
     ├── UnsendableGlobalError (TypeError)       a global of __main__ cannot be pickled
     └── WorkerError (RuntimeError)
@@ -27,6 +30,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -133,6 +137,84 @@ class TransportError(NdshareError, RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.got}; {self.remedy}."
+
+
+class LayoutError(NdshareError, ValueError):
+    """A file is not a SharedDict, or a damaged one; nothing of it was used.
+
+    Parameters
+    ----------
+    file : str
+        Path of the file.
+    field : str
+        What in it is wrong.
+    got : str
+        What is there.
+    allowed : str
+        What could be there.
+    """
+
+    def __init__(self, file: str, field: str, got: str, allowed: str) -> None:
+        super().__init__(file, field, got, allowed)
+        self.file = file
+        self.field = field
+        self.got = got
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file} is refused: its {self.field} is {self.got}, and {self.allowed} is allowed. The "
+            "file is foreign, truncated or damaged; remove it, or use another name or path"
+        )
+
+
+class KeyLockError(NdshareError, RuntimeError):
+    """Keys of a SharedDict were to be locked in a way that could wait for ever.
+
+    Parameters
+    ----------
+    wanted : str
+        The keys that were asked for.
+    held : str
+        The keys that this thread has locked already.
+    remedy : str
+        What to do.
+    """
+
+    def __init__(self, wanted: str, held: str, remedy: str) -> None:
+        super().__init__(wanted, held, remedy)
+        self.wanted = wanted
+        self.held = held
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return (
+            f"key {self.wanted} cannot be locked while this thread has locked {self.held}: it might wait for "
+            f"ever; {self.remedy}"
+        )
+
+
+class KeyTimeoutError(NdshareError, TimeoutError):
+    """The lock of a key of a SharedDict, or a newer value of it, did not come in time.
+
+    Parameters
+    ----------
+    what : str
+        What was waited for.
+    seconds : float
+        How long.
+    why : str
+        Who has the lock, or what is there instead.
+    """
+
+    def __init__(self, what: str, seconds: float, why: str) -> None:
+        super().__init__(what, seconds, why)
+        self.what = what
+        self.seconds = seconds
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.what} did not come within {self.seconds:g} s: {self.why}; wait longer or try again"
 
 
 class OwnerDiedError(NdshareError, RuntimeError):
@@ -278,6 +360,14 @@ class SilentWriteWarning(NdshareWarning):
             f"the kernel wrote to {self.name} ({self.what}), which is not shared: each worker has a copy "
             f"of its own, and what was written there is lost; {remedy}."
         )
+
+
+if sys.version_info >= (3, 13):
+    from queue import ShutDown as ShutDown
+else:
+
+    class ShutDown(Exception):  # noqa: N818 - the name of the standard library from 3.13 on
+        """Raised by a queue that was shut down; equals `queue.ShutDown` of Python 3.13."""
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 # `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
 # that moment would leave the child an import lock that nobody releases.
-from ndshare import sharing  # noqa: F401
+from ndshare import _errstate, sharing  # noqa: F401
 from ndshare._arguments import check_callable, check_count, check_seconds
 from ndshare._callers import warn_caller
 from ndshare._repeats import Repeats
@@ -155,6 +156,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         check_callable("fn", fn)
         if not self._repeats.told:
             warn_of_copies(self._repeats, fn, args, kwargs)
+        if (errors := _errstate.current()) is not None:
+            fn, args = _errstate.call, (errors, fn, *args)
         task = TaskFuture(self._pool, fn, args, kwargs)
         if self._snapshot == "submit":
             task.read_now(private=self._pool.settings.retries > 0)
@@ -198,6 +201,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         if timeout is not None:
             check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
+        if (errors := _errstate.current()) is not None:
+            fn = functools.partial(_errstate.call, errors, fn)
         run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
         self._pool.delivery.follow(run)
         groups = _chunks(zip(*iterables, strict=False), chunksize)

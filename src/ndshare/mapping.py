@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ndshare import _runner
+from ndshare import _errstate, _runner
 from ndshare._board import DONE, Board
 from ndshare._callers import warn_caller
 from ndshare._driving import Drive, Progress, usual_ns
@@ -104,6 +104,7 @@ def _run_once(
         seed=options.seed,
         usual_ns=usual_ns(kernel),
         first=first,
+        errors=_errstate.current(),
         timeout=options.timeout,
         retries=options.retries,
     )

@@ -51,8 +51,8 @@ class Parcel:
     ----------
     data : bytes
         The message.
-    blocks : tuple of Block
-        Memory the message refers to, one block for each descriptor, in their order.
+    blocks : tuple of Block or Descriptor
+        Memory and open files the message refers to, one for each of its descriptors, in their order.
     needs : frozenset of str
         Names of the caller's ``__main__`` that the receiver must have (`ndshare.mainspace`).
     neighbours : tuple of Block

@@ -33,15 +33,19 @@ import pickle
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ndshare import _scratch, functions, memmaps, segments
+from ndshare import _scratch, functions, memmaps, segments, wrappers
 from ndshare._wire import selective
+from ndshare.descriptors import Descriptor
 from ndshare.layout import encode_dtype, is_movable, may_overlap_itself
 from ndshare.named import NAME_ONLY, names_in_pickle
 from ndshare.reducers import LATE_COUNT, late_reducers, reduce_small, reduce_subclass, same
+
+if TYPE_CHECKING:
+    from ndshare._inputs import Inputs
 
 # Arrays up to this many bytes are part of the pickle: noting, staging and finding one again costs
 # as much as copying 4 KiB a few times.
@@ -74,6 +78,7 @@ class Placed(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     writeable: bool
+    private: bool = False  # the receiver maps it copy-on-write: an ordinary array
 
     @property
     def nbytes(self) -> int:
@@ -81,30 +86,18 @@ class Placed(NamedTuple):
         return math.prod(self.shape, start=self.itemsize)
 
 
-class Standing(NamedTuple):
-    """A noted place in a segment whose content stays as it is: receivers map it copy-on-write."""
-
-    block: segments.Block
-    offset: int  # of its lowest byte, within the block
-    dtype: str | bytes
-    shape: tuple[int, ...]
-    strides: tuple[int, ...] | None
-    nbytes: int
-    writeable: bool
-
-
 class CopyOnWrite:
     """Stands for an array in a message: its receivers map the memory copy-on-write, nothing is copied.
 
     Parameters
     ----------
-    note : Standing
-        Where the array lies. Nobody may write there while the message exists.
+    note : Placed
+        Where the array lies, `private`. Nobody may write there while the message exists.
     """
 
     __slots__ = ("note",)
 
-    def __init__(self, note: Standing) -> None:
+    def __init__(self, note: Placed) -> None:
         self.note = note
 
 
@@ -116,7 +109,7 @@ class Recording:
     parts : tuple of bytes
         The pickle.
     notes : tuple
-        What goes out of band, in the order of the pickle: `numpy.ndarray`, `Placed`, `Standing`,
+        What goes out of band, in the order of the pickle: `numpy.ndarray`, `Placed`,
         `pickle.PickleBuffer`.
     needs : frozenset of str
         Names of ``__main__`` it refers to.
@@ -138,6 +131,16 @@ class _Table(dict[type, Callable[[Any], Any]]):
     __missing__ = copyreg.dispatch_table.__getitem__
 
 
+class _WrapperTable(_Table):
+    """The same where classes are registered as wrappers: by class, not by exact type, so in Python."""
+
+    def __missing__(self, cls: type) -> Callable[[Any], Any]:
+        if wrappers.attribute_of(cls) is None:
+            return copyreg.dispatch_table[cls]
+        self[cls] = wrappers.reduce_wrapper
+        return wrappers.reduce_wrapper
+
+
 class Session:
     """What one pickler notes while it works, and the decisions it asks for."""
 
@@ -150,10 +153,11 @@ class Session:
         self.lend = False
         self.defining = _NOTHING
         self.withheld = _NOTHING
+        self.inputs: Inputs | None = None
         self.given: dict[int, str] = {}  # cells that the receiver fills: id, name
         self.late: set[str] = set()
         self.marked: object = None  # the scratch array that is being taken apart
-        self.modules = 0  # how many were imported when late reducers were looked for
+        self.modules = 0  # imported, and wrappers registered, when late reducers were looked for
         self.table = _Table(
             {
                 np.ndarray: self.on_array,
@@ -162,6 +166,7 @@ class Session:
                 **dict.fromkeys(NAME_ONLY, self.on_name_only),
                 _CACHED: self.on_cached,
                 CopyOnWrite: self.on_copy_on_write,
+                Descriptor: self.on_descriptor,
             }
         )
 
@@ -183,7 +188,9 @@ class Session:
 
     def look_for_late(self) -> None:
         """Add the reducers of libraries that have been imported meanwhile."""
-        self.modules = len(sys.modules)
+        self.modules = len(sys.modules) + len(wrappers.registered)
+        if wrappers.registered:
+            self.table.__class__ = _WrapperTable
         if len(self.late) < LATE_COUNT:
             self.table.update(late_reducers(self.late))
 
@@ -231,7 +238,13 @@ class Session:
                 return same, (SLOT,)
         if array.nbytes <= IN_BAND_MAX:
             return reduce_small(array)
-        self.notes.append(array)
+        placed = self.inputs.place(array) if self.inputs is not None else None
+        self.notes.append(array if placed is None else placed)
+        return same, (SLOT,)
+
+    def on_descriptor(self, descriptor: Descriptor) -> Any:
+        """Note an open file."""
+        self.notes.append(descriptor)
         return same, (SLOT,)
 
     def on_copy_on_write(self, stand_in: CopyOnWrite) -> Any:
@@ -353,6 +366,7 @@ def record(
     lend: bool = False,
     defining: frozenset[str] = _NOTHING,
     withheld: frozenset[str] = _NOTHING,
+    inputs: Inputs | None = None,
 ) -> Recording:
     """Pickle an object, noting its arrays instead of copying them.
 
@@ -369,6 +383,8 @@ def record(
     withheld : frozenset of str
         Names of variables whose values the receiver has: the cells of closures that have one of these
         names are left for it to fill.
+    inputs : Inputs, optional
+        Large ordinary arrays that were sent before are noted by the place of one shared copy.
 
     Raises
     ------
@@ -383,7 +399,8 @@ def record(
     session.lend = lend
     session.defining = defining
     session.withheld = withheld
-    if len(sys.modules) != session.modules:
+    session.inputs = inputs
+    if len(sys.modules) + len(wrappers.registered) != session.modules:
         session.look_for_late()
     recording: Recording | None = None
     try:
@@ -403,7 +420,7 @@ def record(
         return recording
     from ndshare import cloud
 
-    return cloud.record(obj, lend=lend, defining=defining, withheld=withheld)
+    return cloud.record(obj, lend=lend, defining=defining, withheld=withheld, inputs=inputs)
 
 
 def finish(session: Session) -> Recording:

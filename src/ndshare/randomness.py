@@ -64,9 +64,14 @@ class Stream:
         """Begin anew at the next call, though it be for the same item: it is tried again."""
         self._index = _NO_INDEX
 
+    @property
+    def index(self) -> int:
+        """Of the item this worker is at."""
+        return self._first + (load_u64(self._board, self._slot_offset) >> _INDEX_SHIFT)
+
     def generator(self) -> np.random.Generator:
         """Return the generator of the current item; further calls go on where the one before stopped."""
-        index = self._first + (load_u64(self._board, self._slot_offset) >> _INDEX_SHIFT)
+        index = self.index
         generator = self._generator or self._make()
         if index != self._index:
             # The state is set through NumPy's own interface (1.1 us): writing the counter through
@@ -124,6 +129,12 @@ def entered(seed: int | None, board: Any, slot_offset: int, first: int = 0) -> I
         yield stream
     finally:
         _local.stream = outer
+
+
+def current_item() -> int | None:
+    """Return the index of the item that this thread is at; None outside of a kernel."""
+    stream: Stream | None = getattr(_local, "stream", None)
+    return None if stream is None else stream.index
 
 
 def item_rng() -> np.random.Generator:

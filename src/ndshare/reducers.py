@@ -147,8 +147,13 @@ def _lock_types(locks: Any) -> dict[type, Callable[[Any], Any]]:
     return {locks.Lock: locks.reduce_lock}
 
 
+def _queue_types(queues: Any) -> dict[type, Callable[[Any], Any]]:
+    return {queues.Queue: queues.reduce_queue}
+
+
 _LATE: dict[str, Callable[[types.ModuleType], dict[type, Callable[[Any], Any]]]] = {
     "ndshare.locks": _lock_types,
+    "ndshare.queues": _queue_types,
     "pandas": _pandas_types,
     "torch": _torch_types,
 }

@@ -25,9 +25,14 @@ Not guaranteed
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+from numpy._core.multiarray import get_handler_name
 
 from ndshare import _heap, _platform
 from ndshare._heap import (
@@ -49,11 +54,11 @@ from ndshare._heap import (
     set_idle_limit,
     should_copy_out,
     stage,
-    trim,
 )
 from ndshare.errors import CapacityError, SegmentError, SegmentGoneError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
 __all__ = [
@@ -65,6 +70,7 @@ __all__ = [
     "Stats",
     "allocate",
     "attach",
+    "before_trim",
     "block_of",
     "forget_owner",
     "install_handler",
@@ -74,6 +80,7 @@ __all__ = [
     "ledger_create",
     "ledger_detach",
     "owner_prefix",
+    "recycled_memory",
     "seal",
     "set_idle_limit",
     "shared_memory",
@@ -81,6 +88,7 @@ __all__ = [
     "stage",
     "stats",
     "trim",
+    "value_handler",
 ]
 
 _platform.require_linux()
@@ -107,6 +115,27 @@ def allocate(nbytes: int, *, zero: bool = False) -> Block:
     return _heap.allocate(nbytes, zero)
 
 
+before_trim: set[Callable[[], object]] = set()
+"""Called by `trim`: whoever keeps memory for others looks whether they have it by now."""
+
+
+def trim() -> int:
+    """Give memory that is kept for the next array back to the system.
+
+    Returns
+    -------
+    int
+        How many bytes were given back.
+
+    Notes
+    -----
+    Never moves or frees memory that an array uses, in any process.
+    """
+    for look in tuple(before_trim):
+        look()
+    return _heap.trim()
+
+
 def install_handler() -> None:
     """Let NumPy take large blocks from by-value segments, in the current context.
 
@@ -114,6 +143,28 @@ def install_handler() -> None:
     and can be lent instead of copied. Blocks below 256 KiB come from NumPy's own allocator.
     """
     _heap.set_handler(_heap.make_handler(VALUE))
+
+
+@functools.cache
+def value_handler() -> object:
+    """Return NumPy's handler that takes large blocks from by-value segments."""
+    return _heap.make_handler(VALUE)
+
+
+@contextlib.contextmanager
+def recycled_memory() -> Iterator[None]:
+    """Let NumPy take large blocks from by-value segments for the length of a block.
+
+    Left as it is where memory comes from somewhere else already: in a worker, in `shared_memory`.
+    """
+    if get_handler_name() != "default_allocator":
+        yield
+        return
+    outer = _heap.set_handler(value_handler())
+    try:
+        yield
+    finally:
+        _heap.set_handler(outer)
 
 
 class shared_memory:  # noqa: N801  -- used like a function, as `contextlib` does

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ndshare import segments
+from ndshare.descriptors import Descriptor
 from ndshare.layout import decode_dtype, encode_dtype, span, view_of
 from ndshare.parcel import (
     INLINE,
@@ -27,7 +28,7 @@ from ndshare.parcel import (
     Parcel,
     Piece,
 )
-from ndshare.pickling import Placed, Standing
+from ndshare.pickling import Placed
 from ndshare.staging import aligned, copy_into, copy_strides, stage_arrays, stage_bytes
 
 _COLLECT_MIN = 1 << 20  # held bytes that are worth a collection of the young generation
@@ -43,8 +44,8 @@ class Settling:
         self.kind = kind
         self.pieces: list[Piece] = [_ORDINARY] * len(notes)
         self.segments: list[tuple[int, int, int]] = []
-        self.blocks: list[segments.Block] = []
-        self.numbers: dict[int, int] = {}
+        self.blocks: list[Any] = []  # of segments; and Descriptors
+        self.numbers: dict[tuple[int, int], int] = {}
         self.neighbours: dict[tuple[int, int], segments.Block] = {}
         self.nbytes_copied = 0
         self.nbytes_lent = 0
@@ -52,23 +53,25 @@ class Settling:
         returned: dict[tuple[int, int], list[tuple[int, Placed]]] = {}
         for number, note in enumerate(notes):
             if type(note) is Placed:
-                if note.block.kind == segments.VALUE:
+                if not note.private and note.block.kind == segments.VALUE:
                     returned.setdefault((note.block.uid, note.block.offset), []).append((number, note))
                 else:
                     self._refer(number, note, 0 if note.writeable else READ_ONLY)
-            elif type(note) is Standing:
-                self._refer_standing(number, note)
             elif isinstance(note, np.ndarray):
                 self.copies.append((number, note, 0))
+            elif type(note) is Descriptor:
+                self.pieces[number] = (len(self.blocks), *_ORDINARY[1:])
+                self.segments.append((0, 0, note.kind))
+                self.blocks.append(note)
             else:
-                self.copies.append((number, np.frombuffer(note.raw(), np.uint8), RAW))
+                self._add_buffer(number, note)
         if returned:
             self._settle_returned(list(returned.values()))
 
     def _segment(self, block: segments.Block, kind: int) -> int:
-        number = self.numbers.get(block.uid)
+        number = self.numbers.get((block.uid, kind))
         if number is None:
-            number = self.numbers[block.uid] = len(self.segments)
+            number = self.numbers[block.uid, kind] = len(self.segments)
             self.segments.append((block.uid, block.size, kind))
             self.blocks.append(block)
         elif block.offset != self.blocks[number].offset:
@@ -77,19 +80,21 @@ class Settling:
 
     def _refer(self, number: int, note: Placed, flags: int) -> None:
         block = note.block
-        segment = self._segment(block, block.kind)
+        segment = self._segment(block, segments.COPY if note.private else block.kind)
         self.pieces[number] = (
             segment, block.offset + note.offset, note.dtype, note.shape, note.strides, flags
         )  # fmt: skip
         self.nbytes_lent += note.nbytes
 
-    def _refer_standing(self, number: int, note: Standing) -> None:
-        block = note.block
-        segment = self._segment(block, segments.COPY)
-        offset = block.offset + note.offset
-        flags = 0 if note.writeable else READ_ONLY
-        self.pieces[number] = segment, offset, note.dtype, note.shape, note.strides, flags
-        self.nbytes_lent += note.nbytes
+    def _add_buffer(self, number: int, note: Any) -> None:
+        """Refer to the bytes of some library's buffer, or note them to be copied."""
+        data: np.ndarray[Any, Any] = np.frombuffer(note.raw(), np.uint8)
+        found = segments.block_of(data)
+        if found is not None and found[0].kind in (segments.SHARED, segments.SEALED):
+            placed = Placed(*found, data.dtype.str, 1, data.shape, data.strides, data.flags.writeable)
+            self._refer(number, placed, RAW if placed.writeable else RAW | READ_ONLY)
+        else:
+            self.copies.append((number, data, RAW))
 
     def _settle_returned(self, groups: list[list[tuple[int, Placed]]]) -> None:
         """Lend the blocks nobody can reach any more, as far as the result fills them; copy the rest."""

@@ -36,7 +36,7 @@ class _SharingSession(Session):
         if not is_movable(array.dtype):
             return array.__reduce_ex__(5)
         shared = share_array(array, self.mode)
-        self.moved = self.moved or shared is not array
+        self.moved = self.moved or (shared is not array and array.nbytes > 0)
         return self.as_it_is(shared)
 
     def on_subclass(self, array: np.ndarray[Any, Any]) -> Any:
@@ -54,6 +54,15 @@ class _SharingSession(Session):
         return self.as_it_is(obj)
 
     on_cached = on_cell = on_module = on_name_only
+
+    def buffer(self, note: Any) -> Any:
+        """Return what is handed to the unpickler; other libraries' buffers are shared."""
+        if not isinstance(note, pickle.PickleBuffer):
+            return note
+        data: np.ndarray[Any, Any] = np.frombuffer(note.raw(), np.uint8)
+        shared = share_array(data, self.mode)
+        self.moved = self.moved or shared is not data
+        return memoryview(shared)  # type: ignore[arg-type]
 
     def as_it_is(self, obj: Any) -> Any:
         """Hand an object over without taking it apart."""
@@ -117,16 +126,11 @@ def share(obj: T, mode: Literal["rw", "r"] = "rw") -> T:
     session.look_for_late()
     try:
         pickler.dump(obj)
+        notes = [session.buffer(note) for note in session.notes if note is not SLOT]
         if not session.moved:
             return obj
-        notes = [_own(note) for note in session.notes if note is not SLOT]
         copy: T = pickle.loads(b"".join(session.parts), buffers=notes)
         return copy
     finally:
         pickler.clear_memo()
         session.close()
-
-
-def _own(note: Any) -> Any:
-    """Return what is handed to the unpickler; other libraries' buffers are copied."""
-    return bytearray(note.raw()) if isinstance(note, pickle.PickleBuffer) else note

@@ -331,6 +331,20 @@ class ContextConformance:
             context.map(kernel, range(1000), shares=1000)
         assert done.sum() < 500
 
+    def test_error_state_of_the_caller_holds(self) -> None:
+        """`numpy.errstate` around a map decides what happens in its kernel."""
+        context = self.make_context()
+        out = context.alloc(3)
+
+        def kernel(_worker_id: int, index: int, value: float) -> None:
+            out[index] = np.float64(1.0) / np.float64(value)
+
+        with np.errstate(divide="raise"):
+            _raised(FloatingPointError, context.map, kernel, [1.0, 0.0, 2.0])
+        with np.errstate(divide="ignore"):
+            context.map(kernel, [1.0, 0.0, 2.0])
+        assert out.tolist() == [1.0, np.inf, 0.5]
+
     def test_system_exit_is_an_error_of_its_item(self) -> None:
         """It ends neither worker nor program."""
         context = self.make_context()

@@ -32,12 +32,13 @@ from __future__ import annotations
 import marshal
 import pickle
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ndshare import segments
-from ndshare.errors import TransportError
+from ndshare.descriptors import FILE, Descriptor
+from ndshare.errors import CapacityError, SegmentError, TransportError
 from ndshare.layout import decode_dtype, view_of
 from ndshare.parcel import (
     BARE,
@@ -56,6 +57,9 @@ from ndshare.parcel import (
 )
 from ndshare.pickling import Recording, by_value_modules, record
 from ndshare.settling import Settling
+
+if TYPE_CHECKING:
+    from ndshare._inputs import Inputs
 
 __all__ = ["INLINE_MAX", "Draft", "Parcel", "by_value_modules", "pack", "pack_plain", "unpack"]
 
@@ -83,6 +87,29 @@ class Draft:
         self.needs = recording.needs
         self.delivers = delivers
 
+    @property
+    def bare(self) -> bytes | None:
+        """The pickle, if it is all there is to be sent and fits into a message; only before it is settled."""
+        recording = self._recording
+        if recording is None or recording.notes or len(recording.parts) != 1:
+            return None
+        return recording.parts[0] if len(recording.parts[0]) < INLINE_MAX else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pickle and of all arrays it refers to; only before the draft is settled."""
+        assert self._recording is not None
+        total = sum(map(len, self._recording.parts))
+        for note in self._recording.notes:
+            total += len(note.raw()) if hasattr(note, "raw") else note.nbytes
+        return total
+
+    def detach(self) -> None:
+        """Copy what was noted into ordinary memory: the sender may change it, and nothing is kept open."""
+        recording = self._recording
+        if recording is not None:
+            recording.notes = tuple([_detached(note) for note in recording.notes])
+
     def take(self) -> Recording:
         """Return what was pickled and noted, for somebody who sends it in another way."""
         recording = self._recording
@@ -103,18 +130,35 @@ class Draft:
 
         Raises
         ------
-        CapacityError
-            If the memory for copies does not fit.
+        CapacityError, SegmentError
+            If the memory for copies does not fit, or there is no descriptor for it. Nothing is copied, and
+            the draft can be settled later.
         """
         recording = self.take()
         parts, notes = recording.parts, recording.notes
         del recording
         if not notes and len(parts) == 1 and len(parts[0]) < INLINE_MAX:
             return Parcel(BARE_TAG + parts[0], (), self.needs)
-        return Settling(notes, segments.COPY if broadcast else segments.VALUE).finish(parts, self.needs)
+        try:
+            return Settling(notes, segments.COPY if broadcast else segments.VALUE).finish(parts, self.needs)
+        except (CapacityError, SegmentError):
+            self._recording = Recording(parts, notes, self.needs)
+            raise
 
 
-def pack(obj: object, *, lend_values: bool = False, withheld: frozenset[str] = frozenset()) -> Draft:
+def _detached(note: Any) -> Any:
+    if isinstance(note, np.ndarray):
+        return note.copy("K")
+    return pickle.PickleBuffer(bytearray(note.raw())) if isinstance(note, pickle.PickleBuffer) else note
+
+
+def pack(
+    obj: object,
+    *,
+    lend_values: bool = False,
+    withheld: frozenset[str] = frozenset(),
+    inputs: Inputs | None = None,
+) -> Draft:
     """Pickle an object; copy nothing yet.
 
     Parameters
@@ -126,13 +170,15 @@ def pack(obj: object, *, lend_values: bool = False, withheld: frozenset[str] = f
         lent instead of copied.
     withheld : frozenset of str
         Names of variables whose values the receiver has; see `ndshare.pickling.record`.
+    inputs : Inputs, optional
+        What was sent to other receivers before; see `ndshare.pickling.record`.
 
     Raises
     ------
     Exception
         Whatever pickling raises.
     """
-    return Draft(record(obj, lend=lend_values, withheld=withheld))
+    return Draft(record(obj, lend=lend_values, withheld=withheld, inputs=inputs))
 
 
 def pack_plain(obj: object) -> Parcel | None:
@@ -212,14 +258,19 @@ def _next(fds: list[int]) -> int:
 
 def _rebuild(body: memoryview, table_len: int, stream_len: int, fds: list[int]) -> Any:
     table, pieces = marshal.loads(body[:table_len])
-    blocks: list[segments.Block] = []
+    blocks: list[Any] = []
     try:
-        blocks.extend(segments.attach(uid, size, kind, _next(fds)) for uid, size, kind in table)
-        by_value = [kind not in (segments.SHARED, segments.SEALED) for _, _, kind in table]
+        for uid, size, kind in table:
+            fd = _next(fds)
+            blocks.append(Descriptor(fd) if kind == FILE else segments.attach(uid, size, kind, fd))
+        by_value = [kind not in (segments.SHARED, segments.SEALED, FILE) for _, _, kind in table]
         copy_out = [v and segments.should_copy_out(b) for v, b in zip(by_value, blocks, strict=True)]
         inline = body[table_len + stream_len :]
-        arrays = []
+        arrays: list[Any] = []
         for segment, offset, code, shape, strides, flags in pieces:
+            if segment != INLINE and table[segment][2] == FILE:
+                arrays.append(blocks[segment])
+                continue
             dtype = decode_dtype(code)
             array: Any
             if segment == INLINE:

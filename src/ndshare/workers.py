@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ndshare import _frames as frames
-from ndshare import _wire, parcel, segments
+from ndshare import _records, _wire, parcel, segments
 from ndshare._launcher import Zygote
 from ndshare.hub import Todo
 
@@ -165,6 +165,9 @@ class Worker:
         ended = _wire.recv_answers(self.socket.fileno(), self.crew.buffer, 64, heard)
         answers: collections.deque[Answer] = collections.deque()
         for kind, status, seq, seconds, body, fds in heard:
+            if kind == frames.LOG:  # may come between descriptors and the message they belong to
+                done.append(functools.partial(_records.handle, body))
+                continue
             if self._early_fds:
                 fds, self._early_fds = self._early_fds + fds, ()
             if kind == frames.RESULT:

@@ -201,6 +201,10 @@ ndshare_pool_give_back(ndshare_segment *segment)
         ndshare_pool_forget(segment, false);  /* others keep their mappings, and with them the pages */
         return;
     }
+    if (segment->fork_epoch != 0) {  /* the child is gone, but it may have lent this on to somebody */
+        segment->lent = true;
+        segment->fork_epoch = 0;
+    }
     if (segment->lent) {
         segment->state = NDSHARE_AWAY;
         ndshare_heap.away_bytes += segment->resident;

@@ -113,13 +113,15 @@ ndshare_receive_settle(ndshare_segment *segment)
 }
 
 /* The segment is known here: use its mapping. NULL: it is another file under the same uid (two
- * processes drew the same prefix), or nothing this process can still vouch for. */
+ * processes drew the same prefix), or nothing this process can still vouch for: a by-value segment that was
+ * being sent when this process was forked has no hold here, and its owner reuses it when the message is gone. */
 static ndshare_segment *
 resolve(ndshare_segment *segment, size_t size, int kind, int fd)
 {
     struct stat status;
     if (segment->size < size || fstat(fd, &status) != 0 || status.st_ino != segment->inode
-        || (segment->detached && kind != NDSHARE_COPY)) {
+        || (segment->detached && kind != NDSHARE_COPY)
+        || (segment->origin == NDSHARE_INHERITED && segment->kind == NDSHARE_VALUE)) {
         return NULL;
     }
     if (segment->origin == NDSHARE_OWN) {

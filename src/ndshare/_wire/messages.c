@@ -26,7 +26,6 @@
 #include <unistd.h>
 
 #define MAX_PARTS 128
-#define MAX_FDS 253 /* SCM_MAX_FD of the kernel */
 
 /* Highest descriptor number received so far. The kernel hands out the lowest free one, so numbers
  * near the limit mean that the process is short of them. */
@@ -43,7 +42,7 @@ descriptors_scarce(int sock_fd)
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
         return false;
     }
-    return (rlim_t)highest + MAX_FDS + 64 > limit.rlim_cur;
+    return (rlim_t)highest + NDSHARE_MAX_FDS + 64 > limit.rlim_cur;
 }
 
 PyObject *
@@ -57,7 +56,7 @@ ndshare_message_send(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     Py_ssize_t nviews = 0;
     struct iovec iov[MAX_PARTS];
     union {
-        char bytes[CMSG_SPACE(sizeof(int) * MAX_FDS)];
+        char bytes[CMSG_SPACE(sizeof(int) * NDSHARE_MAX_FDS)];
         struct cmsghdr align;
     } control;
     struct msghdr msg = {0};
@@ -77,9 +76,9 @@ ndshare_message_send(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     }
     Py_ssize_t nparts = PySequence_Fast_GET_SIZE(parts);
     Py_ssize_t nfds = PySequence_Fast_GET_SIZE(fds);
-    if (nparts > MAX_PARTS || nfds > MAX_FDS) {
+    if (nparts > MAX_PARTS || nfds > NDSHARE_MAX_FDS) {
         PyErr_Format(PyExc_ValueError, "send_message: %zd parts and %zd descriptors; at most %d and %d fit",
-                     nparts, nfds, MAX_PARTS, MAX_FDS);
+                     nparts, nfds, MAX_PARTS, NDSHARE_MAX_FDS);
         goto done;
     }
     for (; nviews < nparts; nviews++) {
@@ -145,7 +144,7 @@ done:
 
 /* Number of descriptors in the message; their numbers are copied to `out`. */
 static Py_ssize_t
-take_descriptors(struct msghdr *msg, int out[MAX_FDS])
+take_descriptors(struct msghdr *msg, int out[NDSHARE_MAX_FDS])
 {
     Py_ssize_t count = 0;
     for (struct cmsghdr *h = CMSG_FIRSTHDR(msg); h != NULL; h = CMSG_NXTHDR(msg, h)) {
@@ -153,7 +152,7 @@ take_descriptors(struct msghdr *msg, int out[MAX_FDS])
             continue;
         }
         size_t n = (h->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < n && count < MAX_FDS; i++) {
+        for (size_t i = 0; i < n && count < NDSHARE_MAX_FDS; i++) {
             memcpy(&out[count++], CMSG_DATA(h) + i * sizeof(int), sizeof(int));
         }
     }
@@ -205,18 +204,16 @@ ndshare_message_spin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     Py_RETURN_NONE;
 }
 
-/* How a receive ended, beside a message. */
-enum { RECEIVED = 1, NOTHING = 0, FAILED = -1 };
-
-/* One message into `view`; its descriptors to `received`. FAILED: errno is set, or, if it is 0, a Python error. */
-static int
-receive(int sock_fd, const Py_buffer *view, int flags, int received[MAX_FDS], Py_ssize_t *size, Py_ssize_t *count)
+/* One message into `view`; its descriptors to `received`. NDSHARE_FAILED: errno is set, or, if it is 0, a Python error. */
+int
+ndshare_receive(int sock_fd, const Py_buffer *view, int flags, int look_first, int received[NDSHARE_MAX_FDS],
+                Py_ssize_t *size, Py_ssize_t *count)
 {
     union {
-        char bytes[CMSG_SPACE(sizeof(int) * MAX_FDS)];
+        char bytes[CMSG_SPACE(sizeof(int) * NDSHARE_MAX_FDS)];
         struct cmsghdr align;
     } control;
-    bool careful = descriptors_scarce(sock_fd);
+    bool careful = look_first == NDSHARE_IF_SCARCE ? descriptors_scarce(sock_fd) : look_first;
 
     for (;;) {
         struct iovec iov = {view->buf, (size_t)view->len};
@@ -235,14 +232,14 @@ receive(int sock_fd, const Py_buffer *view, int flags, int received[MAX_FDS], Py
         }
         if (*size < 0) {
             if (errno == EAGAIN) {
-                return NOTHING;
+                return NDSHARE_NOTHING;
             }
             if (errno != EINTR) {
-                return FAILED;
+                return NDSHARE_FAILED;
             }
             if (PyErr_CheckSignals() < 0) {
                 errno = 0;
-                return FAILED;
+                return NDSHARE_FAILED;
             }
             continue;
         }
@@ -250,7 +247,7 @@ receive(int sock_fd, const Py_buffer *view, int flags, int received[MAX_FDS], Py
         if (msg.msg_flags & MSG_CTRUNC) {
             close_all(received, *count);
             errno = EMFILE;
-            return FAILED;
+            return NDSHARE_FAILED;
         }
         if (careful) {
             close_all(received, *count);
@@ -260,18 +257,18 @@ receive(int sock_fd, const Py_buffer *view, int flags, int received[MAX_FDS], Py
         if (msg.msg_flags & MSG_TRUNC) {
             close_all(received, *count);
             errno = EMSGSIZE;
-            return FAILED;
+            return NDSHARE_FAILED;
         }
         if (*count > 0) {
             atomic_store_explicit(&highest_fd, received[*count - 1], memory_order_relaxed);
         }
-        return RECEIVED;
+        return NDSHARE_RECEIVED;
     }
 }
 
 /* A tuple of the descriptors, which are closed if it cannot be made. */
-static PyObject *
-descriptor_tuple(const int received[MAX_FDS], Py_ssize_t count)
+PyObject *
+ndshare_descriptor_tuple(const int received[NDSHARE_MAX_FDS], Py_ssize_t count)
 {
     PyObject *fds = PyTuple_New(count);
     for (Py_ssize_t i = 0; fds != NULL && i < count; i++) {
@@ -303,15 +300,15 @@ ndshare_message_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     if (PyObject_GetBuffer(args[1], &view, PyBUF_WRITABLE) < 0) {
         return NULL;
     }
-    int received[MAX_FDS];
+    int received[NDSHARE_MAX_FDS];
     Py_ssize_t size, count;
     PyObject *result = NULL;
-    switch (receive(sock_fd, &view, flags, received, &size, &count)) {
-    case NOTHING:
+    switch (ndshare_receive(sock_fd, &view, flags, NDSHARE_IF_SCARCE, received, &size, &count)) {
+    case NDSHARE_NOTHING:
         result = Py_NewRef(Py_None);
         break;
-    case RECEIVED: {
-        PyObject *fds = descriptor_tuple(received, count);
+    case NDSHARE_RECEIVED: {
+        PyObject *fds = ndshare_descriptor_tuple(received, count);
         result = fds == NULL ? NULL : Py_BuildValue("(nN)", size, fds);
         break;
     }
@@ -353,17 +350,17 @@ ndshare_message_recv_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_
     }
     PyObject *result = NULL;
     for (long n = 0; n < most; n++) {
-        int received[MAX_FDS];
+        int received[NDSHARE_MAX_FDS];
         Py_ssize_t size, count;
-        int how = receive(sock_fd, &view, MSG_DONTWAIT, received, &size, &count);
-        if (how == FAILED && errno == ECONNRESET) {
+        int how = ndshare_receive(sock_fd, &view, MSG_DONTWAIT, NDSHARE_IF_SCARCE, received, &size, &count);
+        if (how == NDSHARE_FAILED && errno == ECONNRESET) {
             continue; /* said once, before what is still in the queue */
         }
-        if (how == FAILED && errno == 0) {
+        if (how == NDSHARE_FAILED && errno == 0) {
             goto done;
         }
-        if (how != RECEIVED || size == 0) {
-            result = PyLong_FromLong(how == NOTHING ? 0 : how == FAILED ? errno : EPIPE);
+        if (how != NDSHARE_RECEIVED || size == 0) {
+            result = PyLong_FromLong(how == NDSHARE_NOTHING ? 0 : how == NDSHARE_FAILED ? errno : EPIPE);
             goto done;
         }
         if ((size_t)size < sizeof(head)) {
@@ -373,7 +370,7 @@ ndshare_message_recv_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_
         }
         head h;
         memcpy(&h, view.buf, sizeof h);
-        PyObject *fds = descriptor_tuple(received, count);
+        PyObject *fds = ndshare_descriptor_tuple(received, count);
         if (fds == NULL) {
             goto done;
         }

@@ -1,6 +1,7 @@
 /* ndshare._wire: what goes between processes, in C because every microsecond of it is paid per task.
  *
  * messages.c  whole messages with descriptors
+ * queue.c     slots of a bounded queue, and receiving from one
  * shield.c    no Ctrl-C between two lines that belong together
  * atomics.c   cells in shared memory
  * here        `selective`, a filter for picklers; `die_with_parent`, `here`
@@ -86,6 +87,22 @@ static PyMethodDef methods[] = {
      PyDoc_STR("recv_answers(sock_fd, buffer, most, out) -> int\n\n"
                "Append up to `most` waiting messages (kind, status, number, seconds, body, fds) to the list `out`.\n"
                "0: that was all; EAGAIN: there may be more; EPIPE: the end; else an errno.")},
+    {"queue_take", (PyCFunction)(void (*)(void))ndshare_queue_take, METH_FASTCALL,
+     PyDoc_STR("queue_take(memory_fd, memory, nbytes, doubt) -> (slot, fd) | None\n\n"
+               "A free slot of a bounded queue and the descriptor that holds it; None if the queue is full.\n"
+               "In doubt slots of dead processes are looked for.")},
+    {"queue_send", (PyCFunction)(void (*)(void))ndshare_queue_send, METH_FASTCALL,
+     PyDoc_STR("queue_send(sock_fd, memory_fd, memory, stream, nbytes) -> bool\n\n"
+               "Send one pickle, with a slot if the queue is bounded; False if that cannot be done at once.")},
+    {"queue_recv", (PyCFunction)(void (*)(void))ndshare_queue_recv, METH_FASTCALL,
+     PyDoc_STR("queue_recv(sock_fd, memory, bell_fd) -> (message, fds) | stream | None\n\n"
+               "The next message, its slot given back; bytes if it is one pickle and nothing else.\n"
+               "None if there is none, (b'', ()) at the end, b'' if it was dropped: the queue was shut down at once.")},
+    {"queue_spin", (PyCFunction)(void (*)(void))ndshare_queue_spin, METH_FASTCALL,
+     PyDoc_STR("queue_spin(memory, microseconds) -> bool\n\n"
+               "Return when a slot looks free, or the time is over: whether one does.")},
+    {"queue_used", (PyCFunction)(void (*)(void))ndshare_queue_used, METH_FASTCALL,
+     PyDoc_STR("queue_used(memory_fd, memory) -> int\n\nHow many slots somebody holds.")},
     {"spin", (PyCFunction)(void (*)(void))ndshare_message_spin, METH_FASTCALL,
      PyDoc_STR("spin(fd, microseconds)\n\nReturn when `fd` is readable, or the time is over.")},
     {"cas_u8", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u8, METH_FASTCALL,

@@ -14,10 +14,13 @@
     maps.py      cases: maps of tiny kernels
     balance.py   case: a map over items of very different cost
     items.py     cases: what a map costs per item, within one process
+    shared_dict.py  cases: SharedDict
+    dicts.py     the dictionaries it is compared with
+    team.py      processes that update one of them at once
     machine.py   where the figures were taken
     report.py    the figures as text and JSON
     plot.py      the figures as a picture
-    command.py   ``ndshare bench executor`` and ``ndshare bench map``
+    command.py   ``ndshare bench executor``, ``ndshare bench map``, ``ndshare bench dict``
 
 Imported by workers for `work`: nothing heavy here.
 """

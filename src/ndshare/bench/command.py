@@ -10,16 +10,22 @@ from typing import Any
 
 from ndshare.bench import (
     arrays,
+    backends,
     balance,
     cluster,
+    compat,
+    dicts,
     items,
+    links,
     machine,
     mappers,
     maps,
     memory,
     peers,
     plot,
+    queues,
     report,
+    shared_dict,
     startup,
     tasks,
 )
@@ -120,6 +126,30 @@ def _run_map(
             yield from balance.run(pools, workers, rounds, quick)
 
 
+def _run_joblib(
+    cases: Sequence[str], versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    del cases  # there is one group
+    with peers.opened(versions, workers, backends.BACKENDS) as opened:
+        yield from backends.run(opened, rounds, quick)
+
+
+def _run_compat(
+    cases: Sequence[str], _versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    yield from compat.run(cases, rounds, workers, quick)
+
+
+def _run_queue(
+    cases: Sequence[str], versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    with peers.opened(versions, workers, links.LINKS) as ends:
+        if "frames" in cases:
+            yield from queues.frames(ends, rounds, quick)
+        if "messages" in cases:
+            yield from queues.messages(ends, rounds, quick)
+
+
 _FACES = {
     "executor": _Face(
         "ProcessPoolExecutor against other pools",
@@ -141,6 +171,34 @@ _FACES = {
         (),
         cluster.CASES,
         cluster.run,
+    ),
+    "compat": _Face(
+        "the drop-in modules against their originals",
+        {},
+        (),
+        ("pasha", "npshmex", "contextshare", "shared_numpy", "SHMArrays"),
+        _run_compat,
+    ),
+    "dict": _Face(
+        "SharedDict against NumPy on private arrays, a manager's dict and UltraDict",
+        dicts.DICTS,
+        dicts.ALWAYS,
+        shared_dict.CASES,
+        shared_dict.run,
+    ),
+    "joblib": _Face(
+        "the joblib backend against those of joblib",
+        backends.BACKENDS,
+        backends.ALWAYS,
+        ("arrays",),
+        _run_joblib,
+    ),
+    "queue": _Face(
+        "Queue against multiprocessing.Queue, shared memory by hand, torch and faster-fifo",
+        links.LINKS,
+        links.ALWAYS,
+        ("frames", "messages"),
+        _run_queue,
     ),
 }
 

@@ -75,3 +75,14 @@ def loop_alone(start: int, end: int) -> None:
 
     for index, value in enumerate(range(start, end), start):
         kernel(0, index, value)
+
+
+def slice_sum(x: npt.NDArray[np.float64], number: int, count: int) -> float:
+    """Return the sum of one of `count` equal parts of an array."""
+    length = len(x) // count
+    return float(x[number * length : (number + 1) * length].sum())
+
+
+def filled(length: int, value: float) -> npt.NDArray[np.float64]:
+    """Return an array of one value."""
+    return np.full(length, value)

@@ -21,6 +21,13 @@ Demos with a name::
     cleaning.py   a map over the tiles, in any context
     images.py     ``ndshare demo images``
     cluster.py    ``ndshare demo cluster``
+    scene.py      photographs as a scene, a path over it, and finding a frame in it
+    camera.py     ``ndshare demo camera``: frames through queues
+    softmax.py    the model of the next one: softmax regression
+    sgd_worker.py one learner, a program of its own
+    sgd.py        gradient descent by several learners that are killed on the way
+    sgd_plot.py   accuracy over time
+    sgd_command.py ``ndshare demo sgd``
 """
 
 from __future__ import annotations
@@ -29,8 +36,10 @@ import importlib
 from collections.abc import Sequence
 
 _NAMED = {
+    "camera": "ndshare.demo.camera",
     "cluster": "ndshare.demo.cluster",
     "images": "ndshare.demo.images",
+    "sgd": "ndshare.demo.sgd_command",
     "workspace": "ndshare.demo.workspace",
 }
 

@@ -1,0 +1,242 @@
+/* The lock of a key, and the gate of a key.
+ *
+ * The lock is a byte-range lock of the open file description, which the kernel frees when the last process
+ * that has the description ends. Threads of one process share the description: `owner` keeps them apart.
+ * There is no timed lock of this kind, so who waits sleeps on a futex that the holder advances when it frees the lock,
+ * for a slice of time at most: a holder that dies advances nothing.
+ */
+#define NO_IMPORT_ARRAY
+#include "dict.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <pythread.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define LOCK_SLICE_S 0.02    /* how long a lock may stay unnoticed after its holder died */
+#define CYCLE_SLICES 2       /* seen that often in a row, it is no state that passes */
+#define LATE_CYCLE_SLICES 50 /* if nobody else in the cycle has seen it: some have not all dicts of it */
+
+int
+ndshare_range_lock(const ndshare_store *store, int64_t start, int64_t length, short kind, bool wait)
+{
+    struct flock range = {.l_type = kind, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
+    for (;;) {
+        if (fcntl(store->fd, wait ? F_OFD_SETLKW : F_OFD_SETLK, &range) == 0) {
+            return 0;
+        }
+        if (errno != EINTR) {
+            return errno;
+        }
+    }
+}
+
+/* Wait until the slow readers of a key that are at it have their copy. */
+int
+ndshare_gate_wait(ndshare_store *store, Py_ssize_t key)
+{
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    pthread_mutex_lock(&store->slow_lock);
+    error = ndshare_range_lock(store, NDSHARE_DICT_GATES + key, 1, F_WRLCK, true);
+    if (error == 0) {
+        atomic_store(&ndshare_dict_cell_of(store, key)->slow, 0);
+        ndshare_range_lock(store, NDSHARE_DICT_GATES + key, 1, F_UNLCK, false);
+    }
+    pthread_mutex_unlock(&store->slow_lock);
+    Py_END_ALLOW_THREADS
+    return error;
+}
+
+bool
+ndshare_store_owned(ndshare_store *store, Py_ssize_t key)
+{
+    if (store->entries[key].owner == PyThread_get_thread_ident()) {
+        return true;
+    }
+    PyErr_Format(PyExc_RuntimeError, "key number %zd is to be written by a thread that does not have its lock", key);
+    return false;
+}
+
+/* 0: taken, EAGAIN: somebody else has it, or another errno */
+static int
+try_lock(ndshare_store *store, Py_ssize_t key)
+{
+    ndshare_entry *entry = &store->entries[key];
+    if (entry->owner != 0) {
+        return EAGAIN;
+    }
+    int error = ndshare_range_lock(store, NDSHARE_DICT_LOCKS + key, 1, F_WRLCK, false);
+    if (error != 0) {
+        return error == EACCES ? EAGAIN : error;
+    }
+    error = ndshare_holders_add(store, key);
+    if (error != 0) {
+        ndshare_range_lock(store, NDSHARE_DICT_LOCKS + key, 1, F_UNLCK, false);
+        return error;
+    }
+    entry->owner = PyThread_get_thread_ident();
+    entry->writing = -1;
+    ndshare_dict_cell *cell = ndshare_dict_cell_of(store, key);
+    atomic_store_explicit(&cell->wanted, 0, memory_order_relaxed);
+    atomic_store_explicit(&cell->holder, store->pid, memory_order_relaxed);
+    store->busy++;
+    ndshare_dict_step();
+    return 0;
+}
+
+/* Free the lock of a key, if this thread has it. */
+void
+ndshare_lock_free(ndshare_store *store, Py_ssize_t key)
+{
+    if (store->entries[key].owner != PyThread_get_thread_ident()) {
+        return;
+    }
+    ndshare_dict_cell *cell = ndshare_dict_cell_of(store, key);
+    ndshare_dict_step();
+    store->entries[key].owner = 0;
+    store->entries[key].writing = -1;
+    ndshare_holders_remove(store, key);
+    store->busy--;
+    atomic_store_explicit(&cell->holder, 0, memory_order_relaxed);
+    ndshare_range_lock(store, NDSHARE_DICT_LOCKS + key, 1, F_UNLCK, false);
+    if (atomic_exchange(&cell->lock_waiters, 0) != 0) {
+        atomic_fetch_add(&cell->freed, 1);  /* after the exchange: see notify() */
+        syscall(SYS_futex, &cell->freed, FUTEX_WAKE, 1, NULL, NULL, 0);
+    }
+}
+
+/* 0: taken, EAGAIN: not in time, EDEADLK: its holder waits for this thread, -1: Python error set */
+static int
+lock_one(ndshare_store *store, Py_ssize_t key, double end)
+{
+    ndshare_dict_cell *cell = ndshare_dict_cell_of(store, key);
+    int error = try_lock(store, key), seen_cycles = 0;
+    bool nested = error == EAGAIN && ndshare_holders_any();
+    while (error == EAGAIN) {
+        double left = end < 0 ? LOCK_SLICE_S : end - ndshare_monotonic();
+        if (left <= 0) {
+            break;
+        }
+        uint32_t seen = atomic_load(&cell->freed);
+        atomic_store(&cell->lock_waiters, 1);
+        if (nested) {
+            ndshare_holders_want(store, key);
+        }
+        error = try_lock(store, key);
+        if (error == EAGAIN) {
+            /* Counted as busy, so that nobody closes the file under it. */
+            store->busy++;
+            int raised = ndshare_doze(&cell->freed, seen, left < LOCK_SLICE_S ? left : LOCK_SLICE_S);
+            store->busy--;
+            if (raised < 0 || !ndshare_store_open(store)) {
+                error = -1;
+                break;
+            }
+            error = try_lock(store, key);
+        }
+        if (error == 0) {
+            atomic_store(&cell->lock_waiters, 1);  /* others may be waiting still: wake one of them later */
+        }
+        if (error == EAGAIN && nested) {
+            uint64_t link = ndshare_holders_cycle(store, key);
+            seen_cycles = link == 0 ? 0 : seen_cycles + 1;
+            if (seen_cycles >= (ndshare_holders_descends(store, key, link) ? CYCLE_SLICES : LATE_CYCLE_SLICES)) {
+                error = EDEADLK;
+            }
+        }
+    }
+    if (nested) {
+        PyObject *kind, *value, *traceback;
+        PyErr_Fetch(&kind, &value, &traceback);
+        ndshare_holders_want(store, -1);
+        PyErr_Restore(kind, value, traceback);
+    }
+    if (error > 0 && error != EAGAIN && error != EDEADLK) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    return error;
+}
+
+/* None, or why not: (reason, key, pid of the holder, keys of this dict that this thread has). The keys ascend. */
+PyObject *
+ndshare_lock_keys(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, double timeout)
+{
+    if (n > 0 && keys[0] <= ndshare_holders_last(store)) {
+        return Py_BuildValue("(snIN)", "order", keys[0], 0, ndshare_holders_keys(store, true));
+    }
+    double end = timeout < 0 ? -1 : ndshare_monotonic() + timeout;
+    Py_ssize_t taken = 0;
+    int how = 0;
+    while (taken < n && (how = lock_one(store, keys[taken], end)) == 0) {
+        taken++;
+    }
+    if (taken == n) {
+        Py_RETURN_NONE;
+    }
+    PyObject *result = NULL;
+    if (how > 0) {
+        uint32_t holder = atomic_load(&ndshare_dict_cell_of(store, keys[taken])->holder);
+        const char *reason = how == EDEADLK ? "deadlock" : "timeout";
+        result = Py_BuildValue("(snIN)", reason, keys[taken], holder, ndshare_holders_keys(store, true));
+    }
+    while (taken > 0) {
+        ndshare_lock_free(store, keys[--taken]);
+    }
+    return result;
+}
+
+PyObject *
+ndshare_store_acquire(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    ndshare_store *store = (ndshare_store *)self;
+    if (nargs != 2) {
+        return PyErr_Format(PyExc_TypeError, "acquire takes 2 arguments, got %zd", nargs);
+    }
+    double timeout = PyFloat_AsDouble(args[1]);
+    if ((timeout == -1 && PyErr_Occurred()) || !ndshare_store_open(store)) {
+        return NULL;
+    }
+    Py_ssize_t n;
+    Py_ssize_t *keys = ndshare_store_keys(store, args[0], &n);
+    if (keys == NULL) {
+        return NULL;
+    }
+    PyObject *result = ndshare_lock_keys(store, keys, n, timeout);
+    PyMem_Free(keys);
+    return result;
+}
+
+PyObject *
+ndshare_store_release(PyObject *self, PyObject *sequence)
+{
+    ndshare_store *store = (ndshare_store *)self;
+    Py_ssize_t n;
+    Py_ssize_t *keys = ndshare_store_keys(store, sequence, &n);
+    if (keys == NULL) {
+        return NULL;
+    }
+    for (Py_ssize_t i = n - 1; i >= 0; i--) {
+        ndshare_lock_free(store, keys[i]);
+    }
+    PyMem_Free(keys);
+    Py_RETURN_NONE;
+}
+
+/* In the child of a fork: nobody here has anything. */
+void
+ndshare_store_forget(ndshare_store *store)
+{
+    for (Py_ssize_t key = 0; key < store->count; key++) {
+        store->entries[key].owner = 0;
+        store->entries[key].writing = -1;
+    }
+    store->busy = 0;
+    store->held_count = 0;
+    store->pid = (uint32_t)getpid();
+    pthread_mutex_init(&store->slow_lock, NULL);
+}

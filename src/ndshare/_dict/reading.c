@@ -1,0 +1,198 @@
+/* Reading: private copies without a lock, of one key or of several at one instant. */
+#define NO_IMPORT_ARRAY
+#include "dict.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#define TRIES 2                     /* then with the gate, where one try is enough */
+#define GIL_BYTES ((size_t)1 << 16) /* below, giving the GIL up costs more than the copy */
+
+static void
+copy_out(ndshare_store *store, Py_ssize_t key, const ndshare_current *from, PyObject *to)
+{
+    size_t nbytes = store->entries[key].nbytes;
+    void *target = PyArray_DATA((PyArrayObject *)to);
+    const char *source = ndshare_dict_data(store, key, from->slot);
+    if (nbytes < GIL_BYTES) {
+        memcpy(target, source, nbytes);
+        return;
+    }
+    store->busy++;
+    Py_BEGIN_ALLOW_THREADS
+    ndshare_dict_copy_out(target, source, nbytes);
+    Py_END_ALLOW_THREADS
+    store->busy--;
+}
+
+/* Where the values of several keys lie that were all current at one instant. EAGAIN: they change too fast. */
+static int
+look_at_all(const ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, ndshare_current *found, Py_ssize_t tries)
+{
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (ndshare_slot_look(store, keys[i], &found[i]) != 0) {
+            return ENODATA;
+        }
+    }
+    while (n > 1 && tries-- > 0) {
+        bool same = true;
+        for (Py_ssize_t i = 0; i < n; i++) {
+            ndshare_current now;
+            if (ndshare_slot_look(store, keys[i], &now) != 0) {
+                return ENODATA;
+            }
+            same = same && now.stamp == found[i].stamp;
+            found[i] = now;
+        }
+        if (same) {
+            return 0;
+        }
+    }
+    return n > 1 ? EAGAIN : 0;
+}
+
+/* Lock or unlock the gates of all keys, neighbours together: the kernel keeps a list of ranges. */
+static int
+gates(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, short kind)
+{
+    for (Py_ssize_t i = 0, next; i < n; i = next) {
+        for (next = i + 1; next < n && keys[next] == keys[next - 1] + 1; next++) {
+        }
+        int error = ndshare_range_lock(store, NDSHARE_DICT_GATES + keys[i], next - i, kind, true);
+        if (error != 0) {
+            return error;
+        }
+    }
+    return 0;
+}
+
+/* No writer that begins now writes before this is over; each that is at it publishes at most once. A slot may
+ * be marked as begun meanwhile, by a writer that waits: its data are still what was found. */
+static int
+read_behind_gates(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, ndshare_current *found, PyObject **to)
+{
+    store->busy++;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    pthread_mutex_lock(&store->slow_lock);
+    error = gates(store, keys, n, F_RDLCK);
+    if (error == 0) {
+        for (Py_ssize_t i = 0; i < n; i++) {
+            atomic_store(&ndshare_dict_cell_of(store, keys[i])->slow, 1);
+        }
+        atomic_thread_fence(memory_order_seq_cst);
+        error = look_at_all(store, keys, n, found, 2 * n + 16);
+    }
+    for (Py_ssize_t i = 0; error == 0 && i < n; i++) {
+        ndshare_dict_copy_out(PyArray_DATA((PyArrayObject *)to[i]), ndshare_dict_data(store, keys[i], found[i].slot),
+                              store->entries[keys[i]].nbytes);
+    }
+    gates(store, keys, n, F_UNLCK);
+    pthread_mutex_unlock(&store->slow_lock);
+    Py_END_ALLOW_THREADS
+    store->busy--;
+    return error;
+}
+
+/* 0, or -1 with an error set. */
+static int
+read_all(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, ndshare_current *found, PyObject **to)
+{
+    int error = EAGAIN;
+    for (int try = 0; try < TRIES && error == EAGAIN; try++) {
+        error = look_at_all(store, keys, n, found, 2);
+        for (Py_ssize_t i = 0; error == 0 && i < n; i++) {
+            copy_out(store, keys[i], &found[i], to[i]);
+        }
+        for (Py_ssize_t i = 0; error == 0 && i < n; i++) {
+            if (!ndshare_slot_unchanged(store, keys[i], &found[i])) {
+                error = EAGAIN;
+            }
+        }
+    }
+    if (error == EAGAIN) {
+        error = read_behind_gates(store, keys, n, found, to);
+    }
+    if (error == ENODATA || error == EAGAIN) {
+        return ndshare_store_damaged(keys[0]);
+    }
+    if (error != 0) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    return 0;
+}
+
+PyObject *
+ndshare_store_load(PyObject *self, PyObject *number)
+{
+    ndshare_store *store = (ndshare_store *)self;
+    Py_ssize_t key = ndshare_store_key(store, number);
+    if (key < 0) {
+        return NULL;
+    }
+    ndshare_current found;
+    PyObject *array = ndshare_store_empty(store, key);
+    if (array != NULL && read_all(store, &key, 1, &found, &array) < 0) {
+        Py_CLEAR(array);
+    }
+    return array;
+}
+
+PyObject *
+ndshare_store_snapshot(PyObject *self, PyObject *sequence)
+{
+    ndshare_store *store = (ndshare_store *)self;
+    Py_ssize_t n;
+    Py_ssize_t *keys = ndshare_store_keys(store, sequence, &n);
+    if (keys == NULL) {
+        return NULL;
+    }
+    ndshare_current *found = PyMem_Malloc(sizeof *found * (size_t)(n + 1));
+    PyObject *list = PyList_New(n), *versions = PyList_New(n), *result = NULL;
+    if (found == NULL || list == NULL || versions == NULL) {
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *array = ndshare_store_empty(store, keys[i]);
+        if (array == NULL) {
+            goto done;
+        }
+        PyList_SET_ITEM(list, i, array);
+    }
+    if (n > 0 && read_all(store, keys, n, found, PySequence_Fast_ITEMS(list)) < 0) {
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *version = PyLong_FromUnsignedLongLong(found[i].version);
+        if (version == NULL) {
+            goto done;
+        }
+        PyList_SET_ITEM(versions, i, version);
+    }
+    result = PyTuple_Pack(2, list, versions);
+done:
+    PyMem_Free(found);
+    PyMem_Free(keys);
+    Py_XDECREF(list);
+    Py_XDECREF(versions);
+    return result;
+}
+
+PyObject *
+ndshare_store_version(PyObject *self, PyObject *number)
+{
+    ndshare_store *store = (ndshare_store *)self;
+    Py_ssize_t key = ndshare_store_key(store, number);
+    if (key < 0) {
+        return NULL;
+    }
+    ndshare_current current;
+    if (ndshare_slot_look(store, key, &current) != 0) {
+        ndshare_store_damaged(key);
+        return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(current.version);
+}

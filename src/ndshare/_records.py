@@ -1,0 +1,130 @@
+"""Log records of workers: made there, handled by the caller's handlers.
+
+::
+
+    worker   logging ──► Forwarder ── RECORD ──►  caller   handle() ──► logger of the same name
+
+A worker has the caller's levels. Its records reach the caller before the result of the task that made
+them, and are not lost with the worker. While the caller has no handler, a worker logs as any process does.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+_TEXT_MOST = (16_000, 1_000)  # characters of a message or traceback; fewer if all together are too many
+_SENT_MOST = 48 * 1024  # bytes of a record: it goes in one piece
+_MARK = -1  # no level
+
+Settings = tuple[int, int, dict[str, int]] | None
+"""Level of the root logger, what `logging.disable` was told, levels by logger; None without handlers."""
+
+
+def settings() -> Settings:
+    """Return the caller's settings, as workers are to have them."""
+    root = logging.root
+    loggers = {
+        name: logger
+        for name, logger in list(root.manager.loggerDict.items())
+        if isinstance(logger, logging.Logger)
+    }
+    if not root.handlers and not any(logger.handlers for logger in loggers.values()):
+        return None
+    levels = {name: logger.level for name, logger in loggers.items() if logger.level != logging.NOTSET}
+    return root.level, root.manager.disable, levels
+
+
+def mark() -> None:
+    """Note that the levels are known: whoever sets a level empties the cache in which the mark lies."""
+    logging.root._cache[_MARK] = True  # type: ignore[attr-defined]
+
+
+def is_marked() -> bool:
+    """Whether no level was set since `mark`."""
+    return _MARK in logging.root._cache  # type: ignore[attr-defined]
+
+
+class Forwarder(logging.Handler):
+    """Sends records to the caller.
+
+    Parameters
+    ----------
+    send : callable
+        Takes a pickled record. Returns False if the caller cannot be reached from this process.
+    item : callable
+        Returns the index of the item that the thread is at, or None.
+    """
+
+    def __init__(self, send: Callable[[bytes], bool], item: Callable[[], int | None]) -> None:
+        super().__init__()
+        self._send = send
+        self._item = item
+        self._levels: dict[str, int] = {}
+        self._installed = False
+
+    def apply(self, wanted: Settings) -> None:
+        """Have the levels of the caller, and send to it if it has handlers."""
+        root = logging.root
+        for name in self._levels:
+            logging.getLogger(name).setLevel(logging.NOTSET)
+        self._levels = {}
+        if wanted is None:
+            root.removeHandler(self)
+            self._installed = False
+            return
+        level, disabled, self._levels = wanted
+        root.setLevel(level)
+        logging.disable(disabled)
+        for name, own in self._levels.items():
+            logging.getLogger(name).setLevel(own)
+        if not self._installed:  # else, if it is not there, a task has put other handlers in its place
+            root.addHandler(self)
+            self._installed = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record, formatted so far that anybody can unpickle it."""
+        try:
+            content = record.__dict__ | {
+                "msg": record.getMessage(),
+                "args": None,
+                "exc_info": None,
+                "ndshare_item": self._item(),
+            }
+            if record.exc_info and not record.exc_text:
+                content["exc_text"] = logging.Formatter().formatException(record.exc_info)
+            if not self._send(_pickled(content)) and logging.lastResort is not None:
+                logging.lastResort.handle(record)
+        except Exception:
+            self.handleError(record)
+
+
+def _pickled(content: dict[str, Any]) -> bytes:
+    for most in _TEXT_MOST:
+        data = pickle.dumps({name: _plain(value, most) for name, value in content.items()}, 5)
+        if len(data) <= _SENT_MOST:
+            return data
+    return pickle.dumps(
+        {name: _plain(content[name], most) for name in ("name", "levelno", "levelname", "msg")}
+    )
+
+
+def _plain(value: Any, most: int) -> Any:
+    if value is None or type(value) in (int, float, bool):
+        return value
+    text = value if type(value) is str else repr(value)
+    return text if len(text) <= most else text[:most] + " ..."
+
+
+def handle(data: bytes) -> None:
+    """Give a record that has arrived to the handlers of this process."""
+    try:
+        record = logging.makeLogRecord(pickle.loads(data))
+        logger = logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+    except Exception:  # of a filter or handler of the user's: no task is to fail for it
+        traceback.print_exc()

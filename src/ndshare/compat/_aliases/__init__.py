@@ -1,0 +1,1 @@
+"""Modules whose import installs one of the drop-in modules: for workers, by ``preload``."""

@@ -1,0 +1,5 @@
+"""Makes ``import npshmex`` mean `ndshare.compat.npshmex`."""
+
+from ndshare.compat import install
+
+install("npshmex")

@@ -1,0 +1,5 @@
+"""Makes ``import pasha`` mean `ndshare.compat.pasha`."""
+
+from ndshare.compat import install
+
+install("pasha")

@@ -1,0 +1,5 @@
+"""Makes ``import shared_numpy`` mean `ndshare.compat.shared_numpy`."""
+
+from ndshare.compat import install
+
+install("shared_numpy")

@@ -1,0 +1,113 @@
+"""pasha's functors: those of ndshare, in a registry of their own.
+
+What a program registers by subclassing `Functor` here is asked first and alone, as pasha does; whatever
+ndshare knows beyond (DataFrames, HDF5 datasets, generators, ...) is mapped if nobody here claims it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import ndshare
+from ndshare import functors
+from ndshare.functors import gen_split_slices
+
+__all__ = [
+    "DataArrayFunctor",
+    "ExtraDataFunctor",
+    "Functor",
+    "NdarrayFunctor",
+    "SequenceFunctor",
+    "gen_split_slices",
+]
+
+
+class Functor(ndshare.Functor):
+    """Something that can be mapped over; subclassing registers, see `ndshare.Functor`.
+
+    Notes
+    -----
+    Subclasses that define `split` and `iterate` only are mapped share by share. With a ``__len__`` and an
+    `iterate` for any slice they are dealt out as workers ask for items.
+    """
+
+    _functor_types: ClassVar[list[type[Functor]]] = []  # type: ignore[assignment]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        # Not that of ndshare.Functor: what is registered there would be asked as well. A class that is
+        # defined again, as by a cell of a notebook, replaces the first.
+        name = cls.__module__, cls.__qualname__
+        if "<locals>" not in cls.__qualname__:
+            others = [kind for kind in Functor._functor_types if (kind.__module__, kind.__qualname__) != name]
+            Functor._functor_types[:] = others
+        Functor._functor_types.append(cls)
+
+    @classmethod
+    def try_wrap(cls, value: Any) -> Any:
+        """Return the functor of an object.
+
+        Parameters
+        ----------
+        value : object
+            A functor; something with a method ``_pasha_functor_()`` that returns one; or what the `wrap` of
+            exactly one registered class accepts.
+
+        Returns
+        -------
+        Functor
+
+        Raises
+        ------
+        ValueError
+            If there is none, or more than one.
+        """
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, type) and hasattr(value, "_pasha_functor_"):
+            return value._pasha_functor_()
+        # An inherited wrap is asked once, of the class that was registered first.
+        wraps = {getattr(kind.wrap, "__func__", kind): kind.wrap for kind in reversed(Functor._functor_types)}
+        found = [functor for wrap in wraps.values() if (functor := wrap(value)) is not None]
+        if len(found) > 1:
+            names = " and ".join(type(functor).__name__ for functor in found)
+            raise ValueError(
+                f"default functor is ambiguous: {names} accept {type(value)}; pass the functor itself, such "
+                f"as {type(found[0]).__name__}(obj)"
+            )
+        return found[0] if found else functors.find(value)
+
+
+class SequenceFunctor(ndshare.SequenceFunctor, Functor):
+    """Functor of a sequence: the kernel gets ``(worker_id, index, value)``."""
+
+    @classmethod
+    def wrap(cls, value: Any) -> Any:
+        """Accept instances of `collections.abc.Sequence`, strings and ranges among them."""
+        return super().wrap(value)
+
+
+class NdarrayFunctor(ndshare.NdarrayFunctor, SequenceFunctor):
+    """Functor of an array along one axis, which is swapped with the first one."""
+
+    @classmethod
+    def wrap(cls, value: Any) -> Any:
+        """Accept NumPy arrays."""
+        return super().wrap(value)
+
+
+class DataArrayFunctor(ndshare.DataArrayFunctor, NdarrayFunctor):
+    """Functor of an `xarray.DataArray` along a dimension, by ``transpose(dim, ...)``."""
+
+    @classmethod
+    def wrap(cls, value: Any) -> Any:
+        """Accept DataArrays."""
+        return super().wrap(value)
+
+
+class ExtraDataFunctor(ndshare.ExtraDataFunctor, Functor):
+    """Functor of EXtra-data objects: the kernel gets ``(worker_id, index, train_id, data)``."""
+
+    @classmethod
+    def wrap(cls, value: Any) -> Any:
+        """Accept DataCollection and KeyData."""
+        return super().wrap(value)

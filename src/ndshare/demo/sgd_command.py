@@ -1,0 +1,64 @@
+"""``ndshare demo sgd``: one process, then several that are killed on the way; compare, draw."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from ndshare import cpus
+from ndshare.demo import digits, sgd_plot
+from ndshare.demo.command import positive
+from ndshare.demo.sgd import Course, run
+
+_PICTURE = "ndshare-sgd.png"
+_GOOD = 0.9  # accuracy on the held-out digits, to compare the times until it is reached
+_SECONDS = 6.0
+_QUICK_SECONDS = 2.0
+_KILLS = 6  # per run, about
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo with the words of the command line; return the exit status."""
+    arguments = _parser().parse_args(argv)
+    os.makedirs(arguments.out, exist_ok=True)
+    seconds: float = _QUICK_SECONDS if arguments.quick else _SECONDS
+    learners: int = arguments.workers or max(2, cpus.default_workers())
+    train, held_out = digits.load()
+    print(
+        f"{len(train)} digits to learn from, {len(held_out)} held out; softmax regression, {seconds:g} s each"
+    )
+    alone = run(train, held_out, 1, seconds, None)
+    _report("1 process", alone)
+    together = run(train, held_out, learners, seconds, seconds / (_KILLS + 1))
+    _report(f"{learners} processes", together)
+    one, several = alone.time_to(_GOOD), together.time_to(_GOOD)
+    if one is not None and several is not None:
+        print(f"{_GOOD:.0%} right      after {one:.2f} s by one process, {several:.2f} s by {learners}")
+    path = os.path.join(arguments.out, _PICTURE)
+    sgd_plot.save(path, alone, together)
+    print(f"picture         {path}")
+    if not (alone.exact and together.exact):
+        print("steps           LOST or counted twice")
+        return 1
+    print(f"steps           {alone.steps + together.steps} counted, each of them in the weights")
+    return 0
+
+
+def _report(who: str, course: Course) -> None:
+    killed = f", {len(course.kills)} killed and replaced on the way" if course.kills else ""
+    print(f"{who:15} {course.accuracies[-1]:.1%} of the held-out digits right, {course.steps} steps{killed}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ndshare demo sgd",
+        description="Several processes train one classifier by gradient steps on weights in a SharedDict. "
+        "Some are killed on the way.",
+    )
+    parser.add_argument(
+        "--workers", type=positive, help="number of processes (default: usable CPUs, at least 2)"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few seconds")
+    parser.add_argument("--out", default=".", metavar="DIR", help="where the picture goes (default: here)")
+    return parser

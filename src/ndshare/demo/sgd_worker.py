@@ -1,0 +1,34 @@
+"""One learner of ``ndshare demo sgd``: a program of its own that knows nothing but the dict's name.
+
+Run as ``python -m ndshare.demo.sgd_worker NAME SEED``. May be killed at any instant.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+import ndshare
+from ndshare.demo import softmax
+
+BATCH = 64
+RATE = 0.001  # small: the course is to be seen
+
+
+def learn(name: str, seed: int) -> None:
+    """Take gradient steps on the shared weights until told to stop."""
+    rng = np.random.default_rng(seed)
+    with ndshare.SharedDict.attach(name) as shared:
+        images, labels = shared.view("images"), shared.view("labels")  # never written again
+        while not shared["stop"]:
+            batch = rng.integers(len(labels), size=BATCH)
+            step = RATE * softmax.gradient(shared["weights"], images[batch], labels[batch])
+            # Both or none: whatever kills this process, the count is that of the steps in the weights.
+            with shared.locked("weights", "steps") as (weights, steps):
+                weights -= step
+                steps += 1
+
+
+if __name__ == "__main__":
+    learn(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,46 @@
+"""The benchmark of queues: a small run of every case. No figure is judged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ndshare.bench import queues
+
+
+def test_wrong_results_are_noticed() -> None:
+    """A lost or damaged message ends the benchmark."""
+    with pytest.raises(AssertionError, match="wrong frames"):
+        queues._check_sum(2.0, 3)
+    with pytest.raises(AssertionError, match="wrong messages"):
+        queues._check_bytes(2999, 3)
+
+
+def test_bench_queue_runs_every_case(tmp_path: Path) -> None:
+    """Every case with the peers that are always there; figures go to JSON and a picture."""
+    figures, picture = tmp_path / "queue.json", tmp_path / "queue.png"
+    command = ["bench", "queue", "--quick", "--rounds", "1", "--json", str(figures), "--plot", str(picture)]
+    done = subprocess.run(
+        [sys.executable, "-m", "ndshare", *command],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path if p)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    cases = {case["name"]: case for case in json.loads(figures.read_text())["cases"]}
+    assert set(cases) == {"frames", "messages", "bounded"}
+    assert set(cases["frames"]["results"]) == {
+        "ndshare",
+        "multiprocessing",
+        "shared_memory",
+        "ndshare, made shared",
+    }
+    assert picture.stat().st_size > 5_000
