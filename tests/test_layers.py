@@ -17,7 +17,12 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "demo", "bench", "testing", "_command_ls", "_command_prune"}),
     frozenset({"compat"}),
     frozenset({"__init__"}),
-    frozenset({"contexts", "default_context", "integrations", "workspace"}),
+    frozenset({"cluster", "cluster_executor", "default_context", "integrations", "workspace"}),
+    frozenset({"_cluster_workers"}),
+    frozenset({"_cluster_cargo"}),
+    frozenset({"_engines"}),
+    frozenset({"_node"}),
+    frozenset({"contexts"}),
     frozenset({"executor"}),
     frozenset(
         {
@@ -25,9 +30,14 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_forked_workers",
             "_local_workers",
             "_map_workers",
+            "_node_link",
+            "_node_store",
+            "_node_worker",
             "_own_state",
             "_pool_workers",
             "_runner",
+            "_shares",
+            "_twins",
             "_contents",
             "_differences",
             "_queue_asyncio",
@@ -89,7 +99,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_muster",
         }
     ),
-    frozenset({"sharing", "mainspace", "failures"}),
+    frozenset({"_freight", "sharing", "mainspace", "failures"}),
     frozenset({"transport"}),
     frozenset(
         {
@@ -112,7 +122,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"segments"}),
     frozenset({"_board"}),
-    frozenset({"_heap", "_loop", "_wire", "_platform", "cpus"}),
+    frozenset({"_heap", "_loop", "_twin", "_wire", "_platform", "cpus"}),
     frozenset({"_dict", "_heap", "_lock", "_wire", "_platform", "cpus"}),
     frozenset({"errors", "_pool_errors", "_callers"}),
 )

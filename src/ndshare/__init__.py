@@ -45,6 +45,8 @@ from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
 if _typing.TYPE_CHECKING:
     from ndshare._dict_list import prune
     from ndshare._pool_errors import InitializerError, WorkerDiedError
+    from ndshare.cluster import ClusterContext
+    from ndshare.cluster_executor import ClusterExecutor
     from ndshare.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
     from ndshare.crew import shutdown
     from ndshare.default_context import (
@@ -74,6 +76,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CapacityError",
+    "ClusterContext",
+    "ClusterExecutor",
     "DataArrayFunctor",
     "ExtraDataFunctor",
     "Functor",
@@ -137,6 +141,8 @@ __all__ = [
 # Loaded when first asked for: workers, pickling and the standard library's executors take longer to import
 # than everything else here.
 _LATER = {
+    "ClusterContext": "ndshare.cluster",
+    "ClusterExecutor": "ndshare.cluster_executor",
     "DataArrayFunctor": "ndshare.functors",
     "ExtraDataFunctor": "ndshare.functors",
     "Functor": "ndshare.functors",

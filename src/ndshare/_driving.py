@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 
 from ndshare._board import FAILED, UNDONE
-from ndshare._map_workers import Lost, MapWorkers, Ranges
+from ndshare._map_workers import ItemError, Lost, MapWorkers, Ranges
 from ndshare._runner import Death, Job, KernelMemory, WorkerReport
 from ndshare.errors import RemoteError
 from ndshare.tasks import with_traceback
@@ -141,6 +141,10 @@ class Drive:
         for outcome in self._workers.wait(seconds):
             if isinstance(outcome, Lost):
                 self._bury(outcome)
+            elif isinstance(outcome, Death):
+                self.deaths.append(outcome)
+            elif isinstance(outcome, ItemError):
+                self.errors.append(outcome)
             else:
                 self.reports.append(outcome)
                 if outcome.items:

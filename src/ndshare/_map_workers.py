@@ -5,15 +5,16 @@
     MapWorkers ── Caller       the calling thread        _local_workers
                ├─ Threads                                _local_workers
                ├─ PoolWorkers  processes of the pool     _pool_workers
-               └─ Forked       forked for this map       _forked_workers
+               ├─ Forked       forked for this map       _forked_workers
+               └─ Remote       of other machines         _cluster_workers
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from ndshare._runner import WorkerReport
+from ndshare._runner import Death, WorkerReport
 from ndshare.captured import Traffic
 
 Ranges = Sequence[tuple[int, int]]
@@ -35,7 +36,15 @@ class Lost:
         self.error = error
 
 
-Outcome = WorkerReport | Lost
+class ItemError(NamedTuple):
+    """An item that failed where nobody could report it: its worker died or took too long."""
+
+    item: int
+    error: BaseException
+
+
+#: What a map hears of its workers; a `Death` is that of one which somebody else has dealt with.
+Outcome = WorkerReport | Lost | Death | ItemError
 
 
 class MapWorkers(Protocol):

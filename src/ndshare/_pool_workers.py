@@ -77,6 +77,13 @@ class PoolWorkers(Task):
         return len(self._tasks)
 
     def _pack(self, ranges: Ranges) -> tuple[transport.Parcel, frozenset[str]]:
+        draft, brings = self.message(ranges)
+        parcel = draft.settle(broadcast=True)
+        self._parcels.append(parcel)
+        return parcel, brings
+
+    def message(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
+        """Return what runners are sent, and the globals of ``__main__`` it brings."""
         data = mainspace.current(_globals_of.get(self.job.kernel))
         arrays = {
             module: values
@@ -85,9 +92,11 @@ class PoolWorkers(Task):
         }
         draft = mainspace.pack_with_data((run_in_worker, (self.job, data, arrays, ranges), {}), data)
         _globals_of.put(self.job.kernel, frozenset(data))
-        parcel = draft.settle(broadcast=True)
-        self._parcels.append(parcel)
-        return parcel, frozenset(data)
+        return draft, frozenset(data)
+
+    def account(self) -> dict[str, Traffic]:
+        """Return how the variables of the kernel are sent."""
+        return account(self.job.kernel, self.job.functor)
 
     def start(self, count: int, ranges: Ranges = ()) -> None:  # type: ignore[override]  # MapWorkers', not Task's
         """See `MapWorkers`."""
@@ -99,7 +108,7 @@ class PoolWorkers(Task):
         self._tasks.update(tasks)
         self.pool.submit_all(tasks)
         if not self.captured:  # while the workers are at it
-            self.captured = account(self.job.kernel, self.job.functor)
+            self.captured = self.account()
 
     def done(self) -> bool:
         """Whether a runner has ended that nobody has asked for."""

@@ -29,6 +29,7 @@ _STARTED = {
     "threads": "in threads made for this map",
     "pool": "in warm workers",
     "fork": "in workers forked for this map",
+    "cluster": "in workers of other machines",
 }
 _WORKER_COLUMNS = ("worker", "process", "items", "shares", "busy", "peak memory")
 
@@ -126,7 +127,7 @@ def _table(report: MapReport) -> Iterator[tuple[str, ...]]:
         part = f" ({worker.busy / report.elapsed:.0%})" if report.elapsed > 0 else ""
         yield (
             str(worker.worker_id),
-            str(worker.pid),
+            f"{worker.node}:{worker.pid}" if worker.node else str(worker.pid),
             f"{worker.items:,}",
             f"{worker.shares:,}",
             _duration(worker.busy) + part,

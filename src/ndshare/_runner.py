@@ -71,6 +71,12 @@ class Job:
         What an item took last time; 0: not known.
     errors : tuple, optional
         How the caller has floating-point errors treated; see `ndshare._errstate`.
+    timeout : float or None
+        Seconds for one item.
+    retries : int
+        How often an item is tried again whose worker died.
+    first_worker : int
+        Number that the kernel is given for the first worker.
     """
 
     kernel: Callable[..., object]
@@ -85,6 +91,9 @@ class Job:
     first: int = 0
     usual_ns: float = 0.0
     errors: _errstate.ErrorState = None
+    timeout: float | None = None
+    retries: int = 0
+    first_worker: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Job, _fields_of_job(self)
@@ -115,6 +124,8 @@ class WorkerReport:
         First item, end, start and end in seconds (monotonic clock) of each share, if asked for.
     failures : list of (int, float)
         Index and time of each error, if asked for.
+    node : str
+        The machine, where a map runs on several.
     """
 
     worker_id: int
@@ -127,6 +138,7 @@ class WorkerReport:
     lost_writes: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     timeline: list[tuple[int, int, float, float]] = dataclasses.field(default_factory=list)
     failures: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    node: str = ""
 
     def plus(self, other: WorkerReport) -> WorkerReport:
         """Return what both did together."""
@@ -141,6 +153,7 @@ class WorkerReport:
             self.lost_writes + other.lost_writes,
             self.timeline + other.timeline,
             self.failures + other.failures,
+            self.node,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -363,7 +376,7 @@ class _Runner:
             else:
                 source, by_index = iter(job.functor.iterate(slice(first, end))), False
             finished, killed = _loop.run(
-                job.kernel, worker_id, source, by_index,
+                job.kernel, job.first_worker + worker_id, source, by_index,
                 board.memory, slot, board.mask_at, first, end - first, job.timed,
             )  # fmt: skip
         except KeyboardInterrupt:

@@ -37,6 +37,7 @@ from ndshare._runner import Job
 from ndshare._settings import Environment
 from ndshare.errors import CapacityError
 from ndshare.executor import ProcessPoolExecutor
+from ndshare.pool import Pool
 from ndshare.progress import Bar
 from ndshare.reduction import reduce_rows
 from ndshare.report import MapReport
@@ -57,6 +58,8 @@ class MapContext(abc.ABC):
 
     #: Whether one item can be ended without ending the program.
     can_kill = False
+    #: Whether `ndshare.lock` works in kernels: on one machine it does.
+    can_lock = True
 
     def __init__(self, num_workers: int) -> None:
         check_count("num_workers", num_workers, 1)
@@ -352,7 +355,7 @@ class ProcessContext(MapContext):
         """See `MapContext`."""
         if self._is_to_fork(job):
             return self._forked(job), ""
-        workers = PoolWorkers(job, self._pool()._pool)
+        workers = PoolWorkers(job, self.pool())
         try:
             workers.pack()
         except (CapacityError, KeyboardInterrupt):
@@ -383,11 +386,12 @@ class ProcessContext(MapContext):
             self._lock = os.getpid(), threading.Lock()
         return self._lock[1]
 
-    def _pool(self) -> ProcessPoolExecutor:
+    def pool(self) -> Pool:
+        """Return the pool that its workers belong to."""
         with self._own_lock():
             if self._executor is None or not self._executor.usable:
                 self._executor = ProcessPoolExecutor(self.num_workers, **self._options)
-            return self._executor
+            return self._executor._pool
 
 
 def _resolve(

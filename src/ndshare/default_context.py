@@ -8,10 +8,18 @@ from typing import Any
 
 from ndshare.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
 
-_KINDS: dict[str, type[MapContext]] = {
+
+def _cluster(*args: Any, **options: Any) -> MapContext:
+    from ndshare.cluster import ClusterContext  # here: only those who have a cluster need it
+
+    return ClusterContext(*args, **options)
+
+
+_KINDS: dict[str, Callable[..., MapContext]] = {
     "serial": SerialContext,
     "threads": ThreadContext,
     "processes": ProcessContext,
+    "dask": _cluster,
 }
 _default: MapContext | None = None
 
@@ -35,7 +43,7 @@ def set_default_context(context: MapContext | str, *args: Any, **options: Any) -
 
     Parameters
     ----------
-    context : MapContext or {"serial", "threads", "processes"}
+    context : MapContext or {"serial", "threads", "processes", "dask"}
         A context, or the name of a kind, which is then made with the other arguments.
     *args, **options
         For the context.

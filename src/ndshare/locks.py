@@ -22,6 +22,7 @@ Not guaranteed
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -30,7 +31,7 @@ import numpy as np
 from ndshare import _lock, arrays
 from ndshare.errors import OwnerDiedError
 
-__all__ = ["Lock", "lock", "reduce_lock"]
+__all__ = ["Lock", "leaving_machine", "lock", "reduce_lock"]
 
 _lock.configure(OwnerDiedError)
 
@@ -131,6 +132,28 @@ def lock(*, report_death: bool = False) -> Lock:
     return Lock(memory, report_death)
 
 
+class _Leaving(threading.local):
+    machine = False
+
+
+_leaving = _Leaving()
+
+
+@contextlib.contextmanager
+def leaving_machine() -> Iterator[None]:
+    """Refuse to pickle locks in this thread: what is pickled goes to other machines."""
+    _leaving.machine = True
+    try:
+        yield
+    finally:
+        _leaving.machine = False
+
+
 def reduce_lock(lock: Lock) -> tuple[Any, ...]:
     """Return how ndshare sends a lock: by reference, as its memory."""
+    if _leaving.machine:
+        raise TypeError(
+            "ndshare.lock() does not span machines, so that a ClusterContext refuses a kernel that uses one; "
+            "give each worker its own row instead (alloc(per_worker=True)) and combine them with reduce"
+        )
     return Lock, (lock._memory, lock.report_death)

@@ -105,6 +105,8 @@ def _run_once(
         usual_ns=usual_ns(kernel),
         first=first,
         errors=_errstate.current(),
+        timeout=options.timeout,
+        retries=options.retries,
     )
     drive: Drive | None = None
 
@@ -165,12 +167,24 @@ def _sized(kernel: Kernel, functor: Functor, shares: int) -> tuple[Kernel, Funct
 # ---------------------------------------------------------------------- iterators
 
 
-class _Batch(Functor):
-    """Some values of an iterator, with their indices in the whole."""
+class Batch(Functor):
+    """Some values of a collection, with their indices in the whole.
 
-    def __init__(self, values: list[Any], offset: int) -> None:
+    Parameters
+    ----------
+    values : sequence
+        The values.
+    offset : int
+        Index of the first.
+    """
+
+    def __init__(self, values: Any, offset: int) -> None:
         self._batch = values
         self._offset = offset
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Return a batch of some of the values."""
+        return Batch(self._batch[start:stop], self._offset + start)
 
     def __len__(self) -> int:
         return len(self._batch)
@@ -196,7 +210,7 @@ def _run_batches(context: Context, kernel: Kernel, functor: IteratorFunctor, opt
 
     while values := functor.take(size):
         told = dataclasses.replace(options, progress=progress if options.progress is not None else None)
-        report = _run_once(context, kernel, _Batch(values, offset), told, offset)
+        report = _run_once(context, kernel, Batch(values, offset), told, offset)
         report = _shifted(report, offset)
         reports.append(report)
         offset += report.items

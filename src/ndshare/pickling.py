@@ -86,6 +86,21 @@ class Placed(NamedTuple):
         return math.prod(self.shape, start=self.itemsize)
 
 
+class CopyOnWrite:
+    """Stands for an array in a message: its receivers map the memory copy-on-write, nothing is copied.
+
+    Parameters
+    ----------
+    note : Placed
+        Where the array lies, `private`. Nobody may write there while the message exists.
+    """
+
+    __slots__ = ("note",)
+
+    def __init__(self, note: Placed) -> None:
+        self.note = note
+
+
 class Recording:
     """One pickled object.
 
@@ -150,6 +165,7 @@ class Session:
                 types.ModuleType: self.on_module,
                 **dict.fromkeys(NAME_ONLY, self.on_name_only),
                 _CACHED: self.on_cached,
+                CopyOnWrite: self.on_copy_on_write,
                 Descriptor: self.on_descriptor,
             }
         )
@@ -229,6 +245,11 @@ class Session:
     def on_descriptor(self, descriptor: Descriptor) -> Any:
         """Note an open file."""
         self.notes.append(descriptor)
+        return same, (SLOT,)
+
+    def on_copy_on_write(self, stand_in: CopyOnWrite) -> Any:
+        """Note the place of an array that stays where it is."""
+        self.notes.append(stand_in.note)
         return same, (SLOT,)
 
     def on_subclass(self, array: np.ndarray[Any, Any]) -> Any:

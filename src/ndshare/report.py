@@ -43,11 +43,12 @@ class MapReport:
         Index and error of those that failed, by index.
     workers : list of WorkerReport
         One per worker and process that was started and has ended by itself: its `items`, `shares`, `busy`
-        seconds and `peak_bytes` (largest resident memory of its process so far). Workers of a
+        seconds and `peak_bytes` (largest resident memory of its process so far), and on a cluster its
+        `node`. Workers of a
         `ThreadContext` share their process, so they have the same peak.
     context : str
         Name of the context's class.
-    start_method : {"serial", "threads", "pool", "fork"}
+    start_method : {"serial", "threads", "pool", "fork", "cluster"}
         How workers were started.
     reason : str
         Why so, if not as usual.

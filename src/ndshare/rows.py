@@ -26,6 +26,11 @@ class Rows:
         known = self._known.get(id(array))
         return known[1:] if known is not None and known[0]() is array else None
 
+    def per_worker(self) -> list[npt.NDArray[Any]]:
+        """Return the arrays with rows per worker that are alive."""
+        known = [(reference(), n) for reference, _, n in list(self._known.values())]
+        return [array for array, per_block in known if array is not None and per_block is None]
+
     def block(self) -> int:
         """Return how many items belong together, for all such arrays."""
         return math.lcm(*(n for _, _, n in list(self._known.values()) if n))

@@ -450,6 +450,9 @@ class ContextConformance:
             with lock:
                 total[index % 3] += value
 
+        if not context.can_lock:
+            assert "span machines" in str(_raised(TypeError, context.map, kernel, range(3000)))
+            return
         context.map(kernel, range(3000))
         assert total.tolist() == [sum(range(k, 3000, 3)) for k in range(3)]
 

@@ -110,6 +110,16 @@ class Draft:
         if recording is not None:
             recording.notes = tuple([_detached(note) for note in recording.notes])
 
+    def take(self) -> Recording:
+        """Return what was pickled and noted, for somebody who sends it in another way."""
+        recording = self._recording
+        if recording is None:
+            raise ValueError(
+                "Draft.settle: this draft is settled already; a parcel may be sent several times"
+            )
+        self._recording = None
+        return recording
+
     def settle(self, *, broadcast: bool = False) -> Parcel:
         """Copy or lend what was noted.
 
@@ -124,12 +134,7 @@ class Draft:
             If the memory for copies does not fit, or there is no descriptor for it. Nothing is copied, and
             the draft can be settled later.
         """
-        recording = self._recording
-        if recording is None:
-            raise ValueError(
-                "Draft.settle: this draft is settled already; a parcel may be sent several times"
-            )
-        self._recording = None
+        recording = self.take()
         parts, notes = recording.parts, recording.notes
         del recording
         if not notes and len(parts) == 1 and len(parts[0]) < INLINE_MAX:

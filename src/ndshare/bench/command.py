@@ -12,6 +12,7 @@ from ndshare.bench import (
     arrays,
     backends,
     balance,
+    cluster,
     compat,
     dicts,
     items,
@@ -163,6 +164,13 @@ _FACES = {
         mappers.ALWAYS,
         ("items", "tiny", "many", "captured", "balance"),
         _run_map,
+    ),
+    "cluster": _Face(
+        "map on a local Dask cluster against Dask by hand",
+        peers.PEERS,
+        (),
+        cluster.CASES,
+        cluster.run,
     ),
     "compat": _Face(
         "the drop-in modules against their originals",

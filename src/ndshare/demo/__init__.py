@@ -20,6 +20,7 @@ Demos with a name::
     denoise.py    non-local means of one tile, and how good a tile is
     cleaning.py   a map over the tiles, in any context
     images.py     ``ndshare demo images``
+    cluster.py    ``ndshare demo cluster``
     scene.py      photographs as a scene, a path over it, and finding a frame in it
     camera.py     ``ndshare demo camera``: frames through queues
     softmax.py    the model of the next one: softmax regression
@@ -36,6 +37,7 @@ from collections.abc import Sequence
 
 _NAMED = {
     "camera": "ndshare.demo.camera",
+    "cluster": "ndshare.demo.cluster",
     "images": "ndshare.demo.images",
     "sgd": "ndshare.demo.sgd_command",
     "workspace": "ndshare.demo.workspace",

@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="ndshare demo",
         description="Choose a classifier for 1,797 handwritten digits: kernel ridge regression on a grid of "
         "bandwidths and regularisations, evaluated by worker processes that share one matrix.",
-        epilog="Others: ndshare demo camera, images, sgd and workspace.",
+        epilog="Others: ndshare demo camera, cluster, images, sgd and workspace.",
     )
     parser.add_argument("--workers", type=positive, help="number of worker processes (default: usable CPUs)")
     parser.add_argument("--quick", action="store_true", help="a smaller grid, a few seconds")

@@ -1,0 +1,113 @@
+"""What a caller and the nodes of a cluster send each other: plain data that any engine can pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ndshare._freight import INLINE_MAX, Bytes, Crate
+from ndshare._twins import Change
+
+
+@dataclasses.dataclass(slots=True)
+class CallTask:
+    """A function and its arguments, to be called on whichever node gets it.
+
+    Attributes
+    ----------
+    map_id : str
+        Of the map it belongs to; empty for a single call.
+    name : str
+        Of the kernel or function, for messages.
+    crates : list of Crate
+        What functions need of ``__main__``; the function and what it uses; for a map the values of the share.
+    blocks : dict
+        Size and base (hash, or None for zeros) of each block, by number.
+    contents : dict
+        Contents by hash, if the node lacks them.
+    """
+
+    map_id: str
+    name: str
+    crates: list[Crate]
+    blocks: dict[int, tuple[int, bytes | None]]
+    contents: dict[bytes, Bytes]
+
+    def load(self, known: Mapping[bytes, Bytes], lacking: Collection[bytes]) -> None:
+        """Add the contents that a node lacks, and those that are too small to ask for."""
+        for digest in self.needed():
+            if known[digest].nbytes <= INLINE_MAX or digest in lacking:
+                self.contents[digest] = known[digest]
+
+    def needed(self) -> set[bytes]:
+        """Return the hashes of all contents it refers to."""
+        bases = {base for _, base in self.blocks.values() if base is not None}
+        return bases.union(*(crate.contents() for crate in self.crates))
+
+    def nbytes(self) -> int:
+        """Return about how many bytes it takes in a message."""
+        arrays = [*self.contents.values(), *(crate.inline for crate in self.crates)]
+        return sum(array.nbytes for array in arrays) + sum(len(crate.stream) for crate in self.crates)
+
+
+@dataclasses.dataclass(slots=True)
+class ShareTask(CallTask):
+    """Some items of a map.
+
+    Attributes
+    ----------
+    start, end : int
+        The items.
+    first_worker, workers : int
+        Numbers of its workers: the rows that are theirs.
+    options : dict
+        Fields of `ndshare._runner.Job`.
+    patches : list of (int, int, ndarray of uint8)
+        Block, place and content of what comes with this share.
+    """
+
+    start: int
+    end: int
+    first_worker: int
+    workers: int
+    options: dict[str, Any]
+    patches: list[tuple[int, int, Bytes]]
+
+    def nbytes(self) -> int:
+        """See `CallTask.nbytes`."""
+        return CallTask.nbytes(self) + sum(content.nbytes for *_, content in self.patches)
+
+
+@dataclasses.dataclass(slots=True)
+class TaskResult:
+    """What became of a call or a share.
+
+    Attributes
+    ----------
+    node : str
+        Where it ran.
+    machine : str
+        The same, unambiguous: processes with this in common share memory.
+    lacks : list of bytes
+        Hashes of contents that the node has not got; nothing was run then.
+    mask : bytes
+        State of each item of a share, as on a `ndshare._board.Board`.
+    changes : list of Change
+        What was written.
+    outcome : Crate or None
+        What a function has returned; of a share, reports, errors and deaths of the workers.
+    failure : Crate or None
+        What a function has raised, or what kept a share from running at all: exception and traceback.
+    address : object
+        Where the engine finds this process, if it can be told.
+    """
+
+    node: str
+    machine: str
+    lacks: list[bytes] = dataclasses.field(default_factory=list)
+    mask: bytes = b""
+    changes: list[Change] = dataclasses.field(default_factory=list)
+    outcome: Crate | None = None
+    failure: Crate | None = None
+    address: Any = None

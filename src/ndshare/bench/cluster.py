@@ -1,0 +1,149 @@
+"""Cases: maps on a local Dask cluster, against Dask as it is written by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ndshare._shares import TaskResult
+from ndshare.bench.goal import Goal, Result
+from ndshare.bench.timing import Contestant, alternate
+from ndshare.cluster import ClusterContext
+
+_ITEM_BYTES = 1 << 20
+_ITEMS, _QUICK_ITEMS = 1000, 40
+_SHARES = 100
+
+CASES = ("outputs", "overhead", "bytes")
+
+
+@contextlib.contextmanager
+def _client(workers: int) -> Iterator[Any]:
+    import distributed
+
+    local: Callable[..., Any] = distributed.LocalCluster
+    connect: Callable[..., Any] = distributed.Client
+    with (
+        local(
+            n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.ERROR
+        ) as cluster,
+        connect(cluster) as client,
+    ):
+        yield client
+
+
+def run(
+    cases: Sequence[str], _versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    """Yield the result of each case."""
+    with _client(workers) as client:
+        context = ClusterContext(client)
+        if "outputs" in cases:
+            yield _outputs(client, context, _QUICK_ITEMS if quick else _ITEMS, min(rounds, 5))
+        if "overhead" in cases:
+            yield _overhead(client, context, rounds)
+        if "bytes" in cases:
+            yield from _bytes(context, quick)
+
+
+def _make(value: int) -> Any:
+    return np.random.default_rng(value).random(_ITEM_BYTES // 8)
+
+
+def _outputs(client: Any, context: ClusterContext, items: int, rounds: int) -> Result:
+    out = context.alloc((items, _ITEM_BYTES // 8))
+
+    def kernel(_worker_id: int, index: int, value: int) -> None:
+        out[index] = _make(value)
+
+    def ours() -> Any:
+        context.map(kernel, range(items))
+        return out
+
+    def by_hand() -> Any:
+        futures = client.map(_make, range(items), pure=False)
+        for index, values in enumerate(client.gather(futures)):
+            out[index] = values
+        return out
+
+    def check(result: Any) -> None:
+        for index in (0, items // 2, items - 1):
+            if not np.array_equal(result[index], _make(index)):
+                raise AssertionError(f"row {index} is wrong")
+        result[:] = 0
+
+    contestants = {"Dask by hand": Contestant(by_hand, check, 1), "ndshare": Contestant(ours, check, 1)}
+    title = f"{items:,} items of 1 MB into one array"
+    return Result("outputs", title, "s", alternate(contestants, rounds), "Dask by hand", (Goal(1.0),))
+
+
+def _nothing(_value: int) -> None:
+    pass
+
+
+def _overhead(client: Any, context: ClusterContext, rounds: int) -> Result:
+    def kernel(*_entry: object) -> None:
+        pass
+
+    def ours() -> Any:
+        return context.map(kernel, range(_SHARES), shares=_SHARES).items
+
+    def by_hand() -> Any:
+        return len(client.gather(client.map(_nothing, range(_SHARES), pure=False)))
+
+    def check(count: int) -> None:
+        if count != _SHARES:
+            raise AssertionError(f"{count} of {_SHARES} shares")
+
+    contestants = {"Dask tasks": Contestant(by_hand, check, 1), "ndshare": Contestant(ours, check, 1)}
+    title = f"{_SHARES} shares with nothing to do"
+    return Result("overhead", title, "s", alternate(contestants, rounds), "Dask tasks", (Goal(1.5),))
+
+
+def _bytes(context: ClusterContext, quick: bool) -> Iterator[Result]:
+    size = 100_000 if quick else 1_000_000
+    rng = np.random.default_rng(1)
+    kinds = {
+        "floats": (rng.normal(size=size), "bytes changed", 1.05),
+        "counts": (rng.poisson(3, size), "bytes of the elements touched", 0.3),
+        "mask": (rng.random(8 * size) < 0.5, "bytes of the elements touched", 0.3),
+    }
+    for name, (values, unit, limit) in kinds.items():
+        out = context.alloc(values.shape, values.dtype)
+
+        def kernel(_worker_id: int, _index: int, value: Any, out: Any = out, values: Any = values) -> None:
+            out[value] = values[value]
+
+        with _counting() as counted:
+            context.map(
+                kernel, [slice(k, k + len(values) // 10) for k in range(0, len(values), len(values) // 10)]
+            )
+        whole = int(np.count_nonzero(values.view(np.uint8))) if name == "floats" else values.nbytes
+        title = f"bytes sent back for {name}, by {unit}"
+        yield Result(
+            f"bytes-{name}", title, "x", {"ndshare": [sum(counted) / whole]}, None, (Goal(limit, "value"),)
+        )
+
+
+@contextlib.contextmanager
+def _counting() -> Iterator[list[int]]:
+    """Note the sizes of all changes that come back meanwhile."""
+    from ndshare import _engines
+
+    counted: list[int] = []
+    result = _engines.DaskEngine.result
+
+    def counting(engine: Any, future: Any) -> TaskResult:
+        found = result(engine, future)
+        counted.append(sum(change.nbytes for change in found.changes))
+        return found
+
+    _engines.DaskEngine.result = counting  # type: ignore[method-assign, assignment, unused-ignore]
+    try:
+        yield counted
+    finally:
+        _engines.DaskEngine.result = result  # type: ignore[method-assign, assignment, unused-ignore]

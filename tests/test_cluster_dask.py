@@ -1,0 +1,157 @@
+"""A cluster context passes the conformance suite on Dask."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ndshare
+from dask_cluster import dask_cluster
+from ndshare.testing import ContextConformance
+
+distributed = pytest.importorskip("distributed")
+
+# Nodes keep their workers warm from test to test, and so does the client its threads.
+pytestmark = pytest.mark.leaves("child process", "open descriptor", "thread", "/dev/shm entry")
+
+_engines: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dask_clusters() -> Iterator[None]:
+    """Local clusters of two and four processes."""
+    with contextlib.ExitStack() as stack:
+        for count in (2, 4):
+            address = stack.enter_context(dask_cluster(count))
+            _engines[f"dask {count}"] = stack.enter_context(distributed.Client(address))
+        yield
+    # The thread in which callbacks run outlives the clients; with it maps cannot fork in later tests.
+    futures = distributed.client.Future
+    futures._cb_executor.shutdown()
+    futures._cb_executor = None
+
+
+class TestDaskOfTwo(ContextConformance):
+    """On a local Dask cluster."""
+
+    def make_context(self) -> ndshare.MapContext:
+        """Two processes."""
+        return ndshare.ClusterContext(_engines["dask 2"])
+
+
+class TestDaskOfFour(ContextConformance):
+    """On a local Dask cluster, through its own executor interface."""
+
+    def make_context(self) -> ndshare.MapContext:
+        """Four processes."""
+        return ndshare.ClusterContext(_engines["dask 4"])
+
+
+# ---------------------------------------------------------------------- failures
+
+
+def _kill_one(context: ndshare.ClusterContext, client: Any) -> None:
+    sums = context.alloc(7, int, per_worker=True)
+    out = context.alloc((400, 100), int, fill=1)
+    offsets = np.arange(20_000)
+    pids = list(client.run(os.getpid).values())
+
+    def kernel(worker_id: int, index: int, value: int) -> None:
+        time.sleep(0.002)
+        sums[worker_id, value % 7] += value
+        out[index] += offsets[value]
+
+    def progress(done: int, _total: int) -> None:
+        if done > 100 and pids:
+            os.kill(pids.pop(), signal.SIGKILL)
+            pids.clear()
+
+    report = context.map(kernel, range(400), shares=40, progress=progress)
+    assert not pids
+    assert report.done.all()
+    assert context.reduce(sums).tolist() == [sum(range(k, 400, 7)) for k in range(7)]
+    assert np.array_equal(out, np.arange(1, 401)[:, None].repeat(100, 1))
+
+
+def test_a_killed_dask_worker_changes_nothing() -> None:
+    """Its shares run again elsewhere; accumulators are not counted twice."""
+    client = _engines["dask 2"]
+    _kill_one(ndshare.ClusterContext(client), client)
+    client.wait_for_workers(2)
+
+
+def test_dask_as_the_default_context() -> None:
+    """By the address of the scheduler."""
+    address = _engines["dask 2"].scheduler.address
+    before = ndshare.get_default_context()
+    try:
+        ndshare.set_default_context("dask", address)
+        out = ndshare.alloc(10)
+
+        def kernel(_worker_id: int, index: int, value: int) -> None:
+            out[index] = value
+
+        report = ndshare.map(kernel, range(10))
+        assert report.context == "ClusterContext"
+        assert {worker.node for worker in report.workers} == {socket.gethostname()}
+        assert out.tolist() == list(range(10))
+    finally:
+        ndshare.get_default_context().close()  # type: ignore[attr-defined]
+        ndshare.set_default_context(before)
+
+
+def test_ctrl_c_cancels_what_runs_on_the_nodes() -> None:
+    """Also kernels in the middle of an item."""
+    context = ndshare.ClusterContext(_engines["dask 2"])
+    started = context.alloc(1)
+
+    def kernel(_worker_id: int, _index: int, _value: int) -> None:
+        time.sleep(20)
+
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        context.map(kernel, range(10))
+    timer.join()
+    began = time.monotonic()
+    assert context.map(lambda *_: None, range(10)).done.all()
+    assert time.monotonic() - began < 15
+    assert not started.any()
+
+
+def test_demo_on_two_machines() -> None:
+    """As a user starts it: every bit is that of the serial run."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ndshare", "demo", "cluster", "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "each equal to the serial one in every bit" in done.stdout
+
+
+def test_bench_keeps_its_goals_for_bytes() -> None:
+    """What changed is sent, and hardly anything else: the goals that do not depend on time."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ndshare", "bench", "cluster", "--quick", "--rounds", "1", "--cases", "bytes"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" ok") >= 3, done.stdout
+    assert "MISSED" not in done.stdout, done.stdout
