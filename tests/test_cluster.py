@@ -369,3 +369,15 @@ main()
 def test_nothing_is_left_when_the_engine_ends(run_script: Any) -> None:
     """The nodes' workers end with the engine's processes; kernels of a script need no main guard."""
     assert run_script(_SCRIPT).stdout == "True []\n"
+
+
+def test_queue_does_not_leave_its_machine() -> None:
+    """It joins processes by open files."""
+    q = ndshare.Queue()
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        q.put(index)
+
+    with pytest.raises(TypeError, match="one machine"):
+        _context().map(kernel, range(3))
+    q.close()

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ndshare import _heap, segments
+from ndshare.descriptors import Descriptor
 from ndshare.errors import TransportError
 from ndshare.layout import decode_dtype, encode_dtype, view_of
 from ndshare.parcel import RAW, READ_ONLY
@@ -160,6 +161,11 @@ class Manifest:
                 array = view_of(note.block, note.offset, decode_dtype(note.dtype), note.shape, note.strides)
             elif isinstance(note, np.ndarray):
                 array = note
+            elif isinstance(note, Descriptor):
+                raise TypeError(
+                    "an open file, such as those of an ndshare.Queue, was to go to other machines; a queue "
+                    "joins processes of one machine: write results into an array from alloc"
+                )
             else:
                 array, flags = np.frombuffer(note.raw(), np.uint8), RAW
             strides = copy_strides(array)
