@@ -101,7 +101,7 @@ def test_shared_dict_killed_at_random(chaos_rng, chaos_rounds):
                     check(mine)
 
         with running(watch) as watchers:
-            for _ in range(80 * chaos_rounds):
+            for _ in range(50 * chaos_rounds):
                 pids = [forked(lambda: work(d.name, chaos_rng.getrandbits(32))) for _ in range(2)]
                 time.sleep(chaos_rng.uniform(0.0005, 0.01))
                 for pid in pids:

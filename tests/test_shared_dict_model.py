@@ -200,7 +200,7 @@ def test_shared_dict_behaves_as_a_dict_with_a_lock():
         st.run_state_machine_as_test(
             SharedDictMachine,
             settings=hypothesis.settings(
-                max_examples=40, stateful_step_count=30, deadline=None, database=None, print_blob=True,
+                max_examples=25, stateful_step_count=30, deadline=None, database=None, print_blob=True,
                 suppress_health_check=list(hypothesis.HealthCheck),
             ),
         )  # fmt: skip
