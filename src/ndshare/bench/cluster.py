@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from ndshare._shares import TaskResult
+from ndshare._twins import Change
 from ndshare.bench.goal import Goal, Result
 from ndshare.bench.timing import Contestant, alternate
 from ndshare.cluster import ClusterContext
@@ -122,6 +122,8 @@ def _bytes(context: ClusterContext, quick: bool) -> Iterator[Result]:
             context.map(
                 kernel, [slice(k, k + len(values) // 10) for k in range(0, len(values), len(values) // 10)]
             )
+        if not np.array_equal(out, values) or not sum(counted):
+            raise AssertionError(f"{name}: {sum(counted)} bytes came back")
         whole = int(np.count_nonzero(values.view(np.uint8))) if name == "floats" else values.nbytes
         title = f"bytes sent back for {name}, by {unit}"
         yield Result(
@@ -132,18 +134,18 @@ def _bytes(context: ClusterContext, quick: bool) -> Iterator[Result]:
 @contextlib.contextmanager
 def _counting() -> Iterator[list[int]]:
     """Note the sizes of all changes that come back meanwhile."""
-    from ndshare import _engines
+    from ndshare._cluster_cargo import Cargo
 
     counted: list[int] = []
-    result = _engines.DaskEngine.result
+    merge = Cargo.merge
 
-    def counting(engine: Any, future: Any) -> TaskResult:
-        found = result(engine, future)
-        counted.append(sum(change.nbytes for change in found.changes))
-        return found
+    def counting(cargo: Cargo, changes: Iterable[Change]) -> None:
+        changes = list(changes)
+        counted.append(sum(change.nbytes for change in changes))
+        merge(cargo, changes)
 
-    _engines.DaskEngine.result = counting  # type: ignore[method-assign, assignment, unused-ignore]
+    Cargo.merge = counting  # type: ignore[method-assign, assignment]
     try:
         yield counted
     finally:
-        _engines.DaskEngine.result = result  # type: ignore[method-assign, assignment, unused-ignore]
+        Cargo.merge = merge  # type: ignore[method-assign]
