@@ -2,7 +2,7 @@
 
 ::
 
-    worker   logging ──► Forwarder ── RECORD ──►  caller   handle() ──► logger of the same name
+    worker   logging ──► Forwarder ── LOG ──►  caller   handle_waiting() ──► logger of the same name
 
 A worker has the caller's levels. Its records reach the caller before the result of the task that made
 them, and are not lost with the worker. While the caller has no handler, a worker logs as any process does.
@@ -10,8 +10,11 @@ them, and are not lost with the worker. While the caller has no handler, a worke
 
 from __future__ import annotations
 
+import collections
 import logging
+import os
 import pickle
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 _TEXT_MOST = (16_000, 1_000)  # characters of a message or traceback; fewer if all together are too many
 _SENT_MOST = 48 * 1024  # bytes of a record: it goes in one piece
 _MARK = -1  # no level
+_PATIENCE_S = 1.0  # for a handler in another thread, before a result is given to who waits for it
 
 Settings = tuple[int, int, dict[str, int]] | None
 """Level of the root logger, what `logging.disable` was told, levels by logger; None without handlers."""
@@ -119,8 +123,43 @@ def _plain(value: Any, most: int) -> Any:
     return text if len(text) <= most else text[:most] + " ..."
 
 
-def handle(data: bytes) -> None:
-    """Give a record that has arrived to the handlers of this process."""
+#: Records that have arrived, in their order.
+waiting: collections.deque[bytes] = collections.deque()
+
+_busy: list[int] = []  # threads that handle some
+_lock = threading.RLock()
+
+
+def handle_waiting() -> None:
+    """Give the records that have arrived to the handlers of this process.
+
+    When it returns, no other thread is still at one of them; unless its handler takes long, as one would
+    that itself waits for a result.
+    """
+    if not waiting and not _busy:
+        return
+    if not _lock.acquire(timeout=_PATIENCE_S):
+        return
+    try:
+        _busy.append(threading.get_ident())
+        while waiting:
+            _handle(waiting.popleft())
+    finally:
+        _busy.pop()
+        _lock.release()
+
+
+def _begin_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+    _busy.clear()
+    waiting.clear()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
+
+
+def _handle(data: bytes) -> None:
     try:
         record = logging.makeLogRecord(pickle.loads(data))
         logger = logging.getLogger(record.name)

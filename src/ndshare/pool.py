@@ -29,7 +29,7 @@ import time
 from collections.abc import Iterable
 
 from ndshare import _frames as frames
-from ndshare import _wire, transport
+from ndshare import _records, _wire, transport
 from ndshare._delivery import Delivery
 from ndshare._pool_errors import InitializerError, WorkerDiedError
 from ndshare._roster import BURST_TASKS, Roster
@@ -252,6 +252,7 @@ class Pool:
     def resolve(self, worker: Worker, answers: collections.deque[Answer]) -> None:
         """Rebuild results and resolve their futures, without the lock."""
         try:
+            _records.handle_waiting()  # those that came before, if another thread is at them
             while answers:
                 answer = answers.popleft()
                 if answer[0].has_callbacks():
@@ -314,6 +315,7 @@ class Pool:
             return task.start()
 
     def _fail(self, task: Task, error: BaseException, text: str = "") -> None:
+        _records.handle_waiting()
         with_traceback(error, text)
         if task.has_callbacks() and not self.hub.in_thread:
             self.hub.call_back(functools.partial(self._fail, task, error))

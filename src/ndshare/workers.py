@@ -166,7 +166,8 @@ class Worker:
         answers: collections.deque[Answer] = collections.deque()
         for kind, status, seq, seconds, body, fds in heard:
             if kind == frames.LOG:  # may come between descriptors and the message they belong to
-                done.append(functools.partial(_records.handle, body))
+                _records.waiting.append(body)
+                done.append(_records.handle_waiting)
                 continue
             if self._early_fds:
                 fds, self._early_fds = self._early_fds + fds, ()
