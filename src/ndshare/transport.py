@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = ["INLINE_MAX", "Draft", "Parcel", "by_value_modules", "pack", "pack_plain", "unpack"]
 
 _PLAIN = frozenset({int, float, complex, bool, str, type(None)})
+_PLAIN_MOST = 64  # items that are looked at one by one: beyond, that takes longer than a session of pickling
 
 # The receiver copies smaller pieces: they would keep a whole segment from its owner.
 _COPY_OUT_MAX = 64 * 1024
@@ -192,15 +193,17 @@ def pack_plain(obj: object) -> Parcel | None:
     Returns
     -------
     Parcel or None
-        None if `obj` is anything else than a list of numbers and strings, or of tuples of them.
+        None if `obj` is anything else than a short list of numbers and strings, or of tuples of them.
     """
-    if type(obj) is not list:
+    if type(obj) is not list or len(obj) > _PLAIN_MOST:
         return None
     for item in obj:
         if type(item) not in _PLAIN and not (type(item) is tuple and _PLAIN.issuperset(map(type, item))):
             return None
-    data = BARE_TAG + pickle.dumps(obj, 5)
-    return Parcel(data) if len(data) < INLINE_MAX else None
+    stream = pickle.dumps(obj, 5)
+    if len(stream) < INLINE_MAX:
+        return Parcel(BARE_TAG + stream)
+    return Draft(Recording((stream,))).settle()
 
 
 def unpack(data: bytes | bytearray | memoryview, fds: Sequence[int]) -> Any:
