@@ -107,6 +107,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_scratch",
             "arrays",
             "cloud",
+            "copying",
             "descriptors",
             "functions",
             "layout",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast
 import numpy as np
 
 from ndshare import segments
+from ndshare.copying import copy_array
 from ndshare.segments import is_shared, shared_memory
 
 if TYPE_CHECKING:
@@ -404,7 +405,7 @@ def array(object: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = 
     """
     source = np.asarray(object, dtype=dtype)
     result = _like(source, None, order, None, "ndshare.array")
-    np.copyto(result, source)
+    copy_array(result, source)
     return result
 
 

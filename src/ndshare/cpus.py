@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ndshare import _platform
 
 _inside_worker: int | None = None
@@ -20,6 +22,11 @@ def default_workers() -> int:
     if _inside_worker is not None:
         return _inside_worker
     return _platform.cpu_count()
+
+
+def processors() -> int:
+    """Return how many threads can run at once for a moment (a quota of time does not matter then)."""
+    return len(os.sched_getaffinity(0)) if _inside_worker is None else _inside_worker
 
 
 def set_inside_worker(threads: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ndshare import segments
+from ndshare.copying import copy_array
 from ndshare.layout import dense_strides
 from ndshare.parcel import release
 
@@ -49,7 +50,7 @@ def copy_strides(array: np.ndarray[Any, Any]) -> tuple[int, ...] | None:
 def copy_into(buffer: Any, offset: int, strides: tuple[int, ...] | None, array: np.ndarray[Any, Any]) -> None:
     """Copy an array into a buffer."""
     copy: np.ndarray[Any, Any] = np.ndarray(array.shape, array.dtype, buffer, offset, strides)
-    np.copyto(copy, array)
+    copy_array(copy, array)
 
 
 def stage_arrays(arrays: Sequence[np.ndarray[Any, Any]]) -> list[Place]:

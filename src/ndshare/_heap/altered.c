@@ -26,9 +26,8 @@
 #define PAGE_SWAPPED ((uint64_t)1 << 62)
 #define PAGE_OF_FILE ((uint64_t)1 << 61)
 
-/* The bytes from the array's first to its last, gaps of its strides included. */
-static size_t
-extent(PyArrayObject *array, char **low)
+size_t
+ndshare_array_extent(PyArrayObject *array, char **low)
 {
     char *start = PyArray_BYTES(array), *end = start + PyArray_ITEMSIZE(array);
     *low = start;
@@ -112,7 +111,7 @@ ndshare_altered(PyObject *Py_UNUSED(module), PyObject *object)
         return PyErr_Format(PyExc_TypeError, "altered takes an array, got %R", (PyObject *)Py_TYPE(object));
     }
     char *low, *base = NULL;
-    size_t nbytes = extent((PyArrayObject *)object, &low);
+    size_t nbytes = ndshare_array_extent((PyArrayObject *)object, &low);
     if (nbytes == 0 || !ndshare_table_may_hold(low)) {
         Py_RETURN_NONE;
     }
@@ -157,7 +156,7 @@ ndshare_detach(PyObject *Py_UNUSED(module), PyObject *object)
     }
     char *low;
     bool done = false;
-    if (extent((PyArrayObject *)object, &low) == 0 || !ndshare_table_may_hold(low)) {
+    if (ndshare_array_extent((PyArrayObject *)object, &low) == 0 || !ndshare_table_may_hold(low)) {
         Py_RETURN_FALSE;
     }
     ndshare_heap_lock();
@@ -216,7 +215,7 @@ ndshare_digest(PyObject *Py_UNUSED(module), PyObject *object)
         return PyErr_Format(PyExc_TypeError, "digest takes an array, got %R", (PyObject *)Py_TYPE(object));
     }
     char *low;
-    size_t nbytes = extent((PyArrayObject *)object, &low);
+    size_t nbytes = ndshare_array_extent((PyArrayObject *)object, &low);
     uint64_t out[2];
     Py_BEGIN_ALLOW_THREADS
     digest(low, nbytes, out);

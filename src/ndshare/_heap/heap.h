@@ -302,6 +302,9 @@ PyObject *ndshare_altered(PyObject *module, PyObject *array);
 PyObject *ndshare_detach(PyObject *module, PyObject *array);
 PyObject *ndshare_digest(PyObject *module, PyObject *array);
 
+/* copying.c */
+PyObject *ndshare_copy(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
 /* stats.c */
 PyObject *ndshare_stats(PyObject *module, PyObject *unused);
 

@@ -8,7 +8,7 @@
  *   fork.c      what a fork does
  *   limits.c    does it fit                         ledger.c   reservations of a pool
  *   stats.c     figures                             heap.c     lock, identity, reaping
- *   altered.c   was an array written to
+ *   altered.c   was an array written to     copying.c  large copies
  */
 #include "array_api.h"
 
@@ -115,6 +115,8 @@ static PyMethodDef methods[] = {
      PyDoc_STR("detach(array)\n--\n\nMap by-value memory copy-on-write in place; False for other memory.")},
     {"digest", ndshare_digest, METH_O,
      PyDoc_STR("digest(array)\n--\n\n128 bits of the bytes from the first to the last, gaps included.")},
+    {"copy", FAST(ndshare_copy),
+     PyDoc_STR("copy(target, source, threads)\n--\n\nCopy an array that lies dense, like the target; False for others.")},
     {"trim", trim, METH_NOARGS, PyDoc_STR("trim()\n--\n\nGive idle memory back; bytes.")},
     {"stats", ndshare_stats, METH_NOARGS, PyDoc_STR("stats()\n--\n\n")},
     {"set_idle_limit", set_idle_limit, METH_O, PyDoc_STR("set_idle_limit(nbytes)\n--\n\nReturns the former one.")},
