@@ -105,6 +105,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "_inputs",
             "_scratch",
+            "alone",
             "arrays",
             "cloud",
             "copying",

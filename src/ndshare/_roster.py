@@ -84,7 +84,11 @@ class Roster:
 
     def batch_size(self, worker: Worker, waiting: int) -> int:
         """How many tasks to send to it at once."""
-        if self.seconds is None or (self._settings.initializer is not None and not worker.proved):
+        if (
+            waiting == 1
+            or self.seconds is None
+            or (self._settings.initializer is not None and not worker.proved)
+        ):
             return 1
         fair = math.ceil(waiting / max(1, len(self.workers)))
         size = max(1, min(_BATCH_TASKS, fair, int(_BATCH_S / max(self.seconds, 1e-6))))

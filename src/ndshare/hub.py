@@ -38,8 +38,11 @@ from typing import Protocol
 
 from ndshare import _frames, _wire
 
-#: How long the I/O thread waits before it takes over from a thread that has stopped leading.
+#: How long the I/O thread waits before it takes over from a thread that has stopped leading; and from one
+#: that led again and again in that time: each look costs that thread the GIL, and somebody the processor.
 _PARK_S = 3e-3
+_PARK_LONG_S = 12e-3
+_OFTEN = 6
 
 #: Name of the I/O thread: the only one that a fork may leave behind without harm.
 THREAD_NAME = "ndshare-io"
@@ -320,14 +323,15 @@ class Hub:
                     self._outer.modify(self._inner, select.EPOLLIN)
 
     def _serve(self) -> None:
-        led = -1
+        led = 0
         while not self._stopping:
             with self.lock:
                 wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-                self._ticking = self._parked and self._led != led
+                times, led = self._led - led, self._led
+                self._ticking = self._parked and times > 0
                 if self._ticking:
-                    led = self._led
-                    wait = _PARK_S if wait is None else min(wait, _PARK_S)
+                    park = _PARK_LONG_S if times >= _OFTEN else _PARK_S
+                    wait = park if wait is None else min(wait, park)
                 elif self._parked:
                     self._resting = True  # said before looking: a leader that leaves looks after saying so
                     if not self._leader_thread:

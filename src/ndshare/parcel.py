@@ -5,6 +5,7 @@
     bare    0 │ pickle
     table   1 │ table length, stream length │ table │ stream │ small pieces
     stored  2 │ segment, place, lengths     ╎ table │ stream ╎   (the right part lies in a segment)
+    alone   3 │ table length │ uid, size, piece │ stream       (one array; no stream: nothing else)
 
 *Table* is two marshalled lists: the segments (uid, size, kind) in the order of their descriptors, and
 for every noted array its piece (segment or -1, lowest byte, dtype code, shape, strides, flags). *Stream* is
@@ -22,16 +23,21 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
 
 from ndshare import segments
+from ndshare.errors import TransportError
 
 INLINE_MAX = 48 * 1024
 """Most bytes of a parcel's data; far below what the smallest default socket buffer takes."""
 
-BARE, TABLE, STORED = 0, 1, 2
+BARE, TABLE, STORED, ALONE = 0, 1, 2, 3
 BARE_TAG = bytes((BARE,))
 
+ALONE_HEAD = struct.Struct("<B3xI")
 TABLE_HEAD = struct.Struct("<B7xQQ")
 STORED_HEAD = struct.Struct("<B7xQQQQQQ")
 
@@ -40,6 +46,9 @@ Piece = tuple[int, int, str | bytes, tuple[int, ...], tuple[int, ...] | None, in
 INLINE = -1
 READ_ONLY = 1
 RAW = 2  # not an array: the bytes of some library's PickleBuffer
+
+COPIED_BELOW = 64 * 1024
+"""Smaller by-value arrays are copied by their receiver: they would keep a whole segment from its owner."""
 
 _NOTHING: frozenset[str] = frozenset()
 
@@ -110,6 +119,28 @@ def release(block: segments.Block) -> None:
     """
     with contextlib.suppress(BufferError):
         block.release()
+
+
+def take_descriptor(fds: list[int]) -> int:
+    """Take the next descriptor of a message: the last one of the list."""
+    if not fds:
+        raise TransportError(
+            "a message was refused",
+            "it arrived without some of its descriptors",
+            "raise the limit of open files (ulimit -n) or keep fewer arrays",
+        )
+    return fds.pop()
+
+
+def handed_out(arrays: list[Any]) -> Iterator[Any]:
+    """Yield the arrays of a list from its end; the list keeps none of them."""
+    while arrays:
+        yield arrays.pop()
+
+
+def copied(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return an ordinary copy with the same order of axes."""
+    return array.copy("C" if array.flags.c_contiguous else "K")  # "K" zeroes the strides of an empty array
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -423,6 +423,29 @@ def record(
     return cloud.record(obj, lend=lend, defining=defining, withheld=withheld, inputs=inputs)
 
 
+class _Alone:
+    def __reduce__(self) -> Any:
+        return same, (SLOT,)
+
+
+ALONE_STREAM = pickle.dumps(_Alone(), 5, buffer_callback=lambda _: False)
+"""The pickle of what is one array out of band, and nothing else."""
+
+
+def record_alone(array: np.ndarray[Any, Any]) -> Recording | None:
+    """Return what `record` does for a result that is one array of by-value memory; None for others."""
+    dtype = array.dtype
+    if _MARKED or array.base is not None or array.nbytes <= IN_BAND_MAX or not is_movable(dtype):
+        return None
+    found = segments.block_of(array)
+    if found is None or found[0].kind != segments.VALUE:
+        return None
+    note = Placed(
+        *found, encode_dtype(dtype), dtype.itemsize, array.shape, array.strides, array.flags.writeable
+    )
+    return Recording((ALONE_STREAM,), (note,))
+
+
 def finish(session: Session) -> Recording:
     """Return what a session has noted."""
     parts = tuple(session.parts)

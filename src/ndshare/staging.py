@@ -19,7 +19,7 @@ from ndshare.parcel import release
 
 ALIGNMENT = 64  # bytes; a cache line, and enough for every vector instruction
 
-_OWN_MIN = 1 << 20  # an array from here on has a segment of its own
+OWN_MIN = 1 << 20  # an array from here on has a segment of its own
 _GROUP_MAX = 4 << 20  # what one kept array may keep alive of others
 _SEGMENTS_MAX = 64  # per message, about: beyond, both limits grow
 
@@ -67,7 +67,7 @@ def stage_arrays(arrays: Sequence[np.ndarray[Any, Any]]) -> list[Place]:
         If the memory does not fit. Nothing stays allocated then.
     """
     fair_share = sum(array.nbytes for array in arrays) // _SEGMENTS_MAX
-    own_min = max(_OWN_MIN, fair_share)
+    own_min = max(OWN_MIN, fair_share)
     group_max = max(_GROUP_MAX, fair_share)
     places: list[Place | None] = [None] * len(arrays)
     group: list[int] = []

@@ -37,12 +37,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ndshare import segments
+from ndshare.alone import rebuild_alone, settle_alone
 from ndshare.descriptors import FILE, Descriptor
 from ndshare.errors import CapacityError, SegmentError, TransportError
 from ndshare.layout import decode_dtype, view_of
 from ndshare.parcel import (
+    ALONE,
     BARE,
     BARE_TAG,
+    COPIED_BELOW,
     INLINE,
     INLINE_MAX,
     RAW,
@@ -53,9 +56,12 @@ from ndshare.parcel import (
     TABLE_HEAD,
     Parcel,
     close_all,
+    copied,
+    handed_out,
     release,
+    take_descriptor,
 )
-from ndshare.pickling import Recording, by_value_modules, record
+from ndshare.pickling import Recording, by_value_modules, record, record_alone
 from ndshare.settling import Settling
 
 if TYPE_CHECKING:
@@ -65,9 +71,6 @@ __all__ = ["INLINE_MAX", "Draft", "Parcel", "by_value_modules", "pack", "pack_pl
 
 _PLAIN = frozenset({int, float, complex, bool, str, type(None)})
 _PLAIN_MOST = 64  # items that are looked at one by one: beyond, that takes longer than a session of pickling
-
-# The receiver copies smaller pieces: they would keep a whole segment from its owner.
-_COPY_OUT_MAX = 64 * 1024
 
 
 class Draft:
@@ -141,6 +144,10 @@ class Draft:
         if not notes and len(parts) == 1 and len(parts[0]) < INLINE_MAX:
             return Parcel(BARE_TAG + parts[0], (), self.needs)
         try:
+            if len(notes) == len(parts) == 1 and not broadcast:
+                parcel = settle_alone(notes[0], parts[0], self.needs)
+                if parcel is not None:
+                    return parcel
             return Settling(notes, segments.COPY if broadcast else segments.VALUE).finish(parts, self.needs)
         except (CapacityError, SegmentError):
             self._recording = Recording(parts, notes, self.needs)
@@ -179,6 +186,8 @@ def pack(
     Exception
         Whatever pickling raises.
     """
+    if lend_values and type(obj) is np.ndarray and (recording := record_alone(obj)) is not None:
+        return Draft(recording)
     return Draft(record(obj, lend=lend_values, withheld=withheld, inputs=inputs))
 
 
@@ -229,6 +238,8 @@ def unpack(data: bytes | bytearray | memoryview, fds: Sequence[int]) -> Any:
     left = list(reversed(fds))
     try:
         with memoryview(data) as view:
+            if data[0] == ALONE:
+                return rebuild_alone(view, left)
             if data[0] == TABLE:
                 _, table_len, stream_len = TABLE_HEAD.unpack_from(view)
                 start = TABLE_HEAD.size
@@ -238,7 +249,7 @@ def unpack(data: bytes | bytearray | memoryview, fds: Sequence[int]) -> Any:
                     "a message was refused", f"its first byte is {data[0]}", "send parcels only"
                 )
             _, uid, size, offset, kind, table_len, stream_len = STORED_HEAD.unpack_from(view)
-        body = segments.attach(uid, size, kind, _next(left))
+        body = segments.attach(uid, size, kind, take_descriptor(left))
         try:
             with memoryview(body) as whole:
                 start = offset - body.offset
@@ -249,22 +260,12 @@ def unpack(data: bytes | bytearray | memoryview, fds: Sequence[int]) -> Any:
         close_all(left)
 
 
-def _next(fds: list[int]) -> int:
-    if not fds:
-        raise TransportError(
-            "a message was refused",
-            "it arrived without some of its descriptors",
-            "raise the limit of open files (ulimit -n) or keep fewer arrays",
-        )
-    return fds.pop()
-
-
 def _rebuild(body: memoryview, table_len: int, stream_len: int, fds: list[int]) -> Any:
     table, pieces = marshal.loads(body[:table_len])
     blocks: list[Any] = []
     try:
         for uid, size, kind in table:
-            fd = _next(fds)
+            fd = take_descriptor(fds)
             blocks.append(Descriptor(fd) if kind == FILE else segments.attach(uid, size, kind, fd))
         by_value = [kind not in (segments.SHARED, segments.SEALED, FILE) for _, _, kind in table]
         copy_out = [v and segments.should_copy_out(b) for v, b in zip(by_value, blocks, strict=True)]
@@ -277,12 +278,12 @@ def _rebuild(body: memoryview, table_len: int, stream_len: int, fds: list[int]) 
             dtype = decode_dtype(code)
             array: Any
             if segment == INLINE:
-                array = _copied(view_of(inline, offset, dtype, shape, strides))
+                array = copied(view_of(inline, offset, dtype, shape, strides))
             else:
                 block = blocks[segment]
                 offset -= block.offset
                 if by_value[segment] and (copy_out[segment] or _is_small(dtype, shape)):
-                    array = _copied(view_of(block, offset, dtype, shape, strides))
+                    array = copied(view_of(block, offset, dtype, shape, strides))
                 else:
                     array = block.array(dtype, shape, strides, offset)
                     if flags & READ_ONLY:
@@ -290,23 +291,14 @@ def _rebuild(body: memoryview, table_len: int, stream_len: int, fds: list[int]) 
             arrays.append(memoryview(array) if flags & RAW else array)
             del array
         arrays.reverse()
-        return pickle.loads(body[table_len : table_len + stream_len], buffers=_handed_out(arrays))
+        return pickle.loads(body[table_len : table_len + stream_len], buffers=handed_out(arrays))
     finally:
         for block in blocks:
             release(block)
-
-
-def _copied(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return array.copy("C" if array.flags.c_contiguous else "K")  # "K" zeroes the strides of an empty array
-
-
-def _handed_out(arrays: list[Any]) -> Any:
-    while arrays:
-        yield arrays.pop()
 
 
 def _is_small(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
     nbytes = dtype.itemsize
     for n in shape:
         nbytes *= n
-    return nbytes < _COPY_OUT_MAX
+    return nbytes < COPIED_BELOW

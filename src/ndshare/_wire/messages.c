@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #define MAX_PARTS 128
+#define OTHERS_RAN_NS 20000  /* a yield to nobody takes a microsecond, with an interrupt ten */
 
 /* Highest descriptor number received so far. The kernel hands out the lowest free one, so numbers
  * near the limit mean that the process is short of them. */
@@ -175,15 +176,31 @@ now_ns(void)
     return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
+/* How often this thread had to make room for another one. */
+static long
+times_preempted(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : 0;
+}
+
 /* Look again and again for up to `spin_us` before the caller goes to sleep: to be woken by another
- * processor costs the waker more than the message itself. Yields to whoever else wants to run. */
+ * processor costs the waker more than the message itself. Yields to whoever else wants to run; if
+ * somebody did, this stops: should that be the very process that is waited for, the two would take turns
+ * on one processor for long, while who sleeps is woken on an idle one. */
 static void
 spin_until_readable(int fd, int spin_us)
 {
     struct pollfd entry = {.fd = fd, .events = POLLIN};
-    int64_t end = now_ns() + spin_us * INT64_C(1000);
-    while (poll(&entry, 1, 0) == 0 && now_ns() < end) {
+    int64_t now = now_ns(), end = now + spin_us * INT64_C(1000), before;
+    long switches = times_preempted();
+    while (now < end && poll(&entry, 1, 0) == 0) {
+        before = now_ns();
         sched_yield();
+        now = now_ns();
+        if (now - before > OTHERS_RAN_NS && times_preempted() != switches) {
+            return;
+        }
     }
 }
 
