@@ -53,6 +53,7 @@ class Names(NamedTuple):
 _names: dict[int, tuple[types.CodeType, Names]] = {}
 _marshalled: dict[int, tuple[types.CodeType, bytes]] = {}
 _loaded: dict[bytes, types.CodeType] = {}
+_stand_ins: dict[tuple[str, str | None], dict[str, Any]] = {}  # globals, for functions that name none
 _imported: dict[tuple[str, frozenset[str]], tuple[int, tuple[str, ...]]] = {}  # valid for so many modules
 
 
@@ -185,6 +186,21 @@ def reduce_function(function: types.FunctionType, given: Container[int] = ()) ->
     return make_function, facts, state, None, None, fill_function
 
 
+def is_plain_local(function: types.FunctionType) -> bool:
+    """Tell whether a function has no name that it is found by, and names nothing of its module."""
+    qualname = function.__qualname__
+    if "<locals>" not in qualname and "<lambda>" not in qualname:
+        return False
+    return names_used(function.__code__).attributes.isdisjoint(function.__globals__)
+
+
+def reduce_local(function: types.FunctionType, given: Container[int] = ()) -> tuple[Any, ...]:
+    """Return how to make the function of `is_plain_local` anew, without its module; see `reduce_function`."""
+    _, facts, *rest = reduce_function(function, given)
+    module = function.__module__, function.__globals__.get("__package__")
+    return make_local, (*facts, *module), *rest
+
+
 def reduce_code(code: types.CodeType) -> tuple[Any, ...]:
     """Return how to make a code object anew."""
     return load_code, (_dumped(code),)
@@ -268,6 +284,18 @@ def give(values: dict[str, Any]) -> None:
 def make_function(code: bytes, name: str, closure: tuple[types.CellType, ...] | None) -> types.FunctionType:
     """Return the function of `reduce_function`, still without its state."""
     return types.FunctionType(load_code(code), main_namespace(), name, None, closure)
+
+
+def make_local(
+    code: bytes, name: str, closure: tuple[types.CellType, ...] | None, module: str, package: str | None
+) -> types.FunctionType:
+    """Return the function of `reduce_local`, still without its state."""
+    namespace = _stand_ins.get((module, package))
+    if namespace is None:
+        # What the interpreter itself looks for: builtins, and where relative imports start from.
+        namespace = {"__builtins__": builtins, "__name__": module, "__package__": package}
+        _stand_ins[module, package] = namespace
+    return types.FunctionType(load_code(code), namespace, name, None, closure)
 
 
 def fill_function(function: Any, state: tuple[Any, ...]) -> None:

@@ -271,6 +271,9 @@ class Session:
             return self.on_main(obj)
         if by_value_modules and isinstance(module, str) and _is_by_value(module):
             return self.beyond(obj)
+        if type(obj) is types.FunctionType and functions.is_plain_local(obj):
+            self.note_cells(obj)
+            return functions.reduce_local(obj, self.given)
         return NotImplemented
 
     def on_main(self, obj: Any) -> Any:
@@ -289,11 +292,15 @@ class Session:
     def on_unnamed(self, function: types.FunctionType) -> Any:
         """Pickle a function on the globals of ``__main__`` by its code."""
         self.needs.update(functions.needs_of(function))
+        self.note_cells(function)
+        return functions.reduce_function(function, self.given)
+
+    def note_cells(self, function: types.FunctionType) -> None:
+        """Note the cells of a closure: they travel empty, and are filled by the function or the receiver."""
         if function.__closure__:
             self.cells.update(map(id, function.__closure__))
             if self.withheld:
                 self.given.update(functions.cells_given(function, self.withheld))
-        return functions.reduce_function(function, self.given)
 
     def on_cell(self, obj: Any) -> Any:
         """Pickle the cell of a closure empty: its function fills it, or the receiver."""

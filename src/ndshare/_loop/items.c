@@ -77,10 +77,14 @@ call_entry(PyObject *kernel, PyObject *worker_id, PyObject *entry)
 }
 
 /* Item `index` of something that can be indexed; new reference, NULL with an exception. `numbers` is NULL, or
- * an iterator that is to yield it: that of a range counts in C, while indexing one makes a few objects. */
+ * an iterator that is to yield it: that of a range counts in C, while indexing one makes a few objects; or
+ * `values` itself, if each item is its index. */
 static PyObject *
 value_at(PyObject *values, PyObject *numbers, Py_ssize_t index, PyObject *number)
 {
+    if (numbers == values) {
+        return Py_NewRef(number);
+    }
     if (numbers != NULL) {
         PyObject *value = Py_TYPE(numbers)->tp_iternext(numbers);
         if (value == NULL && !PyErr_Occurred()) {
@@ -117,10 +121,32 @@ call_value(PyObject *kernel, PyObject *worker_id, PyObject *values, PyObject *nu
     return 0;
 }
 
-/* An iterator over some items of a range; new reference. */
+/* Whether an attribute of a range is this number; -1 with an exception. */
+static int
+is_number(PyObject *range, const char *name, Py_ssize_t number)
+{
+    PyObject *value = PyObject_GetAttrString(range, name), *wanted = PyLong_FromSsize_t(number);
+    int equal = value == NULL || wanted == NULL ? -1 : PyObject_RichCompareBool(value, wanted, Py_EQ);
+    Py_XDECREF(value);
+    Py_XDECREF(wanted);
+    return equal;
+}
+
+/* An iterator over some items of a range, or the range if it counts from 0 on, as most do; new reference. */
 static PyObject *
 iterate_range(PyObject *range, Py_ssize_t first, Py_ssize_t count)
 {
+    Py_ssize_t length = PyObject_Size(range);
+    int plain = length < 0 ? -1 : is_number(range, "stop", length);
+    if (plain == 1) {
+        plain = is_number(range, "start", 0);
+    }
+    if (plain < 0) {
+        return NULL;
+    }
+    if (plain && first <= length && count <= length - first) {
+        return Py_NewRef(range);
+    }
     PyObject *part = PySequence_GetSlice(range, first, first + count);
     if (part == NULL) {
         return NULL;

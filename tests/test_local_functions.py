@@ -1,0 +1,164 @@
+"""Closures and lambdas of importable modules: they travel by their code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ndshare
+from ndshare import functions, parcel, transport
+
+_CONSTANT = 5
+
+
+def max(*_numbers: int) -> str:  # noqa: A001 - a module may give a builtin's name to something of its own
+    """Take a builtin's place."""
+    return "the module's"
+
+
+def _sent(obj: Any) -> Any:
+    parcel = transport.pack(obj).settle()
+    try:
+        return transport.unpack(parcel.data, parcel.descriptors())
+    finally:
+        parcel.release()
+
+
+def test_closure_keeps_what_it_has() -> None:
+    """Content of cells, defaults, attributes, names and annotations arrive."""
+    factor = [3]
+
+    def scale(x: int, /, y: int = 4, *, z: int = 5) -> tuple[int, ...]:
+        """Say it."""
+        return x * factor[0], y, z
+
+    scale.unit = "mm"
+    assert functions.is_plain_local(scale)
+    arrived = _sent(scale)
+    assert arrived is not scale
+    assert arrived(2) == (6, 4, 5)
+    assert arrived.unit == "mm"
+    assert (arrived.__name__, arrived.__qualname__, arrived.__module__, arrived.__doc__) == (
+        scale.__name__, scale.__qualname__, scale.__module__, scale.__doc__,
+    )  # fmt: skip
+    assert arrived.__annotations__ == scale.__annotations__
+
+
+def test_closure_may_contain_itself_and_share_cells() -> None:
+    """A recursive closure calls its own copy, and two of one scope see the same variable."""
+
+    def factorial(n: int) -> int:
+        return 1 if n < 2 else n * factorial(n - 1)
+
+    count = 0
+
+    def step() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    def read() -> int:
+        return count
+
+    assert _sent(factorial)(6) == 720
+    step2, read2 = _sent((step, read))
+    assert (step2(), step2(), read2(), read()) == (1, 2, 2, 0)
+
+
+def test_generators_lambdas_and_nested_functions() -> None:
+    """Whatever its code does by itself."""
+
+    def squares(n: int) -> Iterator[int]:
+        def square(i: int) -> int:
+            return i * i
+
+        yield from (square(i) for i in range(n))
+
+    assert list(_sent(squares)(4)) == [0, 1, 4, 9]
+    assert _sent(lambda x, y=2: sum([x, y]))(1) == 3
+
+
+def test_function_that_names_globals_has_them() -> None:
+    """A constant of its module, and a builtin's name that the module has given away, mean what they mean here."""
+
+    def constant() -> int:
+        return _CONSTANT
+
+    def shadowed() -> Any:
+        return max(1, 2)
+
+    for function in (constant, shadowed):
+        assert not functions.is_plain_local(function)
+        assert _sent(function)() == function()
+
+
+def test_import_inside_starts_from_its_package() -> None:
+    """A relative import in a function finds what it would find at home."""
+    namespace = {"__name__": "ndshare._made_up", "__package__": "ndshare"}
+    exec(
+        "def make():\n    def look():\n        from . import parcel\n        return parcel.INLINE_MAX\n    return look",
+        namespace,
+    )
+    look = namespace["make"]()  # type: ignore[operator]
+    assert functions.is_plain_local(look)
+    assert _sent(look)() == parcel.INLINE_MAX
+
+
+def test_arrays_in_a_closure_are_shared_or_copied_as_everywhere() -> None:
+    """Shared ones by reference, in a map and in a task; ordinary ones are the receiver's own."""
+    out = ndshare.zeros(20)
+    table = np.arange(20.0)
+
+    def kernel(_worker_id: int, index: int, value: int) -> None:
+        out[index] = table[value] + 1
+
+    ndshare.ProcessContext(2).map(kernel, range(20))
+    assert out.tolist() == list(range(1, 21))
+
+    def write() -> None:
+        out[0] = -1
+        table[0] = -1
+
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        executor.submit(write).result()
+    assert out[0] == -1
+    assert table[0] == 0
+
+
+@pytest.mark.parametrize("made", [lambda: lambda x: x + 1], ids=["lambda"])
+def test_function_that_a_task_returns(made: Callable[[], Callable[[int], int]]) -> None:
+    """The way back is the same."""
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        assert executor.submit(made).result()(1) == 2
+
+
+_FACTORY = """
+def make(out):
+    def kernel(worker_id, index, value):
+        out[index] = 3 * value
+    return kernel
+"""
+_PROGRAM = """
+import sys
+import factory, ndshare
+out = ndshare.zeros(100)
+ndshare.ProcessContext(2).map(factory.make(out), range(100))
+assert out.sum() == 3 * sum(range(100))
+print("cloudpickle" in sys.modules)
+"""
+
+
+def test_closure_does_without_cloudpickle(tmp_path: Path) -> None:
+    """Kernels are mostly such closures; the general way takes five times as long for them."""
+    (tmp_path / "factory.py").write_text(_FACTORY)
+    (tmp_path / "program.py").write_text(_PROGRAM)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "False\n", done.stderr
