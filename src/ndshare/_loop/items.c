@@ -14,7 +14,7 @@
  *    that was never begun.
  *  - `state` is RUNNING | i from before the entry of item i is fetched until its byte is written. Who
  *    wants to end an item by force swaps RUNNING | i for KILLED | i: if that succeeds, the worker does
- *    not begin another item, so the signal cannot hit one.
+ *    not begin another item, so the signal cannot hit one. It is done only to items that are timed.
  *
  * Everything runs under the GIL. The atomics are for the other processes.
  */
@@ -242,7 +242,10 @@ ndshare_loop_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t 
             atomic_store_explicit(began, now_ns(), memory_order_release);
         }
         uint64_t then = k < count ? (uint64_t)(first + k) << STATE_BITS | RUNNING : IDLE;
-        if (!atomic_compare_exchange_strong(state, &running, then)) {
+        if (!timed) { /* nobody ends an item by force */
+            atomic_store_explicit(state, then, memory_order_release);
+        }
+        else if (!atomic_compare_exchange_strong(state, &running, then)) {
             killed = (running & KILLED) != 0;
             if (!killed) { /* a child that the kernel forked has come back from it and was here before */
                 atomic_store(state, then);
