@@ -31,7 +31,7 @@ _TICK_S = 0.05
 #: So many workers may end in a row without having begun an item.
 _STILLBORN_MOST = 3
 #: A map that took less than this last time has one worker, ...
-_TINY_S = 100e-6
+_TINY_S = 250e-6
 #: ... and the others if it is not over by then.
 _LATE_S = 1e-3
 
