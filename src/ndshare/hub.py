@@ -23,6 +23,7 @@ Guarantees
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
 import heapq
@@ -38,11 +39,12 @@ from typing import Protocol
 
 from ndshare import _frames, _wire
 
-#: How long the I/O thread waits before it takes over from a thread that has stopped leading; and from one
-#: that led again and again in that time: each look costs that thread the GIL, and somebody the processor.
+#: How long the I/O thread waits before it takes over from a thread that has stopped leading.
 _PARK_S = 3e-3
-_PARK_LONG_S = 12e-3
+_PARK_MS = 3
+#: A thread that leads so often in that time will do so again: meanwhile the I/O thread looks without the GIL.
 _OFTEN = 6
+_REST_MOST_S = 1.0
 
 #: Name of the I/O thread: the only one that a fork may leave behind without harm.
 THREAD_NAME = "ndshare-io"
@@ -72,6 +74,9 @@ class Hub:
         self._leader_thread = 0
         self._left = 0.0  # when a thread last stopped leading
         self._led = 0  # how often a thread has led or lent a hand
+        self._count_led = array.array("Q", [0])  # the same, for who looks without the GIL
+        self._dozing = False  # the I/O thread looks without the GIL
+        self._flush_wanted = False
         self._parked = False  # the I/O thread does not hear the workers
         self._ticking = False  # the I/O thread counts the time that it is parked
         self._resting = False  # the I/O thread counts no more: who leads has to unpark it
@@ -297,7 +302,7 @@ class Hub:
 
     def _park(self) -> None:
         """Keep the I/O thread from hearing the workers for `_PARK_S` after the last call."""
-        self._led += 1
+        self._count_led[0] = self._led = self._led + 1
         if not self._parked:
             with self.lock:
                 if not self._parked and self._stop >= 0:
@@ -313,6 +318,9 @@ class Hub:
     def tick(self) -> None:
         """Have `flush` called by the I/O thread within `_PARK_S`."""
         self._park()
+        self._flush_wanted = True
+        if self._dozing:
+            self._wake_thread()
         self._count()
 
     def _unpark(self) -> None:
@@ -329,18 +337,21 @@ class Hub:
                 wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
                 times, led = self._led - led, self._led
                 self._ticking = self._parked and times > 0
-                if self._ticking:
-                    park = _PARK_LONG_S if times >= _OFTEN else _PARK_S
-                    wait = park if wait is None else min(wait, park)
+                if self._ticking and times < _OFTEN:
+                    wait = _PARK_S if wait is None else min(wait, _PARK_S)
                 elif self._parked:
                     self._resting = True  # said before looking: a leader that leaves looks after saying so
                     if not self._leader_thread:
                         self._unpark()
+            if self._ticking and times >= _OFTEN:
+                self._doze(wait)
+                led, wait = self._led, 0.0
             events = self._outer.poll(wait, 2)
             for fd, _ in events:
                 if fd == self._stop:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._stop)
+            self._flush_wanted = False
             try:
                 if not self._parked:
                     self.turn(0)
@@ -350,6 +361,16 @@ class Hub:
             except BaseException:  # SystemExit of somebody's code included: nobody else listens
                 sys.excepthook(*sys.exc_info())
         self.finish()
+
+    def _doze(self, most: float | None) -> None:
+        """Sleep while another thread leads again and again: each look with the GIL would keep it waiting."""
+        most = _REST_MOST_S if most is None else min(most, _REST_MOST_S)
+        self._dozing = True
+        try:
+            if not self._flush_wanted:
+                _wire.rest(self._outer.fileno(), self._count_led, _PARK_MS, math.ceil(most * 1e3))
+        finally:
+            self._dozing = False
 
     def _run_timers(self) -> None:
         while True:

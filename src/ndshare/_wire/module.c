@@ -4,6 +4,7 @@
  * queue.c     slots of a bounded queue, and receiving from one
  * shield.c    no Ctrl-C between two lines that belong together
  * atomics.c   cells in shared memory
+ * resting.c   sleep while another thread is at it
  * here        `selective`, a filter for picklers; `die_with_parent`, `here`
  *
  * The module has no state but one hint about descriptor numbers, and needs no lock.
@@ -103,8 +104,12 @@ static PyMethodDef methods[] = {
                "Return when a slot looks free, or the time is over: whether one does.")},
     {"queue_used", (PyCFunction)(void (*)(void))ndshare_queue_used, METH_FASTCALL,
      PyDoc_STR("queue_used(memory_fd, memory) -> int\n\nHow many slots somebody holds.")},
+    {"rest", (PyCFunction)(void (*)(void))ndshare_rest, METH_FASTCALL,
+     PyDoc_STR("rest(fd, count, period_ms, most_ms)\n\n"
+               "Return when `fd` is readable, or the number at `count` has not changed for a period.")},
     {"spin", (PyCFunction)(void (*)(void))ndshare_message_spin, METH_FASTCALL,
-     PyDoc_STR("spin(fd, microseconds)\n\nReturn when `fd` is readable, or the time is over.")},
+     PyDoc_STR("spin(fd, microseconds)\n\n"
+               "Return when `fd` is readable, the time is over, or another thread wanted the processor.")},
     {"cas_u8", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u8, METH_FASTCALL,
      PyDoc_STR("cas_u8(buffer, offset, expected, new) -> bool")},
     {"cas_u64", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u64, METH_FASTCALL,

@@ -38,6 +38,7 @@ PyObject *ndshare_message_send(PyObject *module, PyObject *const *args, Py_ssize
 PyObject *ndshare_message_recv(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
 PyObject *ndshare_message_recv_all(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_rest(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_message_spin(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
 PyObject *ndshare_atomic_cas_u8(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
