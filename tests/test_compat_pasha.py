@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import ndshare
+import seed_programs
 from ndshare.compat import pasha as psh
 from ndshare.compat.pasha import context, functor
 
@@ -39,37 +40,17 @@ def _collect(ctx, values):
 
 # ---------------------------------------------------------------------- the documented program
 
-_README = """
-import numpy as np
-from ndshare.compat import pasha as psh
-
-inp = np.random.rand(100)
-outp = psh.alloc(like=inp)
-
-def triple_it(worker_id, index, value):
-    outp[index] = 3 * value
-
-psh.map(triple_it, inp)
-np.testing.assert_allclose(outp, inp*3)
-
-psh.set_default_context('threads', num_workers=4)
-outp[:] = 0
-psh.map(triple_it, inp)
-np.testing.assert_allclose(outp, inp*3)
-"""
-
 
 def test_documented_example_runs_with_one_import_line_changed(run_script: RunScript) -> None:
     """The README's program, as a script without a main guard."""
-    run_script(_README, interpreter_args=("-W", "error"))
+    line = {"import pasha as psh": "from ndshare.compat import pasha as psh"}
+    run_script(seed_programs.changed(seed_programs.PASHA, line), interpreter_args=("-W", "error"))
 
 
 def test_documented_example_runs_unchanged_after_install(run_script: RunScript) -> None:
     """The same with the original's own import line."""
-    line = "from ndshare.compat import pasha as psh"
-    assert line in _README
     head = "import ndshare.compat; ndshare.compat.install('pasha')\n"
-    run_script(head + _README.replace(line, "import pasha as psh"), interpreter_args=("-W", "error"))
+    run_script(head + seed_programs.PASHA, interpreter_args=("-W", "error"))
 
 
 # ---------------------------------------------------------------------- contexts
