@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
-import sys
 import textwrap
 import time
+import tomllib
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ import ndshare
 import seed_programs
 from ndshare.compat import contextshare as shared
 
+_ROOT = Path(__file__).parent.parent
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 # The other systems are too ill-conditioned for their solutions to be compared.
@@ -221,11 +226,57 @@ def test_gone_10_mapped_array_dangles() -> None:
     assert kept.sum() == result.sum() == 4_999_950_000
 
 
-def test_gone_11_dependencies_are_listed() -> None:
-    """What it needs came with ndshare."""
-    import importlib.metadata
+_IN_USE = """
+import sys
 
-    if "ndshare" not in {dist.name for dist in importlib.metadata.distributions()}:
-        pytest.skip("ndshare runs from its source folder")
-    wanted = " ".join(importlib.metadata.requires("ndshare") or ())
-    assert all(name in wanted for name in ("cloudpickle", "numpy", "tqdm")), sys.path
+def installed():
+    "Top-level modules that are loaded from where packages are installed."
+    names = set()
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None) or ""
+        if "site-packages" in path or "dist-packages" in path:
+            names.add(name.partition(".")[0])
+    return names
+
+before = installed()  # what the environment has every interpreter import
+from ndshare.compat import contextshare as shared
+
+with shared.SharedMemory({"a": [1.0]}, nworkers=1) as sm:
+    class Local:
+        "Needs cloudpickle."
+
+    sm.register(lambda: (Local(), installed())[1])()
+    [there] = sm.evaluate(progress=True)
+print(*sorted((installed() | there) - before - {"ndshare"}))
+"""
+
+
+def _required(project: dict[str, list[str]]) -> set[str]:
+    """Return the names of the distributions that pip installs with a project."""
+    wanted, found = list(project["dependencies"]), set()
+    while wanted:
+        text, _, condition = wanted.pop().partition(";")
+        name = re.split(r"[^\w.-]", text.strip())[0].lower().replace("_", "-")
+        if "extra ==" not in condition and name not in found:
+            found.add(name)
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # such as colorama on Windows
+                wanted += importlib.metadata.requires(name) or ()
+    return found
+
+
+def test_gone_11_files_and_dependencies_are_listed(run_script: RunScript) -> None:
+    """The files that the build reads are there, and whatever a program with a bar imports is a dependency."""
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    for file in (project["readme"], *project["license-files"]):
+        assert (_ROOT / file).stat().st_size > 0
+    of_module = importlib.metadata.packages_distributions()
+    in_use = run_script(_IN_USE).stdout.split()
+    used = {name.lower().replace("_", "-") for module in in_use for name in of_module.get(module, [])}
+    assert {"cloudpickle", "numpy", "tqdm"} <= used
+    assert used <= _required(project)
+    assert not used <= _required({"dependencies": project["dependencies"][1:]})  # one missing is noticed
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # it runs from its source folder
+        stated = importlib.metadata.requires("ndshare") or ()
+        assert {re.sub(r"\s", "", text) for text in project["dependencies"]} <= {
+            re.sub(r"\s", "", text) for text in stated
+        }
