@@ -189,24 +189,34 @@ def test_keep_attributes(shm) -> None:
 
 
 def test_keep_partitions_pipeline(run_script: RunScript) -> None:
-    """While one process is at the first partition, another is at the second."""
+    """While one process is at the second partition, another is at the first: each waits for the other."""
     script = """
-        import os, time
+        import os, select
         import numpy as np
         from ndshare.compat.SHMArrays import SHMArrays
         d = {"a": np.zeros(30000), "b": np.zeros(29000)}
         shm = SHMArrays(d)
-        def slow(new, old):
-            time.sleep(0.3)
+        assert len(shm.partitioning) == 2
+        at_b, say_at_b = os.pipe()
+        at_a, say_at_a = os.pipe()
+        def said(end):
+            assert select.select([end], [], [], 30)[0], "the other process cannot begin its partition"
+            os.read(end, 1)
+        def first(new, old):
+            if len(new) == 29000:
+                os.write(say_at_b, b"x")
+                said(at_a)  # holds "b" until the other one is at "a"
+            return old + 1
+        def second(new, old):
+            if len(new) == 30000:
+                os.write(say_at_a, b"x")
             return old + 1
         if (pid := os.fork()) == 0:
-            shm.update_arrays(d, slow)
+            shm.update_arrays(d, first)
             os._exit(0)
-        time.sleep(0.1)
-        start = time.monotonic()
-        shm.update_arrays(d, slow)
-        assert time.monotonic() - start < 1.1  # 1.2 one after the other, from the start of the child
-        os.waitpid(pid, 0)
+        said(at_b)
+        shm.update_arrays(d, second)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert all((a == 2).all() for a in shm.read_arrays().values())
         shm.close()
     """

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
+import json
 import multiprocessing
 import os
 import re
@@ -21,6 +23,7 @@ import pytest
 
 import ndshare
 import seed_programs
+from ndshare.bench.memory import tree
 from ndshare.compat import contextshare as shared
 
 _ROOT = Path(__file__).parent.parent
@@ -80,6 +83,41 @@ def test_keep_calls_begin_with_evaluate_and_sm_call_does_nothing(sm, tmp_path) -
     assert not (tmp_path / "ran").exists()
     sm.evaluate()
     assert (tmp_path / "ran").exists()
+
+
+def test_keep_functions_are_closures_and_classes_of_anywhere(sm) -> None:
+    """What the standard pickle refuses: a closure over a local class, a partial of a lambda, a method."""
+
+    class Scale:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def total(self):
+            return self.factor * D.sum()  # noqa: F821
+
+    scale = Scale(2.0)
+    sm.register(lambda: scale.factor)()
+    sm.register(functools.partial(lambda x, y: x + y * int(k), 1))(y=5)  # noqa: F821
+    sm.register(scale.total)()
+    assert sm.evaluate() == [2.0, 16, 30.0]
+
+
+def test_keep_notebook_cells_work(run_script: RunScript, tmp_path: Path) -> None:
+    """A function of one cell, called in another; defined anew with the same name; a bar."""
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    from test_starting import _NOTEBOOK
+
+    cells = [
+        "import numpy as np\nfrom ndshare.compat import contextshare as shared",
+        "sm = shared.SharedMemory({'x': np.arange(3)}, 2).__enter__()",
+        "@sm.register\ndef power(n):\n    return (x**n).tolist()",
+        "for n in (1, 2):\n    power(n)\nassert sm.evaluate(progress=True) == [[0, 1, 2], [0, 1, 4]]",
+        "@sm.register\ndef power(n):\n    return int(-x.sum())",
+        "power(1)\nassert sm.evaluate() == [-3]\nsm.__exit__(None, None, None)\nprint('works')",
+    ]
+    (tmp_path / "cells.json").write_text(json.dumps(cells))
+    assert run_script(_NOTEBOOK).stdout == "works\n"
 
 
 def test_keep_tqdm_only_with_progress(run_script: RunScript) -> None:
@@ -142,14 +180,15 @@ def test_gone_2_import_sets_the_global_start_method(run_script: RunScript) -> No
 def test_gone_3_workers_start_on_entering_and_stay() -> None:
     """They are there before the first evaluation, and the same ones for the second."""
     with shared.SharedMemory({"a": np.ones(3)}, nworkers=2) as sm:
-        pid = sm.register(os.getpid)
-        seen = set()
+        there = set(tree(os.getpid()))
+        pid = sm.register(lambda: (time.sleep(0.02), os.getpid())[1])
         for _ in range(2):
             for _ in range(20):
                 pid()
-            seen |= set(sm.evaluate())
-        assert len(seen) <= 2
-        assert os.getpid() not in seen
+            seen = set(sm.evaluate())
+            assert len(seen) == 2
+            assert seen < there
+            assert os.getpid() not in seen
 
 
 def test_gone_4_segments_leak(run_script: RunScript) -> None:
@@ -209,11 +248,12 @@ def test_gone_8_dead_worker_hangs(sm) -> None:
 
 @pytest.mark.parametrize("count", [1, 4095, 4096, 4097, 1_000_003])
 def test_gone_9_sizes_off_the_page(count: int) -> None:
-    """Bytes arrive as they are, whatever the size of a page."""
-    values = np.arange(count, dtype=np.uint32).view(np.uint8)[:count]
-    with shared.SharedMemory({"values": values}, nworkers=1) as sm:
-        sm.register(lambda: (values.nbytes, int(values.sum())))()
-        assert sm.evaluate() == [(count, int(values.sum()))]
+    """Bytes arrive as they are, whatever the size of a page; so do functions of any size."""
+    values = np.arange(count, dtype=np.uint32).astype(np.uint8)
+    ballast = bytes(count)
+    with shared.SharedMemory({"vector": values}, nworkers=1) as sm:
+        sm.register(lambda: (vector.nbytes, int(vector.sum()), len(ballast)))()  # noqa: F821
+        assert sm.evaluate() == [(count, int(values.sum()), count)]
 
 
 def test_gone_10_mapped_array_dangles() -> None:

@@ -269,6 +269,28 @@ def test_keep_kernel_gets_worker_id_index_value() -> None:
     assert _collect(psh.SerialContext(), "abc") == [(0, 0, "a"), (0, 1, "b"), (0, 2, "c")]
 
 
+@pytest.mark.parametrize("kind", _CONTEXTS)
+def test_keep_kernel_gets_worker_id_and_whatever_the_functor_yields(no_registrations, kind) -> None:
+    """``(worker_id, *entry)``, as for EXtra-data's index, train id and data."""
+
+    class Trains(functor.Functor):
+        def split(self, num_workers):
+            return functor.gen_split_slices(6, n_parts=num_workers)
+
+        def iterate(self, share):
+            for index in range(*share.indices(6)):
+                yield index, 1000 + index, {"x": index / 2}
+
+    ctx = kind(2)
+    out = ctx.alloc((6, 3))
+
+    def kernel(worker_id, index, train_id, data):
+        out[index] = worker_id < ctx.num_workers, train_id, data["x"]
+
+    ctx.map(kernel, Trains())
+    assert out.tolist() == [[1, 1000 + index, index / 2] for index in range(6)]
+
+
 def test_keep_str_and_range_are_sequences() -> None:
     """And lists and tuples."""
     for value in ("abc", range(3), [1], (1, 2)):

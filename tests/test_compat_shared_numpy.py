@@ -189,6 +189,23 @@ def test_gone_order_and_strides_are_corrupted(q, name: str) -> None:
     assert snp.from_array(array).flags.f_contiguous == array.copy("K").flags.f_contiguous
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2)])
+def test_gone_arrays_of_no_dimensions_or_elements_fail(q, shape) -> None:
+    """Made in each way, sent, written to, closed and unlinked as others."""
+    for made in (snp.ndarray(shape), snp.array(np.zeros(shape)), snp.from_array(np.zeros(shape))):
+        made[...] = 4.5
+        q.put(made)
+        got = q.get()
+        assert type(got) is snp.SharedNDArray
+        assert got.shape == shape
+        assert got.tolist() == np.full(shape, 4.5).tolist()
+        got[...] = 5.5
+        assert made.tolist() == np.full(shape, 5.5).tolist()
+        for side in (made, got):
+            side.close()
+            side.unlink()
+
+
 def test_gone_slices_and_results_lack_shm(q) -> None:
     """They have one, and go through the queue."""
     a = snp.array(np.arange(6.0).reshape(2, 3))
