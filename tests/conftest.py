@@ -99,6 +99,26 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
+def fresh_heap() -> Iterator[None]:
+    """Let the test start and end without recycled memory."""
+    from ndshare import segments
+
+    segments.trim()
+    yield
+    segments.trim()
+
+
+@pytest.fixture
+def functor_types() -> Iterator[None]:
+    """Restore the list of registered functors."""
+    from ndshare.functors import Functor
+
+    before = list(Functor._functor_types)
+    yield
+    Functor._functor_types[:] = before
+
+
+@pytest.fixture
 def chaos_seed(request: pytest.FixtureRequest) -> int:
     """Return a seed, printed so that a failing run can be repeated with ``--chaos-seed``."""
     seed: int = request.param
