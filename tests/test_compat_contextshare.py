@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -169,12 +168,22 @@ def test_gone_1_nothing_is_shared(sm) -> None:
 
 
 def test_gone_2_import_sets_the_global_start_method(run_script: RunScript) -> None:
-    """Importing patches nothing."""
-    run_script(
-        "import multiprocessing as mp\nfrom ndshare.compat import contextshare\n"
-        "assert mp.get_start_method(allow_none=True) is None"
-    )
-    assert multiprocessing.get_start_method(allow_none=True) in (None, "fork", "forkserver", "spawn")
+    """Neither importing nor running it: the program's own choice can still be made, and holds."""
+    script = """
+        import multiprocessing as mp
+        import numpy as np
+        from ndshare.compat import contextshare as shared
+        with shared.SharedMemory({"a": np.ones(1)}, nworkers=1) as sm:
+            sm.register(lambda: a.sum())()
+            assert sm.evaluate() == [1.0]
+        assert mp.get_start_method(allow_none=True) is None
+        mp.set_start_method("spawn")
+        with shared.SharedMemory({"a": np.ones(1)}, nworkers=1) as sm:
+            sm.register(lambda: a.sum())()
+            assert sm.evaluate() == [1.0]
+        assert mp.get_start_method() == "spawn"
+    """
+    run_script(textwrap.dedent(script))
 
 
 def test_gone_3_workers_start_on_entering_and_stay() -> None:
@@ -192,23 +201,42 @@ def test_gone_3_workers_start_on_entering_and_stay() -> None:
 
 
 def test_gone_4_segments_leak(run_script: RunScript) -> None:
-    """No name appears in /dev/shm, after many evaluations and a failing block."""
+    """Neither names nor descriptors nor memory, after many evaluations and failing blocks."""
     script = """
-        import os
+        import gc, os, time
         import numpy as np
+        import ndshare
         from ndshare.compat import contextshare as shared
-        before = set(os.listdir("/dev/shm"))
+
+        def there():
+            gc.collect()
+            stats = ndshare.stats()
+            return len(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd")), stats.own_segments, stats.own_bytes
+
+        def no_more_than(before):
+            deadline = time.monotonic() + 20  # the last message of a worker that ends may be on its way
+            while any(now > then for now, then in zip(there(), before)):
+                assert time.monotonic() < deadline, (before, there())
+                time.sleep(0.01)
+
+        outside = there()
         with shared.SharedMemory({"a": np.ones(100_000)}, nworkers=1) as sm:
-            f = sm.register(lambda: a.sum())
-            for _ in range(5):
-                f()
-                sm.evaluate()
-            mine = [n for n in set(os.listdir("/dev/shm")) - before if "ndshare" in n or "psm" in n]
-            assert not mine, mine
-        try:
-            shared.SharedMemory({"a": np.array([{}])}, nworkers=1).__enter__()
-        except TypeError:
-            pass
+            f = sm.register(lambda x: a.sum() + x.size)
+            for number in range(20):
+                f(np.ones(100_000))
+                assert sm.evaluate() == [200_000]
+                if number == 4:
+                    early = there()
+            no_more_than(early)
+            assert there()[0] == outside[0]
+        for bad in (np.array([{}]), np.ones(3, dtype=object)):
+            before = there()
+            try:
+                shared.SharedMemory({"good": np.ones(100_000), "bad": bad}, nworkers=1).__enter__()
+            except TypeError:
+                no_more_than(before)
+            else:
+                raise AssertionError("entered")
     """
     assert run_script(textwrap.dedent(script)).stderr == ""
 
