@@ -454,12 +454,12 @@ def test_install_of_an_unknown_name_is_refused() -> None:
     assert "numpy" in sys.modules
 
 
-def test_extra_data_objects_map_after_install(run_script: RunScript) -> None:
-    """KeyData and DataCollection: index, train id and data; files are opened anew in each child."""
+def test_keep_extra_data_entries_and_children_that_open_files_anew(run_script: RunScript) -> None:
+    """KeyData and DataCollection after install: index, train id and data; what is inherited is closed first."""
     pytest.importorskip("h5py")
     script = """
         import ndshare.compat; ndshare.compat.install("pasha")
-        import os
+        import os, weakref
         import h5py, numpy as np, extra_data
         import pasha as psh
         from extra_data.tests import make_examples
@@ -473,10 +473,14 @@ def test_extra_data_objects_map_after_install(run_script: RunScript) -> None:
         key = run["SA1_XTD2_XGM/DOOCS/MAIN", "beamPosition.ixPos.value"]
         expected = key.ndarray()  # leaves the files open
         trace = {"n": 0}
+        opened = [weakref.ref(file._file) for file in key.files]
+        assert all(file() for file in opened)  # an h5py file is true while it is open
+        parent = os.getpid()
         for ctx in (psh.SerialContext(), psh.ThreadContext(2), psh.ProcessContext(2)):
             ids, out = ctx.alloc(480, "u8"), ctx.alloc(480)
             def kernel(worker_id, index, train_id, data):
                 trace["n"] += 1
+                assert os.getpid() == parent or not any(file() for file in opened)
                 ids[index] = train_id
                 out[index] = data
             ctx.map(kernel, key)
