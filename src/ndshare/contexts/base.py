@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import abc
-import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -16,13 +15,13 @@ from ndshare._board import Board
 from ndshare._driving import Progress
 from ndshare._map_workers import MapWorkers
 from ndshare._runner import Job
+from ndshare.contexts._layouts import Shape, resolved
 from ndshare.progress import Bar
 from ndshare.reduction import reduce_rows
 from ndshare.report import MapReport
 from ndshare.rows import rows
 
 Kernel = Callable[..., object]
-Shape = int | Iterable[int]
 
 
 class MapContext(abc.ABC):
@@ -117,7 +116,7 @@ class MapContext(abc.ABC):
         -----
         Arrays of every context are the same: what one has made, every other can map over.
         """
-        given, kind, layout = _resolve(shape, dtype, order, like)
+        given, kind, layout = resolved(shape, dtype, order, like)
         if per_worker and per_block is not None:
             raise ValueError("alloc: per_worker and per_block exclude each other; give one of them")
         if per_worker:
@@ -241,26 +240,6 @@ class MapContext(abc.ABC):
         order, per_block = noted
         axis = array.ndim - 1 if per_block is None and order == "F" else 0
         return reduce_rows(array, op, axis, tree=per_block is not None)
-
-
-def _resolve(
-    shape: Shape | None, dtype: npt.DTypeLike | None, order: str | None, like: Any
-) -> tuple[tuple[int, ...], np.dtype[Any], str]:
-    if shape is None:
-        if like is None:
-            raise TypeError("alloc: give a shape, or an array that the new one is to be like")
-        shape = like.shape
-    try:
-        dimensions: tuple[int, ...] = (operator.index(cast("int", shape)),)
-    except TypeError:
-        dimensions = tuple(operator.index(number) for number in cast("Iterable[Any]", shape))
-    if dtype is None:
-        dtype = like.dtype if like is not None else np.float64
-    if order is None:
-        order = "F" if like is not None and like.flags.f_contiguous and not like.flags.c_contiguous else "C"
-    if order not in ("C", "F"):
-        raise ValueError(f"alloc: order is {order!r}; allowed are 'C' and 'F'")
-    return dimensions, np.dtype(dtype), order
 
 
 def _progress(progress: bool | Progress) -> Progress | None:
