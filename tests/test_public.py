@@ -147,3 +147,5 @@ def test_every_module_of_the_checkout_is_installed() -> None:
         assert listed == present, path
     for path in _SOURCE.rglob("*.py"):
         assert (path.parent / "meson.build").exists(), f"{path.parent} has no meson.build"
+        if path.parent != _SOURCE:
+            assert f"subdir('{path.parent.name}')" in (path.parent.parent / "meson.build").read_text(), path
