@@ -17,6 +17,7 @@ import leaks
 
 _FIXED_SEED = 20250917  # any number: the same on every run, so that a failure of it is a regression
 _SCRIPT_TIMEOUT_S = 120
+_COMMAND_TIMEOUT_S = 300
 
 _outcome = pytest.StashKey[bool]()
 
@@ -98,6 +99,26 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
+def fresh_heap() -> Iterator[None]:
+    """Let the test start and end without recycled memory."""
+    from ndshare import segments
+
+    segments.trim()
+    yield
+    segments.trim()
+
+
+@pytest.fixture
+def functor_types() -> Iterator[None]:
+    """Restore the list of registered functors."""
+    from ndshare.functors import Functor
+
+    before = list(Functor._functor_types)
+    yield
+    Functor._functor_types[:] = before
+
+
+@pytest.fixture
 def chaos_seed(request: pytest.FixtureRequest) -> int:
     """Return a seed, printed so that a failing run can be repeated with ``--chaos-seed``."""
     seed: int = request.param
@@ -118,6 +139,27 @@ def chaos_rounds(request: pytest.FixtureRequest) -> int:
     return rounds
 
 
+def _completed(
+    arguments: list[str], folder: Path, *, check: bool, timeout: float, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    # Relative entries mean something else in the directory where the interpreter runs.
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    search_path = os.pathsep.join(os.path.abspath(entry) for entry in entries if entry)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        cwd=folder,
+        env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": search_path, **environment},
+        check=False,
+    )
+    if check and done.returncode != 0:
+        pytest.fail(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}", pytrace=False)
+    return done
+
+
 @pytest.fixture
 def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs source text as a script in a fresh interpreter.
@@ -127,9 +169,6 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     completed process. Unless ``check=False``, a non-zero exit status fails the test.
     """
     number = iter(range(1_000_000))
-    # Relative entries mean something else in the directory where the script runs.
-    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    search_path = os.pathsep.join(os.path.abspath(entry) for entry in entries if entry)
 
     def run(
         source: str,
@@ -141,18 +180,28 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     ) -> subprocess.CompletedProcess[str]:
         path = tmp_path / f"script_{next(number)}.py"
         path.write_text(source)
-        done = subprocess.run(
-            [sys.executable, *interpreter_args, str(path), *argv],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-            cwd=tmp_path,
-            env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": search_path, **environment},
-            check=False,
-        )
-        if check and done.returncode != 0:
-            pytest.fail(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}", pytrace=False)
-        return done
+        command = [*interpreter_args, str(path), *argv]
+        return _completed(command, tmp_path, check=check, timeout=timeout, **environment)
+
+    return run
+
+
+@pytest.fixture
+def run_ndshare(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs ``python -m ndshare`` in a directory of its own.
+
+    ``run_ndshare("bench map --json", path, interpreter_args=(), timeout=300, **environment)`` returns the
+    completed process; a non-zero exit status fails the test.
+    """
+
+    def run(
+        words: str,
+        *more: object,
+        timeout: float = _COMMAND_TIMEOUT_S,
+        interpreter_args: tuple[str, ...] = (),
+        **environment: str,
+    ) -> subprocess.CompletedProcess[str]:
+        command = [*interpreter_args, "-m", "ndshare", *words.split(), *map(str, more)]
+        return _completed(command, tmp_path, check=True, timeout=timeout, **environment)
 
     return run

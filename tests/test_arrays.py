@@ -15,6 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from ndshare import arrays, segments
 
+pytestmark = pytest.mark.usefixtures("fresh_heap")
+
 SHAPES = [(), (0,), (0, 5), (7,), (3, 4), (2, 0, 3), (5, 1, 4), 6]
 DTYPES = [
     "?", "i1", "u8", "f2", "f4", ">f8", "c16", "g", "M8[ns]", "m8[s]", "S5", "U7", "V3", "S0",
@@ -23,13 +25,6 @@ DTYPES = [
     np.dtype({"names": ["a"], "formats": ["f4"], "titles": ["title"], "offsets": [4], "itemsize": 16}),
     ("f4", (2, 3)),
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def fresh_heap():
-    """Each test ends without recycled memory."""
-    yield
-    segments.trim()
 
 
 def same(ours, theirs):

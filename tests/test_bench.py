@@ -114,21 +114,10 @@ def test_pss_counts_children() -> None:
     assert child.pid not in tree(os.getpid())
 
 
-def test_bench_quick_run_measures_every_goal(tmp_path: Path) -> None:
+def test_bench_quick_run_measures_every_goal(run_ndshare, tmp_path: Path) -> None:
     """A run with one round fills the JSON file and the picture; every goal has a figure."""
     figures, picture = tmp_path / "figures.json", tmp_path / "picture.png"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "ndshare", "bench", "executor", "--quick", "--rounds", "1"),
-            *("--json", str(figures), "--plot", str(picture)),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ndshare("bench executor --quick --rounds 1 --json", figures, "--plot", picture)
     content = json.loads(figures.read_text())
     assert {"cpu", "cores", "kernel", "python", "numpy"} <= set(content["machine"])
     assert len(content["cases"]) == 14
@@ -140,21 +129,10 @@ def test_bench_quick_run_measures_every_goal(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_bench_dict_quick_run_measures_every_goal(tmp_path: Path) -> None:
+def test_bench_dict_quick_run_measures_every_goal(run_ndshare, tmp_path: Path) -> None:
     """The cases of SharedDict, once, small: every goal has a figure."""
     figures, picture = tmp_path / "figures.json", tmp_path / "picture.png"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "ndshare", "bench", "dict", "--quick", "--rounds", "1"),
-            *("--json", str(figures), "--plot", str(picture)),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ndshare("bench dict --quick --rounds 1 --json", figures, "--plot", picture)
     content = json.loads(figures.read_text())
     assert len(content["cases"]) == 7
     for case in content["cases"]:

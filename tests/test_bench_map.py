@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,21 +76,10 @@ def test_peer_of_another_face_is_refused(capsys) -> None:
         assert name in capsys.readouterr().err
 
 
-def test_bench_joblib_quick_run_measures_every_goal(tmp_path: Path) -> None:
+def test_bench_joblib_quick_run_measures_every_goal(run_ndshare, tmp_path: Path) -> None:
     """Both cases of the joblib backend, with small arrays."""
     figures = tmp_path / "figures.json"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "ndshare", "bench", "joblib", "--quick", "--rounds", "1"),
-            *("--json", str(figures)),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JOBLIB_TEMP_FOLDER": str(tmp_path)},
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ndshare("bench joblib --quick --rounds 1 --json", figures, JOBLIB_TEMP_FOLDER=str(tmp_path))
     cases = json.loads(figures.read_text())["cases"]
     assert [case["name"] for case in cases] == ["joblib-input", "joblib-results"]
     for case in cases:
@@ -101,21 +87,10 @@ def test_bench_joblib_quick_run_measures_every_goal(tmp_path: Path) -> None:
         assert all(goal["reached"] is not None for goal in case["goals"])
 
 
-def test_bench_map_quick_run_measures_every_goal(tmp_path: Path) -> None:
+def test_bench_map_quick_run_measures_every_goal(run_ndshare, tmp_path: Path) -> None:
     """A run with one round fills the JSON file and the picture; every goal has a figure."""
     figures, picture = tmp_path / "figures.json", tmp_path / "picture.png"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "ndshare", "bench", "map", "--quick", "--rounds", "1"),
-            *("--json", str(figures), "--plot", str(picture)),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ndshare("bench map --quick --rounds 1 --json", figures, "--plot", picture)
     content = json.loads(figures.read_text())
     names = [case["name"] for case in content["cases"]]
     assert names == [

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,20 +18,10 @@ def test_wrong_results_are_noticed() -> None:
         queues._check_bytes(2999, 3)
 
 
-def test_bench_queue_runs_every_case(tmp_path: Path) -> None:
+def test_bench_queue_runs_every_case(run_ndshare, tmp_path: Path) -> None:
     """Every case with the peers that are always there; figures go to JSON and a picture."""
     figures, picture = tmp_path / "queue.json", tmp_path / "queue.png"
-    command = ["bench", "queue", "--quick", "--rounds", "1", "--json", str(figures), "--plot", str(picture)]
-    done = subprocess.run(
-        [sys.executable, "-m", "ndshare", *command],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path if p)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_ndshare("bench queue --quick --rounds 1 --json", figures, "--plot", picture)
     cases = {case["name"]: case for case in json.loads(figures.read_text())["cases"]}
     assert set(cases) == {"frames", "messages", "bounded"}
     assert set(cases["frames"]["results"]) == {

@@ -133,6 +133,39 @@ def test_keep_results_are_private_copies(shm) -> None:
     assert given["b"].tolist() == [0, 1, 2, 3]
 
 
+def test_keep_results_are_private_whoever_has_what_the_function_returned(shm) -> None:
+    """Something it has kept, the new value, the old one, a part, a list, a read-only array, another dtype."""
+    kept = np.full(4, 3.0)
+    frozen = np.full(4, 4.0)
+    frozen.flags.writeable = False
+    for update, expected in (
+        (lambda new, old: kept, 3),
+        (lambda new, old: new, 1),
+        (lambda new, old: old, 1),
+        (lambda new, old: np.full(9, 5.0)[2:6], 5),
+        (lambda new, old: [6.0] * 4, 6),
+        (lambda new, old: frozen, 4),
+        (lambda new, old: np.full(4, 7, np.int16), 7),
+        (lambda new, old: np.full((1, 4), 8.0)[0], 8),
+    ):
+        new = {"b": np.ones(4)}
+        result = shm.update_arrays(new, update)["b"]
+        assert result.tolist() == [expected] * 4
+        assert result.dtype == np.float64
+        result[:] = -5
+        assert shm.read_arrays()["b"].tolist() == [expected] * 4
+        assert (kept == 3).all()
+        assert (frozen == 4).all()
+        assert (new["b"] == 1).all()
+
+
+def test_keep_shapes_of_new_may_differ_if_the_size_does_not(shm) -> None:
+    """The function gets both in the shape of `new`, and so is the result."""
+    result = shm.update_arrays({"b": np.ones((2, 2))}, lambda new, old: new + old)["b"]
+    assert result.tolist() == [[1, 2], [3, 4]]
+    assert shm.read_arrays()["b"].tolist() == [1, 2, 3, 4]
+
+
 def test_keep_partitions_follow_element_counts() -> None:
     """One if the largest is small; else greedy by size, none above the largest."""
     sizes = [30000, 10000, 25000, 4000, 100]
@@ -156,24 +189,34 @@ def test_keep_attributes(shm) -> None:
 
 
 def test_keep_partitions_pipeline(run_script: RunScript) -> None:
-    """While one process is at the first partition, another is at the second."""
+    """While one process is at the second partition, another is at the first: each waits for the other."""
     script = """
-        import os, time
+        import os, select
         import numpy as np
         from ndshare.compat.SHMArrays import SHMArrays
         d = {"a": np.zeros(30000), "b": np.zeros(29000)}
         shm = SHMArrays(d)
-        def slow(new, old):
-            time.sleep(0.3)
+        assert len(shm.partitioning) == 2
+        at_b, say_at_b = os.pipe()
+        at_a, say_at_a = os.pipe()
+        def said(end):
+            assert select.select([end], [], [], 30)[0], "the other process cannot begin its partition"
+            os.read(end, 1)
+        def first(new, old):
+            if len(new) == 29000:
+                os.write(say_at_b, b"x")
+                said(at_a)  # holds "b" until the other one is at "a"
+            return old + 1
+        def second(new, old):
+            if len(new) == 30000:
+                os.write(say_at_a, b"x")
             return old + 1
         if (pid := os.fork()) == 0:
-            shm.update_arrays(d, slow)
+            shm.update_arrays(d, first)
             os._exit(0)
-        time.sleep(0.1)
-        start = time.monotonic()
-        shm.update_arrays(d, slow)
-        assert time.monotonic() - start < 1.1  # 1.2 one after the other, from the start of the child
-        os.waitpid(pid, 0)
+        said(at_b)
+        shm.update_arrays(d, second)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert all((a == 2).all() for a in shm.read_arrays().values())
         shm.close()
     """
@@ -265,6 +308,63 @@ def test_gone_reads_and_writes_are_not_atomic(run_script: RunScript) -> None:
         shm.close()
     """
     run_script(textwrap.dedent(script))
+
+
+_COPIES = """
+import sys
+import numpy as np
+import ndshare
+from ndshare.compat.SHMArrays import SHMArrays
+
+count, nbytes = int(sys.argv[1]), 64_000_000
+arrays = {key: np.ones(nbytes // 8 // count) for key in range(count)}
+shm = SHMArrays(arrays)
+
+def resident(name):
+    with open("/proc/self/status") as file:
+        [line] = [line for line in file if line.startswith(name)]
+    return int(line.split()[1]) * 1024
+
+def taken(call, *args):
+    "New memory while it runs, at most, in copies of the arrays; large blocks that are taken, per array."
+    for _ in range(3):
+        call(*args)  # from now on both slots of every array have pages
+    ndshare.trim()
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak of resident memory begins anew
+    before, stats = resident("VmRSS"), ndshare.stats()
+    result = call(*args)
+    now = ndshare.stats()
+    blocks = now.fresh + now.recycled - stats.fresh - stats.recycled
+    return (resident("VmHWM") - before) / nbytes, blocks / count
+
+def in_place(new, old):
+    return np.add(new, old, out=old)
+
+def fresh(new, old):
+    return new + old
+
+def fresh_part(new, old):
+    return np.concatenate([new, old])[: len(new)]
+
+for call, *args, memory, blocks in [
+    (shm.write_arrays, arrays, 0, 0),
+    (shm.read_arrays, 1, 0),  # straight into ordinary memory
+    (shm.update_arrays, arrays, in_place, 1, 1),  # `old`, which becomes the result
+    (shm.update_arrays, arrays, fresh, 1 + 1 / count, 2),  # and what the function makes
+    (shm.update_arrays, arrays, fresh_part, None, 3),  # the yardstick moves: a part is copied once
+]:
+    rise, seen = taken(call, *args)
+    assert seen == blocks, (call, args, rise, seen)
+    assert memory is None or rise < memory + 0.2, (call, args, rise, seen)
+shm.close()
+"""
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_gone_several_full_copies_per_update(run_script: RunScript, count: int) -> None:
+    """One copy out of shared memory and one into it; no other, counted by blocks and by resident pages."""
+    run_script(_COPIES, str(count))
 
 
 def test_gone_segments_are_world_writable(shm) -> None:

@@ -186,6 +186,29 @@ def test_keep_wrapper_keys(registered) -> None:
     npshmex.shm_del(key)
 
 
+def put_in_worker(name):
+    """Put a wrapper under a key, in a worker: it has to know that it is one."""
+    return npshmex.is_shmable(Derived(name, np.arange(3))), npshmex.shm_put(Derived(name, np.arange(4)))
+
+
+def test_keep_wrappers_are_known_in_workers(registered) -> None:
+    """Registered before the workers start, as in npshmex; and what is registered later, too."""
+    with npshmex.ProcessPoolExecutor(1) as executor:
+        known, key = executor.submit(put_in_worker, "w").result()
+        assert known
+        assert key.startswith("shm://npshmex_wrapper_")
+        popped = npshmex.shm_pop(key, keep=False)
+        assert (popped.name, popped.data.tolist()) == ("w", [0, 1, 2, 3])
+        npshmex.register_array_wrapper(Later, "values")
+        assert executor.submit(npshmex.is_shmable, Later()).result()
+
+
+class Later:
+    """Registered when the workers run."""
+
+    values = np.arange(3)
+
+
 def test_keep_key_as_argument_arrives_as_array_and_survives(ex) -> None:
     """Positional and by name; as often as wanted."""
     key = npshmex.shm_put(np.arange(4))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import ndshare
+from ndshare import segments
 from ndshare.compat import _npshmex_keys, npshmex
 
 
@@ -32,11 +33,6 @@ def ex() -> Iterator[npshmex.ProcessPoolExecutor]:
 def same(x):
     """Return what arrives."""
     return x
-
-
-def is_shared_and_total(values):
-    """Sum what is deep inside."""
-    return float(values["list"][0].sum() + values["inner"]["tuple"][1].sum())
 
 
 def _left() -> set[str]:
@@ -96,21 +92,51 @@ def test_gone_masked_arrays_lose_their_mask(ex) -> None:
         assert got.mask.tolist() == [False, True, False, True]
 
 
+def _in_segments(*arrays: np.ndarray) -> bool:
+    return all(segments.block_of(array) is not None for array in arrays)
+
+
+def seen_and_made(values):
+    """Tell whether nested arguments lie in segments and which are shared; return others, nested."""
+    arrays = values["list"][0], values["inner"]["tuple"][1], values["shared"][0]["deep"]
+    made = np.arange(200_000.0)
+    return (
+        _in_segments(*arrays),
+        [ndshare.is_shared(a) for a in arrays],
+        {"deep": [(made,)], "list": [made + 1]},
+    )
+
+
 def test_gone_lists_tuples_and_nested_dicts_are_not_shared(ex) -> None:
-    """Arrays in them go through segments, not through pickle: 32 MB of shared ones cost nothing."""
-    array = ndshare.share(np.ones(2_000_000))
-    values = {"list": [array], "inner": {"tuple": (0, array[:10])}}
-    assert ex.submit(is_shared_and_total, values).result() == 2_000_010.0
-    results = ex.submit(same, {"deep": [(np.arange(200_000.0),)]}).result()
-    assert results["deep"][0][0].sum() == np.arange(200_000.0).sum()
+    """Arrays in them go through segments, not through pickle; a shared one is the same memory there."""
+    shared = ndshare.share(np.ones(200_000))
+    values = {
+        "list": [np.ones(200_000)],
+        "inner": {"tuple": (0, np.ones(300_000))},
+        "shared": [{"deep": shared}],
+    }
+    in_segments, is_shared, results = ex.submit(seen_and_made, values).result()
+    assert in_segments
+    assert is_shared == [False, False, True]
+    assert _in_segments(results["deep"][0][0], results["list"][0])
+    assert np.array_equal(results["deep"][0][0] + 1, results["list"][0])
+    assert not _in_segments(np.ones(200_000))  # ordinary memory is told from it
+
+
+def look_and_return(x):
+    """Tell whether the argument lies in a segment; return it."""
+    return _in_segments(x), x
 
 
 def test_gone_map_is_not_shared(ex) -> None:
     """It moves arrays as `submit` does."""
     arrays = [np.full(200_000, number) for number in range(4)]
-    for number, result in enumerate(ex.map(same, arrays)):
+    for number, (in_segments, result) in enumerate(ex.map(look_and_return, arrays)):
+        assert in_segments
+        assert _in_segments(result)
         result += 1  # writable: the caller's own
         assert (result == number + 1).all()
+    assert [array[0] for array in arrays] == [0, 1, 2, 3]
 
 
 def test_gone_output_without_input_refuses_arrays(ex) -> None:

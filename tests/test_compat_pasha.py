@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import ndshare
+import seed_programs
 from ndshare.compat import pasha as psh
 from ndshare.compat.pasha import context, functor
 
@@ -39,37 +40,17 @@ def _collect(ctx, values):
 
 # ---------------------------------------------------------------------- the documented program
 
-_README = """
-import numpy as np
-from ndshare.compat import pasha as psh
-
-inp = np.random.rand(100)
-outp = psh.alloc(like=inp)
-
-def triple_it(worker_id, index, value):
-    outp[index] = 3 * value
-
-psh.map(triple_it, inp)
-np.testing.assert_allclose(outp, inp*3)
-
-psh.set_default_context('threads', num_workers=4)
-outp[:] = 0
-psh.map(triple_it, inp)
-np.testing.assert_allclose(outp, inp*3)
-"""
-
 
 def test_documented_example_runs_with_one_import_line_changed(run_script: RunScript) -> None:
     """The README's program, as a script without a main guard."""
-    run_script(_README, interpreter_args=("-W", "error"))
+    line = {"import pasha as psh": "from ndshare.compat import pasha as psh"}
+    run_script(seed_programs.changed(seed_programs.PASHA, line), interpreter_args=("-W", "error"))
 
 
 def test_documented_example_runs_unchanged_after_install(run_script: RunScript) -> None:
     """The same with the original's own import line."""
-    line = "from ndshare.compat import pasha as psh"
-    assert line in _README
     head = "import ndshare.compat; ndshare.compat.install('pasha')\n"
-    run_script(head + _README.replace(line, "import pasha as psh"), interpreter_args=("-W", "error"))
+    run_script(head + seed_programs.PASHA, interpreter_args=("-W", "error"))
 
 
 # ---------------------------------------------------------------------- contexts
@@ -288,6 +269,28 @@ def test_keep_kernel_gets_worker_id_index_value() -> None:
     assert _collect(psh.SerialContext(), "abc") == [(0, 0, "a"), (0, 1, "b"), (0, 2, "c")]
 
 
+@pytest.mark.parametrize("kind", _CONTEXTS)
+def test_keep_kernel_gets_worker_id_and_whatever_the_functor_yields(no_registrations, kind) -> None:
+    """``(worker_id, *entry)``, as for EXtra-data's index, train id and data."""
+
+    class Trains(functor.Functor):
+        def split(self, num_workers):
+            return functor.gen_split_slices(6, n_parts=num_workers)
+
+        def iterate(self, share):
+            for index in range(*share.indices(6)):
+                yield index, 1000 + index, {"x": index / 2}
+
+    ctx = kind(2)
+    out = ctx.alloc((6, 3))
+
+    def kernel(worker_id, index, train_id, data):
+        out[index] = worker_id < ctx.num_workers, train_id, data["x"]
+
+    ctx.map(kernel, Trains())
+    assert out.tolist() == [[1, 1000 + index, index / 2] for index in range(6)]
+
+
 def test_keep_str_and_range_are_sequences() -> None:
     """And lists and tuples."""
     for value in ("abc", range(3), [1], (1, 2)):
@@ -451,12 +454,12 @@ def test_install_of_an_unknown_name_is_refused() -> None:
     assert "numpy" in sys.modules
 
 
-def test_extra_data_objects_map_after_install(run_script: RunScript) -> None:
-    """KeyData and DataCollection: index, train id and data; files are opened anew in each child."""
+def test_keep_extra_data_entries_and_children_that_open_files_anew(run_script: RunScript) -> None:
+    """KeyData and DataCollection after install: index, train id and data; what is inherited is closed first."""
     pytest.importorskip("h5py")
     script = """
         import ndshare.compat; ndshare.compat.install("pasha")
-        import os
+        import os, weakref
         import h5py, numpy as np, extra_data
         import pasha as psh
         from extra_data.tests import make_examples
@@ -470,10 +473,14 @@ def test_extra_data_objects_map_after_install(run_script: RunScript) -> None:
         key = run["SA1_XTD2_XGM/DOOCS/MAIN", "beamPosition.ixPos.value"]
         expected = key.ndarray()  # leaves the files open
         trace = {"n": 0}
+        opened = [weakref.ref(file._file) for file in key.files]
+        assert all(file() for file in opened)  # an h5py file is true while it is open
+        parent = os.getpid()
         for ctx in (psh.SerialContext(), psh.ThreadContext(2), psh.ProcessContext(2)):
             ids, out = ctx.alloc(480, "u8"), ctx.alloc(480)
             def kernel(worker_id, index, train_id, data):
                 trace["n"] += 1
+                assert os.getpid() == parent or not any(file() for file in opened)
                 ids[index] = train_id
                 out[index] = data
             ctx.map(kernel, key)

@@ -189,6 +189,23 @@ def test_gone_order_and_strides_are_corrupted(q, name: str) -> None:
     assert snp.from_array(array).flags.f_contiguous == array.copy("K").flags.f_contiguous
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2)])
+def test_gone_arrays_of_no_dimensions_or_elements_fail(q, shape) -> None:
+    """Made in each way, sent, written to, closed and unlinked as others."""
+    for made in (snp.ndarray(shape), snp.array(np.zeros(shape)), snp.from_array(np.zeros(shape))):
+        made[...] = 4.5
+        q.put(made)
+        got = q.get()
+        assert type(got) is snp.SharedNDArray
+        assert got.shape == shape
+        assert got.tolist() == np.full(shape, 4.5).tolist()
+        got[...] = 5.5
+        assert made.tolist() == np.full(shape, 5.5).tolist()
+        for side in (made, got):
+            side.close()
+            side.unlink()
+
+
 def test_gone_slices_and_results_lack_shm(q) -> None:
     """They have one, and go through the queue."""
     a = snp.array(np.arange(6.0).reshape(2, 3))
@@ -249,11 +266,61 @@ def test_gone_from_array_of_a_list() -> None:
     assert a[0] == 1
 
 
-def test_gone_ndarray_allocates_twice() -> None:
-    """Once, and in shared memory."""
+_ALLOCATIONS = """
+import tracemalloc
+import numpy as np
+import ndshare
+from ndshare.compat import shared_numpy as snp
+
+shape, nbytes = (2048, 4096), 1 << 26
+ordinary = np.ones(shape)
+
+def pss():
+    with open("/proc/self/smaps_rollup") as file:
+        [line] = [line for line in file if line.startswith("Pss:")]
+    return int(line.split()[1]) * 1024
+
+def cost(make):
+    "Segments taken, segments and bytes that are shared now, resident memory, what NumPy had at most; in arrays."
+    ndshare.trim()
+    before, memory = ndshare.stats(), pss()
+    tracemalloc.start()
+    made = make()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    made[...] = 2
+    now = ndshare.stats()
+    assert ndshare.is_shared(made) and made.shape == shape and made.dtype == np.float64
+    return (
+        now.fresh + now.recycled - before.fresh - before.recycled,
+        now.shared_segments - before.shared_segments,
+        round((now.shared_bytes - before.shared_bytes) / nbytes, 1),
+        round((pss() - memory) / nbytes, 1),
+        round(peak / nbytes, 1),
+    )
+
+once = (1, 1, 1.0, 1.0, 1.0)
+for number, make in enumerate((
+    lambda: snp.ndarray(shape),
+    lambda: snp.ndarray(shape, dtype=float, order="F"),
+    lambda: snp.array(ordinary),
+    lambda: snp.from_array(ordinary),
+    lambda: snp.from_array(ordinary.T).T,
+)):
+    seen = cost(make)
+    assert seen == once, (number, seen)
+# What is measured shows twice as much where there is twice as much: beside shared memory, and in it.
+assert cost(lambda: ndshare.share(np.ndarray(shape))) == (1, 1, 1.0, 1.0, 2.0)
+assert cost(lambda: snp.from_array(snp.ndarray(shape)))[0] == 2
+"""
+
+
+def test_gone_ndarray_allocates_twice(run_script: RunScript) -> None:
+    """Once, and in shared memory: counted by segments, resident pages and NumPy's own allocations."""
     a = snp.ndarray((1000, 1000), dtype=np.float32, order="F")
     assert (a.shape, a.dtype, a.flags.f_contiguous) == ((1000, 1000), np.float32, True)
     assert ndshare.is_shared(a)
+    run_script(_ALLOCATIONS)
 
 
 def test_gone_nobody_unlinks(q) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,30 +126,10 @@ def test_plot_of_constant_errors_is_drawn(tmp_path: Path) -> None:
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_quick_does_the_job(tmp_path: Path) -> None:
+def test_demo_quick_does_the_job(run_ndshare, tmp_path: Path) -> None:
     """``ndshare demo --quick`` finds a good model, with the serial numbers, and draws it."""
     out = tmp_path / "made" / "here"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "error",
-            "-m",
-            "ndshare",
-            "demo",
-            "--quick",
-            "--workers",
-            "2",
-            "--out",
-            str(out),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_ndshare("demo --quick --workers 2 --out", out, interpreter_args=("-W", "error"))
     assert "each equal to the serial one in every bit" in done.stdout
     assert "16.5 MB shared once" in done.stdout
     assert "2 workers" in done.stdout
@@ -188,20 +166,9 @@ def test_softmax_gradient_is_that_of_the_loss() -> None:
         assert found[row, column] == pytest.approx(expected, abs=1e-7)
 
 
-def test_demo_sgd_quick_converges_although_learners_are_killed(tmp_path: Path) -> None:
+def test_demo_sgd_quick_converges_although_learners_are_killed(run_ndshare, tmp_path: Path) -> None:
     """``ndshare demo sgd --quick``: good accuracy, some kills, every step counted once, a picture."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-W", "error", "-m", "ndshare", "demo", "sgd", "--quick"),
-            *("--workers", "2", "--out", str(tmp_path)),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_ndshare("demo sgd --quick --workers 2 --out", tmp_path, interpreter_args=("-W", "error"))
     assert "counted, each of them in the weights" in done.stdout
     line = next(line for line in done.stdout.splitlines() if line.startswith("2 processes"))
     assert float(line.split()[2].rstrip("%")) > 80, line

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,29 +58,9 @@ def test_failing_consumer_ends_the_camera(small) -> None:
     queue.close()
 
 
-def test_demo_runs_as_a_program(tmp_path: Path) -> None:
+def test_demo_runs_as_a_program(run_ndshare, tmp_path: Path) -> None:
     """Both processes get every frame, and the picture is there."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "ndshare",
-            "demo",
-            "camera",
-            "--quick",
-            "--frames",
-            "10",
-            "--out",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path if p)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_ndshare("demo camera --quick --frames 10 --out", tmp_path)
     assert "10 places found exactly" in done.stdout
     assert "99 %" in done.stdout
     assert (tmp_path / "ndshare-camera.png").stat().st_size > 10_000

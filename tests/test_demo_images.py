@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,21 +104,10 @@ def test_clean_equals_serial_in_every_bit(context, photographs, capsys) -> None:
     assert parallel.marks.shape == (8, len(MARKS))
 
 
-def test_demo_images_quick_does_the_job(tmp_path: Path) -> None:
+def test_demo_images_quick_does_the_job(run_ndshare, tmp_path: Path) -> None:
     """``ndshare demo images --quick`` removes noise, with the serial numbers, and draws it."""
     out = tmp_path / "made" / "here"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-W", "error", "-m", "ndshare", "demo", "images", "--quick"),
-            *("--workers", "2", "--out", str(out)),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_ndshare("demo images --quick --workers 2 --out", out, interpreter_args=("-W", "error"))
     assert "each equal to the serial one in every bit" in done.stdout
     assert "2 workers" in done.stdout
     assert "<MapReport: 48 items" in done.stdout

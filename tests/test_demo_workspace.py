@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,19 +45,10 @@ def test_widths_in_parallel_equal_the_serial_ones_in_every_bit() -> None:
     assert one.equals(other) == [True, False, True]
 
 
-def test_demo_workspace_quick_does_the_job(tmp_path: Path) -> None:
+def test_demo_workspace_quick_does_the_job(run_ndshare, tmp_path: Path) -> None:
     """``ndshare demo workspace --quick``: a table, equal numbers, a picture, nothing else."""
     out = tmp_path / "made" / "here"
-    words = ["demo", "workspace", "--quick", "--workers", "2", "--out", str(out)]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "ndshare", *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_ndshare("demo workspace --quick --workers 2 --out", out, interpreter_args=("-W", "error"))
     rows = [line for line in done.stdout.splitlines() if line.endswith("  equal")]
     assert len(rows) == 7
     assert max(map(len, rows)) <= 80

@@ -21,18 +21,11 @@ import pytest
 import jobs
 import ndshare
 from ndshare import ProcessPoolExecutor, WorkerDiedError
+from processes import gone
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 _HANG_S = 60
-
-
-def _gone(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
 
 
 # ---------------------------------------------------------------------- shutdown
@@ -140,7 +133,7 @@ def test_shutdown_gives_shared_workers_back_warm() -> None:
     with ProcessPoolExecutor(1) as executor:
         assert executor.submit(jobs.pid).result(_HANG_S) == pid
     ndshare.shutdown()
-    jobs.wait_for(lambda: _gone(pid))
+    jobs.wait_for(lambda: gone(pid))
     with ProcessPoolExecutor(1) as executor:
         assert executor.submit(jobs.pid).result(_HANG_S) != pid
 
@@ -161,7 +154,7 @@ def test_shutdown_ends_workers_with_an_initializer() -> None:
     with ProcessPoolExecutor(2, initializer=jobs.initialize, initargs=(1,)) as executor:
         pids = {executor.submit(jobs.nap_pid, 0.05).result(_HANG_S) for _ in range(4)}
     for pid in pids:
-        jobs.wait_for(lambda pid=pid: _gone(pid))
+        jobs.wait_for(lambda pid=pid: gone(pid))
 
 
 def test_result_stays_valid_after_the_end() -> None:
@@ -228,7 +221,7 @@ class TestByForce:
         error = running.exception(_HANG_S)
         assert isinstance(error, WorkerDiedError)
         assert error.signal_number == number
-        assert _gone(error.pid)
+        assert gone(error.pid)
         for future in waiting:
             with pytest.raises((CancelledError, WorkerDiedError)):
                 future.result(_HANG_S)
@@ -255,7 +248,7 @@ class TestByForce:
         getattr(executor, method)()
         getattr(executor, method)()
         executor.shutdown()
-        jobs.wait_for(lambda: _gone(pid))
+        jobs.wait_for(lambda: gone(pid))
         with ProcessPoolExecutor(1) as other:
             assert other.submit(jobs.add_one, 1).result(_HANG_S) == 2
 
@@ -403,7 +396,7 @@ executor.submit(time.sleep, 0.1 if "exit(3)" in {how!r} or "raise" in {how!r} el
     )
     assert done.returncode == {"s": 3, "r": 1, "o": 4}[how[0]] if "kill" not in how else -9
     worker, zygote = map(int, done.stdout.split())
-    jobs.wait_for(lambda: _gone(worker) and _gone(zygote))
+    jobs.wait_for(lambda: gone(worker) and gone(zygote))
 
 
 def test_interpreter_exit_with_daemon_threads_that_use_the_executor(run_script: RunScript) -> None:

@@ -18,6 +18,7 @@ import pytest
 import misdeeds
 import ndshare
 from ndshare import crew
+from processes import gone, state
 
 _SOON_S = 2.0
 _KILL = int(signal.SIGKILL)
@@ -283,14 +284,6 @@ def _zygote_pid() -> int:
     return ear.zygote.process.pid
 
 
-def _gone(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
-
-
 def test_zygote_killed_fails_what_runs_and_nothing_else(executor: ndshare.ProcessPoolExecutor) -> None:
     """With its parent a worker dies too: running tasks fail clearly, those that wait run in new processes."""
     running = [executor.submit(misdeeds.nap, 60) for _ in range(2)]
@@ -332,7 +325,7 @@ def test_zygote_that_does_not_react_is_killed_at_shutdown(executor: ndshare.Proc
     began = time.monotonic()
     ndshare.shutdown()
     assert time.monotonic() - began < 10
-    assert _gone(pid)
+    assert gone(pid)
 
 
 @pytest.mark.parametrize("case", [misdeeds.close_everything, misdeeds.close_and_return])
@@ -372,10 +365,7 @@ def test_stopped_worker_that_is_killed_fails_its_task(executor: ndshare.ProcessP
     deadline = time.monotonic() + 5
     stopped = 0
     while not stopped and time.monotonic() < deadline:
-        for pid in pids:
-            with open(f"/proc/{pid}/stat") as file:
-                if file.read().rpartition(")")[2].split()[0] == "T":
-                    stopped = pid
+        stopped = next((pid for pid in pids if state(pid) == "T"), 0)
     os.kill(stopped, signal.SIGKILL)
     error = _outcome(future)
     assert isinstance(error, ndshare.WorkerDiedError)

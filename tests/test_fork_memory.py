@@ -16,17 +16,12 @@ from ndshare.errors import SegmentError
 from peers import Peer, staged, take, ticket, uid_of
 
 # Forking under threads is what some of these tests are about; Python 3.12 warns of it.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("fresh_heap"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 MB = 1 << 20
-
-
-@pytest.fixture(autouse=True)
-def fresh_heap():
-    """Each test starts and ends without recycled memory."""
-    segments.trim()
-    yield
-    segments.trim()
 
 
 class Child:

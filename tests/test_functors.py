@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -12,14 +10,7 @@ from functor_tasks import entries
 from ndshare import functors
 from ndshare.functors import Functor, count_items, find, gen_split_slices, values_of
 
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[list[type[Functor]]]:
-    """Restore the list of registered classes."""
-    known = Functor._functor_types
-    before = list(known)
-    yield known
-    known[:] = before
+pytestmark = pytest.mark.usefixtures("functor_types")
 
 
 # ---- shares

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,7 @@ from functor_tasks import entries
 from ndshare import functors
 from ndshare.functors import Functor, count_items, find, gen_split_slices, values_of
 
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[list[type[Functor]]]:
-    """Restore the list of registered classes."""
-    known = Functor._functor_types
-    before = list(known)
-    yield known
-    known[:] = before
+pytestmark = pytest.mark.usefixtures("functor_types")
 
 
 class Numbers:

@@ -16,15 +16,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from ndshare import _heap, arrays, segments
 from peers import staged, take, ticket, uid_of
 
+pytestmark = pytest.mark.usefixtures("fresh_heap")
+
 KB, MB = 1 << 10, 1 << 20
-
-
-@pytest.fixture(autouse=True)
-def fresh_heap():
-    """Each test starts and ends without recycled memory."""
-    segments.trim()
-    yield
-    segments.trim()
 
 
 @pytest.fixture

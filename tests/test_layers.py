@@ -64,6 +64,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "pool",
+            "_pool_deaths",
+            "_pool_end",
+            "_pool_interrupts",
+            "_pool_results",
             "shared_dict",
             "_dict_directory",
             "_dict_file",

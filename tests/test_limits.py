@@ -16,16 +16,10 @@ from ndshare import arrays, segments
 from ndshare.errors import CapacityError
 from peers import Peer, staged
 
+pytestmark = pytest.mark.usefixtures("fresh_heap")
+
 MB = 1 << 20
 GROUP = Path("/sys/fs/cgroup/memory")
-
-
-@pytest.fixture(autouse=True)
-def fresh_heap():
-    """Each test starts and ends without recycled memory."""
-    segments.trim()
-    yield
-    segments.trim()
 
 
 def test_allocation_larger_than_the_machine_raises_capacity_error():

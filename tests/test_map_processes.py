@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import ndshare
+import seed_programs
 from ndshare import default_context
 
 _DEATHS = {
@@ -442,24 +443,10 @@ def test_interrupt_ends_the_map_and_the_context_goes_on(kind: str, run_script) -
 
 def test_quick_guide_of_pasha_runs_with_another_import(run_script) -> None:
     """As a plain script: default context, then threads, then one of its own."""
-    done = run_script("""
-import numpy as np
-import ndshare as psh
-
-inp = np.random.rand(100)
-outp = psh.alloc(like=inp)
-
-def triple_it(worker_id, index, value):
-    outp[index] = 3 * value
-
-psh.map(triple_it, inp)
-np.testing.assert_allclose(outp, inp*3)
-
-psh.set_default_context('threads', num_workers=4)
-outp[:] = 0
-psh.map(triple_it, inp)
-np.testing.assert_allclose(outp, inp*3)
-
+    line = {"import pasha as psh": "import ndshare as psh"}
+    done = run_script(
+        seed_programs.changed(seed_programs.PASHA, line)
+        + """
 psh.set_default_context('serial')
 outp[:] = 0
 psh.map(triple_it, inp)
@@ -470,7 +457,8 @@ outp[:] = 0
 context.map(triple_it, inp)
 np.testing.assert_allclose(outp, inp*3)
 print("ok")
-""")
+"""
+    )
     assert (done.stdout, done.stderr) == ("ok\n", "")
 
 

@@ -10,15 +10,9 @@ import pytest
 from ndshare import arrays, segments
 from peers import Peer, staged, uid_of
 
+pytestmark = pytest.mark.usefixtures("fresh_heap")
+
 SIZES = (50, 3000, 70_000, 400_000, 1_500_000)
-
-
-@pytest.fixture(autouse=True)
-def fresh_heap():
-    """Each test starts and ends without recycled memory."""
-    segments.trim()
-    yield
-    segments.trim()
 
 
 @pytest.mark.chaos

@@ -13,6 +13,8 @@ from ndshare import arrays, segments
 from ndshare.errors import CapacityError, SegmentError, SegmentGoneError
 from peers import Peer, staged, take, ticket, uid_of
 
+pytestmark = pytest.mark.usefixtures("fresh_heap")
+
 MB = 1 << 20
 
 
@@ -21,14 +23,6 @@ def peer():
     """Start another process."""
     with Peer() as other:
         yield other
-
-
-@pytest.fixture(autouse=True)
-def fresh_heap():
-    """Each test starts and ends without recycled memory."""
-    segments.trim()
-    yield
-    segments.trim()
 
 
 def test_segment_lent_by_value_is_recycled_after_the_receiver_drops_it(peer):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from processes import gone
+
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 _TIMEOUT_S = 90
@@ -409,14 +411,7 @@ os.kill(os.getpid(), 9)
     assert len(pids) >= 4
     import jobs
 
-    jobs.wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() and _alive(pid) for pid in pids))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    jobs.wait_for(lambda: all(map(gone, pids)))
 
 
 def test_worker_may_use_multiprocessing(run_script: RunScript) -> None:

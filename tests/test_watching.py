@@ -13,18 +13,12 @@ import numpy as np
 import pytest
 
 import ndshare
-from ndshare import _heap, segments, transport
+from ndshare import _heap, transport
 from ndshare.watching import MAPPED, Watch
 
+pytestmark = pytest.mark.usefixtures("fresh_heap")
+
 MB = 1 << 20
-
-
-@pytest.fixture(autouse=True)
-def fresh_heap():
-    """Each test starts and ends without recycled memory."""
-    segments.trim()
-    yield
-    segments.trim()
 
 
 def sent(obj):

@@ -21,6 +21,7 @@ import pytest
 
 import leaks
 import ndshare
+import seed_programs
 import workspace_tasks as tasks
 
 RunScript = Callable[..., Any]
@@ -223,49 +224,16 @@ def test_gone_11_package_lacks_readme_and_dependencies() -> None:
 # ------------------------------------------------------------------ what they want kept
 
 
-_GUIDE = """
-import ndshare as shared
-import numpy as np
-
-
-def serial(sigmas):
-    alphas = []
-    for sigma in sigmas:
-        K = np.exp(-0.5 * D / (sigma * sigma))
-        alphas.append(np.linalg.solve(K, b))
-    return alphas
-
-
-def parallel(sigmas):
-    with shared.Workspace({"D": D, "b": b}, num_workers=11) as sm:
-
-        @sm.register
-        def one_sigma(sigma):
-            K = np.exp(-0.5 * D / (sigma * sigma))
-            return np.linalg.solve(K, b)
-
-        for sigma in sigmas:
-            one_sigma(sigma)
-
-        return sm.evaluate(progress=True)
-
-
-N = 400
-D = np.random.random((N, N))
-b = np.random.random(N)
-
-sigmas = 2.0 ** np.arange(1, 12)
-
-s = serial(sigmas)
-p = parallel(sigmas)
-assert len(p) == len(s)
-assert all(np.array_equal(one, other) for one, other in zip(s, p, strict=True))
-"""
-
-
 def test_keep_quick_guide_runs(run_script: RunScript) -> None:
     """Contextshare's own example, without a main guard; one BLAS thread, so that all bits are the same."""
-    done = run_script(_GUIDE, OPENBLAS_NUM_THREADS="1", interpreter_args=("-W", "error"))
+    names = {
+        "import contextshare as shared": "import ndshare as shared",
+        "shared.SharedMemory(": "shared.Workspace(",
+        "nworkers=": "num_workers=",
+    }
+    guide = seed_programs.changed(seed_programs.CONTEXTSHARE, names)
+    guide += "assert all(np.array_equal(one, other) for one, other in zip(s, p, strict=True))\n"
+    done = run_script(guide, OPENBLAS_NUM_THREADS="1", interpreter_args=("-W", "error"))
     assert done.stderr.count("11/11") == 1
 
 

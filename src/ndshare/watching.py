@@ -73,8 +73,8 @@ class Watch:
 
     Notes
     -----
-    To be made and asked in the process where the kernel runs. Objects are kept alive meanwhile. Cost: a
-    microsecond or two per captured object; 0.2 ms (untouched) to 1.1 ms (read) per 160 MB of array that was
+    To be made and asked in the process where the kernel runs. What is watched is kept alive meanwhile. Cost:
+    a microsecond or two per captured object; 0.2 ms (untouched) to 1.1 ms (read) per 160 MB of array that was
     sent along or lies in a segment, 20 ms per 160 MB of any other.
     """
 
@@ -98,6 +98,7 @@ class Watch:
                     self._visit(MAPPED, value, 0)
             # Its other lists and dicts are how it keeps its place, not what is mapped.
             self._visit(MAPPED, functor, 0, quiet=not container)
+        self._seen.clear()  # a file that the functor closes is not to be kept open by the way to it
 
     def changes(self) -> list[tuple[str, str]]:
         """Return name and kind of everything that was written to, in the order in which it was found."""

@@ -195,6 +195,7 @@ void ndshare_entry_drop(ndshare_entry *entry);
 /* store.c */
 bool ndshare_store_open(ndshare_store *store);
 Py_ssize_t ndshare_store_key(ndshare_store *store, PyObject *number);
+Py_ssize_t ndshare_store_current(ndshare_store *store, PyObject *number, ndshare_current *current);
 Py_ssize_t *ndshare_store_keys(ndshare_store *store, PyObject *sequence, Py_ssize_t *n);
 int ndshare_store_damaged(Py_ssize_t key);
 

@@ -185,13 +185,8 @@ PyObject *
 ndshare_store_version(PyObject *self, PyObject *number)
 {
     ndshare_store *store = (ndshare_store *)self;
-    Py_ssize_t key = ndshare_store_key(store, number);
-    if (key < 0) {
-        return NULL;
-    }
     ndshare_current current;
-    if (ndshare_slot_look(store, key, &current) != 0) {
-        ndshare_store_damaged(key);
+    if (ndshare_store_current(store, number, &current) < 0) {
         return NULL;
     }
     return PyLong_FromUnsignedLongLong(current.version);

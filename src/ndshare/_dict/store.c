@@ -44,6 +44,17 @@ ndshare_store_key(ndshare_store *store, PyObject *number)
     return key;
 }
 
+/* The number of a key, and what is current there. */
+Py_ssize_t
+ndshare_store_current(ndshare_store *store, PyObject *number, ndshare_current *current)
+{
+    Py_ssize_t key = ndshare_store_key(store, number);
+    if (key >= 0 && ndshare_slot_look(store, key, current) != 0) {
+        return ndshare_store_damaged(key);
+    }
+    return key;
+}
+
 /* The numbers of a sequence. A closed store is no reason to refuse: locks must be given back. */
 Py_ssize_t *
 ndshare_store_keys(ndshare_store *store, PyObject *sequence, Py_ssize_t *n)

@@ -49,13 +49,9 @@ PyObject *
 ndshare_store_view(PyObject *self, PyObject *number)
 {
     ndshare_store *store = (ndshare_store *)self;
-    Py_ssize_t key = ndshare_store_key(store, number);
-    if (key < 0) {
-        return NULL;
-    }
     ndshare_current current;
-    if (ndshare_slot_look(store, key, &current) != 0) {
-        ndshare_store_damaged(key);
+    Py_ssize_t key = ndshare_store_current(store, number, &current);
+    if (key < 0) {
         return NULL;
     }
     return ndshare_store_array(self, key, &current, false);

@@ -75,6 +75,25 @@ describe(int fd, size_t size)
     return segment;
 }
 
+/* A file of this process's own, not mapped yet. */
+static ndshare_segment *
+begin(size_t size, ndshare_error *error)
+{
+    int fd = make_file(size, error);
+    if (fd < 0) {
+        return NULL;
+    }
+    ndshare_segment *segment = describe(fd, size);
+    if (segment == NULL) {
+        fail(error, "describe a shared segment");
+        close(fd);
+        return NULL;
+    }
+    segment->origin = NDSHARE_OWN;
+    segment->base = MAP_FAILED;
+    return segment;
+}
+
 int
 ndshare_segment_populate(ndshare_segment *segment, size_t offset, size_t nbytes, ndshare_error *error)
 {
@@ -99,23 +118,15 @@ ndshare_segment_populate(ndshare_segment *segment, size_t offset, size_t nbytes,
 ndshare_segment *
 ndshare_segment_make(size_t size, bool populate, ndshare_error *error)
 {
-    int fd = make_file(size, error);
-    if (fd < 0) {
-        return NULL;
-    }
-    ndshare_segment *segment = describe(fd, size);
+    ndshare_segment *segment = begin(size, error);
     if (segment == NULL) {
-        fail(error, "describe a shared segment");
-        close(fd);
         return NULL;
     }
-    segment->origin = NDSHARE_OWN;
-    segment->base = MAP_FAILED;
-    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    if (fcntl(segment->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
         fail(error, "seal a shared segment");
         goto failed;
     }
-    segment->base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    segment->base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, segment->fd, 0);
     if (segment->base == MAP_FAILED) {
         fail(error, "map a shared segment (mmap)");
         goto failed;
@@ -174,31 +185,23 @@ ndshare_segment *
 ndshare_segment_seal(const char *const *parts, const size_t *sizes, size_t count, size_t size,
                      ndshare_error *error)
 {
-    int fd = make_file(size, error);
-    if (fd < 0) {
-        return NULL;
-    }
-    ndshare_segment *segment = describe(fd, size);
+    ndshare_segment *segment = begin(size, error);
     if (segment == NULL) {
-        fail(error, "describe a shared segment");
-        close(fd);
         return NULL;
     }
-    segment->origin = NDSHARE_OWN;
     segment->kind = NDSHARE_SEALED;
     segment->readonly = true;
-    segment->base = MAP_FAILED;
     for (size_t i = 0; i < count; i++) {
-        if (write_all(fd, parts[i], sizes[i]) != 0) {
+        if (write_all(segment->fd, parts[i], sizes[i]) != 0) {
             fail(error, "fill a read-only segment (write)");
             goto failed;
         }
     }
-    if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    if (fcntl(segment->fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
         fail(error, "seal a read-only segment");
         goto failed;
     }
-    segment->base = map_anew(fd, size, PROT_READ, MAP_SHARED | MAP_POPULATE);
+    segment->base = map_anew(segment->fd, size, PROT_READ, MAP_SHARED | MAP_POPULATE);
     if (segment->base == MAP_FAILED) {
         fail(error, "map a read-only segment (mmap)");
         goto failed;

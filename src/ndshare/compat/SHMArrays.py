@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 import ndshare
+from ndshare.compat._ownership import OWN, holders, is_finished
 from ndshare.compat._partitions import partition_sizes, split_dicts
 
 __all__ = ["SHMArrays", "mem_keys", "partition_sizes", "split_dicts", "var_spec"]
@@ -138,16 +139,26 @@ class SHMArrays:
 
         Notes
         -----
-        The arrays of a partition change at one instant. An error leaves its partition as it was.
+        The arrays of a partition change at one instant. An error leaves its partition as it was. Of each
+        array one copy is made for `update_func` and one into shared memory; its result is copied only if
+        somebody else has it, or its dtype is another.
         """
         given = {self._numbers[key]: np.asarray(value) for key, value in new_val_dict.items()}
         results: dict[int, np.ndarray[Any, Any]] = {}
 
         def update(number: int, old: Any) -> Any:
-            new = given[number]
-            result = update_func(new, old.astype(new.dtype, copy=False).reshape(new.shape))
-            results[number] = np.array(result, dtype=new.dtype)
-            return results[number].reshape(old.shape)
+            new, shape = given[number], old.shape
+            # Views only where they are needed: what has none is the caller's own as it is.
+            if old.dtype != new.dtype:
+                old = old.astype(new.dtype)
+            if shape != new.shape:
+                old = old.reshape(new.shape)
+            made = update_func(new, old)
+            del old
+            if holders(made) > OWN or not is_finished(made, new.dtype):
+                made = np.array(made, new.dtype)  # the caller's own, whoever has the other
+            results[number] = made
+            return made if made.shape == shape else made.reshape(shape)
 
         for part in self.partitioning:
             numbers = sorted(set(part.tolist()) & set(given))

@@ -25,6 +25,7 @@ __all__ = [
     "unpack_dtype",
     "unpickle_from_array",
     "unshm",
+    "wrappers",
 ]
 
 _SCHEME, _PREFIX = "shm://", "npshmex_"
@@ -34,6 +35,11 @@ _array_wrappers: dict[type, str] = {}
 def register_array_wrapper(cls: type, attrname: str) -> None:
     """Say that instances of a class, or of one derived from it, keep an array in an attribute."""
     _array_wrappers[cls] = attrname
+
+
+def wrappers() -> dict[type, str]:
+    """Return the registered classes and the names of their attributes."""
+    return _array_wrappers
 
 
 def dtype_to_tuple(dtype: np.dtype[Any]) -> list[tuple[Any, Any]]:

@@ -36,6 +36,7 @@ from ndshare.compat._npshmex_keys import (
     unpack_dtype,
     unpickle_from_array,
     unshm,
+    wrappers,
 )
 
 __version__ = "0.2.1"
@@ -72,12 +73,19 @@ class _Call:
         self.__module__ = getattr(function, "__module__", None) or __name__
 
     def __reduce__(self) -> Any:
-        return _Call, (self.function,)
+        # A worker knows the wrappers that were registered where the task was submitted.
+        return (_call_with, (self.function, wrappers())) if wrappers() else (_Call, (self.function,))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args = tuple(shm_pop(x) if is_shmkey(x) else x for x in args)
         kwargs = {k: shm_pop(x) if is_shmkey(x) else x for k, x in kwargs.items()}
         return unshm(self.function(*args, **kwargs))
+
+
+def _call_with(function: Callable[..., Any], registered: dict[type, str]) -> _Call:
+    for cls, attribute in registered.items():
+        register_array_wrapper(cls, attribute)
+    return _Call(function)
 
 
 def shm_wrap_f(f: Callable[..., Any], /, *args: Any, shm_out: bool = True, **kwargs: Any) -> Any:

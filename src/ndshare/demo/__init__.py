@@ -7,6 +7,7 @@
     grid.py     the search: the same function on every grid point, serially or by an executor
     table.py    the numbers as text
     plot.py     the numbers as a picture
+    options.py  the words of the command line that all demos have
     command.py  ``ndshare demo``: does all of it and compares the two runs
 
 The matrix of squared distances between all images is made once, in shared memory. Every task

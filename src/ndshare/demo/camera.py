@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ndshare.demo import scene as scenes
-from ndshare.demo.command import positive
+from ndshare.demo.options import add_size_and_place, positive
 from ndshare.demo.scene import STEP, Finder, Grey, Places, Scene
 from ndshare.demo.table import size
 
@@ -198,6 +198,5 @@ def _parser() -> argparse.ArgumentParser:
         "tracks, one writes. A camera that is too fast waits.",
     )
     parser.add_argument("--frames", type=positive, help=f"how many frames (default: {_FRAMES})")
-    parser.add_argument("--quick", action="store_true", help="small frames, and few")
-    parser.add_argument("--out", default=".", metavar="DIR", help="where the picture goes (default: here)")
+    add_size_and_place(parser, "small frames, and few")
     return parser

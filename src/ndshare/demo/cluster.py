@@ -14,9 +14,9 @@ from typing import Any
 import ndshare
 from ndshare.demo import tiles
 from ndshare.demo.cleaning import clean
-from ndshare.demo.command import positive
 from ndshare.demo.denoise import MARGIN
 from ndshare.demo.images import table
+from ndshare.demo.options import positive
 from ndshare.demo.table import size
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from ndshare import cpus
 from ndshare.demo import digits, plot, ridge
 from ndshare.demo.grid import BLAS_THREADS, Grid, Search, pickled_bytes, search_parallel, search_serial
+from ndshare.demo.options import add_size_and_place, add_workers
 from ndshare.demo.table import size, table
 
 _PICTURE = "ndshare-demo.png"
@@ -82,15 +83,6 @@ def _parser() -> argparse.ArgumentParser:
         "bandwidths and regularisations, evaluated by worker processes that share one matrix.",
         epilog="Others: ndshare demo camera, cluster, images, sgd and workspace.",
     )
-    parser.add_argument("--workers", type=positive, help="number of worker processes (default: usable CPUs)")
-    parser.add_argument("--quick", action="store_true", help="a smaller grid, a few seconds")
-    parser.add_argument("--out", default=".", metavar="DIR", help="where the picture goes (default: here)")
+    add_workers(parser)
+    add_size_and_place(parser, "a smaller grid, a few seconds")
     return parser
-
-
-def positive(text: str) -> int:
-    """Return a number of workers from the command line."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {number}, but at least 1 worker is needed")
-    return number

@@ -11,8 +11,8 @@ import numpy as np
 from ndshare import cpus
 from ndshare.demo import tiles
 from ndshare.demo.cleaning import Cleaned, clean
-from ndshare.demo.command import positive
 from ndshare.demo.denoise import MARGIN
+from ndshare.demo.options import add_size_and_place, add_workers
 from ndshare.demo.table import size
 from ndshare.demo.tiles import Pixels
 
@@ -114,7 +114,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Remove noise from tiles of two photographs: a map over the stack of tiles, in worker "
         "processes that write their results to shared arrays.",
     )
-    parser.add_argument("--workers", type=positive, help="number of worker processes (default: usable CPUs)")
-    parser.add_argument("--quick", action="store_true", help="only the middle of each photograph")
-    parser.add_argument("--out", default=".", metavar="DIR", help="where the picture goes (default: here)")
+    add_workers(parser)
+    add_size_and_place(parser, "only the middle of each photograph")
     return parser

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ndshare import cpus
 from ndshare.demo import digits, sgd_plot
-from ndshare.demo.command import positive
+from ndshare.demo.options import add_size_and_place, add_workers
 from ndshare.demo.sgd import Course, run
 
 _PICTURE = "ndshare-sgd.png"
@@ -56,9 +56,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Several processes train one classifier by gradient steps on weights in a SharedDict. "
         "Some are killed on the way.",
     )
-    parser.add_argument(
-        "--workers", type=positive, help="number of processes (default: usable CPUs, at least 2)"
-    )
-    parser.add_argument("--quick", action="store_true", help="a few seconds")
-    parser.add_argument("--out", default=".", metavar="DIR", help="where the picture goes (default: here)")
+    add_workers(parser, "processes (default: usable CPUs, at least 2)")
+    add_size_and_place(parser, "a few seconds")
     return parser

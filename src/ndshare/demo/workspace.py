@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from ndshare import cpus
 from ndshare.demo import digits, widths
-from ndshare.demo.command import positive
 from ndshare.demo.grid import BLAS_THREADS
+from ndshare.demo.options import add_size_and_place, add_workers
 from ndshare.demo.ridge import Floats
 from ndshare.demo.table import size
 
@@ -102,7 +102,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Solve one linear system per width of a Gaussian kernel for 1,438 handwritten digits, in "
         "worker processes that know the two shared arrays by name.",
     )
-    parser.add_argument("--workers", type=positive, help="number of worker processes (default: usable CPUs)")
-    parser.add_argument("--quick", action="store_true", help="fewer widths, a few seconds")
-    parser.add_argument("--out", default=".", metavar="DIR", help="where the picture goes (default: here)")
+    add_workers(parser)
+    add_size_and_place(parser, "fewer widths, a few seconds")
     return parser

@@ -1,50 +1,27 @@
-"""Where a map runs: `SerialContext`, `ThreadContext`, `ProcessContext`, and what they have in common.
-
-::
-
-    alloc ──► shared arrays, whatever the context: any other can map over them
-    map   ──► functor, board, job ──► workers of the context (ndshare._driving) ──► MapReport
-
-Guarantees
-----------
-- The same kernel gives the same result in every context. (Sums in `per_worker` rows depend on which worker
-  had which item, in the last bits; `per_block` rows do not.)
-- A map inside a kernel runs in that kernel's thread, with worker number 0.
-"""
+"""`MapContext`: arrays to write to, maps, reduction; its subclasses say with which workers."""
 
 from __future__ import annotations
 
 import abc
-import operator
-import os
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ndshare import arrays, captured, cpus, functors, mapping
+from ndshare import arrays, functors, mapping
 from ndshare._arguments import check_callable, check_count, check_seconds
-from ndshare._board import Board, keep_spare, spare_size, take_spare
+from ndshare._board import Board
 from ndshare._driving import Progress
-from ndshare._forked_workers import Forked, may_fork
-from ndshare._local_workers import Caller, Threads
 from ndshare._map_workers import MapWorkers
-from ndshare._own_state import brings_its_state
-from ndshare._pool_workers import PoolWorkers
 from ndshare._runner import Job
-from ndshare._settings import Environment
-from ndshare.errors import CapacityError
-from ndshare.executor import ProcessPoolExecutor
-from ndshare.pool import Pool
+from ndshare.contexts._layouts import Shape, resolved
 from ndshare.progress import Bar
 from ndshare.reduction import reduce_rows
 from ndshare.report import MapReport
 from ndshare.rows import rows
 
 Kernel = Callable[..., object]
-Shape = int | Iterable[int]
 
 
 class MapContext(abc.ABC):
@@ -139,7 +116,7 @@ class MapContext(abc.ABC):
         -----
         Arrays of every context are the same: what one has made, every other can map over.
         """
-        given, kind, layout = _resolve(shape, dtype, order, like)
+        given, kind, layout = resolved(shape, dtype, order, like)
         if per_worker and per_block is not None:
             raise ValueError("alloc: per_worker and per_block exclude each other; give one of them")
         if per_worker:
@@ -263,155 +240,6 @@ class MapContext(abc.ABC):
         order, per_block = noted
         axis = array.ndim - 1 if per_block is None and order == "F" else 0
         return reduce_rows(array, op, axis, tree=per_block is not None)
-
-
-class SerialContext(MapContext):
-    """Maps run in the calling thread, one item after the other.
-
-    Parameters
-    ----------
-    *_ignored, **_options
-        Those of other contexts are accepted and ignored: there is one worker.
-    """
-
-    def __init__(self, *_ignored: object, **_options: object) -> None:
-        super().__init__(1)
-
-    def make_workers(self, job: Job, tell: Callable[[], None]) -> tuple[MapWorkers, str]:
-        """See `MapContext`."""
-        return Caller(job, tell), ""
-
-
-class ThreadContext(MapContext):
-    """Maps run in threads of this process, made for each map.
-
-    Parameters
-    ----------
-    num_workers : int, optional
-        By default the number of processors.
-    """
-
-    def __init__(self, num_workers: int | None = None) -> None:
-        super().__init__(cpus.default_workers() if num_workers is None else num_workers)
-
-    def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
-        """See `MapContext`."""
-        return Threads(job), ""
-
-
-class ProcessContext(MapContext):
-    """Maps run in warm worker processes, or in processes forked for each map.
-
-    Parameters
-    ----------
-    num_workers : int, optional
-        By default the smaller of the CPU affinity and the container's CPU quota, at least 1.
-    start : {"pool", "fork", "auto"}, optional
-        Where the workers come from. Workers of the pool are forked from a clean process and sent the kernel;
-        forked ones have everything that the caller has, at the price of a fork per map. With "auto" all
-        kernels see the state of the program at the time of the map where a fork is safe: workers are
-        forked if no threads but ndshare's run, unless those of the pool would see the same.
-    threads_per_worker, env, preload
-        As of `ndshare.ProcessPoolExecutor`.
-    """
-
-    can_kill = True
-
-    def __init__(
-        self,
-        num_workers: int | None = None,
-        *,
-        start: Literal["pool", "fork", "auto"] = "pool",
-        threads_per_worker: int | None = None,
-        env: Environment = None,
-        preload: Sequence[str] = (),
-    ) -> None:
-        super().__init__(cpus.default_workers() if num_workers is None else num_workers)
-        if start not in ("pool", "fork", "auto"):
-            raise ValueError(f"start must be 'pool', 'fork' or 'auto', got {start!r}")
-        self.start = start
-        self._options: dict[str, Any] = {
-            "threads_per_worker": threads_per_worker,
-            "env": env,
-            "preload": preload,
-        }
-        self._executor: ProcessPoolExecutor | None = None
-        self._lock = os.getpid(), threading.Lock()
-
-    def make_board(self, items: int) -> Board:
-        """See `MapContext`."""
-        nbytes = Board.nbytes(self.num_workers, items)
-        memory = take_spare(nbytes)
-        if memory is None:
-            memory = arrays.empty(spare_size(nbytes), np.uint8)
-        memory[:nbytes] = 0
-        return Board(memory[:nbytes], self.num_workers, items)
-
-    def drop_board(self, board: Board) -> None:
-        """See `MapContext`."""
-        keep_spare(board.memory.base)
-
-    def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
-        """See `MapContext`."""
-        if self._is_to_fork(job):
-            return self._forked(job), ""
-        workers = PoolWorkers(job, self.pool())
-        try:
-            workers.pack()
-        except (CapacityError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            reason = captured.unsendable(job.kernel, job.functor, error)
-            if not may_fork():
-                raise TypeError(
-                    f"{reason}; workers cannot be forked for this map either, because other threads run in "
-                    "this process. Open it inside the kernel, pass what is needed of it, or ask for "
-                    'ProcessContext(start="fork") if these threads hold no locks'
-                ) from error
-            return self._forked(job), reason
-        return workers, ""
-
-    def _is_to_fork(self, job: Job) -> bool:
-        if self.start == "auto":
-            return may_fork() and not brings_its_state(job.kernel, job.functor)
-        return self.start == "fork"
-
-    def _forked(self, job: Job) -> MapWorkers:
-        threads = self._options["threads_per_worker"] or max(1, cpus.default_workers() // self.num_workers)
-        return Forked(job, threads)
-
-    def _own_lock(self) -> threading.Lock:
-        """Return the lock of this process: one that is inherited by a fork may be held for ever."""
-        if self._lock[0] != os.getpid():
-            self._lock = os.getpid(), threading.Lock()
-        return self._lock[1]
-
-    def pool(self) -> Pool:
-        """Return the pool that its workers belong to."""
-        with self._own_lock():
-            if self._executor is None or not self._executor.usable:
-                self._executor = ProcessPoolExecutor(self.num_workers, **self._options)
-            return self._executor._pool
-
-
-def _resolve(
-    shape: Shape | None, dtype: npt.DTypeLike | None, order: str | None, like: Any
-) -> tuple[tuple[int, ...], np.dtype[Any], str]:
-    if shape is None:
-        if like is None:
-            raise TypeError("alloc: give a shape, or an array that the new one is to be like")
-        shape = like.shape
-    try:
-        dimensions: tuple[int, ...] = (operator.index(cast("int", shape)),)
-    except TypeError:
-        dimensions = tuple(operator.index(number) for number in cast("Iterable[Any]", shape))
-    if dtype is None:
-        dtype = like.dtype if like is not None else np.float64
-    if order is None:
-        order = "F" if like is not None and like.flags.f_contiguous and not like.flags.c_contiguous else "C"
-    if order not in ("C", "F"):
-        raise ValueError(f"alloc: order is {order!r}; allowed are 'C' and 'F'")
-    return dimensions, np.dtype(dtype), order
 
 
 def _progress(progress: bool | Progress) -> Progress | None:

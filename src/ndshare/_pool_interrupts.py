@@ -1,0 +1,55 @@
+"""What Ctrl-C does to a pool: what runs is interrupted, what nobody will hear of is dropped."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ndshare import _wire
+from ndshare.tasks import Task
+from ndshare.workers import Worker
+
+if TYPE_CHECKING:
+    from ndshare.pool import Pool
+
+#: A worker that does not react to Ctrl-C within this time is killed.
+_INTERRUPT_S = 0.6
+
+
+def drop(pool: Pool, unwanted: Iterable[Task]) -> None:
+    """Drop tasks that nobody will hear of; what waited behind them is sent by the I/O thread."""
+    for task in unwanted:
+        pool.withdraw(task)
+    pool.hub.put_off(pool.pump)
+
+
+def interrupt(pool: Pool) -> None:
+    """Ctrl-C: interrupt what is running; a worker that does not react is killed."""
+    if pool.hub.pid != os.getpid():
+        return
+    _wire.shield()
+    try:
+        pool.interrupted = True
+        with pool.hub.lock:
+            running = [(w, next(iter(w.inflight))) for w in pool.workers if w.inflight]
+        for worker, seq in running:
+            worker.interrupt(seq)
+        if running:
+            pool.hub.later(_INTERRUPT_S, functools.partial(_insist, pool, running))
+    finally:
+        _wire.unshield()
+
+
+def _insist(pool: Pool, running: list[tuple[Worker, int]]) -> None:
+    """Kill the workers that are still at the task they were interrupted in, or in their initializer.
+
+    If the pool is being closed since, nobody wants what they have begun in the meantime either.
+    """
+    with pool.hub.lock:
+        unwanted = pool.closed and pool.interrupted
+        stuck = [w for w, seq in running if seq in w.inflight or (unwanted and w.inflight)]
+    for worker in stuck:
+        worker.signal(signal.SIGKILL)
