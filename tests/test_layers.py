@@ -18,7 +18,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"compat"}),
     frozenset({"__init__"}),
     frozenset({"cluster", "cluster_executor", "default_context", "integrations", "workspace"}),
-    frozenset({"_cluster_workers"}),
+    frozenset({"_cluster_items", "_cluster_workers"}),
+    frozenset({"_cluster_calls"}),
     frozenset({"_cluster_cargo"}),
     frozenset({"_engines"}),
     frozenset({"_node"}),
@@ -27,6 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "_driving",
+            "_flights",
             "_forked_workers",
             "_local_workers",
             "_map_workers",
@@ -36,6 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_own_state",
             "_pool_workers",
             "_runner",
+            "_share_size",
             "_shares",
             "_twins",
             "_contents",

@@ -105,6 +105,16 @@ class Manifest:
         self.contents: dict[bytes, Bytes] = {}
         self._numbers: dict[tuple[int, int], int] = {}
 
+    def extended(self) -> Manifest:
+        """Return one that has all of this one, to which more can be added."""
+        more = Manifest(self._inline_max)
+        more.blocks, more.contents, more._numbers = (
+            list(self.blocks),
+            dict(self.contents),
+            dict(self._numbers),
+        )
+        return more
+
     def block_number(self, block: segments.Block) -> int:
         """Return the number of a block of shared memory."""
         key = block.uid, block.offset
@@ -140,6 +150,11 @@ class Manifest:
             return
         content = block.memory.copy()  # while the map runs, results are merged into the block itself
         block.base = self._add(content)
+
+    def keep_all(self) -> None:
+        """Note what all blocks hold that were not looked at."""
+        for number in range(len(self.blocks)):
+            self.keep(number)
 
     def _add(self, content: Bytes) -> bytes:
         digest = _heap.digest(content)

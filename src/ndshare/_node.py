@@ -29,10 +29,10 @@ from ndshare._freight import BLOCK, Crate, Piece, arrays_of, reply
 from ndshare._map_workers import Outcome, Ranges
 from ndshare._node_link import machine_name
 from ndshare._node_store import Store
-from ndshare._node_worker import call_function, run_part
+from ndshare._node_worker import Named, call_function, call_items, run_part
 from ndshare._pool_workers import PoolWorkers
 from ndshare._runner import Job
-from ndshare._shares import CallTask, ShareTask, TaskResult
+from ndshare._shares import BatchTask, CallTask, ShareTask, TaskResult
 from ndshare._twins import Change, Patch, Twin
 from ndshare.captured import Traffic
 from ndshare.contexts import ProcessContext
@@ -50,15 +50,9 @@ _LOOK_S = 0.25
 _STOPPED_MOST = 100
 
 
-class _NamedKernel:
+def _never(*_entry: object) -> None:
     """Stands for the kernel, which only workers unpickle."""
-
-    def __init__(self, name: str) -> None:
-        module, _, self.__qualname__ = name.removesuffix("()").rpartition(".")
-        self.__module__ = module
-
-    def __call__(self, *_entry: object) -> None:
-        raise NotImplementedError
+    raise NotImplementedError
 
 
 class MapStoppedError(Exception):
@@ -152,9 +146,10 @@ class Node:
             if self._executor is None:
                 self._executor = ProcessPoolExecutor()
         try:
-            outcome, failure = self._executor.submit(call_function, crates).result()
+            call = call_items if isinstance(task, BatchTask) else call_function
+            answer = self._executor.submit(Named(call, task.name), crates).result()
             changes = [change for twin in twins.values() for change in twin.changes()]
-            return TaskResult(self.name, self.machine, changes=changes, outcome=outcome, failure=failure)
+            return TaskResult(self.name, self.machine, changes=changes, **answer._asdict())
         finally:
             for twin in twins.values():
                 twin.close()
@@ -211,7 +206,7 @@ class Node:
             context = self._contexts[task.workers] = ProcessContext(task.workers)
         items = task.end - task.start
         board: Board = context.make_board(items)
-        job = Job(_NamedKernel(task.name), Functor(), board, **task.options)
+        job = Job(Named(_never, task.name), Functor(), board, **task.options)
         place = functools.partial(self._place, self._twins)
         crates = [(crate.stream, arrays_of(crate, place)) for crate in task.crates]
         workers = _Workers(job, context.pool(), task, crates, self._stopped)

@@ -35,7 +35,8 @@ class CallTask:
     contents: dict[bytes, Bytes]
 
     def load(self, known: Mapping[bytes, Bytes], lacking: Collection[bytes]) -> None:
-        """Add the contents that a node lacks, and those that are too small to ask for."""
+        """Take along the contents that a node lacks, and those that are too small to ask for; no others."""
+        self.contents = {}
         for digest in self.needed():
             if known[digest].nbytes <= INLINE_MAX or digest in lacking:
                 self.contents[digest] = known[digest]
@@ -49,6 +50,11 @@ class CallTask:
         """Return about how many bytes it takes in a message."""
         arrays = [*self.contents.values(), *(crate.inline for crate in self.crates)]
         return sum(array.nbytes for array in arrays) + sum(len(crate.stream) for crate in self.crates)
+
+
+@dataclasses.dataclass(slots=True)
+class BatchTask(CallTask):
+    """Several calls of one function: two crates are the function's, two those of a list of arguments."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -99,6 +105,8 @@ class TaskResult:
         What a function has returned; of a share, reports, errors and deaths of the workers.
     failure : Crate or None
         What a function has raised, or what kept a share from running at all: exception and traceback.
+    unopened : bool
+        Whether the function was not called at all, because it could not be unpickled.
     address : object
         Where the engine finds this process, if it can be told.
     """
@@ -110,4 +118,5 @@ class TaskResult:
     changes: list[Change] = dataclasses.field(default_factory=list)
     outcome: Crate | None = None
     failure: Crate | None = None
+    unopened: bool = False
     address: Any = None
