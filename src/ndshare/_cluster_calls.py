@@ -156,6 +156,8 @@ class Calls:
     def _end(self, call: _Call, error: BaseException | None, value: Any = None) -> None:
         answer = call.answer
         try:
+            if isinstance(error, concurrent.futures.CancelledError):
+                answer.cancel()
             if answer.done() or not (answer.running() or answer.set_running_or_notify_cancel()):
                 return
             if error is not None:
@@ -218,6 +220,4 @@ def crates_of(
         packed = transport.pack(content, withheld=withheld).take()
         update = mainspace.deliver(packed.needs, {}, withheld)
     needed = manifest.crate(Recording((b"N.",)) if update is None else update.take())
-    crates = needed, manifest.crate(packed)
-    manifest.keep_all()
-    return crates
+    return needed, manifest.crate(packed)

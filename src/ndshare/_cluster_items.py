@@ -80,6 +80,7 @@ class Items:
         self._by_value = frozenset(transport.by_value_modules)
         self._manifest = Manifest()
         self._crates = crates_of(self._function, self._manifest)
+        self._manifest.keep_all()
 
     # ------------------------------------------------------------------ sending
 
@@ -124,6 +125,7 @@ class Items:
             self._pack_function()
         manifest = self._manifest.extended()
         crates = [*self._crates, *crates_of(items, manifest)]
+        manifest.keep_all()
         return BatchTask("", describe(self._function), crates, manifest.blocks_of(crates), {}), manifest
 
     # ------------------------------------------------------------------ what comes back

@@ -15,11 +15,13 @@ message already here.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import functools
 import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ndshare import failures, segments, transport
@@ -30,9 +32,10 @@ from ndshare._map_workers import Outcome, Ranges
 from ndshare._node_link import machine_name
 from ndshare._node_store import Store
 from ndshare._node_worker import Named, call_function, call_items, run_part
+from ndshare._node_workspace import NodeWorkspaces
 from ndshare._pool_workers import PoolWorkers
 from ndshare._runner import Job
-from ndshare._shares import BatchTask, CallTask, ShareTask, TaskResult
+from ndshare._shares import BatchTask, CallTask, NamedTask, ShareTask, TaskResult
 from ndshare._twins import Change, Patch, Twin
 from ndshare.captured import Traffic
 from ndshare.contexts import ProcessContext
@@ -105,6 +108,7 @@ class Node:
         self._twins: dict[int, Twin] = {}
         self._contexts: dict[int, ProcessContext] = {}
         self._executor: ProcessPoolExecutor | None = None
+        self._workspaces = NodeWorkspaces(self.store)
         self._stopped: collections.deque[str] = collections.deque(maxlen=_STOPPED_MOST)
 
     def run(self, task: ShareTask) -> TaskResult:
@@ -133,26 +137,42 @@ class Node:
     def call(self, task: CallTask) -> TaskResult:
         """Call a function in a worker; any number of threads may."""
         with self.lock:
+            if isinstance(task, NamedTask):
+                self._workspaces.make_room(task)
             if lacks := self._take_in(task):
                 return TaskResult(self.name, self.machine, lacks)
             twins = {
                 number: Twin(number, nbytes, None if base is None else self.store.get(base))
                 for number, (nbytes, base) in task.blocks.items()
             }
-            crates = [
-                (crate.stream, arrays_of(crate, functools.partial(self._place, twins)))
-                for crate in task.crates
-            ]
-            if self._executor is None:
-                self._executor = ProcessPoolExecutor()
+            called = self._begin(task, functools.partial(self._place, twins))
         try:
-            call = call_items if isinstance(task, BatchTask) else call_function
-            answer = self._executor.submit(Named(call, task.name), crates).result()
-            changes = [change for twin in twins.values() for change in twin.changes()]
-            return TaskResult(self.name, self.machine, changes=changes, **answer._asdict())
+            answer = called.result()
+            changes = list(answer.changes)
+            for twin in twins.values():
+                changes += twin.changes()
+            return TaskResult(
+                self.name,
+                self.machine,
+                changes=changes,
+                outcome=answer.outcome,
+                failure=answer.failure,
+                unopened=answer.unopened,
+            )
         finally:
             for twin in twins.values():
                 twin.close()
+
+    def _begin(self, task: CallTask, place: Callable[[Piece], Any]) -> concurrent.futures.Future[Any]:
+        if isinstance(task, NamedTask):
+            workspace = self._workspaces.find(task, place)
+            here = functools.partial(workspace.place, other=place)
+            return workspace.call(task, [(crate.stream, arrays_of(crate, here)) for crate in task.crates])
+        crates = [(crate.stream, arrays_of(crate, place)) for crate in task.crates]
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor()
+        function = call_items if isinstance(task, BatchTask) else call_function
+        return self._executor.submit(Named(function, task.name), crates)
 
     def _take_in(self, task: CallTask) -> list[bytes]:
         """Keep the contents that a task brings; returns which are still lacking."""
@@ -161,11 +181,15 @@ class Node:
         return self.store.lacks(task.needed())
 
     def stop(self, map_id: str) -> None:
-        """End a map; called in any thread, also while a share of it runs."""
-        self._stopped.append(map_id)
+        """End a map or a workspace; called in any thread, also while a share of it runs."""
+        workspace = self._workspaces.end(map_id)
+        if workspace is None:
+            self._stopped.append(map_id)
         if self.lock.acquire(blocking=False):  # else the share that runs sees it soon
             try:
-                if self._map_id == map_id:
+                if workspace is not None:
+                    workspace.forget()
+                elif self._map_id == map_id:
                     self.forget()
             finally:
                 self.lock.release()
@@ -260,5 +284,5 @@ def run_task(task: CallTask) -> TaskResult:
 
 
 def stop_map(map_id: str) -> None:
-    """End a map in this process of an engine, and let go of its memory."""
+    """End a map or a workspace in this process of an engine, and let go of its memory."""
     this_node().stop(map_id)

@@ -66,14 +66,19 @@ class Store:
         self._held.move_to_end(digest)
         return self._held[digest]
 
+    def drop(self, digest: bytes) -> None:
+        """Let go of a content; who uses its memory keeps it."""
+        if self._held.pop(digest, None) is not None:
+            self._link.withdraw(digest)
+
     def make_room(self, needed: set[bytes]) -> None:
         """Drop the oldest of what is not needed, as far as there is too much."""
         total = sum(memory.size for memory in self._held.values())
         for digest in [digest for digest in self._held if digest not in needed]:
             if total <= _KEPT_BYTES:
                 return
-            total -= self._held.pop(digest).size
-            self._link.withdraw(digest)
+            total -= self._held[digest].size
+            self.drop(digest)
 
 
 def _block_of(memory: Bytes) -> segments.Block:

@@ -10,6 +10,7 @@ from ndshare import failures, mainspace
 from ndshare._board import Board
 from ndshare._freight import Crate, open_crate, reply
 from ndshare._runner import Job, WorkerReport, run_in_worker
+from ndshare._twins import Change
 from ndshare.functors import Functor
 
 Opened = list[tuple[bytes, list[tuple[Any, int]]]]
@@ -82,6 +83,11 @@ class Answer(NamedTuple):
     outcome: Crate | None
     failure: Crate | None = None
     unopened: bool = False
+    changes: tuple[Change, ...] = ()  # of the values of a workspace
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
 
 
 class Named:
@@ -104,15 +110,23 @@ class Named:
         return self.function(*args)
 
 
-def call_function(crates: Opened) -> Answer:
-    """Call a function of another machine."""
+def call_function(crates: Opened, call: Callable[..., Any] = _call) -> Answer:
+    """Call a function of another machine.
+
+    Parameters
+    ----------
+    crates : list of (bytes, list)
+        What functions need; function and arguments.
+    call : callable
+        Called with function, tuple and dict of arguments.
+    """
     try:
         mainspace.apply(open_crate(*crates[0]) or {})
         function, args, kwargs = open_crate(*crates[1])
     except BaseException as error:
         return Answer(None, reply(failures.portable(error)), unopened=True)
     try:
-        return Answer(reply(function(*args, **kwargs)))
+        return Answer(reply(call(function, args, kwargs)))
     except BaseException as error:
         return Answer(None, reply(failures.portable(error)))
 

@@ -17,7 +17,7 @@ class CallTask:
     Attributes
     ----------
     map_id : str
-        Of the map it belongs to; empty for a single call.
+        Of the map or workspace it belongs to; empty for a single call.
     name : str
         Of the kernel or function, for messages.
     crates : list of Crate
@@ -55,6 +55,59 @@ class CallTask:
 @dataclasses.dataclass(slots=True)
 class BatchTask(CallTask):
     """Several calls of one function: two crates are the function's, two those of a list of arguments."""
+
+
+@dataclasses.dataclass(slots=True)
+class Script:
+    """What does not change of a workspace.
+
+    Attributes
+    ----------
+    crates : list of Crate
+        What functions need of ``__main__``; values, initializer and its arguments.
+    table : dict
+        Image, place there and size of each block of the values, by its number.
+    called : str
+        Name of the initializer, for messages.
+    options : dict
+        Of the executor that a node makes for it.
+    """
+
+    crates: list[Crate]
+    table: dict[int, tuple[int, int, int]]
+    called: str
+    options: dict[str, Any]
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Setting:
+    """What a call of a workspace's function finds by name.
+
+    Attributes
+    ----------
+    script : bytes
+        Hash of the pickle of a `Script`.
+    images : tuple of (int, bytes or None)
+        Size and content (a hash, or None for zeros) of the memory in which the values lie.
+    others : frozenset of bytes
+        Hashes of contents that the crates of the script refer to.
+    """
+
+    script: bytes
+    images: tuple[tuple[int, bytes | None], ...]
+    others: frozenset[bytes]
+
+
+@dataclasses.dataclass(slots=True)
+class NamedTask(CallTask):
+    """A call of a workspace's function; `map_id` is that of the workspace."""
+
+    setting: Setting
+
+    def needed(self) -> set[bytes]:
+        """See `CallTask.needed`."""
+        images = {base for _, base in self.setting.images if base is not None}
+        return CallTask.needed(self) | images | {self.setting.script} | self.setting.others
 
 
 @dataclasses.dataclass(slots=True)

@@ -62,6 +62,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         def pack() -> Packed:
             manifest = Manifest()
             crates = [*crates_of((fn, args, kwargs), manifest)]
+            manifest.keep_all()
             return CallTask("", describe(fn), crates, manifest.blocks_of(crates), {}), manifest
 
         future: concurrent.futures.Future[_T] = concurrent.futures.Future()
