@@ -32,7 +32,8 @@ class Store:
 
     def lacks(self, needed: Iterable[bytes]) -> list[bytes]:
         """Return which of some contents are nowhere on this machine; the others are mapped here now."""
-        return [digest for digest in needed if digest not in self._held and not self._fetch(digest)]
+        # In one order everywhere: else two processes that fetch one each would wait for each other.
+        return [digest for digest in sorted(needed) if digest not in self._held and not self._fetch(digest)]
 
     def _fetch(self, digest: bytes) -> bool:
         found = self._link.find(digest)
