@@ -41,6 +41,7 @@ class _Call(Flight):
     pack: Callable[[], Packed]
     task: CallTask
     manifest: Manifest
+    unwanted: bool = False  # given up by the caller, not by the engine
 
 
 class Calls:
@@ -138,8 +139,8 @@ class Calls:
     def _lose(self, call: _Call, error: BaseException) -> None:
         """Send a call again whose node is gone."""
         call.lost += 1
-        final = (concurrent.futures.BrokenExecutor, concurrent.futures.CancelledError)
-        if isinstance(error, final) or not isinstance(error, Exception) or call.lost >= LOST_MOST:
+        lost = isinstance(error, (Exception, concurrent.futures.CancelledError)) and not call.unwanted
+        if not lost or isinstance(error, concurrent.futures.BrokenExecutor) or call.lost >= LOST_MOST:
             raise error
         self._send(call)
 
@@ -178,13 +179,19 @@ class Calls:
         """Keep a call from running; False if it has begun, as far as the engine knows, or is done."""
         with self._lock:
             call = self._calls.get(answer)
-        return call is not None and call.future is not None and self.engine.revoke(call.future)
+        if call is None or call.future is None:
+            return False
+        call.unwanted = True  # before it lands, which may be in the next line
+        call.unwanted = self.engine.revoke(call.future)
+        return call.unwanted
 
     def cancel(self) -> None:
         """Give up the calls that have not begun."""
         with self._lock:
-            sent = [call.future for call in self._calls.values() if call.future is not None]
-        self.engine.cancel(sent)
+            calls = [call for call in self._calls.values() if call.future is not None]
+        for call in calls:
+            call.unwanted = True
+        self.engine.cancel([call.future for call in calls])
 
     def wait(self) -> None:
         """Wait until all calls are done, and those that these have led to."""

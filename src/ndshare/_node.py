@@ -59,7 +59,7 @@ def _never(*_entry: object) -> None:
 
 
 class MapStoppedError(Exception):
-    """The caller has given the map up."""
+    """The caller has given the map or the workspace up."""
 
 
 class _Workers(PoolWorkers):
@@ -113,8 +113,7 @@ class Node:
 
     def run(self, task: ShareTask) -> TaskResult:
         """Run a share."""
-        if task.map_id in self._stopped:
-            raise MapStoppedError(f"map {task.map_id} was given up by its caller")
+        self._check(task)
         if lacks := self._take_in(task):
             return TaskResult(self.name, self.machine, lacks)
         if self._map_id != task.map_id:
@@ -138,6 +137,7 @@ class Node:
         """Call a function in a worker; any number of threads may."""
         with self.lock:
             if isinstance(task, NamedTask):
+                self._check(task)
                 self._workspaces.make_room(task)
             if lacks := self._take_in(task):
                 return TaskResult(self.name, self.machine, lacks)
@@ -174,6 +174,10 @@ class Node:
         function = call_items if isinstance(task, BatchTask) else call_function
         return self._executor.submit(Named(function, task.name), crates)
 
+    def _check(self, task: CallTask) -> None:
+        if task.map_id in self._stopped:
+            raise MapStoppedError(f"{task.name} was given up by its caller")
+
     def _take_in(self, task: CallTask) -> list[bytes]:
         """Keep the contents that a task brings; returns which are still lacking."""
         for digest, content in task.contents.items():
@@ -182,9 +186,8 @@ class Node:
 
     def stop(self, map_id: str) -> None:
         """End a map or a workspace; called in any thread, also while a share of it runs."""
+        self._stopped.append(map_id)
         workspace = self._workspaces.end(map_id)
-        if workspace is None:
-            self._stopped.append(map_id)
         if self.lock.acquire(blocking=False):  # else the share that runs sees it soon
             try:
                 if workspace is not None:

@@ -137,7 +137,8 @@ class ClusterStaff:
         """See `Staff`; on a plain executor what has begun runs to its end, and nobody hears of it."""
         for handle in handles:
             handle.drop()
-        self._engine.stop(self._id)
+        self._engine.stop(self._id)  # calls that come late are refused
+        self._id = uuid.uuid4().hex
 
     def abandon(self) -> None:
         """See `Staff`; nodes let go of it when others come."""
