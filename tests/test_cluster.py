@@ -207,6 +207,37 @@ def test_inputs_are_sent_once_and_not_again_in_the_next_map() -> None:
     assert np.array_equal(out, table[:50])
 
 
+def test_report_says_what_travelled() -> None:
+    """Nothing by reference: large inputs to machines that lack them, items and rows with their shares."""
+    context = _context()
+    table = np.random.default_rng().normal(size=200_000)
+    large = ndshare.array(np.random.default_rng().normal(size=200_000))
+    small = np.zeros(1000)  # 8 kB
+    out, rows = context.alloc(300_000), context.alloc(1000, per_worker=True)
+    values = np.arange(50.0)
+
+    def kernel(worker_id: int, index: int, value: Any) -> None:
+        out[index] = table[index] + large[index] + small[index] + value.sum()
+        rows[worker_id] += 1
+
+    for again in (False, True):
+        report = context.map(kernel, values, shares=10)
+        sent = report.captured
+        assert all(traffic.shared == 0 for traffic in sent.values())
+        assert sent["table"].copied == (0 if again else table.nbytes)
+        assert (sent["large"].copied >= large.nbytes) is not again
+        assert sent["out"].copied == (sent["out"].copied >= 8 * 300_000) * sent["out"].copied
+        assert (sent["out"].copied > 0) is again  # zeros are not sent
+        assert sent["small"].copied == 0
+        assert sent["small"].pickled >= small.nbytes
+        assert sent["rows"].copied == 0
+        assert sent["rows"].pickled >= rows[0].nbytes
+        assert values.nbytes <= sent["the collection"].pickled <= 10_000
+        assert "by reference" not in repr(report)
+        assert "to machines, " in repr(report)
+        assert "with shares" in repr(report)
+
+
 # ---------------------------------------------------------------------- failures
 
 

@@ -21,6 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_cluster_items", "_cluster_workers", "_workspace_cluster", "_workspace_staff"}),
     frozenset({"_cluster_calls"}),
     frozenset({"_cluster_cargo", "_workspace_images"}),
+    frozenset({"_cluster_traffic"}),
     frozenset({"_engines"}),
     frozenset({"_node"}),
     frozenset({"_node_workspace"}),

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from ndshare import _wire, captured, transport
+from ndshare import _wire, transport
 from ndshare._cluster_cargo import Cargo
 from ndshare._engines import Engine
 from ndshare._flights import LOST_MOST, Carriage, Flight, Landing
@@ -81,7 +81,11 @@ class Remote:
         self._landing = Landing()
         self._sizes = ShareSize(groups, per_group, job.usual_ns * 1e-9)
         self._cargo = Cargo(job, per_group)
-        self.captured: dict[str, Traffic] = {}
+
+    @property
+    def captured(self) -> dict[str, Traffic]:
+        """See `MapWorkers`; what was sent so far."""
+        return self._cargo.account()
 
     def pack(self) -> None:
         """Pack kernel and functor.
@@ -92,7 +96,6 @@ class Remote:
             Whatever pickling raises.
         """
         self._cargo.pack()
-        self.captured = captured.account(self._job.kernel, self._job.functor)
 
     # ------------------------------------------------------------------ sending
 

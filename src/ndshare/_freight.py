@@ -108,12 +108,14 @@ class Manifest:
     def extended(self) -> Manifest:
         """Return one that has all of this one, to which more can be added."""
         more = Manifest(self._inline_max)
-        more.blocks, more.contents, more._numbers = (
-            list(self.blocks),
-            dict(self.contents),
-            dict(self._numbers),
-        )
+        more.take_from(self)
         return more
+
+    def take_from(self, other: Manifest) -> None:
+        """Refer to all that another one refers to; numbers stay the same."""
+        self.blocks = list(other.blocks)
+        self.contents = dict(other.contents)
+        self._numbers = dict(other._numbers)
 
     def block_number(self, block: segments.Block) -> int:
         """Return the number of a block of shared memory."""
