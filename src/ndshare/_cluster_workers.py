@@ -26,15 +26,14 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-import numpy as np
-
-from ndshare import _wire, transport
+from ndshare import transport
 from ndshare._cluster_cargo import Cargo
+from ndshare._cluster_results import Results
 from ndshare._engines import Engine
 from ndshare._flights import LOST_MOST, Carriage, Flight, Landing
 from ndshare._freight import open_reply
-from ndshare._map_workers import ItemError, Outcome, Ranges
-from ndshare._runner import Death, Job
+from ndshare._map_workers import Outcome, Ranges
+from ndshare._runner import Death, Job, WorkerReport
 from ndshare._share_size import DEPTH, ShareSize
 from ndshare._shares import ShareTask, TaskResult
 from ndshare.captured import Traffic
@@ -77,7 +76,7 @@ class Remote:
         self._again: collections.deque[tuple[int, int]] = collections.deque()
         self._flights: dict[int, _Share] = {}  # by id of the future
         self._carriage: Carriage[_Share] = Carriage()
-        self._places: dict[tuple[str, int], int] = {}  # number of each worker process, for the report
+        self._results = Results(job)
         self._landing = Landing()
         self._sizes = ShareSize(groups, per_group, job.usual_ns * 1e-9)
         self._cargo = Cargo(job, per_group)
@@ -198,46 +197,16 @@ class Remote:
             return self._fail(flight, *open_reply(result.failure))
         self._release(flight)
         self._cargo.merge(result.changes)
-        return self._report(flight, result)
+        first_worker = flight.group * self._per_group
+        outcomes = self._results.enter(flight.start, flight.end, first_worker, result)
+        reports = [outcome for outcome in outcomes if isinstance(outcome, WorkerReport)]
+        self._sizes.took(sum(report.items for report in reports), sum(report.busy for report in reports))
+        return outcomes
 
     def _release(self, flight: _Share) -> None:
         """Let a group with rows run its next share."""
         if self._free is not None and self._cargo.has_rows:
             self._free.append(flight.group)
-
-    def _report(self, flight: _Share, result: TaskResult) -> list[Outcome]:
-        board, job = self._job.board, self._job
-        assert result.outcome is not None
-        reports, errors, deaths = open_reply(result.outcome)
-        mask = np.frombuffer(result.mask, np.uint8)
-        board.mask[flight.start : flight.end] = mask
-        finished = int(np.count_nonzero(mask))
-        _wire.add_u64(board.memory, board.slot(0), finished)
-        if finished < mask.size and not board.is_stopped() and job.on_error == "raise":
-            board.stop()
-        first_worker = flight.group * self._per_group
-        now = time.monotonic()
-        outcomes: list[Outcome] = []
-        ends = [end for report in reports for *_, end in report.timeline]
-        shift = now - max(ends) if ends else 0.0  # clocks of machines differ
-        for report in reports:
-            report.worker_id = self._places.setdefault((result.machine, report.pid), len(self._places))
-            report.node = result.node
-            report.errors = [(flight.start + index, error, text) for index, error, text in report.errors]
-            report.timeline = [(a, b, c + shift, d + shift) for a, b, c, d in report.timeline]
-            report.failures = [(index, at + shift) for index, at in report.failures]
-            outcomes.append(report)
-        for index, error, text in errors:
-            outcomes.append(ItemError(flight.start + index, with_traceback(error, text)))
-            if job.on_error == "raise":
-                board.stop()
-        for death in deaths:
-            worker_id = None if death.worker_id is None else death.worker_id + first_worker
-            outcomes.append(Death(worker_id, death.pid, death.index, now))
-        if job.on_error == "raise" and any(report.errors for report in reports):
-            board.stop()
-        self._sizes.took(sum(report.items for report in reports), sum(report.busy for report in reports))
-        return outcomes
 
     def _lose(self, flight: _Share, error: BaseException) -> list[Outcome]:
         """Send a share again whose node is gone."""

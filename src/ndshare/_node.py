@@ -20,79 +20,31 @@ import functools
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
-from ndshare import failures, segments, transport
+from ndshare import failures, segments
 from ndshare._board import Board
 from ndshare._driving import Drive
 from ndshare._freight import BLOCK, Crate, Piece, arrays_of, reply
-from ndshare._map_workers import Outcome, Ranges
+from ndshare._node_crew import MapStoppedError, ShareWorkers, never
 from ndshare._node_link import machine_name
 from ndshare._node_store import Store
-from ndshare._node_worker import Named, call_function, call_items, run_part
+from ndshare._node_worker import Named, call_function, call_items
 from ndshare._node_workspace import NodeWorkspaces
-from ndshare._pool_workers import PoolWorkers
 from ndshare._runner import Job
 from ndshare._shares import BatchTask, CallTask, NamedTask, ShareTask, TaskResult
 from ndshare._twins import Change, Patch, Twin
-from ndshare.captured import Traffic
 from ndshare.contexts import ProcessContext
 from ndshare.executor import ProcessPoolExecutor
 from ndshare.functors import Functor
 from ndshare.layout import decode_dtype
 from ndshare.parcel import READ_ONLY
 from ndshare.pickling import CopyOnWrite, Placed
-from ndshare.pool import Pool
 from ndshare.tasks import RemoteTracebackError
 
-#: How often a share looks whether its map was given up.
-_LOOK_S = 0.25
-#: So many maps are remembered that were.
+#: So many maps and workspaces are remembered that were given up.
 _STOPPED_MOST = 100
-
-
-def _never(*_entry: object) -> None:
-    """Stands for the kernel, which only workers unpickle."""
-    raise NotImplementedError
-
-
-class MapStoppedError(Exception):
-    """The caller has given the map or the workspace up."""
-
-
-class _Workers(PoolWorkers):
-    """Workers of this process's pool that open crates instead of unpickling a job."""
-
-    def __init__(
-        self, job: Job, pool: Pool, task: ShareTask, crates: list[Any], stopped: collections.deque[str]
-    ) -> None:
-        super().__init__(job, pool)
-        self._task = task
-        self._crates = crates
-        self._stopped = stopped
-
-    def wait(self, seconds: float | None) -> list[Outcome]:
-        """See `PoolWorkers`; now and then looks whether the caller still wants the map."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while True:
-            left = _LOOK_S if deadline is None else min(_LOOK_S, deadline - time.monotonic())
-            outcomes = super().wait(max(left, 0.0))
-            if self._task.map_id in self._stopped:
-                raise MapStoppedError(f"map {self._task.map_id} was given up by its caller")
-            if outcomes or (deadline is not None and time.monotonic() >= deadline):
-                return outcomes
-
-    def message(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
-        """See `PoolWorkers`."""
-        task = self._task
-        arguments = self.job.board, task.options, task.start, task.end, ranges, self._crates
-        return transport.pack((run_part, arguments, {})), frozenset()
-
-    def account(self) -> dict[str, Traffic]:
-        """Nothing: the caller does that."""
-        return {}
 
 
 class Node:
@@ -233,10 +185,10 @@ class Node:
             context = self._contexts[task.workers] = ProcessContext(task.workers)
         items = task.end - task.start
         board: Board = context.make_board(items)
-        job = Job(Named(_never, task.name), Functor(), board, **task.options)
+        job = Job(Named(never, task.name), Functor(), board, **task.options)
         place = functools.partial(self._place, self._twins)
         crates = [(crate.stream, arrays_of(crate, place)) for crate in task.crates]
-        workers = _Workers(job, context.pool(), task, crates, self._stopped)
+        workers = ShareWorkers(job, context.pool(), task, crates, self._stopped)
         drive = Drive(job, workers, timeout=job.timeout, retries=job.retries)
         drive.run(min(items, task.workers))
         mask = board.mask.tobytes()
