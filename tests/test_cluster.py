@@ -5,8 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import signal
+import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 import ndshare
+from ndshare import transport
 from ndshare._node import run_task
 
 # Nodes keep their workers warm from test to test; `test_nothing_is_left_when_the_engine_ends` looks at the end.
@@ -204,6 +207,37 @@ def test_inputs_are_sent_once_and_not_again_in_the_next_map() -> None:
     assert np.array_equal(out, table[:50])
 
 
+def test_report_says_what_travelled() -> None:
+    """Nothing by reference: large inputs to machines that lack them, items and rows with their shares."""
+    context = _context()
+    table = np.random.default_rng().normal(size=200_000)
+    large = ndshare.array(np.random.default_rng().normal(size=200_000))
+    small = np.zeros(1000)  # 8 kB
+    out, rows = context.alloc(300_000), context.alloc(1000, per_worker=True)
+    values = np.arange(50.0)
+
+    def kernel(worker_id: int, index: int, value: Any) -> None:
+        out[index] = table[index] + large[index] + small[index] + value.sum()
+        rows[worker_id] += 1
+
+    for again in (False, True):
+        report = context.map(kernel, values, shares=10)
+        sent = report.captured
+        assert all(traffic.shared == 0 for traffic in sent.values())
+        assert sent["table"].copied == (0 if again else table.nbytes)
+        assert (sent["large"].copied >= large.nbytes) is not again
+        assert sent["out"].copied == (sent["out"].copied >= 8 * 300_000) * sent["out"].copied
+        assert (sent["out"].copied > 0) is again  # zeros are not sent
+        assert sent["small"].copied == 0
+        assert sent["small"].pickled >= small.nbytes
+        assert sent["rows"].copied == 0
+        assert sent["rows"].pickled >= rows[0].nbytes
+        assert values.nbytes <= sent["the collection"].pickled <= 10_000
+        assert "by reference" not in repr(report)
+        assert "to machines, " in repr(report)
+        assert "with shares" in repr(report)
+
+
 # ---------------------------------------------------------------------- failures
 
 
@@ -330,6 +364,113 @@ def test_calls_on_a_cluster() -> None:
         assert np.array_equal(large, np.arange(300_000))
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(int)
+
+
+class _Tasks:
+    """An engine that notes the kinds of its tasks."""
+
+    _max_workers = 2
+
+    def __init__(self, executor: Any) -> None:
+        self.executor = executor
+        self.tasks: list[Any] = []
+
+    def submit(self, function: Any, task: Any) -> Any:
+        self.tasks.append(task)
+        return self.executor.submit(function, task)
+
+
+def test_map_of_calls_sends_several_items_at_a_time() -> None:
+    """A chunk is a task; by default they are as large as they may be; what is captured is packed once."""
+    table, out = np.arange(100_000.0), ndshare.zeros(2000)
+
+    class Mine:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    def look(item: Mine, shift: float) -> float:
+        out[item.number] = shift
+        return float(table[item.number] + shift)
+
+    items, shifts = [Mine(k) for k in range(2000)], np.arange(1.0, 2001.0)
+    expected = [k + k + 1.0 for k in range(2000)]
+    with ndshare.ClusterExecutor(engine := _Tasks(_engine)) as executor:
+        assert list(executor.map(look, items[:20], shifts, chunksize=7)) == expected[:20]
+        assert len({id(task) for task in engine.tasks}) == 3
+        assert out[:20].tolist() == shifts[:20].tolist()
+        engine.tasks.clear()
+        waiting = executor.map(look, items, shifts)
+    assert list(waiting) == expected
+    assert np.array_equal(out, shifts)
+    assert len(engine.tasks) < 200
+    assert list(ndshare.ClusterExecutor(_engine).map(look, [], [])) == []
+
+
+@pytest.mark.parametrize("chunksize", [None, 1, 30])
+def test_map_of_calls_raises_errors_where_results_would_be(chunksize: int | None) -> None:
+    """Whatever is before comes first: an exception, a death, what cannot be sent there or back."""
+
+    def fall(item: Any) -> Any:
+        if item == "raise":
+            raise ValueError(item)
+        if item == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (n for n in ()) if item == "generator" else item
+
+    for bad, error in (
+        ("raise", ValueError),
+        ("die", ndshare.WorkerDiedError),
+        ("generator", TypeError),
+        (threading.Lock(), TypeError),
+    ):
+        with ndshare.ClusterExecutor(_engine) as executor:
+            results = executor.map(fall, [*range(20), bad, *range(20)], chunksize=chunksize)
+            assert [next(results) for _ in range(20)] == list(range(20))
+            with pytest.raises(error):
+                next(results)
+    with ndshare.ClusterExecutor(_engine) as executor:
+        with pytest.raises(TimeoutError):
+            next(executor.map(time.sleep, [0.5], timeout=0.1))
+        with pytest.raises(ValueError, match="chunksize"):
+            executor.map(fall, [1], chunksize=0)
+
+
+@pytest.mark.parametrize("kind", [_Twice, _Losing])
+def test_a_call_counts_once_whatever_the_engine_does(kind: type[_Twice]) -> None:
+    """What it has written arrives once; calls of a node that is lost run again."""
+    out = ndshare.zeros(60)
+    with ndshare.ClusterExecutor(kind(_engine)) as executor:
+
+        def add(index: int) -> int:
+            out[index] += index
+            return index
+
+        assert list(executor.map(add, range(60), chunksize=4)) == list(range(60))
+        assert [executor.submit(add, index).result() for index in range(9)] == list(range(9))
+    assert out.tolist() == [*range(0, 18, 2), *range(9, 60)]
+
+
+def test_large_inputs_of_calls_are_sent_once() -> None:
+    """However many calls that are under way lack them."""
+    table = np.random.default_rng().normal(size=200_000)
+    with ndshare.ClusterExecutor(counting := _Counting(_engine)) as executor:
+        futures = [executor.submit(lambda index: table[index], index) for index in range(40)]
+        assert [future.result() for future in futures] == table[:40].tolist()
+    assert len(counting.contents) == 1
+
+
+def test_functions_of_a_module_that_nodes_cannot_import_go_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in workers of this machine."""
+    module = types.ModuleType("only_at_home")
+    exec("def helper(x): return 2 * x\ndef work(x): return helper(x) + 1", module.__dict__)
+    monkeypatch.setitem(sys.modules, "only_at_home", module)
+    try:
+        with ndshare.ClusterExecutor(_engine) as executor:
+            assert executor.submit(module.work, 3).result() == 7
+            transport.by_value_modules.discard("only_at_home")
+            assert list(executor.map(module.work, range(5))) == [1, 3, 5, 7, 9]
+    finally:
+        transport.by_value_modules.discard("only_at_home")
 
 
 def test_engines_are_checked() -> None:

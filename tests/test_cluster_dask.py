@@ -91,6 +91,82 @@ def test_a_killed_dask_worker_changes_nothing() -> None:
     client.wait_for_workers(2)
 
 
+def _kill_later(client: Any, seconds: float) -> threading.Timer:
+    pid = next(iter(client.run(os.getpid).values()))
+    timer = threading.Timer(seconds, os.kill, (pid, signal.SIGKILL))
+    timer.start()
+    return timer
+
+
+def test_a_killed_dask_worker_costs_a_workspace_nothing() -> None:
+    """Its calls run again elsewhere, and count once; so do those of the executor's map."""
+    client = _engines["dask 2"]
+    values = {"counts": np.zeros(60, int), "table": np.arange(300_000.0)}
+    with ndshare.Workspace(values, engine=client) as ws:
+
+        @ws.register
+        def count(index: int) -> float:
+            import time
+
+            time.sleep(0.02)
+            counts[index] += 1  # type: ignore[name-defined]  # noqa: F821
+            return float(table[index])  # type: ignore[name-defined]  # noqa: F821
+
+        for number in (1, 2):
+            timer = _kill_later(client, 0.3)
+            for index in range(60):
+                count(index)
+            assert ws.evaluate() == list(range(60))
+            timer.join()
+            assert ws["counts"].tolist() == [number] * 60
+            client.wait_for_workers(2)
+        with pytest.raises(ndshare.WorkerDiedError):
+            ws.register(lambda: os.kill(os.getpid(), signal.SIGKILL))().result()
+
+    out = ndshare.zeros(100)
+
+    def add(index: int) -> int:
+        time.sleep(0.01)
+        out[index] += index
+        return index
+
+    timer = _kill_later(client, 0.3)
+    with ndshare.ClusterExecutor(client) as executor:
+        assert list(executor.map(add, range(100), chunksize=4)) == list(range(100))
+    timer.join()
+    assert out.tolist() == list(range(100))
+    client.wait_for_workers(2)
+
+
+def test_workspace_on_dask_ends_its_workers_at_once() -> None:
+    """On leaving, and by Ctrl-C also those that are in the middle of a call."""
+    with ndshare.Workspace({"D": np.arange(3.0)}, engine=_engines["dask 2"].scheduler.address) as ws:
+        assert ws.num_workers == 2
+        for _ in range(10):
+            ws.register(lambda: (float(D[1]), os.getpid()))()  # type: ignore[name-defined]  # noqa: F821
+        results = ws.evaluate()
+        assert {value for value, _ in results} == {1.0}
+        pids = {pid for _, pid in results}
+        handles = [ws.register(time.sleep)(20) for _ in range(10)]
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            ws.evaluate()
+        timer.join()
+        assert all(handle.done() for handle in handles)
+        _wait_until_gone(pids)
+        ws.register(lambda: os.getpid())()
+        pids = set(ws.evaluate())
+    _wait_until_gone(pids)
+
+
+def _wait_until_gone(pids: set[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_dask_as_the_default_context() -> None:
     """By the address of the scheduler."""
     address = _engines["dask 2"].scheduler.address

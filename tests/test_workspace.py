@@ -21,8 +21,10 @@ import ndshare
 import workspace_tasks as tasks
 from ndshare import transport
 from ndshare.tasks import TaskFuture
+from workspace_places import make_workspace, two_processes  # noqa: F401 - fixtures
 
 RunScript = Callable[..., Any]
+Make = Callable[..., ndshare.Workspace]
 
 _BIG = 1_000_000  # items: 8 MB that must stay where they are
 
@@ -41,9 +43,9 @@ def test_names_in_an_imported_module_are_there_for_the_call_only() -> None:
         assert results[::2] == [6.0 * factor + 3.5 for factor in range(10)]
         assert all(type(error) is ValueError for error in results[1::2])
         # The same workers, asked without the names.
-        plain = [TaskFuture(ws._pool, tasks.names_here, (), {}) for _ in range(6)]
+        plain = [TaskFuture(ws._staff.pool, tasks.names_here, (), {}) for _ in range(6)]
         for future in plain:
-            ws._pool.submit(future)
+            ws._staff.pool.submit(future)
         assert {future.result() for future in plain} == {(False, "the module's own")}
         assert tasks.names_here() == (False, "the module's own")
 
@@ -62,21 +64,21 @@ def test_closure_variable_is_the_shared_array_and_stays_behind() -> None:
         ws.register(inner)(1.0)
         ws.register(outer)(1.0)
         assert ws.evaluate() == [7.0, 11.0]
-        assert ws._pool.delivery.bytes_copied < ordinary.nbytes / 100
+        assert ws._staff.pool.delivery.bytes_copied < ordinary.nbytes / 100
 
 
-def test_closure_variable_that_is_code_stays_what_it_is() -> None:
+def test_closure_variable_that_is_code_stays_what_it_is(workspace: Make) -> None:
     """The `function` of a decorator is not the value of that name."""
-    with ndshare.Workspace({"D": np.arange(4.0), "function": 7}, 1) as ws:
+    with workspace({"D": np.arange(4.0), "function": 7}, 1) as ws:
         ws.register(tasks.decorated)()
         ws.register(tasks.decorate(lambda: (function, float(D[2]))))()  # noqa: F821
         assert ws.evaluate() == [("wrapped", 1.0), ("wrapped", (7, 2.0))]
 
 
-def test_lambda_partial_method_and_callable_object_find_the_names() -> None:
+def test_lambda_partial_method_and_callable_object_find_the_names(workspace: Make) -> None:
     """Whatever can be called."""
     model = tasks.Model(2)
-    with ndshare.Workspace({"D": np.arange(4.0), "b": 1}, 2) as ws:
+    with workspace({"D": np.arange(4.0), "b": 1}, 2) as ws:
         ws.register(lambda x: x + D[0] + b)(2)  # noqa: F821
         ws.register(tasks.unnamed)(1)
         ws.register(functools.partial(tasks.total, 2))(shift=1)
@@ -149,7 +151,7 @@ def program():
         decorated(1, y=2)
         results = ws.evaluate()
         assert results == [*(result for *_, result in calls), 16, 120, 9], results
-        copied = ws._pool.delivery.bytes_copied + ws._pool.delivery.bytes_sent
+        copied = ws._staff.pool.delivery.bytes_copied + ws._staff.pool.delivery.bytes_sent
         assert copied < 100_000, copied
         factorial = plain
     assert D.shape == (1_000_000,) and "ready" not in globals()
@@ -206,7 +208,7 @@ def test_names_in_a_notebook(run_script: RunScript, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ values
 
 
-def test_values_of_any_kind_are_shared_once() -> None:
+def test_values_of_any_kind_are_shared_once(workspace: Make) -> None:
     """DataFrame, dict of arrays, 0-d and empty arrays, plain objects; what is one object stays one."""
     large = np.arange(100_000.0)
     values = {
@@ -218,7 +220,7 @@ def test_values_of_any_kind_are_shared_once() -> None:
         "number": 3,
         "words": ["a", "b"],
     }
-    with ndshare.Workspace(values, 2) as ws:
+    with workspace(values, 2) as ws:
         assert ws["large"] is ws["parts"]["left"] is ws["parts"]["right"][0]
         assert ndshare.is_shared(ws["large"])
         assert not ndshare.is_shared(large)
@@ -233,12 +235,12 @@ def test_values_of_any_kind_are_shared_once() -> None:
         assert ws.evaluate() == [(10, "e", True, 2.5, (0, 3), 3, ["a", "b"])]
 
 
-def test_values_written_by_workers_are_seen_by_all() -> None:
+def test_values_written_by_workers_are_seen_by_all(workspace: Make) -> None:
     """`ws[name]` shows what workers wrote; an array that was shared before is that very array."""
     mine = ndshare.zeros(8)
     ordinary = np.zeros(8)
     for values in (mine, ordinary):
-        with ndshare.Workspace({"D": values}, 2) as ws:
+        with workspace({"D": values}, 2) as ws:
             add_to = ws.register(tasks.add_to)
             for index in range(8):
                 add_to(index)
@@ -282,9 +284,9 @@ def test_values_that_cannot_be_are_refused(values: Any, error: type[Exception], 
 # ------------------------------------------------------------------ queue and results
 
 
-def test_evaluate_returns_results_in_the_order_of_calls() -> None:
+def test_evaluate_returns_results_in_the_order_of_calls(workspace: Make) -> None:
     """Several functions share one queue; evaluation is repeatable; an empty queue gives []."""
-    with ndshare.Workspace({"D": np.arange(3.0)}, 2) as ws:
+    with workspace({"D": np.arange(3.0)}, 2) as ws:
         nap, total = ws.register(tasks.nap), ws.register(tasks.helper)
         assert ws.evaluate() == []
         for number in range(5):
@@ -296,9 +298,9 @@ def test_evaluate_returns_results_in_the_order_of_calls() -> None:
         assert ws.evaluate() == ["again"]
 
 
-def test_handle_is_a_future_that_needs_no_evaluation() -> None:
+def test_handle_is_a_future_that_needs_no_evaluation(workspace: Make) -> None:
     """Work starts at the call."""
-    with ndshare.Workspace({"D": np.arange(3.0)}, 2) as ws:
+    with workspace({"D": np.arange(3.0)}, 2) as ws:
         handles = [ws.register(tasks.nap)(0, number) for number in range(4)]
         assert [handle.index for handle in handles] == [0, 1, 2, 3]
         assert [handle.result() for handle in concurrent.futures.as_completed(handles)]
@@ -309,12 +311,12 @@ def test_handle_is_a_future_that_needs_no_evaluation() -> None:
         assert ws.register(tasks.nap)(0).index == 0
 
 
-def test_arguments_are_what_they_were_at_the_call() -> None:
+def test_arguments_are_what_they_were_at_the_call(workspace: Make) -> None:
     """A buffer that is filled anew for each call."""
     buffer, shift = np.zeros(1000), [0]
     with (
-        ndshare.Workspace({"D": np.ones(2)}, 1, retries=1) as again,
-        ndshare.Workspace({"D": np.ones(2)}, 1) as ws,
+        workspace({"D": np.ones(2)}, 1, retries=1) as again,
+        workspace({"D": np.ones(2)}, 1) as ws,
     ):
         for one in (ws, again):
             work = one.register(lambda x: float(x[0]) + shift[0] + D[0])  # noqa: F821
@@ -354,7 +356,7 @@ def test_module_that_workers_cannot_import(monkeypatch: pytest.MonkeyPatch) -> N
                 work(x)
                 x += 1
             assert ws.evaluate() == [10_003.0, 20_003.0, 30_003.0]
-            assert ws._pool.delivery.bytes_copied < 1_000_000
+            assert ws._staff.pool.delivery.bytes_copied < 1_000_000
         transport.by_value_modules.discard("only_here")
         with ndshare.ProcessPoolExecutor(1, snapshot="submit") as executor:
             module.D = np.zeros(1)
@@ -363,9 +365,9 @@ def test_module_that_workers_cannot_import(monkeypatch: pytest.MonkeyPatch) -> N
         transport.by_value_modules.discard("only_here")
 
 
-def test_register_is_a_decorator_or_a_call() -> None:
+def test_register_is_a_decorator_or_a_call(workspace: Make) -> None:
     """Both give something that has the function's name; in a class it becomes a method."""
-    with ndshare.Workspace({"D": np.arange(3.0)}, 1) as ws:
+    with workspace({"D": np.arange(3.0)}, 1) as ws:
 
         @ws.register
         def twice(x: float) -> float:
@@ -389,9 +391,9 @@ def test_register_is_a_decorator_or_a_call() -> None:
             ws.register(3)  # type: ignore[arg-type]
 
 
-def test_calls_from_many_threads_lose_nothing() -> None:
+def test_calls_from_many_threads_lose_nothing(workspace: Make) -> None:
     """Threads call, one evaluates."""
-    with ndshare.Workspace({"D": np.zeros(1)}, 2) as ws:
+    with workspace({"D": np.zeros(1)}, 2) as ws:
         work = ws.register(lambda x: x)
         threads = [threading.Thread(target=lambda: [work(n) for n in range(50)]) for _ in range(4)]
         for thread in threads:
@@ -406,7 +408,7 @@ def test_calls_from_many_threads_lose_nothing() -> None:
 # ------------------------------------------------------------------ progress
 
 
-def test_progress_function_reaches_the_end_once() -> None:
+def test_progress_function_reaches_the_end_once(workspace: Make) -> None:
     """Rising numbers of finished calls, in the caller's thread; n of n comes once, nothing for nothing."""
     seen: list[tuple[int, int]] = []
     threads = set()
@@ -415,7 +417,7 @@ def test_progress_function_reaches_the_end_once() -> None:
         seen.append((done, total))
         threads.add(threading.current_thread())
 
-    with ndshare.Workspace({"D": np.zeros(1)}, 2) as ws:
+    with workspace({"D": np.zeros(1)}, 2) as ws:
         nap = ws.register(tasks.nap)
         for _ in range(8):
             nap(0.08)
@@ -431,9 +433,9 @@ def test_progress_function_reaches_the_end_once() -> None:
             ws.evaluate(progress="yes")  # type: ignore[arg-type]
 
 
-def test_progress_bar_reaches_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_reaches_the_end(workspace: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """Tqdm only if asked for; no thread of it stays (the fixture looks)."""
-    with ndshare.Workspace({"D": np.zeros(1)}, 2) as ws:
+    with workspace({"D": np.zeros(1)}, 2) as ws:
         nap = ws.register(tasks.nap)
         for _ in range(5):
             nap(0.01)
@@ -463,9 +465,9 @@ multiprocessing.set_start_method("spawn")
 # ------------------------------------------------------------------ options
 
 
-def test_options_are_those_of_the_executor() -> None:
+def test_options_are_those_of_the_executor(workspace: Make) -> None:
     """Environment, threads, preload, task limit."""
-    with ndshare.Workspace(
+    with workspace(
         {"D": np.arange(3.0)},
         2,
         env={"WORKSPACE_TEST": 5},
@@ -512,9 +514,9 @@ def test_options_that_cannot_be_are_refused(
         ndshare.Workspace({"D": 1}, **options)
 
 
-def test_on_error_that_cannot_be_is_refused() -> None:
+def test_on_error_that_cannot_be_is_refused(workspace: Make) -> None:
     """And the queue stays."""
-    with ndshare.Workspace({"D": np.zeros(1)}, 1) as ws:
+    with workspace({"D": np.zeros(1)}, 1) as ws:
         ws.register(tasks.nap)(0, 1)
         with pytest.raises(ValueError, match="on_error must be 'raise' or 'collect', got 'ignore'"):
             ws.evaluate(on_error="ignore")  # type: ignore[arg-type]

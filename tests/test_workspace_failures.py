@@ -23,14 +23,16 @@ import leaks
 import ndshare
 import seed_programs
 import workspace_tasks as tasks
+from workspace_places import make_workspace, two_processes  # noqa: F401 - fixtures
 
 RunScript = Callable[..., Any]
+Make = Callable[..., ndshare.Workspace]
 _ROOT = Path(__file__).parent.parent
 
 
 def _pids(ws: ndshare.Workspace) -> set[int]:
-    assert ws._pool is not None
-    return {worker.pid for worker in ws._pool.workers}
+    assert ws._staff is not None
+    return {worker.pid for worker in ws._staff.pool.workers}
 
 
 # ------------------------------------------------------------------ what contextshare's users want gone
@@ -50,7 +52,7 @@ def test_gone_1_nothing_is_shared() -> None:
         ws.evaluate()
         assert ndshare.is_shared(ws["D"])
         assert ws["D"][:10].tolist() == list(range(10))
-        delivery = ws._pool.delivery
+        delivery = ws._staff.pool.delivery
         assert delivery.bytes_copied + delivery.bytes_sent < 100_000
 
 
@@ -134,9 +136,9 @@ def test_gone_4_memory_is_given_back_on_leaving() -> None:
         gc.enable()
 
 
-def test_gone_5_failing_call_leaves_the_queue_uncleared() -> None:
+def test_gone_5_failing_call_leaves_the_queue_uncleared(workspace: Make) -> None:
     """The first error in the order of calls is raised, with the worker's traceback; then all is clean."""
-    with ndshare.Workspace({"D": np.arange(3.0)}, 2) as ws:
+    with workspace({"D": np.arange(3.0)}, 2) as ws:
         nap, fail = ws.register(tasks.nap), ws.register(tasks.fail)
         handles = [nap(0.1, "a"), nap(0.2, "b"), fail("first"), fail("second"), nap(0.1, "c")]
         with pytest.raises(ValueError, match="first") as caught:
@@ -150,24 +152,24 @@ def test_gone_5_failing_call_leaves_the_queue_uncleared() -> None:
         assert ws.evaluate() == ["next"]
 
 
-def test_gone_6_0d_and_empty_arrays_fail() -> None:
+def test_gone_6_0d_and_empty_arrays_fail(workspace: Make) -> None:
     """They arrive as they are."""
     values = {"zero": np.array(1.5), "empty": np.empty((2, 0, 3), np.int8), "none": np.empty(0, "M8[s]")}
-    with ndshare.Workspace(values, 1) as ws:
+    with workspace(values, 1) as ws:
         ws.register(lambda: (float(zero), zero.shape, empty.shape, empty.dtype, none.dtype))()  # noqa: F821
         assert ws.evaluate() == [(1.5, (), (2, 0, 3), np.dtype(np.int8), np.dtype("M8[s]"))]
 
 
-def test_gone_7_array_named_functions_collides() -> None:
+def test_gone_7_array_named_functions_collides(workspace: Make) -> None:
     """It is a name like others."""
-    with ndshare.Workspace({"FUNCTIONS": np.arange(3)}, 1) as ws:
+    with workspace({"FUNCTIONS": np.arange(3)}, 1) as ws:
         ws.register(lambda: FUNCTIONS.tolist())()  # noqa: F821
         assert ws.evaluate() == [[0, 1, 2]]
 
 
-def test_gone_8_dead_worker_hangs() -> None:
+def test_gone_8_dead_worker_hangs(workspace: Make) -> None:
     """It costs its own call, wherever in the queue; its successor knows the names."""
-    with ndshare.Workspace({"D": np.arange(4.0)}, 2) as ws:
+    with workspace({"D": np.arange(4.0)}, 2) as ws:
         helper, die = ws.register(tasks.helper), ws.register(tasks.die)
         for _ in range(3):
             for number in range(20):
@@ -184,9 +186,9 @@ def test_gone_8_dead_worker_hangs() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 511, 4095, 4096, 4097, 100_001])
-def test_gone_9_sizes_must_be_exact(size: int) -> None:
+def test_gone_9_sizes_must_be_exact(workspace: Make, size: int) -> None:
     """Sizes that are no whole number of pages."""
-    with ndshare.Workspace({"x": np.arange(size, dtype=np.uint8)}, 1) as ws:
+    with workspace({"x": np.arange(size, dtype=np.uint8)}, 1) as ws:
         ws.register(lambda: (len(x), int(x[-1])))()  # noqa: F821
         assert ws.evaluate() == [(size, (size - 1) % 256)]
 
@@ -300,9 +302,9 @@ def test_cancelled_call_is_an_error_in_its_place() -> None:
         assert type(results[3]) is concurrent.futures.CancelledError
 
 
-def test_arguments_and_results_that_cannot_be_sent() -> None:
+def test_arguments_and_results_that_cannot_be_sent(workspace: Make) -> None:
     """Arguments: the call itself raises and is not in the queue; results: an error of that call."""
-    with ndshare.Workspace({"D": np.zeros(1)}, 1) as ws:
+    with workspace({"D": np.zeros(1)}, 1) as ws:
         nap = ws.register(tasks.nap)
         with pytest.raises(TypeError, match="lock"):
             nap(0, threading.Lock())
@@ -315,9 +317,9 @@ def test_arguments_and_results_that_cannot_be_sent() -> None:
         assert second == 2
 
 
-def test_workspace_cannot_be_sent() -> None:
+def test_workspace_cannot_be_sent(workspace: Make) -> None:
     """Its workers belong to this process."""
-    with ndshare.Workspace({"D": np.zeros(1)}, 1) as ws:
+    with workspace({"D": np.zeros(1)}, 1) as ws:
         with pytest.raises(TypeError, match="Workspace cannot be sent"):
             ws.register(lambda: ws.evaluate())()
         assert ws.evaluate() == []
@@ -331,11 +333,11 @@ def _in_child(ws: ndshare.Workspace, work: Any, answers: Any) -> None:
             answers.send("refused")
 
 
-def test_forked_child_is_refused() -> None:
+def test_forked_child_is_refused(workspace: Make) -> None:
     """And the parent's workspace goes on."""
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
-    with ndshare.Workspace({"D": np.arange(3.0)}, 1) as ws, receive, send:
+    with workspace({"D": np.arange(3.0)}, 1) as ws, receive, send:
         helper = ws.register(tasks.helper)
         child = context.Process(target=_in_child, args=(ws, helper, send))
         child.start()

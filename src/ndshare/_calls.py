@@ -44,8 +44,8 @@ def _itself(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-class Handle(TaskFuture):
-    """One call of a registered function: a `concurrent.futures.Future`.
+class Handle(concurrent.futures.Future[Any]):
+    """One call of a registered function.
 
     Attributes
     ----------
@@ -56,13 +56,7 @@ class Handle(TaskFuture):
     """
 
     index = 0
-
-    def __init__(
-        self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        super().__init__(pool, function, args, kwargs)
-        self.content = invoke, self.content, {}
-        self.name = describe(function)
+    name: str
 
     def failure(self) -> BaseException | None:
         """Return what the call raised; a `CancelledError` if it was cancelled."""
@@ -70,6 +64,21 @@ class Handle(TaskFuture):
             return self.exception()
         except concurrent.futures.CancelledError as error:
             return error
+
+    def drop(self) -> None:
+        """Cancel the call: nobody wants it any more."""
+        raise NotImplementedError
+
+
+class PoolHandle(TaskFuture, Handle):
+    """One call that a worker of a pool does."""
+
+    def __init__(
+        self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        super().__init__(pool, function, args, kwargs)
+        self.content = invoke, self.content, {}
+        self.name = describe(function)
 
     def drop(self) -> None:
         """Cancel the call unless a worker has begun it."""

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from ndshare import captured, locks, mainspace, segments, transport
+from ndshare._cluster_traffic import Tally
 from ndshare._freight import Crate, Manifest
 from ndshare._runner import Job
 from ndshare._shares import ShareTask
 from ndshare._twins import Change
+from ndshare.captured import Traffic
 from ndshare.functors import values_of
 from ndshare.mapping import Batch
 from ndshare.pickling import Recording, record
@@ -53,6 +55,7 @@ class Cargo:
         self._crates: list[Crate] = []
         self._windows: list[_Stretch] = []
         self._rows: list[_Stretch] = []
+        self._tally = Tally()
 
     @property
     def has_rows(self) -> bool:
@@ -158,12 +161,18 @@ class Cargo:
             first_worker, self._per_group, options, self._patches(start, end, first_worker),
         )  # fmt: skip
         task.load(manifest.contents, contents)
+        self._tally.count(task, None if part is None else crates[-1])
         return task
 
     def merge(self, changes: Iterable[Change]) -> None:
         """Write what a share has changed into the caller's arrays."""
         for change in changes:
             change.merge(self._manifest.blocks[change.block].memory)
+
+    def account(self) -> dict[str, Traffic]:
+        """Return how many bytes of each variable, and of the collection, were sent so far."""
+        job = self._job
+        return self._tally.account(job.kernel, job.functor, self._manifest, cut=_is_cut(job.functor))
 
 
 def _is_cut(functor: Any) -> bool:

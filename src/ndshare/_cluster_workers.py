@@ -22,70 +22,31 @@ import collections
 import concurrent.futures
 import dataclasses
 import sys
-import threading
 import time
 from collections.abc import Collection
 from typing import Any
 
-import numpy as np
-
-from ndshare import _wire, captured, transport
+from ndshare import transport
 from ndshare._cluster_cargo import Cargo
+from ndshare._cluster_results import Results
 from ndshare._engines import Engine
+from ndshare._flights import LOST_MOST, Carriage, Flight, Landing
 from ndshare._freight import open_reply
-from ndshare._map_workers import ItemError, Outcome, Ranges
-from ndshare._runner import Death, Job
+from ndshare._map_workers import Outcome, Ranges
+from ndshare._runner import Death, Job, WorkerReport
+from ndshare._share_size import DEPTH, ShareSize
 from ndshare._shares import ShareTask, TaskResult
 from ndshare.captured import Traffic
 from ndshare.tasks import with_traceback
 
-#: A share should take about so long: many times what an engine takes to send one.
-_SHARE_S = 0.4
-#: ... and at least so long, however few items are left.
-_SHARE_LEAST_S = 0.02
-#: A share is at most this part of what is left, per group.
-_PARTS_LEFT = 3
-#: How much larger than its predecessor a share may be.
-_GROWTH = 16
-#: So many shares of a group are under way, where nothing has rows per worker: the next one is there in time.
-_DEPTH = 8
-#: So many nodes may be lost under one share.
-_LOST_MOST = 4
-
 
 @dataclasses.dataclass(eq=False, slots=True)
-class _Flight:
-    """A share on its way."""
+class _Share(Flight):
+    """Some items on their way."""
 
-    group: int
-    start: int
-    end: int
-    future: Any = None
-    lost: int = 0
-    tries: int = 0
-    carries: tuple[str, frozenset[bytes]] | None = None  # contents for a machine
-
-
-class _Landing:
-    """Futures that are done. It is all of a map that these refer to, however long an engine keeps them."""
-
-    def __init__(self) -> None:
-        self._done: collections.deque[Any] = collections.deque()
-        self._condition = threading.Condition()
-
-    def put(self, future: Any) -> None:
-        """Note that a future is done; called in any thread."""
-        with self._condition:
-            self._done.append(future)
-            self._condition.notify_all()
-
-    def take(self, seconds: float | None) -> list[Any]:
-        """Wait for the next ones, or so long."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._done, seconds)
-            done = list(self._done)
-            self._done.clear()
-        return done
+    group: int = 0
+    start: int = 0
+    end: int = 0
 
 
 class Remote:
@@ -113,15 +74,17 @@ class Remote:
         self._cancelled = False
         self._groups = groups
         self._again: collections.deque[tuple[int, int]] = collections.deque()
-        self._flights: dict[int, _Flight] = {}  # by id of the future
-        self._parked: list[_Flight] = []  # until contents that they lack as well are there
-        self._carried: dict[str, set[bytes]] = collections.defaultdict(set)  # to each machine, just now
-        self._places: dict[tuple[str, int], int] = {}  # number of each worker process, for the report
-        self._landing = _Landing()
-        self._per_item_s = job.usual_ns * 1e-9
-        self._size = 0
+        self._flights: dict[int, _Share] = {}  # by id of the future
+        self._carriage: Carriage[_Share] = Carriage()
+        self._results = Results(job)
+        self._landing = Landing()
+        self._sizes = ShareSize(groups, per_group, job.usual_ns * 1e-9)
         self._cargo = Cargo(job, per_group)
-        self.captured: dict[str, Traffic] = {}
+
+    @property
+    def captured(self) -> dict[str, Traffic]:
+        """See `MapWorkers`; what was sent so far."""
+        return self._cargo.account()
 
     def pack(self) -> None:
         """Pack kernel and functor.
@@ -132,19 +95,18 @@ class Remote:
             Whatever pickling raises.
         """
         self._cargo.pack()
-        self.captured = captured.account(self._job.kernel, self._job.functor)
 
     # ------------------------------------------------------------------ sending
 
     @property
     def running(self) -> int:
         """See `MapWorkers`."""
-        return len(self._flights) + len(self._parked)
+        return len(self._flights) + len(self._carriage.parked)
 
     def start(self, _count: int, ranges: Ranges = ()) -> None:
         """See `MapWorkers`; there are always as many as there are groups."""
         if self._free is None:
-            depth = 1 if self._cargo.has_rows else _DEPTH
+            depth = 1 if self._cargo.has_rows else DEPTH
             self._free = collections.deque(list(range(self._groups)) * depth)
         self._again.extend(ranges)
         self._fill()
@@ -153,12 +115,12 @@ class Remote:
         """Send shares for all groups that have none."""
         board = self._job.board
         free = self._free
-        flights: list[_Flight] = []
+        flights: list[_Share] = []
         while free and not board.is_stopped():
             share = self._again.popleft() if self._again else self._take()
             if share is None:
                 break
-            flights.append(_Flight(free.popleft(), *share))
+            flights.append(_Share(group=free.popleft(), start=share[0], end=share[1]))
         tasks = [self._task(flight) for flight in flights]
         try:
             futures = self._engine.submit_all(tasks, self._landing.put) if tasks else []
@@ -169,33 +131,21 @@ class Remote:
             flight.future = future
             self._flights[id(future)] = flight
 
-    def _task(self, flight: _Flight, contents: Collection[bytes] = ()) -> ShareTask:
+    def _task(self, flight: _Share, contents: Collection[bytes] = ()) -> ShareTask:
         first_worker = flight.group * self._per_group
-        return self._cargo.task(flight.start, flight.end, first_worker, self._per_item_s, contents)
+        return self._cargo.task(flight.start, flight.end, first_worker, self._sizes.per_item_s, contents)
 
     def _take(self) -> tuple[int, int] | None:
         job, board = self._job, self._job.board
         left = board.items - board.taken
         if left <= 0:
             return None
-        count = job.share_items * self._per_group or self._fitting(left)
+        count = job.share_items * self._per_group or self._sizes.next(left)
         count = -(-count // job.block) * job.block
         start = board.take(count)
         return (start, min(start + count, board.items)) if start < board.items else None
 
-    def _fitting(self, left: int) -> int:
-        if not self._per_item_s:
-            count = self._per_group
-        else:
-            per_item_s = self._per_item_s / self._per_group
-            fair = left / (_PARTS_LEFT * self._groups)
-            count = int(max(min(_SHARE_S / per_item_s, fair), min(_SHARE_LEAST_S / per_item_s, left)))
-            if self._size:
-                count = min(count, self._size * _GROWTH)
-        self._size = max(1, count)
-        return self._size
-
-    def _send(self, flight: _Flight, contents: Collection[bytes] = (), address: Any = None) -> None:
+    def _send(self, flight: _Share, contents: Collection[bytes] = (), address: Any = None) -> None:
         try:
             flight.future = self._engine.submit(self._task(flight, contents), self._landing.put, address)
         except concurrent.futures.BrokenExecutor as error:
@@ -224,7 +174,7 @@ class Remote:
 
     def _cancel(self) -> None:
         """Give up the shares that are still under way."""
-        self._parked.clear()
+        self._carriage.parked.clear()
         if self._flights and not self._cancelled:
             self._cancelled = True
             self._engine.cancel([flight.future for flight in self._flights.values()])
@@ -233,78 +183,36 @@ class Remote:
                 if flight.future.cancelled():
                     del self._flights[key]
 
-    def _land(self, flight: _Flight, result: TaskResult | BaseException) -> list[Outcome]:
+    def _land(self, flight: _Share, result: TaskResult | BaseException) -> list[Outcome]:
         """Merge a share and free its group; or send it again."""
-        if flight.carries is not None:
-            machine, contents = flight.carries
-            flight.carries = None
-            self._carried[machine] -= contents
-            parked, self._parked = self._parked, []
-            for other in parked:
-                self._send(other)
+        for other in self._carriage.unload(flight):
+            self._send(other)
         if isinstance(result, BaseException):
             return self._lose(flight, result)
         if result.lacks:
-            lacks = frozenset(result.lacks)
-            if lacks <= self._carried[result.machine]:
-                self._parked.append(flight)
-            else:
-                self._carried[result.machine] |= lacks
-                flight.carries = result.machine, lacks
-                self._send(flight, lacks, result.address)
+            if self._carriage.load(flight, result.machine, result.lacks):
+                self._send(flight, result.lacks, result.address)
             return []
         if result.failure is not None:
             return self._fail(flight, *open_reply(result.failure))
         self._release(flight)
         self._cargo.merge(result.changes)
-        return self._report(flight, result)
+        first_worker = flight.group * self._per_group
+        outcomes = self._results.enter(flight.start, flight.end, first_worker, result)
+        reports = [outcome for outcome in outcomes if isinstance(outcome, WorkerReport)]
+        self._sizes.took(sum(report.items for report in reports), sum(report.busy for report in reports))
+        return outcomes
 
-    def _release(self, flight: _Flight) -> None:
+    def _release(self, flight: _Share) -> None:
         """Let a group with rows run its next share."""
         if self._free is not None and self._cargo.has_rows:
             self._free.append(flight.group)
 
-    def _report(self, flight: _Flight, result: TaskResult) -> list[Outcome]:
-        board, job = self._job.board, self._job
-        assert result.outcome is not None
-        reports, errors, deaths = open_reply(result.outcome)
-        mask = np.frombuffer(result.mask, np.uint8)
-        board.mask[flight.start : flight.end] = mask
-        finished = int(np.count_nonzero(mask))
-        _wire.add_u64(board.memory, board.slot(0), finished)
-        if finished < mask.size and not board.is_stopped() and job.on_error == "raise":
-            board.stop()
-        first_worker = flight.group * self._per_group
-        now = time.monotonic()
-        outcomes: list[Outcome] = []
-        ends = [end for report in reports for *_, end in report.timeline]
-        shift = now - max(ends) if ends else 0.0  # clocks of machines differ
-        for report in reports:
-            report.worker_id = self._places.setdefault((result.machine, report.pid), len(self._places))
-            report.node = result.node
-            report.errors = [(flight.start + index, error, text) for index, error, text in report.errors]
-            report.timeline = [(a, b, c + shift, d + shift) for a, b, c, d in report.timeline]
-            report.failures = [(index, at + shift) for index, at in report.failures]
-            outcomes.append(report)
-        for index, error, text in errors:
-            outcomes.append(ItemError(flight.start + index, with_traceback(error, text)))
-            if job.on_error == "raise":
-                board.stop()
-        for death in deaths:
-            worker_id = None if death.worker_id is None else death.worker_id + first_worker
-            outcomes.append(Death(worker_id, death.pid, death.index, now))
-        if job.on_error == "raise" and any(report.errors for report in reports):
-            board.stop()
-        if items := sum(report.items for report in reports):
-            per_item_s = sum(report.busy for report in reports) / items
-            self._per_item_s += (per_item_s - self._per_item_s) * (0.5 if self._per_item_s else 1.0)
-        return outcomes
-
-    def _lose(self, flight: _Flight, error: BaseException) -> list[Outcome]:
+    def _lose(self, flight: _Share, error: BaseException) -> list[Outcome]:
         """Send a share again whose node is gone."""
         flight.lost += 1
         broken = isinstance(error, concurrent.futures.BrokenExecutor)
-        if broken or flight.lost >= _LOST_MOST or self._job.board.is_stopped():
+        if broken or flight.lost >= LOST_MOST or self._job.board.is_stopped():
             if self._job.board.is_stopped():
                 self._release(flight)
                 return []
@@ -313,14 +221,14 @@ class Remote:
         self._send(flight)
         return [Death(None, 0, None, time.monotonic())]
 
-    def _fail(self, flight: _Flight, error: BaseException, text: str) -> list[Outcome]:
+    def _fail(self, flight: _Share, error: BaseException, text: str) -> list[Outcome]:
         """Deal with a share that could not be run at all."""
         name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if name in sys.modules and name not in transport.by_value_modules:
             transport.by_value_modules.add(name)
             self._cargo.pack()
         flight.tries += 1
-        if name in transport.by_value_modules and flight.tries < _LOST_MOST:
+        if name in transport.by_value_modules and flight.tries < LOST_MOST:
             self._send(flight)
             return []
         raise with_traceback(error, text)
@@ -340,5 +248,5 @@ class Remote:
             self._engine.stop(self._cargo.map_id)
 
 
-def _lost_items(flight: _Flight) -> str:
+def _lost_items(flight: _Share) -> str:
     return f"ndshare: items {flight.start} to {flight.end - 1} could not be run: the engine lost them"

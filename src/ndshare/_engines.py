@@ -65,6 +65,10 @@ class Engine(abc.ABC):
         for future in futures:
             future.cancel()
 
+    def revoke(self, future: Any) -> bool:
+        """Keep one task from running; False if it has begun, as far as that is known, or is done."""
+        return bool(future.cancel())
+
     def stop(self, map_id: str) -> None:  # noqa: B027 - most engines have no way to reach all processes
         """End what still runs of a map, and let nodes drop its memory."""
 
@@ -204,6 +208,13 @@ class DaskEngine(Engine):
     def cancel(self, futures: list[Any]) -> None:
         """See `Engine`."""
         self._client.cancel(futures, force=True)
+
+    def revoke(self, future: Any) -> bool:
+        """See `Engine`; it may have begun."""
+        if future.done():
+            return False
+        self.cancel([future])
+        return True
 
     def stop(self, map_id: str) -> None:
         """See `Engine`."""

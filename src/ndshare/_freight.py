@@ -105,6 +105,18 @@ class Manifest:
         self.contents: dict[bytes, Bytes] = {}
         self._numbers: dict[tuple[int, int], int] = {}
 
+    def extended(self) -> Manifest:
+        """Return one that has all of this one, to which more can be added."""
+        more = Manifest(self._inline_max)
+        more.take_from(self)
+        return more
+
+    def take_from(self, other: Manifest) -> None:
+        """Refer to all that another one refers to; numbers stay the same."""
+        self.blocks = list(other.blocks)
+        self.contents = dict(other.contents)
+        self._numbers = dict(other._numbers)
+
     def block_number(self, block: segments.Block) -> int:
         """Return the number of a block of shared memory."""
         key = block.uid, block.offset
@@ -136,12 +148,18 @@ class Manifest:
         if block.kept:
             return
         block.kept = True
-        if _is_zero(block.memory):
+        if is_zero(block.memory):
             return
         content = block.memory.copy()  # while the map runs, results are merged into the block itself
-        block.base = self._add(content)
+        block.base = self.add(content)
 
-    def _add(self, content: Bytes) -> bytes:
+    def keep_all(self) -> None:
+        """Note what all blocks hold that were not looked at."""
+        for number in range(len(self.blocks)):
+            self.keep(number)
+
+    def add(self, content: Bytes) -> bytes:
+        """Note a content; returns its hash."""
         digest = _heap.digest(content)
         self.contents.setdefault(digest, content)
         return digest
@@ -171,7 +189,7 @@ class Manifest:
             strides = copy_strides(array)
             code = encode_dtype(array.dtype)
             if array.nbytes > self._inline_max:
-                digest = self._add(_bytes_of(array, strides))
+                digest = self.add(_bytes_of(array, strides))
                 pieces.append((CONTENT, digest, 0, code, array.shape, strides, flags))
             else:
                 small.append((len(pieces), array, flags))
@@ -186,7 +204,8 @@ class Manifest:
         return Crate(b"".join(recording.parts), pieces, inline)
 
 
-def _is_zero(memory: Bytes) -> bool:
+def is_zero(memory: Bytes) -> bool:
+    """Whether all bytes are 0."""
     whole = memory.size & -8
     step = 1 << 20
     words = memory[:whole].view(np.uint64)

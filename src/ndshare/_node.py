@@ -15,87 +15,36 @@ message already here.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import functools
 import os
 import socket
 import threading
-import time
+from collections.abc import Callable
 from typing import Any
 
-from ndshare import failures, segments, transport
+from ndshare import failures, segments
 from ndshare._board import Board
 from ndshare._driving import Drive
 from ndshare._freight import BLOCK, Crate, Piece, arrays_of, reply
-from ndshare._map_workers import Outcome, Ranges
+from ndshare._node_crew import MapStoppedError, ShareWorkers, never
 from ndshare._node_link import machine_name
 from ndshare._node_store import Store
-from ndshare._node_worker import call_function, run_part
-from ndshare._pool_workers import PoolWorkers
+from ndshare._node_worker import Named, call_function, call_items
+from ndshare._node_workspace import NodeWorkspaces
 from ndshare._runner import Job
-from ndshare._shares import CallTask, ShareTask, TaskResult
+from ndshare._shares import BatchTask, CallTask, NamedTask, ShareTask, TaskResult
 from ndshare._twins import Change, Patch, Twin
-from ndshare.captured import Traffic
 from ndshare.contexts import ProcessContext
 from ndshare.executor import ProcessPoolExecutor
 from ndshare.functors import Functor
 from ndshare.layout import decode_dtype
 from ndshare.parcel import READ_ONLY
 from ndshare.pickling import CopyOnWrite, Placed
-from ndshare.pool import Pool
 from ndshare.tasks import RemoteTracebackError
 
-#: How often a share looks whether its map was given up.
-_LOOK_S = 0.25
-#: So many maps are remembered that were.
+#: So many maps and workspaces are remembered that were given up.
 _STOPPED_MOST = 100
-
-
-class _NamedKernel:
-    """Stands for the kernel, which only workers unpickle."""
-
-    def __init__(self, name: str) -> None:
-        module, _, self.__qualname__ = name.removesuffix("()").rpartition(".")
-        self.__module__ = module
-
-    def __call__(self, *_entry: object) -> None:
-        raise NotImplementedError
-
-
-class MapStoppedError(Exception):
-    """The caller has given the map up."""
-
-
-class _Workers(PoolWorkers):
-    """Workers of this process's pool that open crates instead of unpickling a job."""
-
-    def __init__(
-        self, job: Job, pool: Pool, task: ShareTask, crates: list[Any], stopped: collections.deque[str]
-    ) -> None:
-        super().__init__(job, pool)
-        self._task = task
-        self._crates = crates
-        self._stopped = stopped
-
-    def wait(self, seconds: float | None) -> list[Outcome]:
-        """See `PoolWorkers`; now and then looks whether the caller still wants the map."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while True:
-            left = _LOOK_S if deadline is None else min(_LOOK_S, deadline - time.monotonic())
-            outcomes = super().wait(max(left, 0.0))
-            if self._task.map_id in self._stopped:
-                raise MapStoppedError(f"map {self._task.map_id} was given up by its caller")
-            if outcomes or (deadline is not None and time.monotonic() >= deadline):
-                return outcomes
-
-    def message(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
-        """See `PoolWorkers`."""
-        task = self._task
-        arguments = self.job.board, task.options, task.start, task.end, ranges, self._crates
-        return transport.pack((run_part, arguments, {})), frozenset()
-
-    def account(self) -> dict[str, Traffic]:
-        """Nothing: the caller does that."""
-        return {}
 
 
 class Node:
@@ -111,12 +60,12 @@ class Node:
         self._twins: dict[int, Twin] = {}
         self._contexts: dict[int, ProcessContext] = {}
         self._executor: ProcessPoolExecutor | None = None
+        self._workspaces = NodeWorkspaces(self.store)
         self._stopped: collections.deque[str] = collections.deque(maxlen=_STOPPED_MOST)
 
     def run(self, task: ShareTask) -> TaskResult:
         """Run a share."""
-        if task.map_id in self._stopped:
-            raise MapStoppedError(f"map {task.map_id} was given up by its caller")
+        self._check(task)
         if lacks := self._take_in(task):
             return TaskResult(self.name, self.machine, lacks)
         if self._map_id != task.map_id:
@@ -139,25 +88,47 @@ class Node:
     def call(self, task: CallTask) -> TaskResult:
         """Call a function in a worker; any number of threads may."""
         with self.lock:
+            if isinstance(task, NamedTask):
+                self._check(task)
+                self._workspaces.make_room(task)
             if lacks := self._take_in(task):
                 return TaskResult(self.name, self.machine, lacks)
             twins = {
                 number: Twin(number, nbytes, None if base is None else self.store.get(base))
                 for number, (nbytes, base) in task.blocks.items()
             }
-            crates = [
-                (crate.stream, arrays_of(crate, functools.partial(self._place, twins)))
-                for crate in task.crates
-            ]
-            if self._executor is None:
-                self._executor = ProcessPoolExecutor()
+            called = self._begin(task, functools.partial(self._place, twins))
         try:
-            outcome, failure = self._executor.submit(call_function, crates).result()
-            changes = [change for twin in twins.values() for change in twin.changes()]
-            return TaskResult(self.name, self.machine, changes=changes, outcome=outcome, failure=failure)
+            answer = called.result()
+            changes = list(answer.changes)
+            for twin in twins.values():
+                changes += twin.changes()
+            return TaskResult(
+                self.name,
+                self.machine,
+                changes=changes,
+                outcome=answer.outcome,
+                failure=answer.failure,
+                unopened=answer.unopened,
+            )
         finally:
             for twin in twins.values():
                 twin.close()
+
+    def _begin(self, task: CallTask, place: Callable[[Piece], Any]) -> concurrent.futures.Future[Any]:
+        if isinstance(task, NamedTask):
+            workspace = self._workspaces.find(task, place)
+            here = functools.partial(workspace.place, other=place)
+            return workspace.call(task, [(crate.stream, arrays_of(crate, here)) for crate in task.crates])
+        crates = [(crate.stream, arrays_of(crate, place)) for crate in task.crates]
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor()
+        function = call_items if isinstance(task, BatchTask) else call_function
+        return self._executor.submit(Named(function, task.name), crates)
+
+    def _check(self, task: CallTask) -> None:
+        if task.map_id in self._stopped:
+            raise MapStoppedError(f"{task.name} was given up by its caller")
 
     def _take_in(self, task: CallTask) -> list[bytes]:
         """Keep the contents that a task brings; returns which are still lacking."""
@@ -166,11 +137,14 @@ class Node:
         return self.store.lacks(task.needed())
 
     def stop(self, map_id: str) -> None:
-        """End a map; called in any thread, also while a share of it runs."""
+        """End a map or a workspace; called in any thread, also while a share of it runs."""
         self._stopped.append(map_id)
+        workspace = self._workspaces.end(map_id)
         if self.lock.acquire(blocking=False):  # else the share that runs sees it soon
             try:
-                if self._map_id == map_id:
+                if workspace is not None:
+                    workspace.forget()
+                elif self._map_id == map_id:
                     self.forget()
             finally:
                 self.lock.release()
@@ -211,10 +185,10 @@ class Node:
             context = self._contexts[task.workers] = ProcessContext(task.workers)
         items = task.end - task.start
         board: Board = context.make_board(items)
-        job = Job(_NamedKernel(task.name), Functor(), board, **task.options)
+        job = Job(Named(never, task.name), Functor(), board, **task.options)
         place = functools.partial(self._place, self._twins)
         crates = [(crate.stream, arrays_of(crate, place)) for crate in task.crates]
-        workers = _Workers(job, context.pool(), task, crates, self._stopped)
+        workers = ShareWorkers(job, context.pool(), task, crates, self._stopped)
         drive = Drive(job, workers, timeout=job.timeout, retries=job.retries)
         drive.run(min(items, task.workers))
         mask = board.mask.tobytes()
@@ -265,5 +239,5 @@ def run_task(task: CallTask) -> TaskResult:
 
 
 def stop_map(map_id: str) -> None:
-    """End a map in this process of an engine, and let go of its memory."""
+    """End a map or a workspace in this process of an engine, and let go of its memory."""
     this_node().stop(map_id)

@@ -32,7 +32,8 @@ class Store:
 
     def lacks(self, needed: Iterable[bytes]) -> list[bytes]:
         """Return which of some contents are nowhere on this machine; the others are mapped here now."""
-        return [digest for digest in needed if digest not in self._held and not self._fetch(digest)]
+        # In one order everywhere: else two processes that fetch one each would wait for each other.
+        return [digest for digest in sorted(needed) if digest not in self._held and not self._fetch(digest)]
 
     def _fetch(self, digest: bytes) -> bool:
         found = self._link.find(digest)
@@ -66,14 +67,19 @@ class Store:
         self._held.move_to_end(digest)
         return self._held[digest]
 
+    def drop(self, digest: bytes) -> None:
+        """Let go of a content; who uses its memory keeps it."""
+        if self._held.pop(digest, None) is not None:
+            self._link.withdraw(digest)
+
     def make_room(self, needed: set[bytes]) -> None:
         """Drop the oldest of what is not needed, as far as there is too much."""
         total = sum(memory.size for memory in self._held.values())
         for digest in [digest for digest in self._held if digest not in needed]:
             if total <= _KEPT_BYTES:
                 return
-            total -= self._held.pop(digest).size
-            self._link.withdraw(digest)
+            total -= self._held[digest].size
+            self.drop(digest)
 
 
 def _block_of(memory: Bytes) -> segments.Block:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from ndshare import failures, mainspace
 from ndshare._board import Board
 from ndshare._freight import Crate, open_crate, reply
 from ndshare._runner import Job, WorkerReport, run_in_worker
+from ndshare._twins import Change
 from ndshare.functors import Functor
+
+Opened = list[tuple[bytes, list[tuple[Any, int]]]]
+"""Pickles and their arrays."""
 
 
 class Part(Functor):
@@ -48,7 +53,7 @@ def run_part(
     start: int,
     end: int,
     ranges: Sequence[tuple[int, int]],
-    crates: list[tuple[bytes, list[tuple[Any, int]]]],
+    crates: Opened,
 ) -> WorkerReport:
     """Run items of a share, with the caller's functions in ``__main__``.
 
@@ -72,11 +77,88 @@ def run_part(
     return run_in_worker(Job(kernel, functor, board, **options), data, arrays, ranges)
 
 
-def call_function(crates: list[tuple[bytes, list[tuple[Any, int]]]]) -> tuple[Crate | None, Crate | None]:
-    """Call a function of another machine; returns what it returns, or exception and traceback."""
+class Answer(NamedTuple):
+    """What became of calls: what they returned or raised, as crates; whether they were not even tried."""
+
+    outcome: Crate | None
+    failure: Crate | None = None
+    unopened: bool = False
+    changes: tuple[Change, ...] = ()  # of the values of a workspace
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
+
+
+class Named:
+    """Something to call that goes by the name of the user's function in messages.
+
+    Parameters
+    ----------
+    function : callable
+        What is called.
+    name : str
+        As of `ndshare.tasks.describe`.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.function = function
+        module, _, self.__qualname__ = name.removesuffix("()").rpartition(".")
+        self.__module__ = module
+
+    def __call__(self, *args: object) -> Any:
+        return self.function(*args)
+
+
+def call_function(crates: Opened, call: Callable[..., Any] = _call) -> Answer:
+    """Call a function of another machine.
+
+    Parameters
+    ----------
+    crates : list of (bytes, list)
+        What functions need; function and arguments.
+    call : callable
+        Called with function, tuple and dict of arguments.
+    """
     try:
         mainspace.apply(open_crate(*crates[0]) or {})
         function, args, kwargs = open_crate(*crates[1])
-        return reply(function(*args, **kwargs)), None
     except BaseException as error:
-        return None, reply(failures.portable(error))
+        return Answer(None, reply(failures.portable(error)), unopened=True)
+    try:
+        return Answer(reply(call(function, args, kwargs)))
+    except BaseException as error:
+        return Answer(None, reply(failures.portable(error)))
+
+
+def call_items(crates: Opened) -> Answer:
+    """Call a function for one item after the other, up to the first error; the seconds are answered, too."""
+    try:
+        mainspace.apply(open_crate(*crates[0]) or {})
+        function = open_crate(*crates[1])
+        mainspace.apply(open_crate(*crates[2]) or {})
+        items = open_crate(*crates[3])
+    except BaseException as error:
+        return Answer(None, reply(failures.portable(error)), unopened=True)
+    outcomes: list[tuple[Any, Any]] = []
+    began = time.perf_counter()
+    for args in items:
+        try:
+            outcomes.append((function(*args), None))
+        except BaseException as error:
+            outcomes.append((None, failures.portable(error)))
+            break
+    seconds = time.perf_counter() - began
+    try:
+        return Answer(reply((outcomes, seconds)))
+    except Exception:  # a result that cannot be sent is an error of its item
+        return Answer(reply((_sendable(outcomes), seconds)))
+
+
+def _sendable(outcomes: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    for number, outcome in enumerate(outcomes):
+        try:
+            reply(outcome)
+        except Exception as error:
+            return [*outcomes[:number], (None, failures.portable(error))]
+    return outcomes

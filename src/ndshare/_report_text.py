@@ -101,20 +101,21 @@ def _facts(report: MapReport) -> Iterator[tuple[str, str]]:
         yield "died", f"{_workers(len(report.deaths))}" + (f", at item {', '.join(at)}" if at else "")
     for name, kind in report.lost_writes[:_VARIABLES_MOST]:
         yield "lost writes", _short(f"{name} ({kind})")
+    on_cluster = report.start_method == "cluster"
     if report.captured:
-        yield "sent", _sent(list(report.captured.values()))
+        yield "sent", _sent(list(report.captured.values()), on_cluster)
     by_size = sorted(report.captured.items(), key=lambda pair: -max(pair[1]))
     for name, traffic in by_size[:_VARIABLES_MOST]:
-        yield f"  {_short(name, _LABEL_MOST)}", _sent([traffic])
+        yield f"  {_short(name, _LABEL_MOST)}", _sent([traffic], on_cluster)
     if (hidden := len(by_size) - _VARIABLES_MOST) > 0:
         yield "  …", f"{hidden} more"
 
 
-def _sent(traffics: list[Traffic]) -> str:
+def _sent(traffics: list[Traffic], on_cluster: bool) -> str:
     ways = (
         ("by reference", sum(traffic.shared for traffic in traffics)),
-        ("copied once", sum(traffic.copied for traffic in traffics)),
-        ("pickled", sum(traffic.pickled for traffic in traffics)),
+        ("to machines" if on_cluster else "copied once", sum(traffic.copied for traffic in traffics)),
+        ("with shares" if on_cluster else "pickled", sum(traffic.pickled for traffic in traffics)),
     )
     return ", ".join(f"{_readable(nbytes)} {way}" for way, nbytes in ways if nbytes) or "nothing"
 

@@ -17,7 +17,7 @@ class CallTask:
     Attributes
     ----------
     map_id : str
-        Of the map it belongs to; empty for a single call.
+        Of the map or workspace it belongs to; empty for a single call.
     name : str
         Of the kernel or function, for messages.
     crates : list of Crate
@@ -35,7 +35,8 @@ class CallTask:
     contents: dict[bytes, Bytes]
 
     def load(self, known: Mapping[bytes, Bytes], lacking: Collection[bytes]) -> None:
-        """Add the contents that a node lacks, and those that are too small to ask for."""
+        """Take along the contents that a node lacks, and those that are too small to ask for; no others."""
+        self.contents = {}
         for digest in self.needed():
             if known[digest].nbytes <= INLINE_MAX or digest in lacking:
                 self.contents[digest] = known[digest]
@@ -49,6 +50,64 @@ class CallTask:
         """Return about how many bytes it takes in a message."""
         arrays = [*self.contents.values(), *(crate.inline for crate in self.crates)]
         return sum(array.nbytes for array in arrays) + sum(len(crate.stream) for crate in self.crates)
+
+
+@dataclasses.dataclass(slots=True)
+class BatchTask(CallTask):
+    """Several calls of one function: two crates are the function's, two those of a list of arguments."""
+
+
+@dataclasses.dataclass(slots=True)
+class Script:
+    """What does not change of a workspace.
+
+    Attributes
+    ----------
+    crates : list of Crate
+        What functions need of ``__main__``; values, initializer and its arguments.
+    table : dict
+        Image, place there and size of each block of the values, by its number.
+    called : str
+        Name of the initializer, for messages.
+    options : dict
+        Of the executor that a node makes for it.
+    """
+
+    crates: list[Crate]
+    table: dict[int, tuple[int, int, int]]
+    called: str
+    options: dict[str, Any]
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Setting:
+    """What a call of a workspace's function finds by name.
+
+    Attributes
+    ----------
+    script : bytes
+        Hash of the pickle of a `Script`.
+    images : tuple of (int, bytes or None)
+        Size and content (a hash, or None for zeros) of the memory in which the values lie.
+    others : frozenset of bytes
+        Hashes of contents that the crates of the script refer to.
+    """
+
+    script: bytes
+    images: tuple[tuple[int, bytes | None], ...]
+    others: frozenset[bytes]
+
+
+@dataclasses.dataclass(slots=True)
+class NamedTask(CallTask):
+    """A call of a workspace's function; `map_id` is that of the workspace."""
+
+    setting: Setting
+
+    def needed(self) -> set[bytes]:
+        """See `CallTask.needed`."""
+        images = {base for _, base in self.setting.images if base is not None}
+        return CallTask.needed(self) | images | {self.setting.script} | self.setting.others
 
 
 @dataclasses.dataclass(slots=True)
@@ -99,6 +158,8 @@ class TaskResult:
         What a function has returned; of a share, reports, errors and deaths of the workers.
     failure : Crate or None
         What a function has raised, or what kept a share from running at all: exception and traceback.
+    unopened : bool
+        Whether the function was not called at all, because it could not be unpickled.
     address : object
         Where the engine finds this process, if it can be told.
     """
@@ -110,4 +171,5 @@ class TaskResult:
     changes: list[Change] = dataclasses.field(default_factory=list)
     outcome: Crate | None = None
     failure: Crate | None = None
+    unopened: bool = False
     address: Any = None

@@ -127,7 +127,12 @@ def _attributes(obj: object, name: str) -> Iterator[tuple[str, Any]]:
 
 
 class Traffic(NamedTuple):
-    """What became of the bytes of a variable: by reference, copied once for all workers, or pickled."""
+    """What became of the bytes of a variable: by reference, copied once for all workers, or pickled.
+
+    On a cluster nothing goes by reference. There ``copied`` is what was sent to machines that did not have
+    it, to each of them once; ``pickled`` goes with each share, and of items and of rows per worker it is the
+    sum of what went with shares.
+    """
 
     shared: int
     copied: int
@@ -138,20 +143,8 @@ class Traffic(NamedTuple):
         return Traffic(self.shared + other.shared, self.copied + other.copied, self.pickled + other.pickled)
 
 
-def account(kernel: Callable[..., object], functor: object) -> dict[str, Traffic]:
-    """Return how each variable of a kernel, and the collection, travels. Those that cannot are left out."""
-    found: dict[str, Traffic] = {}
-    seen: set[int] = set()
-    for name, value in (*variables(kernel), ("the collection", functor)):
-        if isinstance(value, _CODE) or id(value) in seen:
-            continue
-        seen.add(id(value))
-        if (sent := _sent(value)) is not None:
-            found[name] = found[name].plus(sent) if name in found else sent
-    return found
-
-
-def _sent(value: object) -> Traffic | None:
+def sent_here(value: object) -> Traffic | None:
+    """Return how a value travels to workers of this machine; None if it cannot."""
     if type(value) is np.ndarray and segments.is_shared(value):  # what most kernels write to
         return Traffic(value.nbytes, 0, 0)
     try:
@@ -161,6 +154,23 @@ def _sent(value: object) -> Traffic | None:
     shared = sum(note.nbytes for note in recording.notes if isinstance(note, pickling.Placed))
     copied = sum(note.nbytes for note in recording.notes if isinstance(note, np.ndarray))
     return Traffic(shared, copied, sum(map(len, recording.parts)))
+
+
+def account(
+    kernel: Callable[..., object],
+    functor: object,
+    sent_how: Callable[[object], Traffic | None] = sent_here,
+) -> dict[str, Traffic]:
+    """Return how each variable of a kernel, and the collection, travels. Those that cannot are left out."""
+    found: dict[str, Traffic] = {}
+    seen: set[int] = set()
+    for name, value in (*variables(kernel), ("the collection", functor)):
+        if isinstance(value, _CODE) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if (sent := sent_how(value)) is not None:
+            found[name] = found[name].plus(sent) if name in found else sent
+    return found
 
 
 def unsendable(kernel: Callable[..., object], functor: object, error: Exception) -> str:

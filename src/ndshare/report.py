@@ -56,7 +56,8 @@ class MapReport:
         Workers of the context.
     captured : dict of Traffic
         For each variable that the kernel uses: bytes that went by reference, were copied once for all
-        workers, and were pickled. Empty where nothing has to be sent.
+        workers, and were pickled. On a cluster nothing goes by reference: bytes were sent to machines that
+        did not have them, or with shares. Empty where nothing has to be sent.
     deaths : list of Death
         Workers that died or were killed; their items count in `done`, not in `workers`.
     began : float or None

@@ -12,33 +12,18 @@ caller, and the worker puts the shared value in its place (`ndshare._injection`)
 
 from __future__ import annotations
 
-import keyword
-import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Literal, Self
-
-import numpy as np
 
 from ndshare._arguments import check_callable
 from ndshare._calls import Handle, Registered
-from ndshare._injection import SetUp
-from ndshare._muster import start_workers
-from ndshare._repeats import Repeats
 from ndshare._settings import Environment, checked_settings
-from ndshare._waiting import Progress, check_progress, in_order, wait_for
-from ndshare.errors import CapacityError, InheritedError
-from ndshare.executor import new_pool, warn_of_copies
-from ndshare.pool import Pool
-from ndshare.sharing import share
+from ndshare._waiting import Progress, check_progress, in_order
+from ndshare._workspace_staff import PoolStaff, Staff
+from ndshare._workspace_values import checked_values, share_all
 from ndshare.tasks import describe
-
-#: A worker that does not react to Ctrl-C is killed after 0.6 s; it may have begun another call by then.
-_GIVE_UP_S = 3.0
-_INTERRUPT_AGAIN_S = 0.1
 
 
 class Workspace:
@@ -70,6 +55,8 @@ class Workspace:
         Names of modules that are imported once, before workers are forked.
     retries : int, optional
         How often a call whose *worker died* is tried again.
+    engine : distributed.Client, str or Executor, optional
+        Calls run on the machines of a cluster; as of `ClusterContext`. Instead of `num_workers`.
 
     Raises
     ------
@@ -86,6 +73,10 @@ class Workspace:
     ``__main__`` for the time of the call only, so helpers in these modules find them as well. Ordinary
     variables of the same names are neither sent nor changed. Functions and classes among a closure's
     variables stay what they are.
+
+    With an `engine` the arrays go to each machine once. Functions see them as they were at the first call
+    since the last `evaluate`; what a call writes there arrives in the caller's before its future is done, and
+    is not seen by the other calls of that evaluation. Calls whose node is lost run again elsewhere.
 
     One copy of each array, none if it is shared already: then the caller sees what functions write
     there. ``ws["D"]`` is the shared value. Workers that write the same element race.
@@ -116,8 +107,9 @@ class Workspace:
         env: Environment = None,
         preload: Iterable[str] = (),
         retries: int = 0,
+        engine: Any = None,
     ) -> None:
-        self._values = _checked_values(values)
+        self._values = checked_values(values)
         self._settings = checked_settings(
             "num_workers",
             num_workers,
@@ -130,54 +122,52 @@ class Workspace:
             preload=preload,
             retries=retries,
         )
+        if engine is not None:
+            _check_for_cluster(num_workers, snapshot, env)
+        self._engine = engine
         self._snapshot = snapshot
         self._shared: dict[str, Any] = {}
-        self._pool: Pool | None = None
+        self._staff: Staff | None = None
         self._was_entered = False
         self._queue: list[Handle] = []
         self._lock = threading.Lock()
-        self._repeats = Repeats()
 
     @property
     def num_workers(self) -> int:
-        """Number of worker processes."""
-        return self._settings.max_workers
+        """Number of worker processes; on a cluster those that it has now, inside the block."""
+        if self._engine is None:
+            return self._settings.max_workers
+        return self._usable_staff("num_workers").num_workers
 
     # ------------------------------------------------------------------ with
 
     def __enter__(self) -> Self:
-        if self._pool is not None:
+        if self._staff is not None:
             raise RuntimeError("this Workspace is entered already; leave it first, or make a second one")
-        shared = _share_all(self._values)
-        settings = self._settings
-        pool = new_pool(
-            replace(
-                settings,
-                initializer=SetUp(shared, settings.initializer, settings.initargs),
-                initargs=(),
-                withheld=frozenset(shared),
-            )
-        )
-        try:
-            start_workers(pool)
-        except BaseException as error:
-            _close(pool, type(error))
-            raise
-        self._finalizer = weakref.finalize(self, pool.abandon)
+        shared = share_all(self._values)
+        staff = self._hire(shared)
+        self._finalizer = weakref.finalize(self, staff.abandon)
         self._finalizer.atexit = False
-        self._shared, self._pool, self._was_entered = shared, pool, True
+        self._shared, self._staff, self._was_entered = shared, staff, True
         return self
 
+    def _hire(self, shared: dict[str, Any]) -> Staff:
+        if self._engine is None:
+            return PoolStaff(self._settings, shared, self._snapshot)
+        from ndshare._workspace_cluster import ClusterStaff  # takes its time to import
+
+        return ClusterStaff(self._engine, self._settings, shared)
+
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        pool, self._pool = self._pool, None
+        staff, self._staff = self._staff, None
         with self._lock:
             self._queue, self._shared = [], {}
-        if pool is not None:
+        if staff is not None:
             self._finalizer.detach()
-            _close(pool, exc_type)
+            staff.close(exc_type)
 
     def __getitem__(self, name: str) -> Any:
-        self._usable_pool(f"ws[{name!r}]")
+        self._usable_staff(f"ws[{name!r}]")
         return self._shared[name]
 
     # ------------------------------------------------------------------ calls
@@ -206,14 +196,10 @@ class Workspace:
         return Registered(self._enqueue, function)
 
     def _enqueue(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Handle:
-        pool = self._usable_pool(describe(function))
-        if not self._repeats.told:
-            warn_of_copies(self._repeats, function, args, kwargs)
-        handle = Handle(pool, function, args, kwargs)
-        if self._snapshot == "submit":
-            handle.read_now(private=self._settings.retries > 0)
+        staff = self._usable_staff(describe(function))
+        handle = staff.handle(function, args, kwargs)
         with self._lock:
-            pool.submit(handle)
+            staff.submit(handle)
             handle.index = len(self._queue)
             self._queue.append(handle)
         return handle
@@ -243,12 +229,13 @@ class Workspace:
             What the first failing call raised. The queue is empty then, too; the other calls go on, and
             their results are had from their handles.
         """
-        pool = self._usable_pool("evaluate()")
+        staff = self._usable_staff("evaluate()")
         check_progress(progress)
         if not (isinstance(on_error, str) and on_error in {"raise", "collect"}):
             raise ValueError(f"on_error must be 'raise' or 'collect', got {on_error!r}")
         with self._lock:
             handles, self._queue = self._queue, []
+            staff.begin_round()
         results: list[Any] = []
         failure: BaseException | None = None
         try:
@@ -261,7 +248,7 @@ class Workspace:
                     break
                 results.append(handle.result() if error is None else error)
         except KeyboardInterrupt:
-            _give_up(pool, handles)
+            staff.give_up(handles)
             raise
         if failure is None:
             return results
@@ -270,74 +257,33 @@ class Workspace:
         finally:  # the traceback refers to this frame: no cycle that keeps results
             del failure, error, handle, handles, results
 
-    def _usable_pool(self, what: str) -> Pool:
-        pool = self._pool
-        if pool is None:
+    def _usable_staff(self, what: str) -> Staff:
+        staff = self._staff
+        if staff is None:
             when = "after its with block was left" if self._was_entered else "before it is entered"
             raise RuntimeError(
                 f"{what} was refused: a Workspace has no workers {when}; "
                 "use it inside 'with ndshare.Workspace(...) as ws:'"
             )
-        if pool.hub.pid != os.getpid():
-            raise InheritedError("this Workspace", pool.hub.pid, os.getpid())
-        if pool.closed:
-            raise RuntimeError(
-                f"{what} was refused: ndshare.shutdown() has ended the workers of this Workspace; "
-                "enter a new one"
-            )
-        return pool
+        staff.check(what)
+        return staff
 
     def __reduce__(self) -> Any:
         raise TypeError("a Workspace cannot be sent to another process: its workers belong to this one")
 
 
-def _checked_values(values: object) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise TypeError(f"values must be a mapping of names to arrays, got {values!r}")
-    for name, value in values.items():
-        if not isinstance(name, str):
-            raise TypeError(f"names of values must be strings, got {name!r}")
-        if not name.isidentifier() or keyword.iskeyword(name):
-            raise ValueError(f"values has the name {name!r}, but no variable can have it; rename it")
-        if name.startswith("__") and name.endswith("__"):
-            raise ValueError(f"values has the name {name!r}, but names like this belong to Python; rename it")
-        if isinstance(value, np.ndarray) and value.dtype.hasobject:
-            raise TypeError(
-                f"the value {name!r} is an array of Python objects (dtype {value.dtype}), which cannot be "
-                "shared; convert it, or wrap it in a list to have it copied to each worker"
-            )
-    return dict(values)
-
-
-def _share_all(values: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return dict(share(values))
-    except CapacityError:
-        raise
-    except Exception:
-        for name, value in values.items():
-            try:
-                share([value])
-            except Exception as error:
-                error.add_note(f"while the value {name!r} of a Workspace was put in shared memory")
-                raise
-        raise
-
-
-def _close(pool: Pool, exc_type: type[BaseException] | None) -> None:
-    if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
-        pool.interrupt()
-    pool.shutdown(wait=True, cancel=exc_type is not None)
-
-
-def _give_up(pool: Pool, handles: list[Handle]) -> None:
-    """After Ctrl-C, wait until none of the calls runs any more.
-
-    What was running has been interrupted already. A worker may have begun the next call since.
-    """
-    for handle in handles:
-        handle.drop()
-    deadline = time.monotonic() + _GIVE_UP_S
-    for handle in handles:
-        while not wait_for(handle, _INTERRUPT_AGAIN_S) and time.monotonic() < deadline:
-            pool.interrupt()
+def _check_for_cluster(num_workers: int | None, snapshot: str, env: Environment) -> None:
+    """Refuse what has no meaning with an engine."""
+    if num_workers is not None:
+        raise ValueError(
+            f"num_workers is {num_workers!r}, but with an engine it is the engine that has workers; leave it "
+            "out"
+        )
+    if snapshot != "submit":
+        raise ValueError(
+            f"snapshot is {snapshot!r}, but with an engine arguments are read at the call; leave it out"
+        )
+    if env is not None and not isinstance(env, Mapping):
+        raise TypeError(
+            f"env is {env!r}; with an engine it must be one mapping, for all workers of all nodes"
+        )
