@@ -303,6 +303,18 @@ def test_timeout_is_for_each_result_not_for_the_call(return_as: str) -> None:
     assert sorted(found) == [i * i for i in range(32)]
 
 
+def test_batch_that_comes_after_the_end_starts_no_workers() -> None:
+    """A callback may be about to send one while the call is aborted."""
+    with Parallel() as parallel:
+        backend = parallel._backend
+        with pytest.raises(ValueError, match="item 0"):
+            parallel(delayed(tasks.fail_at)(i, 0) for i in range(3))
+        assert backend.submit(os.getpid).cancelled()
+        assert parallel(delayed(tasks.square)(i) for i in range(3)) == [0, 1, 4]
+    assert backend.submit(os.getpid).cancelled()
+    assert backend._executor is None
+
+
 # ---- generators
 
 

@@ -68,6 +68,7 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self.parallel: Any = None  # whose backend this is
         self._lock = threading.Lock()  # batches are submitted by the caller and by the thread of callbacks
         self._executor: ProcessPoolExecutor | None = None
+        self._called = False  # a call is under way that was not aborted
         self._options: dict[str, Any] = {}
         self._workers = 1
 
@@ -108,6 +109,7 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         made.parallel = parallel
         made._lock = threading.Lock()
         made._executor = None
+        made._called = False
         made.reset_batch_stats()
         return made
 
@@ -120,6 +122,7 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         if not getattr(self.parallel, "_calling", False):
             self.parallel._ready_batches = queue.Queue()
         with self._lock:
+            self._called = True
             if self._executor is not None:
                 self._executor._pool.delivery.inputs = Inputs()
 
@@ -130,8 +133,16 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                 self._executor._pool.delivery.inputs = None
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Future[Any]:
-        """Have a worker run a batch; `callback` gets the future when it is done."""
+        """Have a worker run a batch; `callback` gets the future when it is done.
+
+        The thread of callbacks may come with the next batch of a call that was just aborted: nobody would
+        end the workers that were started for it.
+        """
         with self._lock:
+            if not self._called:
+                dropped: Future[Any] = Future()
+                dropped.cancel()
+                return dropped
             if self._executor is None:
                 self._executor = ProcessPoolExecutor(self._workers, **self._options)
             executor = self._executor
@@ -163,6 +174,7 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def _take_executor(self) -> ProcessPoolExecutor | None:
         with self._lock:
             executor, self._executor = self._executor, None
+            self._called = False
             return executor
 
 
