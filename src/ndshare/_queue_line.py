@@ -108,14 +108,16 @@ class Line:
                 self._pump()
         return True
 
-    def _pump(self) -> None:
-        """Send pickles from the front of the backlog, as far as there is room. Lock held."""
+    def _pump(self) -> bool:
+        """Send pickles from the front of the backlog while there is room; tell whether any. Lock held."""
         backlog = self.backlog
+        before = len(backlog)
         while backlog and not self._late and type(backlog[0]) is bytes:
             if not self.wire.send_again(backlog[0]):
                 self._late = bool(self.wire.flags & SHUT)
                 break
             backlog.popleft()
+        return len(backlog) < before
 
     def give_back_slot(self, message: Message) -> None:
         """Let go of the slot of a message that is not sent."""
@@ -195,9 +197,11 @@ class Line:
 
     def _feed(self) -> None:
         stuck_since = 0.0
+        refused = False  # although there was room
         while True:
             with self._lock:
-                self._pump()
+                if self._pump():
+                    refused = False
                 if not self.backlog or self.wire.is_deserted() or self.wire.flags & IMMEDIATE:
                     self._end()
                     return
@@ -210,7 +214,7 @@ class Line:
                 if ready:
                     with self._lock:
                         if self._feed_one(message):
-                            stuck_since = 0.0
+                            stuck_since, refused = 0.0, False
                             continue
             if ready or self.wire.has_messages():
                 stuck_since = 0.0
@@ -220,7 +224,9 @@ class Line:
                 stuck_since = stuck_since or time.monotonic()
                 if time.monotonic() - stuck_since > _STUCK_S:
                     self._lose(message)
-            if not self.wire.wait_for_room(_LOOK_MS, late=self._late) or not ready:
+            # Room that is there now may not have been there when the kernel refused.
+            was_refused, refused = refused, not self.wire.wait_for_room(_LOOK_MS, late=self._late)
+            if (was_refused and refused) or not ready:
                 time.sleep(_PAUSE_S)
 
     def _feed_one(self, message: Message) -> bool:

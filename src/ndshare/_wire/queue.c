@@ -1,10 +1,13 @@
 /* The memory of a queue, and the slots of a bounded one.
  *
- *   0   flags        1: shut down, 2: at once; 4: it went to workers, which do not have the program's __main__
- *   8   waiters      who waits for a free slot; too high after a death, never too low
- *   16  put, got     how many messages went in and out: exact but for deaths
- *   32  slots, max_bytes, maxsize, hint
- *   64  sizes        one per slot: bytes of the message that has it; 0: free, as far as one knows
+ *   0    flags       1: shut down, 2: at once; 4: it went to workers, which do not have the program's __main__
+ *   8    waiters     who waits for a free slot; too high after a death, never too low
+ *   16   slots, max_bytes, maxsize
+ *   64   put, hint   how many messages went in: exact but for deaths; where a slot may be free
+ *   128  got         how many came out
+ *   192  sizes       one per slot: bytes of the message that has it; 0: free, as far as one knows
+ *
+ * What both ends read, what senders write and what receivers write lie in cache lines of their own.
  *
  * A slot is held by a lock (F_OFD_SETLK) on one byte of the memory's file, SLOTS + number. The description that
  * has the lock travels with the message and is closed by the receiver. So the kernel knows which slots are
@@ -21,6 +24,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -39,13 +43,16 @@
 #define IMMEDIATE 2
 #define HEAD_AND_TAG 9 /* of a message that is one pickle and nothing else: `parcel.BARE` */
 #define LIMIT_VALID 32 /* messages, before the limit is read again */
-#define PROBED_MAX 2048 /* the kernel makes a table as long as the highest number in use */
 #define MESSAGE_BYTES (112 * 1024)
 
 typedef struct {
-    _Atomic uint64_t flags, waiters, put, got;
+    _Atomic uint64_t flags, waiters;
     uint64_t slots, max_bytes, maxsize;
-    _Atomic uint64_t hint;
+    uint64_t unused[3];
+    _Atomic uint64_t put, hint;
+    uint64_t unused_by_senders[6];
+    _Atomic uint64_t got;
+    uint64_t unused_by_receivers[7];
     _Atomic uint64_t sizes[];
 } queue_memory;
 
@@ -56,7 +63,9 @@ typedef struct {
     uint32_t slot; /* and one; 0: none */
 } message_head;
 
-_Static_assert(sizeof(message_head) == 8 && offsetof(queue_memory, sizes) == 64, "the layouts Python knows");
+_Static_assert(sizeof(message_head) == 8 && offsetof(queue_memory, slots) == 16 && offsetof(queue_memory, put) == 64
+                   && offsetof(queue_memory, got) == 128 && offsetof(queue_memory, sizes) == 192,
+               "the layouts Python knows");
 
 static queue_memory *
 memory_of(PyObject *object, Py_buffer *view)
@@ -392,7 +401,7 @@ ndshare_queue_used(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
  * out of a queue may be kept for long, while the program opens files of its own: unlike between a pool and its
  * workers, the number of the last descriptor that was received does not tell. */
 static bool
-descriptors_may_lack(int sock_fd)
+descriptors_may_lack(void)
 {
     static struct rlimit limit; /* the GIL is held */
     static unsigned age;
@@ -402,13 +411,11 @@ descriptors_may_lack(int sock_fd)
     if (limit.rlim_cur == RLIM_INFINITY) {
         return false;
     }
-    rlim_t most = limit.rlim_cur > NDSHARE_MAX_FDS + 1 ? limit.rlim_cur - NDSHARE_MAX_FDS - 1 : 0;
-    int least = most < PROBED_MAX ? (int)most : PROBED_MAX;
-    int fd = fcntl(sock_fd, F_DUPFD_CLOEXEC, least);
-    if (fd >= 0) {
-        close(fd);
+    if (limit.rlim_cur <= NDSHARE_MAX_FDS + 1) {
+        return true;
     }
-    return fd != least;
+    rlim_t probed = limit.rlim_cur - NDSHARE_MAX_FDS - 1;
+    return fcntl(probed < INT_MAX ? (int)probed : INT_MAX, F_GETFD) >= 0;
 }
 
 PyObject *
@@ -426,7 +433,7 @@ ndshare_queue_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
     Py_buffer into = {.buf = buffer, .len = sizeof buffer};
     int received[NDSHARE_MAX_FDS];
     Py_ssize_t size, count;
-    switch (ndshare_receive(sock_fd, &into, MSG_DONTWAIT, descriptors_may_lack(sock_fd), received, &size, &count)) {
+    switch (ndshare_receive(sock_fd, &into, MSG_DONTWAIT, descriptors_may_lack(), received, &size, &count)) {
     case NDSHARE_NOTHING:
         Py_RETURN_NONE;
     case NDSHARE_FAILED:
