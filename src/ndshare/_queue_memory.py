@@ -7,7 +7,7 @@
     memory                                   flags, counters, sizes; its file bears the locks
     bell_in ◀──── rings ────────── bell_out  a pipe: a slot is free; also tells who is left
 
-`_wire/queue.c` is the other half of this layout.
+`_wire/queue.h` is the other half of this layout.
 """
 
 from __future__ import annotations
