@@ -99,3 +99,101 @@ def recall() -> int:
 def temporary_files() -> list[str]:
     """List what joblib keeps memory-mapped files in."""
     return [name for name in os.listdir("/dev/shm") if name.startswith("joblib")]
+
+
+class FinickyError(Exception):
+    """Cannot be made from its message."""
+
+    def __init__(self, a: int, b: int, *, c: int) -> None:
+        super().__init__(f"{a} {b} {c}")
+        self.a, self.b, self.c = a, b, c
+
+    def __reduce__(self) -> Any:
+        return _finicky, (self.a, self.b, self.c)
+
+
+def _finicky(a: int, b: int, c: int) -> FinickyError:
+    return FinickyError(a, b, c=c)
+
+
+ERRORS = {error.__name__: error for error in (ZeroDivisionError, KeyboardInterrupt, FinickyError)}
+
+
+class Unpicklable:
+    """Refuses to be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError("not this one")
+
+
+def raise_at(x: int, bad: int, kind: str) -> int:
+    """Raise an error of the given kind for one of the arguments."""
+    if x == bad:
+        raise FinickyError(1, 2, c=3) if kind == "FinickyError" else ERRORS[kind]
+    return x
+
+
+def inner_failing(i: int) -> None:
+    """Fail inside of a parallel call."""
+    joblib.Parallel(n_jobs=2)(joblib.delayed(fail_at)(j, 3) for j in range(5))
+
+
+def outer_failing(i: int) -> None:
+    """Fail inside of a parallel call inside of a parallel call."""
+    joblib.Parallel(n_jobs=2)(joblib.delayed(inner_failing)(j) for j in range(5))
+
+
+def note(log: ndshare.Queue, i: int) -> None:
+    """Say that a task has run."""
+    log.put(i)
+
+
+def levels(limit: int) -> list[tuple[str, int]]:
+    """Return backend and nesting level of calls inside of calls."""
+    with joblib.Parallel(n_jobs=2) as parallel:
+        here = [(type(parallel._backend).__name__, parallel._backend.nesting_level)]
+        return here + (parallel([joblib.delayed(levels)(limit - 1)])[0] if limit else [])
+
+
+def level_of(name: str) -> int:
+    """Return the nesting level of a backend that is chosen here."""
+    if name == "ndshare":
+        import ndshare.integrations.joblib
+
+        ndshare.integrations.joblib.register()
+    with joblib.parallel_config(name) as chosen:
+        return int(chosen["backend"].nesting_level)
+
+
+def nested_with(name: str, i: int) -> list[int]:
+    """Run a parallel call on the named backend."""
+    import ndshare.integrations.joblib
+
+    ndshare.integrations.joblib.register()
+    return joblib.Parallel(n_jobs=2, backend=name)(joblib.delayed(square)(i + k) for k in range(2))
+
+
+def active() -> tuple[str, int]:
+    """Return backend and number of jobs of a call here."""
+    parallel = joblib.Parallel()
+    return type(parallel._backend).__name__, parallel._effective_n_jobs()
+
+
+def nested_pids() -> tuple[str, int, list[int]]:
+    """Return backend and number of jobs of a call here, and who runs two jobs."""
+    return *active(), joblib.Parallel(n_jobs=2)(joblib.delayed(os.getpid)() for _ in range(2))
+
+
+def recurse() -> Any:
+    """Make parallel calls without end."""
+    return joblib.Parallel()(joblib.delayed(recurse)() for _ in range(2))
+
+
+def byte_order(x: np.ndarray) -> tuple[str, np.ndarray]:
+    """Return the byte order of an argument, and the argument."""
+    return x.dtype.byteorder, x
+
+
+def product(a: np.ndarray) -> np.ndarray:
+    """Return the matrix product with itself."""
+    return a @ a.T

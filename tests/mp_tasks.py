@@ -47,6 +47,12 @@ def produce(queue: Any, count: int, n: int) -> None:
         queue.put(ndshare.full(n, float(number)))
 
 
+def produce_both_kinds(queue: Any, count: int, n: int) -> None:
+    """The same with shared and ordinary arrays in turn."""
+    for number in range(count):
+        queue.put(np.full(n, float(number)) if number % 2 else ndshare.full(n, float(number)))
+
+
 def send_and_sleep(connection: Any) -> None:
     """Send one array and stay."""
     connection.send(ndshare.ones(BIG))

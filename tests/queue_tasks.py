@@ -93,14 +93,19 @@ def produce_for_ever(q: ndshare.Queue, who: int, out: Any) -> None:
 
 
 def consume_for_ever(q: ndshare.Queue, seen: Any, wrong: Any) -> None:
-    """Take messages and count each in shared memory, until killed or the end."""
+    """Take messages and count each in shared memory, until killed or the end.
+
+    Damaged arrays and messages that one producer put in another order are counted as wrong.
+    """
+    last: dict[int, int] = {}
     while True:
         try:
             who, number, a = q.get()
         except ndshare.ShutDown:
             return
-        if not (a == number % 251).all():
+        if not (a == number % 251).all() or number <= last.get(who, -1):
             wrong[0] += 1
+        last[who] = number
         seen[who, number] += 1
 
 

@@ -291,22 +291,35 @@ def test_memory_is_reused_after_it_was_taken() -> None:
     other.close()
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_sender_that_exits_stays_until_its_arrays_were_taken(method: str) -> None:
-    """A hundred arrays, a producer that ends at once, a consumer that begins later."""
-    context = multiprocessing.get_context(method)
-    queue = context.Queue()
-    child = context.Process(target=mp_tasks.produce, args=(queue, 100, 20_000))
-    child.start()
-    time.sleep(1)
-    for number in range(100):
-        array = queue.get(timeout=30)
-        assert (array == number).all()
-    child.join(30)
-    assert child.exitcode == 0
-    array[:] = 5  # the memory outlives its maker
-    assert (array == 5).all()
-    _close(queue)
+def test_arrays_of_a_sender_that_exits_at_once_are_read_five_seconds_later() -> None:
+    """A hundred arrays, shared and ordinary, through `multiprocessing.Queue` and through `ndshare.Queue`.
+
+    The senders have nothing else to do, so they end as soon as they may: with `ndshare.Queue` before anybody
+    reads, with the registration when all was taken.
+    """
+    sent = []
+    for method, native in (("fork", False), ("spawn", False), ("fork", True), ("spawn", True)):
+        context = multiprocessing.get_context(method)
+        queue = ndshare.Queue() if native else context.Queue()
+        child = context.Process(target=mp_tasks.produce_both_kinds, args=(queue, 100, 20_000))
+        child.start()
+        sent.append((queue, child, native))
+    for _, child, native in sent:
+        if native:
+            child.join(60)
+            assert child.exitcode == 0
+    time.sleep(5)
+    for queue, child, _ in sent:
+        for number in range(100):
+            array = queue.get(timeout=30)
+            assert (array == number).all()
+            assert ndshare.is_shared(array) == (number % 2 == 0)
+            assert array.flags.writeable
+        child.join(30)
+        assert child.exitcode == 0
+        array[:] = 5  # the memory outlives its maker
+        assert (array == 5).all()
+        _close(queue)
 
 
 def test_killed_sender_gives_a_clear_error(fork: Any) -> None:

@@ -12,13 +12,13 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ndshare._queue_line import Line
+    from ndshare._queue_backlog import Backlog
 
-_busy: set[Line] = set()
+_busy: set[Backlog] = set()
 _arranged: list[int] = []  # process that will call `_finish`
 
 
-def expect(line: Line) -> None:
+def expect(line: Backlog) -> None:
     """Note that a line has messages to deliver."""
     _busy.add(line)
     pid = os.getpid()
@@ -29,7 +29,7 @@ def expect(line: Line) -> None:
             sys.modules["multiprocessing.util"].Finalize(None, _finish, exitpriority=-5)
 
 
-def forget(line: Line) -> None:
+def forget(line: Backlog) -> None:
     """Note that a line has delivered everything."""
     _busy.discard(line)
 

@@ -7,7 +7,7 @@
     memory                                   flags, counters, sizes; its file bears the locks
     bell_in ◀──── rings ────────── bell_out  a pipe: a slot is free; also tells who is left
 
-`_wire/queue.c` is the other half of this layout.
+`_wire/queue.h` is the other half of this layout.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PLAIN, NAMED = 0, 1
 # A NAMED message: lengths of the list of names and of the parcel that defines them, its descriptors.
 NAMES = struct.Struct("<III")
 
-FLAGS, WAITERS, PUT, GOT, SLOTS, MAX_BYTES, MAXSIZE, SIZES = 0, 8, 16, 24, 32, 40, 48, 64
+FLAGS, WAITERS, SLOTS, MAX_BYTES, MAXSIZE, PUT, GOT, SIZES = 0, 8, 16, 24, 32, 64, 128, 192
 SHUT, IMMEDIATE, WORKERS = 1, 2, 4
 
 # Bytes of the memory's file that are locked.

@@ -104,7 +104,8 @@ class Wire:
             if self._budget <= 0 or nbytes > (self.maxbytes or nbytes):
                 return False
             self._budget -= 1
-        return _wire.queue_send(*self.sending, stream, max(nbytes, self.least))
+            nbytes = max(nbytes, self.least)
+        return _wire.queue_send(*self.sending, stream, nbytes)
 
     def send_again(self, stream: bytes) -> bool:
         """Send a pickle that was accepted before; False if there is no room, or the queue was shut down."""
@@ -174,7 +175,9 @@ class Wire:
             if error.errno != errno.EMFILE:
                 raise
             received = self._receive_with_room()
-        return self._receive_late() if received == _END or received == b"" else received
+        if received and received != _END:  # most often
+            return received
+        return None if received is None else self._receive_late()
 
     def _receive_with_room(self) -> Received | None:
         gc.collect()

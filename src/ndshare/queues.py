@@ -26,31 +26,23 @@ Not guaranteed
 
 from __future__ import annotations
 
-import pickle
-import queue
-import time
 import weakref
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, NoReturn
 
 from ndshare import _queue_memory, _wire
+from ndshare._queue_getting import Getting
 from ndshare._queue_line import Line
 from ndshare._queue_lines import line_of
-from ndshare._queue_memory import GOT, MAXSIZE_MAX, PUT, SHUT, WAITERS, WORKERS, Files
-from ndshare._queue_messages import Message, unpack
-from ndshare._queue_wire import Received
+from ndshare._queue_memory import GOT, MAXSIZE_MAX, PUT, SHUT, WORKERS, Files
+from ndshare._queue_putting import Putting
 from ndshare.descriptors import Descriptor
 from ndshare.errors import SegmentError, ShutDown
-from ndshare.parcel import INLINE_MAX
 
 __all__ = ["Queue", "ShutDown", "reduce_queue"]
 
 
-# They need no look at what is in them.
-_PLAIN = frozenset((bytes, str, int, float, bool, type(None)))
-
-
-class Queue:
+class Queue(Putting, Getting):
     """A queue of messages between processes and threads, arrays in it by shared memory.
 
     Methods and exceptions are those of `multiprocessing.Queue` and, for `shutdown`, of `queue.Queue` in
@@ -102,191 +94,6 @@ class Queue:
         except OSError as error:
             raise SegmentError(error.errno or 0, "make a queue, which takes 5 open files") from error
         self._line = line_of(files)
-
-    # ---- putting
-
-    def put(self, obj: object, block: bool = True, timeout: float | None = None) -> None:
-        """Put an object into the queue.
-
-        Parameters
-        ----------
-        obj : object
-            Anything that can be pickled. It is serialized, and ordinary arrays in it are copied, before this
-            returns.
-        block : bool
-            Whether to wait while a bounded queue is full.
-        timeout : float, optional
-            How long at most, in seconds. None: as long as it takes.
-
-        Raises
-        ------
-        queue.Full
-            If the queue stays full.
-        ShutDown
-            If it was shut down.
-        ValueError
-            If it is closed here, if the object alone is larger than `maxbytes`, or if `timeout` is negative.
-        Exception
-            Whatever pickling raises; the queue is as before.
-        CapacityError
-            If there is no memory for the copies.
-        """
-        line = self._line or self._open()
-        wire = line.wire
-        if type(obj) in _PLAIN and _send_stream(line, pickle.dumps(obj, 5)):
-            return
-        deadline = _deadline(block, timeout)
-        message = self._message(line, obj)
-        stream = message.bare
-        if stream is not None:
-            if _send_stream(line, stream):
-                return
-            if wire.slots and deadline is None and wire.spin_for_slot() and _send_stream(line, stream):
-                return
-        if wire.slots and not line.take_slot(message, doubt=not block):
-            if not block:
-                raise queue.Full
-            _wire.add_u64(wire.memory, WAITERS, 1)
-            try:
-                rung = True
-                while not line.take_slot(message, doubt=not rung):
-                    left = _left(deadline)
-                    if left is not None and left <= 0 and not rung:
-                        raise queue.Full
-                    rung = wire.wait_for_slot(left)
-            finally:
-                _wire.add_u64(wire.memory, WAITERS, -1)
-        line.push(message)
-
-    def put_nowait(self, obj: object) -> None:
-        """Put an object, or raise `queue.Full` at once; see `put`."""
-        self.put(obj, False)
-
-    async def aput(self, obj: object) -> None:
-        """Put an object; wait for room without blocking the event loop. See `put`."""
-        from ndshare._queue_asyncio import wait_for_slot
-
-        line = self._open()
-        message = self._message(line, obj)
-        if line.wire.slots and not line.take_slot(message):
-            _wire.add_u64(line.wire.memory, WAITERS, 1)
-            try:
-                while not line.take_slot(message):
-                    await wait_for_slot(line.wire)
-            finally:
-                _wire.add_u64(line.wire.memory, WAITERS, -1)
-        line.push(message)
-
-    @staticmethod
-    def _message(line: Line, obj: object) -> Message:
-        flags = line.wire.flags
-        if flags & SHUT:
-            raise ShutDown
-        message = Message(obj, define=bool(flags & WORKERS))
-        if line.wire.maxbytes and message.nbytes > line.wire.maxbytes:
-            raise ValueError(
-                f"Queue.put: the message has {message.nbytes} bytes, and the queue takes at most "
-                f"{line.wire.maxbytes} (maxbytes); put it in pieces or make the queue larger"
-            )
-        return message
-
-    # ---- getting
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Take the next object out of the queue.
-
-        Parameters
-        ----------
-        block : bool
-            Whether to wait while the queue is empty.
-        timeout : float, optional
-            How long at most, in seconds. None: as long as it takes.
-
-        Returns
-        -------
-        object
-            Equal to what was put. Shared arrays are the same memory; others are the caller's own.
-
-        Raises
-        ------
-        queue.Empty
-            If the queue stays empty.
-        ShutDown
-            If it was shut down and is empty.
-        ValueError
-            If it is closed here, or `timeout` is negative.
-        SegmentError
-            If the process has too many open files; the message stays in the queue.
-        Exception
-            Whatever unpickling raises; that message is gone.
-        """
-        line = self._line or self._open()
-        received = line.wire.receive()
-        if received is None:
-            received = _wait(line, _deadline(block, timeout))
-        return pickle.loads(received) if type(received) is bytes else unpack(received)
-
-    def get_nowait(self) -> Any:
-        """Take the next object, or raise `queue.Empty` at once; see `get`."""
-        return self.get(False)
-
-    def get_many(self, max_items: int, timeout: float | None = None) -> list[Any]:
-        """Wait for one object, then take what is there.
-
-        Parameters
-        ----------
-        max_items : int
-            Most objects to take, at least 1.
-        timeout : float, optional
-            How long to wait for the first one at most, in seconds. None: as long as it takes.
-
-        Returns
-        -------
-        list
-            Between 1 and `max_items` objects.
-
-        Raises
-        ------
-        queue.Empty
-            If there is none in time.
-        ShutDown
-            If the queue was shut down and is empty.
-
-        Notes
-        -----
-        Other errors are those of `get`. One that occurs after the first object is raised as well: what had
-        been taken out by then is gone.
-        """
-        if max_items < 1:
-            raise ValueError(f"Queue.get_many: max_items is {max_items}; allowed are 1 and more")
-        found = [self.get(True, timeout)]
-        line = self._open()
-        while len(found) < max_items:
-            try:
-                received = line.wire.receive()
-            except ShutDown:
-                break
-            if received is None:
-                break
-            found.append(unpack(received))
-        return found
-
-    async def aget(self) -> Any:
-        """Take the next object; wait for it without blocking the event loop. See `get`."""
-        from ndshare._queue_asyncio import wait_for_message
-
-        line = self._open()
-        while (received := line.wire.receive()) is None:
-            await wait_for_message(line.wire)
-        return unpack(received)
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when there may be something to get.
-
-        For `selectors` and event loops, to wait with; not to read from. When it is readable, call
-        `get_nowait` and be ready for `queue.Empty`: somebody else may have been quicker.
-        """
-        return self._open().wire.files.into
 
     # ---- state
 
@@ -364,11 +171,6 @@ class Queue:
 
     # ---- between processes
 
-    def _open(self) -> Line:
-        if self._line is None:
-            raise ValueError(f"{self!r} is closed")
-        return self._line
-
     def __del__(self) -> None:
         if getattr(self, "_line", None) is not None:
             self.close()
@@ -386,39 +188,6 @@ class Queue:
             "a Queue cannot be pickled or copied: the copy would be another queue. Pass it to a child of "
             "multiprocessing when it starts, or to a task, kernel or queue of ndshare"
         )
-
-
-def _send_stream(line: Line, stream: bytes) -> bool:
-    """Accept a pickle that is all of a message, without a detour; False if it has to go the long way."""
-    if not line.backlog:
-        return line.wire.send_bare(stream)
-    return not line.wire.slots and len(stream) < INLINE_MAX and line.push_behind(stream)
-
-
-def _deadline(block: bool, timeout: float | None) -> float | None:
-    """When to give up; None: never."""
-    if not block:
-        return 0.0
-    if timeout is None:
-        return None
-    if timeout < 0:
-        raise ValueError(f"timeout is {timeout}; allowed are 0 and more seconds, or None for no limit")
-    return time.monotonic() + timeout
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else deadline - time.monotonic()
-
-
-def _wait(line: Line, deadline: float | None) -> Received:
-    while True:
-        left = _left(deadline)
-        if left is not None and left <= 0:
-            raise queue.Empty
-        line.wire.wait_for_message(left)
-        received = line.wire.receive()
-        if received is not None:
-            return received
 
 
 def _opened(line: Line) -> Queue:

@@ -14,19 +14,15 @@
 #include "wire.h"
 
 #include <errno.h>
-#include <poll.h>
-#include <sched.h>
 #include <stdbool.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define MAX_PARTS 128
-#define OTHERS_RAN_NS 20000  /* a yield to nobody takes a microsecond, with an interrupt ten */
 
 /* Highest descriptor number received so far. The kernel hands out the lowest free one, so numbers
  * near the limit mean that the process is short of them. */
@@ -166,59 +162,6 @@ close_all(const int *fds, Py_ssize_t count)
     for (Py_ssize_t i = 0; i < count; i++) {
         close(fds[i]);
     }
-}
-
-static int64_t
-now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
-}
-
-/* How often this thread had to make room for another one. */
-static long
-times_preempted(void)
-{
-    struct rusage usage;
-    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : 0;
-}
-
-/* Look again and again for up to `spin_us` before the caller goes to sleep: to be woken by another
- * processor costs the waker more than the message itself. Yields to whoever else wants to run; if
- * somebody did, this stops: should that be the very process that is waited for, the two would take turns
- * on one processor for long, while who sleeps is woken on an idle one. */
-static void
-spin_until_readable(int fd, int spin_us)
-{
-    struct pollfd entry = {.fd = fd, .events = POLLIN};
-    int64_t now = now_ns(), end = now + spin_us * INT64_C(1000), before;
-    long switches = times_preempted();
-    while (now < end && poll(&entry, 1, 0) == 0) {
-        before = now_ns();
-        sched_yield();
-        now = now_ns();
-        if (now - before > OTHERS_RAN_NS && times_preempted() != switches) {
-            return;
-        }
-    }
-}
-
-PyObject *
-ndshare_message_spin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
-{
-    if (nargs != 2) {
-        return PyErr_Format(PyExc_TypeError, "spin takes 2 arguments, got %zd", nargs);
-    }
-    int fd = PyLong_AsInt(args[0]);
-    int spin_us = PyLong_AsInt(args[1]);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    spin_until_readable(fd, spin_us);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
 }
 
 /* One message into `view`; its descriptors to `received`. NDSHARE_FAILED: errno is set, or, if it is 0, a Python error. */

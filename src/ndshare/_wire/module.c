@@ -1,11 +1,13 @@
 /* ndshare._wire: what goes between processes, in C because every microsecond of it is paid per task.
  *
- * messages.c  whole messages with descriptors
- * queue.c     slots of a bounded queue, and receiving from one
- * shield.c    no Ctrl-C between two lines that belong together
- * atomics.c   cells in shared memory
- * resting.c   sleep while another thread is at it
- * here        `selective`, a filter for picklers; `die_with_parent`, `here`
+ * messages.c        whole messages with descriptors
+ * queue_messages.c  into a queue and out of it
+ * queue_slots.c     the slots of a bounded queue
+ * spin.c            waiting without sleeping
+ * shield.c          no Ctrl-C between two lines that belong together
+ * atomics.c         cells in shared memory
+ * resting.c         sleep while another thread is at it
+ * here              `selective`, a filter for picklers; `die_with_parent`, `here`
  *
  * The module has no state but one hint about descriptor numbers, and needs no lock.
  */

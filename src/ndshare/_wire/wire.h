@@ -28,6 +28,11 @@ int ndshare_receive(int sock_fd, const Py_buffer *view, int flags, int look_firs
                     Py_ssize_t *size, Py_ssize_t *count);
 PyObject *ndshare_descriptor_tuple(const int received[NDSHARE_MAX_FDS], Py_ssize_t count);
 
+int64_t ndshare_now_ns(void);
+
+/* Look until it is there, or so long at most; tell whether it is. Gives up the GIL. */
+bool ndshare_spin(bool (*is_there)(const void *), const void *what, int microseconds);
+
 PyObject *ndshare_queue_take(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_queue_send(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_queue_recv(PyObject *module, PyObject *const *args, Py_ssize_t nargs);

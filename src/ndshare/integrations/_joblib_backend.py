@@ -6,6 +6,7 @@ joblib hands over batches of calls and wants a future for each; the futures are 
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 from collections.abc import Callable
@@ -64,8 +65,10 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     ) -> None:
         _checked(options)
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads, **options)
+        self.parallel: Any = None  # whose backend this is
         self._lock = threading.Lock()  # batches are submitted by the caller and by the thread of callbacks
         self._executor: ProcessPoolExecutor | None = None
+        self._called = False  # a call is under way that was not aborted
         self._options: dict[str, Any] = {}
         self._workers = 1
 
@@ -82,19 +85,33 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def configure(
         self, n_jobs: int = 1, parallel: Any = None, prefer: Any = None, require: Any = None, **options: Any
     ) -> int:
-        """Prepare for calls of one `joblib.Parallel`; return the number of workers."""
+        """Prepare for calls of one `joblib.Parallel`; return the number of workers.
+
+        All that are made under one `joblib.parallel_config` are given the same backend. Each goes on with a
+        copy, so that one which is aborted does not take the workers of another.
+        """
         del prefer, require
         workers = self.effective_n_jobs(n_jobs)
         if workers == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        if self.parallel is not parallel:
+            raise FallbackToBackend(self._copy_for(parallel))
         merged = {**self.backend_kwargs, **options}
         _checked(merged)
-        self.parallel = parallel
         self.terminate()
         self._workers = workers
         self._options = {name: value for name, value in merged.items() if name in _OPTIONS}
         self._options["threads_per_worker"] = self.inner_max_num_threads
         return workers
+
+    def _copy_for(self, parallel: Any) -> NdshareBackend:
+        made = copy.copy(self)
+        made.parallel = parallel
+        made._lock = threading.Lock()
+        made._executor = None
+        made._called = False
+        made.reset_batch_stats()
+        return made
 
     def start_call(self) -> None:
         """Begin a call: arrays may have changed since the last one.
@@ -105,6 +122,7 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         if not getattr(self.parallel, "_calling", False):
             self.parallel._ready_batches = queue.Queue()
         with self._lock:
+            self._called = True
             if self._executor is not None:
                 self._executor._pool.delivery.inputs = Inputs()
 
@@ -115,8 +133,16 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                 self._executor._pool.delivery.inputs = None
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Future[Any]:
-        """Have a worker run a batch; `callback` gets the future when it is done."""
+        """Have a worker run a batch; `callback` gets the future when it is done.
+
+        The thread of callbacks may come with the next batch of a call that was just aborted: nobody would
+        end the workers that were started for it.
+        """
         with self._lock:
+            if not self._called:
+                dropped: Future[Any] = Future()
+                dropped.cancel()
+                return dropped
             if self._executor is None:
                 self._executor = ProcessPoolExecutor(self._workers, **self._options)
             executor = self._executor
@@ -148,6 +174,7 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def _take_executor(self) -> ProcessPoolExecutor | None:
         with self._lock:
             executor, self._executor = self._executor, None
+            self._called = False
             return executor
 
 
