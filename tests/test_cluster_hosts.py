@@ -44,8 +44,9 @@ def test_two_hosts() -> None:
     lines = _run(*_NAMESPACE, sys.executable, str(_HERE / "two_hosts.py")).splitlines()
     assert lines[0] == "copies 2 sent 2"
     assert lines[1] == "sent again 0"
-    assert lines[2].endswith("passed")
-    assert lines[3] == "after the cut 2 hosts"
+    assert lines[2] == "workspace: copies 2 sent 2"
+    assert lines[3].endswith("passed")
+    assert lines[4] == "after the cut 2 hosts"
 
 
 def _mpiexec() -> str | None:

@@ -17,6 +17,7 @@ import numpy as np
 
 import ndshare
 from cluster_suite import run_suite
+from ndshare._engines import DaskEngine
 
 _FIRST, _SECOND = "10.99.0.1", "10.99.0.2"
 _WORKERS = 2
@@ -63,6 +64,34 @@ def _check_inputs(context: ndshare.ClusterContext) -> None:
     context.map(kernel, range(64), shares=32)
     print("sent again", sum(sent), flush=True)
     context._engine.submit = submit  # type: ignore[method-assign]
+
+
+def _check_workspace(client: Any) -> None:
+    """Values are on each host once, for all of its processes and their workers."""
+    values = np.random.default_rng(2).normal(size=5_000_000)
+    sent: list[int] = []
+    submit = DaskEngine.submit
+
+    def counting(engine: DaskEngine, task: Any, *rest: Any) -> Any:
+        sent.append(sum(content.nbytes for content in task.contents.values() if content.nbytes > 1e6))
+        return submit(engine, task, *rest)
+
+    DaskEngine.submit = counting  # type: ignore[method-assign]
+    with ndshare.Workspace({"table": values, "counts": np.zeros(64)}, engine=client) as ws:
+
+        @ws.register
+        def look(index: int) -> float:
+            time.sleep(0.02)
+            counts[index] += 1  # type: ignore[name-defined]  # noqa: F821
+            return float(table[index])  # type: ignore[name-defined]  # noqa: F821
+
+        for number in (1, 2):
+            for index in range(64):
+                look(index)
+            assert ws.evaluate() == values[:64].tolist()
+            assert ws["counts"].tolist() == [number] * 64
+        print("workspace: copies", _copies(values.nbytes), "sent", sum(sent) // values.nbytes, flush=True)
+    DaskEngine.submit = submit  # type: ignore[method-assign]
 
 
 def _check_cut(context: ndshare.ClusterContext) -> None:
@@ -133,6 +162,7 @@ def main() -> None:
             client.wait_for_workers(2 * _WORKERS)
             context = ndshare.ClusterContext(client)
             _check_inputs(context)
+            _check_workspace(client)
             print(run_suite(lambda: ndshare.ClusterContext(client)), "passed", flush=True)
             _check_cut(context)
     finally:
