@@ -24,6 +24,7 @@ from ndshare import _platform, _wire, segments
 from ndshare._queue_memory import (
     BACKLOG_BYTE,
     FLAGS,
+    GOT,
     HEAD,
     IMMEDIATE,
     MAX_BYTES,
@@ -152,6 +153,11 @@ class Wire:
             self._budget = max(count, (quarter - there) // 4)
         self._budget -= count
         return True
+
+    @property
+    def got(self) -> int:
+        """How many messages were taken out."""
+        return _wire.load_u64(self.memory, GOT)
 
     def count_put(self, number: int = 1) -> None:
         """Count a message that was accepted."""
