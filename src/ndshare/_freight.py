@@ -42,6 +42,10 @@ INLINE_MAX = 64 * 1024
 Piece = tuple[str, Any, int, str | bytes, tuple[int, ...], tuple[int, ...] | None, int]
 
 
+def _no_bytes() -> Bytes:
+    return np.zeros(0, np.uint8)
+
+
 @dataclasses.dataclass(slots=True)
 class Crate:
     """A pickled object and the places of its arrays.
@@ -52,13 +56,17 @@ class Crate:
         The pickle; it asks for the arrays in their order.
     pieces : list of tuple
         Where each of them is.
-    inline : ndarray of uint8
+    inline : ndarray of uint8, optional
         Small ones.
     """
 
     stream: bytes
-    pieces: list[Piece]
-    inline: Bytes
+    pieces: list[Piece] = dataclasses.field(default_factory=list)
+    inline: Bytes = dataclasses.field(default_factory=_no_bytes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without arrays it takes little more than the pickle: there are three in each share."""
+        return Crate, (self.stream, self.pieces, self.inline)[: 3 if self.inline.size else 2]
 
     def blocks(self) -> set[int]:
         """Return the numbers of the blocks it refers to."""

@@ -34,6 +34,10 @@ class CallTask:
     blocks: dict[int, tuple[int, bytes | None]]
     contents: dict[bytes, Bytes]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the names of the fields: each share is pickled, and goes through the engine's scheduler."""
+        return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
     def load(self, known: Mapping[bytes, Bytes], lacking: Collection[bytes]) -> None:
         """Add the contents that a node lacks, and those that are too small to ask for."""
         for digest in self.needed():

@@ -10,6 +10,8 @@
     arrays.py    cases: arrays there and back
     tasks.py     cases: many small tasks
     startup.py   cases: import, first result (fresh interpreters)
+    cluster.py   cases: maps on a local Dask cluster
+    dask_cluster.py  that cluster, and what passes through its scheduler
     memory.py    case: one large shared array, many workers
     maps.py      cases: maps of tiny kernels
     balance.py   case: a map over items of very different cost

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ndshare._twins import Change
+from ndshare.bench.dask_cluster import Load, load_of, opened
 from ndshare.bench.goal import Goal, Result
 from ndshare.bench.timing import Contestant, alternate
 from ndshare.cluster import ClusterContext
@@ -21,8 +22,55 @@ _SHARES = 100
 CASES = ("outputs", "overhead", "bytes")
 
 
+class _Traffic:
+    """Notes what passes through the scheduler while each contestant runs.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Of the cluster.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._before = load_of(client)
+        self._noted: dict[str, list[Load]] = {}
+
+    def counted(self, name: str, contestant: Contestant) -> Contestant:
+        """Return the contestant, whose check notes the traffic of the run before it."""
+        noted = self._noted[name] = []
+
+        def check(result: Any) -> None:
+            now = load_of(self._client)
+            noted.append(now - self._before)
+            contestant.check(result)
+            self._before = load_of(self._client)
+
+        return Contestant(contestant.run, check, contestant.per)
+
+    def nbytes(self, rounds: int) -> dict[str, list[float]]:
+        """Return the bytes of the last rounds of each contestant."""
+        return {name: [load.nbytes for load in loads[-rounds:]] for name, loads in self._noted.items()}
+
+
+def run(
+    cases: Sequence[str], _versions: dict[str, str], rounds: int, workers: int, quick: bool
+) -> Iterator[Result]:
+    """Yield the result of each case."""
+    if "overhead" in cases:
+        with _local(workers) as client:
+            yield _overhead(client, ClusterContext(client), rounds)
+    with opened(workers) as client:
+        context = ClusterContext(client)
+        if "outputs" in cases:
+            yield from _outputs(client, context, _QUICK_ITEMS if quick else _ITEMS, min(rounds, 5))
+        if "bytes" in cases:
+            yield from _bytes(context, quick)
+
+
 @contextlib.contextmanager
-def _client(workers: int) -> Iterator[Any]:
+def _local(workers: int) -> Iterator[Any]:
+    """Start a cluster as a user does on one machine: the scheduler is a part of this process."""
     import distributed
 
     local: Callable[..., Any] = distributed.LocalCluster
@@ -36,25 +84,11 @@ def _client(workers: int) -> Iterator[Any]:
         yield client
 
 
-def run(
-    cases: Sequence[str], _versions: dict[str, str], rounds: int, workers: int, quick: bool
-) -> Iterator[Result]:
-    """Yield the result of each case."""
-    with _client(workers) as client:
-        context = ClusterContext(client)
-        if "outputs" in cases:
-            yield _outputs(client, context, _QUICK_ITEMS if quick else _ITEMS, min(rounds, 5))
-        if "overhead" in cases:
-            yield _overhead(client, context, rounds)
-        if "bytes" in cases:
-            yield from _bytes(context, quick)
-
-
 def _make(value: int) -> Any:
     return np.random.default_rng(value).random(_ITEM_BYTES // 8)
 
 
-def _outputs(client: Any, context: ClusterContext, items: int, rounds: int) -> Result:
+def _outputs(client: Any, context: ClusterContext, items: int, rounds: int) -> Iterator[Result]:
     out = context.alloc((items, _ITEM_BYTES // 8))
 
     def kernel(_worker_id: int, index: int, value: int) -> None:
@@ -64,11 +98,14 @@ def _outputs(client: Any, context: ClusterContext, items: int, rounds: int) -> R
         context.map(kernel, range(items))
         return out
 
-    def by_hand() -> Any:
+    def by_hand(direct: bool | None = None) -> Any:
         futures = client.map(_make, range(items), pure=False)
-        for index, values in enumerate(client.gather(futures)):
+        for index, values in enumerate(client.gather(futures, direct=direct)):
             out[index] = values
         return out
+
+    def past_the_scheduler() -> Any:
+        return by_hand(direct=True)
 
     def check(result: Any) -> None:
         for index in (0, items // 2, items - 1):
@@ -76,9 +113,13 @@ def _outputs(client: Any, context: ClusterContext, items: int, rounds: int) -> R
                 raise AssertionError(f"row {index} is wrong")
         result[:] = 0
 
-    contestants = {"Dask by hand": Contestant(by_hand, check, 1), "ndshare": Contestant(ours, check, 1)}
+    traffic = _Traffic(client)
+    runs = {"Dask by hand": by_hand, "Dask, gather(direct=True)": past_the_scheduler, "ndshare": ours}
+    contestants = {name: traffic.counted(name, Contestant(run, check)) for name, run in runs.items()}
     title = f"{items:,} items of 1 MB into one array"
-    return Result("outputs", title, "s", alternate(contestants, rounds), "Dask by hand", (Goal(1.0),))
+    yield Result("outputs", title, "s", alternate(contestants, rounds), "Dask by hand", (Goal(1.0),))
+    title = f"{items:,} items of 1 MB: bytes through the scheduler"
+    yield Result("traffic", title, "B", traffic.nbytes(rounds), "Dask by hand", (Goal(0.6),))
 
 
 def _nothing(_value: int) -> None:
@@ -99,7 +140,7 @@ def _overhead(client: Any, context: ClusterContext, rounds: int) -> Result:
         if count != _SHARES:
             raise AssertionError(f"{count} of {_SHARES} shares")
 
-    contestants = {"Dask tasks": Contestant(by_hand, check, 1), "ndshare": Contestant(ours, check, 1)}
+    contestants = {"Dask tasks": Contestant(by_hand, check), "ndshare": Contestant(ours, check)}
     title = f"{_SHARES} shares with nothing to do"
     return Result("overhead", title, "s", alternate(contestants, rounds), "Dask tasks", (Goal(1.5),))
 
