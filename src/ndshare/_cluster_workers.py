@@ -35,20 +35,11 @@ from ndshare._engines import Engine
 from ndshare._freight import open_reply
 from ndshare._map_workers import ItemError, Outcome, Ranges
 from ndshare._runner import Death, Job
+from ndshare._share_sizes import DEPTH, ShareSizes
 from ndshare._shares import ShareTask, TaskResult
 from ndshare.captured import Traffic
 from ndshare.tasks import with_traceback
 
-#: A share should take about so long: many times what an engine takes to send one.
-_SHARE_S = 0.4
-#: ... and at least so long, however few items are left.
-_SHARE_LEAST_S = 0.02
-#: A share is at most this part of what is left, per group.
-_PARTS_LEFT = 3
-#: How much larger than its predecessor a share may be.
-_GROWTH = 16
-#: So many shares of a group are under way, where nothing has rows per worker: the next one is there in time.
-_DEPTH = 8
 #: So many nodes may be lost under one share.
 _LOST_MOST = 4
 
@@ -112,14 +103,14 @@ class Remote:
         self._free: collections.deque[int] | None = None  # groups, known when the kernel is packed
         self._cancelled = False
         self._groups = groups
+        self._depth = 0  # so many shares of each group may be under way
         self._again: collections.deque[tuple[int, int]] = collections.deque()
         self._flights: dict[int, _Flight] = {}  # by id of the future
         self._parked: list[_Flight] = []  # until contents that they lack as well are there
         self._carried: dict[str, set[bytes]] = collections.defaultdict(set)  # to each machine, just now
         self._places: dict[tuple[str, int], int] = {}  # number of each worker process, for the report
         self._landing = _Landing()
-        self._per_item_s = job.usual_ns * 1e-9
-        self._size = 0
+        self._sizes = ShareSizes(groups, per_group, job.usual_ns * 1e-9)
         self._cargo = Cargo(job, per_group)
         self.captured: dict[str, Traffic] = {}
 
@@ -144,15 +135,17 @@ class Remote:
     def start(self, _count: int, ranges: Ranges = ()) -> None:
         """See `MapWorkers`; there are always as many as there are groups."""
         if self._free is None:
-            depth = 1 if self._cargo.has_rows else _DEPTH
-            self._free = collections.deque(list(range(self._groups)) * depth)
+            self._free = collections.deque()
         self._again.extend(ranges)
         self._fill()
 
     def _fill(self) -> None:
-        """Send shares for all groups that have none."""
+        """Send shares for all groups that have none, or not enough."""
         board = self._job.board
         free = self._free
+        while free is not None and self._depth < self._most():
+            free.extend(range(self._groups))
+            self._depth += 1
         flights: list[_Flight] = []
         while free and not board.is_stopped():
             share = self._again.popleft() if self._again else self._take()
@@ -169,31 +162,25 @@ class Remote:
             flight.future = future
             self._flights[id(future)] = flight
 
+    def _most(self) -> int:
+        """How many shares of a group may be under way."""
+        if self._cargo.has_rows:
+            return 1
+        return DEPTH if self._job.share_items else self._sizes.depth
+
     def _task(self, flight: _Flight, contents: Collection[bytes] = ()) -> ShareTask:
         first_worker = flight.group * self._per_group
-        return self._cargo.task(flight.start, flight.end, first_worker, self._per_item_s, contents)
+        return self._cargo.task(flight.start, flight.end, first_worker, self._sizes.per_item_s, contents)
 
     def _take(self) -> tuple[int, int] | None:
         job, board = self._job, self._job.board
         left = board.items - board.taken
         if left <= 0:
             return None
-        count = job.share_items * self._per_group or self._fitting(left)
+        count = job.share_items * self._per_group or self._sizes.take(left)
         count = -(-count // job.block) * job.block
         start = board.take(count)
         return (start, min(start + count, board.items)) if start < board.items else None
-
-    def _fitting(self, left: int) -> int:
-        if not self._per_item_s:
-            count = self._per_group
-        else:
-            per_item_s = self._per_item_s / self._per_group
-            fair = left / (_PARTS_LEFT * self._groups)
-            count = int(max(min(_SHARE_S / per_item_s, fair), min(_SHARE_LEAST_S / per_item_s, left)))
-            if self._size:
-                count = min(count, self._size * _GROWTH)
-        self._size = max(1, count)
-        return self._size
 
     def _send(self, flight: _Flight, contents: Collection[bytes] = (), address: Any = None) -> None:
         try:
@@ -295,9 +282,7 @@ class Remote:
             outcomes.append(Death(worker_id, death.pid, death.index, now))
         if job.on_error == "raise" and any(report.errors for report in reports):
             board.stop()
-        if items := sum(report.items for report in reports):
-            per_item_s = sum(report.busy for report in reports) / items
-            self._per_item_s += (per_item_s - self._per_item_s) * (0.5 if self._per_item_s else 1.0)
+        self._sizes.learn(sum(report.items for report in reports), sum(report.busy for report in reports))
         return outcomes
 
     def _lose(self, flight: _Flight, error: BaseException) -> list[Outcome]:

@@ -1,0 +1,193 @@
+"""What the parts of a share cost on this machine, for `ndshare.bench.simulation`.
+
+The caller's and the scheduler's part are measured on a local Dask cluster with one node that has nothing to
+do, a node's part in this process, which is given shares as an engine gives them to a node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ndshare._cluster_cargo import Cargo
+from ndshare._twins import Change
+from ndshare.bench.dask_cluster import load_of
+from ndshare.bench.goal import Result
+from ndshare.bench.simulation import Costs
+from ndshare.cluster import ClusterContext
+
+_SHARES = 200
+_ROUNDS = 3
+_ROW_BYTES = 1 << 20
+_ROWS = 64
+_ROWS_PER_SHARE = 8
+_PREFIX = "cost-"
+
+
+class _Here:
+    """An engine of one node, which is this process; notes how long each share takes."""
+
+    _max_workers = 1
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def submit(self, function: Callable[[Any], Any], task: Any) -> Any:
+        import concurrent.futures
+
+        future: Any = concurrent.futures.Future()
+        began = time.perf_counter()
+        result = function(task)
+        self.seconds.append(time.perf_counter() - began)
+        future.set_result(result)
+        return future
+
+
+def measure(client: Any) -> Costs:
+    """Return the costs on this machine.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Of a cluster of `ndshare.bench.dask_cluster`.
+    """
+    node = _node()
+    return Costs(**_engine(client), **node, receive_s=_receive(client))
+
+
+def _nothing(*_entry: object) -> None:
+    pass
+
+
+def _engine(client: Any) -> dict[str, float]:
+    """Measure what a share costs the caller and the scheduler, and how long the way is."""
+    context = ClusterContext(client)
+
+    def kernel(*_entry: object) -> None:
+        pass
+
+    latencies, callers, schedulers, nbytes = [], [], [], []
+    for number in range(-1, _ROUNDS):
+        ways = []
+        for _ in range(10):
+            began = time.perf_counter()
+            client.submit(_nothing, pure=False).result()
+            ways.append(time.perf_counter() - began)
+        before, cpu_s = load_of(client), time.process_time()
+        context.map(kernel, range(_SHARES), shares=_SHARES)
+        cpu_s = time.process_time() - cpu_s
+        load = load_of(client) - before
+        if number >= 0:
+            latencies.append(statistics.median(ways))
+            callers.append(cpu_s / _SHARES)
+            schedulers.append(load.cpu_s / _SHARES)
+            nbytes.append(load.nbytes / _SHARES)
+    return {
+        "latency_s": min(latencies),
+        "caller_s": min(callers),
+        "scheduler_s": min(schedulers),
+        "scheduler_bytes": statistics.median(nbytes),
+    }
+
+
+def _node() -> dict[str, float]:
+    """Measure what a share costs a node, and the caller merging it."""
+    engine = _Here()
+    context = ClusterContext(engine)
+
+    def nothing(*_entry: object) -> None:
+        pass
+
+    context.map(nothing, range(2), shares=2)
+    first, second = engine.seconds
+    start_s = first - second
+    engine.seconds.clear()
+    context.map(nothing, range(50), shares=50)
+    node_s = statistics.median(engine.seconds)
+    values = np.random.default_rng(1).random(_ROW_BYTES // 8)
+    row = np.empty_like(values)
+
+    def write(_worker_id: int, index: int, _value: int) -> None:
+        out[index] = values
+
+    plain, writing, merging = [], [], []
+    for _ in range(_ROUNDS):
+        out = context.alloc((_ROWS, values.size))
+        out.fill(0)  # the caller's pages are there, as they are if the array is used again
+        engine.seconds.clear()
+        with _timed_merging() as merged:
+            context.map(write, range(_ROWS), shares=_ROWS // _ROWS_PER_SHARE)
+        began = time.perf_counter()
+        for _ in range(_ROWS):
+            row[:] = values
+        plain.append(time.perf_counter() - began)
+        writing.append(sum(engine.seconds) - len(engine.seconds) * node_s)
+        merging.append(sum(merged))
+    nbytes = _ROWS * values.nbytes
+    return {
+        "node_s": node_s,
+        "start_s": max(start_s, 0.0),
+        "write_s": (min(writing) - min(plain)) / nbytes * 1e9,
+        "merge_s": min(merging) / nbytes * 1e9,
+    }
+
+
+@contextlib.contextmanager
+def _timed_merging() -> Iterator[list[float]]:
+    """Note how long the caller takes to merge each share meanwhile."""
+    noted: list[float] = []
+    merge = Cargo.merge
+
+    def timed(cargo: Cargo, changes: Iterable[Change]) -> None:
+        began = time.perf_counter()
+        merge(cargo, changes)
+        noted.append(time.perf_counter() - began)
+
+    Cargo.merge = timed  # type: ignore[method-assign]
+    try:
+        yield noted
+    finally:
+        Cargo.merge = merge  # type: ignore[method-assign]
+
+
+def _receive(client: Any) -> float:
+    """Measure the seconds for each GB that comes from a node straight to the caller."""
+    size = 32 << 20
+    seconds = []
+    for _ in range(2 * _ROUNDS):
+        future = client.submit(np.ones, size, np.uint8, pure=False)
+        future.exception()  # wait
+        began = time.perf_counter()
+        client.gather(future, direct=True)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds) / size * 1e9
+
+
+def results(costs: Costs) -> Iterator[Result]:
+    """Yield one result for each of the costs."""
+    for field in dataclasses.fields(costs):
+        unit = "B" if field.name.endswith("bytes") else "s"
+        per = " per GB" if field.name in ("write_s", "receive_s", "merge_s") else ""
+        title = f"cost of a share: {field.name.rpartition('_')[0]}{per}"
+        yield Result(_PREFIX + field.name, title, unit, {"ndshare": [getattr(costs, field.name)]}, None)
+
+
+def load(path: str) -> Costs:
+    """Return the costs from a file of ``ndshare bench cluster --json``."""
+    with open(path) as file:
+        cases = {case["name"]: case for case in json.load(file)["cases"]}
+    names = [field.name for field in dataclasses.fields(Costs)]
+    missing = [name for name in names if _PREFIX + name not in cases]
+    if missing:
+        raise ValueError(
+            f"{path} has no costs ({', '.join(missing)}); write one with: "
+            "ndshare bench cluster --cases costs --json FILE"
+        )
+    return Costs(**{name: cases[_PREFIX + name]["results"]["ndshare"]["median"] for name in names})
