@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ndshare._twins import Change
+from ndshare.bench import costs
 from ndshare.bench.dask_cluster import Load, load_of, opened
 from ndshare.bench.goal import Goal, Result
+from ndshare.bench.simulation import Costs, Machines, Work, simulate
 from ndshare.bench.timing import Contestant, alternate
 from ndshare.cluster import ClusterContext
+from ndshare.cpus import processors
 
 _ITEM_BYTES = 1 << 20
 _ITEMS, _QUICK_ITEMS = 1000, 40
 _SHARES = 100
 
-CASES = ("outputs", "overhead", "bytes")
+CASES = ("outputs", "overhead", "bytes", "costs")
 
 
 class _Traffic:
@@ -66,6 +71,10 @@ def run(
             yield from _outputs(client, context, _QUICK_ITEMS if quick else _ITEMS, min(rounds, 5))
         if "bytes" in cases:
             yield from _bytes(context, quick)
+        if "costs" in cases:
+            found = costs.measure(client)
+            yield from costs.results(found)
+            yield from _simulated(context, found, min(rounds, 5), quick)
 
 
 @contextlib.contextmanager
@@ -170,6 +179,47 @@ def _bytes(context: ClusterContext, quick: bool) -> Iterator[Result]:
         yield Result(
             f"bytes-{name}", title, "x", {"ndshare": [sum(counted) / whole]}, None, (Goal(limit, "value"),)
         )
+
+
+#: What is simulated and run: kernels alone, kernels that write much, shares with nothing to do.
+_WORKS = {
+    "kernels": Work(200, 0.02),
+    "writing": Work(200, 0.005, _ITEM_BYTES),
+    "shares": Work(_SHARES, 0.0, share_items=1),
+}
+
+
+def _simulated(context: ClusterContext, found: Costs, rounds: int, quick: bool) -> Iterator[Result]:
+    """Yield the seconds of maps on this cluster beside those that were foretold.
+
+    Kernels sleep, as if each node had processors of its own. Everything else runs on those of this machine.
+    """
+    machines = Machines(context.num_workers, 1)
+    crowd = max((machines.nodes + 2) / processors(), 1.0)
+    for name, usual in _WORKS.items():
+        work = dataclasses.replace(usual, items=_QUICK_ITEMS) if quick else usual
+        out = context.alloc((work.items, int(work.bytes_per_item) // 8))
+        shares = work.items // work.share_items if work.share_items else None
+
+        def kernel(_worker_id: int, index: int, value: float, work: Work = work, out: Any = out) -> None:
+            time.sleep(work.kernel_s)
+            out[index] = value
+
+        def run(work: Work = work, kernel: Any = kernel, shares: int | None = shares) -> Any:
+            return context.map(kernel, range(1, work.items + 1), shares=shares)
+
+        def check(_report: Any, out: Any = out) -> None:
+            if not np.array_equal(out[:, -1], range(1, len(out) + 1)):
+                raise AssertionError("wrong values")
+            out[:] = 0
+
+        values = alternate({"measured": Contestant(run, check)}, rounds)
+        values["simulated"] = [simulate(work, machines, costs.slower(found, crowd), warm=True).seconds]
+        title = (
+            f"{work.items} items of {work.kernel_s * 1e3:g} ms that write {work.bytes_per_item / 1e6:.1g} MB"
+        )
+        title += f", in {shares} shares" if shares else ""
+        yield Result(f"simulated-{name}", title, "s", values, "measured")
 
 
 @contextlib.contextmanager

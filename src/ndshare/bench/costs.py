@@ -58,8 +58,7 @@ def measure(client: Any) -> Costs:
     client : distributed.Client
         Of a cluster of `ndshare.bench.dask_cluster`.
     """
-    node = _node()
-    return Costs(**_engine(client), **node, receive_s=_receive(client))
+    return Costs(**_engine(client), **_node(), receive_s=_receive(client))
 
 
 def _nothing(*_entry: object) -> None:
@@ -67,38 +66,47 @@ def _nothing(*_entry: object) -> None:
 
 
 def _engine(client: Any) -> dict[str, float]:
-    """Measure what a share costs the caller and the scheduler, and how long the way is."""
+    """Measure what a share costs the caller, the scheduler and a node, and how long the way is."""
     context = ClusterContext(client)
 
     def kernel(*_entry: object) -> None:
         pass
 
-    latencies, callers, schedulers, nbytes = [], [], [], []
+    latencies, callers, schedulers, nodes, nbytes = [], [], [], [], []
     for number in range(-1, _ROUNDS):
         ways = []
         for _ in range(10):
             began = time.perf_counter()
             client.submit(_nothing, pure=False).result()
             ways.append(time.perf_counter() - began)
-        before, cpu_s = load_of(client), time.process_time()
+        before, nodes_s, cpu_s = load_of(client), _cpu_of_nodes(client), time.process_time()
         context.map(kernel, range(_SHARES), shares=_SHARES)
         cpu_s = time.process_time() - cpu_s
+        nodes_s = _cpu_of_nodes(client) - nodes_s
         load = load_of(client) - before
         if number >= 0:
             latencies.append(statistics.median(ways))
             callers.append(cpu_s / _SHARES)
             schedulers.append(load.cpu_s / _SHARES)
+            nodes.append(nodes_s / _SHARES)
             nbytes.append(load.nbytes / _SHARES)
     return {
         "latency_s": min(latencies),
         "caller_s": min(callers),
         "scheduler_s": min(schedulers),
+        "node_s": min(nodes),
         "scheduler_bytes": statistics.median(nbytes),
     }
 
 
+def _cpu_of_nodes(client: Any) -> float:
+    """Return the processor time of the engine's processes, without that of their workers."""
+    spent: dict[str, float] = client.run(time.process_time)
+    return sum(spent.values())
+
+
 def _node() -> dict[str, float]:
-    """Measure what a share costs a node, and the caller merging it."""
+    """Measure what a node takes to start its workers, and what is written costs it and the caller."""
     engine = _Here()
     context = ClusterContext(engine)
 
@@ -107,10 +115,9 @@ def _node() -> dict[str, float]:
 
     context.map(nothing, range(2), shares=2)
     first, second = engine.seconds
-    start_s = first - second
     engine.seconds.clear()
     context.map(nothing, range(50), shares=50)
-    node_s = statistics.median(engine.seconds)
+    share_s = statistics.median(engine.seconds)
     values = np.random.default_rng(1).random(_ROW_BYTES // 8)
     row = np.empty_like(values)
 
@@ -128,12 +135,11 @@ def _node() -> dict[str, float]:
         for _ in range(_ROWS):
             row[:] = values
         plain.append(time.perf_counter() - began)
-        writing.append(sum(engine.seconds) - len(engine.seconds) * node_s)
+        writing.append(sum(engine.seconds) - len(engine.seconds) * share_s)
         merging.append(sum(merged))
     nbytes = _ROWS * values.nbytes
     return {
-        "node_s": node_s,
-        "start_s": max(start_s, 0.0),
+        "start_s": max(first - second, 0.0),
         "write_s": (min(writing) - min(plain)) / nbytes * 1e9,
         "merge_s": min(merging) / nbytes * 1e9,
     }
@@ -150,7 +156,7 @@ def _timed_merging() -> Iterator[list[float]]:
         merge(cargo, changes)
         noted.append(time.perf_counter() - began)
 
-    Cargo.merge = timed  # type: ignore[method-assign]
+    Cargo.merge = timed  # type: ignore[method-assign, assignment]
     try:
         yield noted
     finally:
@@ -170,12 +176,22 @@ def _receive(client: Any) -> float:
     return min(seconds) / size * 1e9
 
 
+def slower(costs: Costs, factor: float) -> Costs:
+    """Return the costs where so many times as many parties share the processors."""
+    times = {
+        field.name: getattr(costs, field.name) * factor
+        for field in dataclasses.fields(costs)
+        if field.name.endswith("_s") and field.name != "latency_s"  # which is waiting
+    }
+    return dataclasses.replace(costs, **times)
+
+
 def results(costs: Costs) -> Iterator[Result]:
     """Yield one result for each of the costs."""
     for field in dataclasses.fields(costs):
         unit = "B" if field.name.endswith("bytes") else "s"
         per = " per GB" if field.name in ("write_s", "receive_s", "merge_s") else ""
-        title = f"cost of a share: {field.name.rpartition('_')[0]}{per}"
+        title = f"cost of a share: {field.name.removesuffix('_s').replace('_', ', ')}{per}"
         yield Result(_PREFIX + field.name, title, unit, {"ndshare": [getattr(costs, field.name)]}, None)
 
 

@@ -23,7 +23,7 @@ import math
 import random
 from typing import Any
 
-from ndshare._share_sizes import ShareSizes
+from ndshare._share_sizes import DEPTH, ShareSizes
 
 _GB = 1e9
 
@@ -51,13 +51,13 @@ class Costs:
     """
 
     caller_s: float = 0.0009
-    scheduler_s: float = 0.001
-    scheduler_bytes: float = 3500.0
-    latency_s: float = 0.005
-    node_s: float = 0.003
-    start_s: float = 0.4
-    write_s: float = 1.0
-    receive_s: float = 0.5
+    scheduler_s: float = 0.0011
+    scheduler_bytes: float = 3300.0
+    latency_s: float = 0.011
+    node_s: float = 0.0021
+    start_s: float = 0.35
+    write_s: float = 1.6
+    receive_s: float = 0.6
     merge_s: float = 0.3
 
 
@@ -77,6 +77,8 @@ class Work:
         Arrays that all nodes need.
     rows
         Whether there are arrays with rows per worker: a node then has one share at a time under way.
+    share_items
+        Items of each share; 0: as many as the library finds right.
     """
 
     items: int
@@ -84,6 +86,7 @@ class Work:
     bytes_per_item: float = 8.0
     input_bytes: float = 0.0
     rows: bool = False
+    share_items: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,10 +245,11 @@ class _Simulation:
 
     def _fill(self) -> None:
         """Send the next shares, in one message."""
-        depth = 1 if self._work.rows else self._sizes.depth
+        work = self._work
+        depth = 1 if work.rows else DEPTH if work.share_items else self._sizes.depth
         shares = []
         while self._left and self._under_way < depth * self._machines.nodes:
-            count = self._sizes.take(self._left)
+            count = min(work.share_items or self._sizes.take(self._left), self._left)
             self._left -= count
             self._under_way += 1
             shares.append(_Share(count))
