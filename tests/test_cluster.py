@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import ndshare
+from ndshare._freight import CHUNK_BYTES
 from ndshare._node import run_task
 
 # Nodes keep their workers warm from test to test; `test_nothing_is_left_when_the_engine_ends` looks at the end.
@@ -202,6 +203,36 @@ def test_inputs_are_sent_once_and_not_again_in_the_next_map() -> None:
     context.map(make_kernel(table.copy()), range(50), shares=10)
     assert counting.contents == []
     assert np.array_equal(out, table[:50])
+
+
+def test_of_a_large_input_only_the_chunk_that_has_changed_is_sent() -> None:
+    """200 MB, one element of them; nodes read all of it, in one piece."""
+    context = ndshare.ClusterContext(counting := _Counting(_engine))
+    table = np.random.default_rng().random(25_000_000)
+    out = context.alloc(40)
+
+    def run() -> list[int]:
+        counting.contents.clear()
+
+        def kernel(_worker_id: int, index: int, value: int) -> None:
+            time.sleep(0.01)  # both processes get shares
+            out[index] = table[value::4000].sum() + table[-1]
+
+        context.map(kernel, range(40), shares=20)
+        assert np.array_equal(out, [table[k::4000].sum() + table[-1] for k in range(40)])
+        out[:] = 0
+        return counting.contents
+
+    first = run()
+    assert sum(first) == table.nbytes
+    assert max(first) == CHUNK_BYTES
+    table[12_000_000] = 2
+    assert run() == [CHUNK_BYTES]
+    table[-1] = 3
+    assert run() == [table.nbytes % CHUNK_BYTES]
+    table[:] = table[::-1].copy()
+    assert sum(run()) == table.nbytes
+    assert run() == []
 
 
 # ---------------------------------------------------------------------- failures

@@ -36,7 +36,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_own_state",
             "_pool_workers",
             "_runner",
-            "_share_sizes",
+            "_share_size",
             "_shares",
             "_twins",
             "_contents",

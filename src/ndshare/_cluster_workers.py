@@ -35,7 +35,7 @@ from ndshare._engines import Engine
 from ndshare._freight import open_reply
 from ndshare._map_workers import ItemError, Outcome, Ranges
 from ndshare._runner import Death, Job
-from ndshare._share_sizes import DEPTH, ShareSizes
+from ndshare._share_size import DEPTH, ShareSize
 from ndshare._shares import ShareTask, TaskResult
 from ndshare.captured import Traffic
 from ndshare.tasks import with_traceback
@@ -110,7 +110,7 @@ class Remote:
         self._carried: dict[str, set[bytes]] = collections.defaultdict(set)  # to each machine, just now
         self._places: dict[tuple[str, int], int] = {}  # number of each worker process, for the report
         self._landing = _Landing()
-        self._sizes = ShareSizes(groups, per_group, job.usual_ns * 1e-9)
+        self._sizes = ShareSize(groups, per_group, job.usual_ns * 1e-9)
         self._cargo = Cargo(job, per_group)
         self.captured: dict[str, Traffic] = {}
 
@@ -177,7 +177,7 @@ class Remote:
         left = board.items - board.taken
         if left <= 0:
             return None
-        count = job.share_items * self._per_group or self._sizes.take(left)
+        count = job.share_items * self._per_group or self._sizes.next(left)
         count = -(-count // job.block) * job.block
         start = board.take(count)
         return (start, min(start + count, board.items)) if start < board.items else None
@@ -282,7 +282,7 @@ class Remote:
             outcomes.append(Death(worker_id, death.pid, death.index, now))
         if job.on_error == "raise" and any(report.errors for report in reports):
             board.stop()
-        self._sizes.learn(sum(report.items for report in reports), sum(report.busy for report in reports))
+        self._sizes.took(sum(report.items for report in reports), sum(report.busy for report in reports))
         return outcomes
 
     def _lose(self, flight: _Flight, error: BaseException) -> list[Outcome]:

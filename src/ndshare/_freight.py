@@ -7,7 +7,7 @@
        │  pickle, small arrays                memory, by reference or
        │                                      copy-on-write
        ├─ blocks     shared memory of the caller, by number; each node has a copy
-       └─ contents   bytes by their 128-bit hash; each node gets them once
+       └─ contents   bytes by their 128-bit hash, large ones chunk by chunk; each node gets them once
 
 The nodes' own processes never unpickle what is in a crate: only workers have the caller's ``__main__``.
 """
@@ -37,6 +37,9 @@ BLOCK, CONTENT, INLINE = "block", "content", "inline"
 
 INLINE_MAX = 64 * 1024
 """Arrays up to this size travel with each share; larger ones once per node, for a hash and a message."""
+
+CHUNK_BYTES = 64 << 20
+"""Contents of more bytes are sent in chunks: of one that has changed in one place, only that chunk."""
 
 # One array: where it is, block number or hash or None, lowest byte, dtype code, shape, strides, flags.
 Piece = tuple[str, Any, int, str | bytes, tuple[int, ...], tuple[int, ...] | None, int]
@@ -77,6 +80,41 @@ class Crate:
         return {key for where, key, *_ in self.pieces if where == CONTENT}
 
 
+@dataclasses.dataclass(slots=True, frozen=True)
+class Chunks:
+    """A content that is sent in chunks of `CHUNK_BYTES`; on a node they lie together again.
+
+    Attributes
+    ----------
+    size : int
+        Of all of them together.
+    parts : tuple of bytes
+        Their hashes.
+    """
+
+    size: int
+    parts: tuple[bytes, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """What this takes in a message."""
+        return sum(map(len, self.parts))
+
+    def digest(self) -> bytes:
+        """Return the hash that stands for the content."""
+        text = b"".join((b"chunks", self.size.to_bytes(8, "little"), *self.parts))
+        return _heap.digest(np.frombuffer(text, np.uint8))
+
+    def places(self) -> Iterator[tuple[bytes, slice]]:
+        """Yield hash and place of each chunk."""
+        for number, digest in enumerate(self.parts):
+            start = number * CHUNK_BYTES
+            yield digest, slice(start, min(start + CHUNK_BYTES, self.size))
+
+
+Content = Bytes | Chunks
+
+
 class SharedBlock:
     """Shared memory of the caller that a map may write to.
 
@@ -110,7 +148,7 @@ class Manifest:
     def __init__(self, inline_max: int = INLINE_MAX) -> None:
         self._inline_max = inline_max
         self.blocks: list[SharedBlock] = []
-        self.contents: dict[bytes, Bytes] = {}
+        self.contents: dict[bytes, Content] = {}
         self._numbers: dict[tuple[int, int], int] = {}
 
     def block_number(self, block: segments.Block) -> int:
@@ -150,8 +188,15 @@ class Manifest:
         block.base = self._add(content)
 
     def _add(self, content: Bytes) -> bytes:
-        digest = _heap.digest(content)
-        self.contents.setdefault(digest, content)
+        if content.size > CHUNK_BYTES:
+            starts = range(0, content.size, CHUNK_BYTES)
+            parts = tuple(self._add(content[start : start + CHUNK_BYTES]) for start in starts)
+            chunks = Chunks(content.size, parts)
+            digest = chunks.digest()
+            self.contents[digest] = chunks
+        else:
+            digest = _heap.digest(content)
+            self.contents.setdefault(digest, content)
         return digest
 
     def crate(self, recording: Recording) -> Crate:

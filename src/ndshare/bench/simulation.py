@@ -6,7 +6,7 @@
       one thing at a time: it sends,        one share at a time,           receives, merges,
       receives and merges                   on all of its cores            sends the next ones
 
-The shares have the sizes that the library gives them: by `ndshare._share_sizes.ShareSizes` itself, which
+The shares have the sizes that the library gives them: by `ndshare._share_size.ShareSize` itself, which
 learns here too what an item takes.
 
 Not simulated: kernels of different lengths, and networks between nodes and caller that are slower than the
@@ -23,7 +23,7 @@ import math
 import random
 from typing import Any
 
-from ndshare._share_sizes import DEPTH, ShareSizes
+from ndshare._share_size import DEPTH, ShareSize
 
 _GB = 1e9
 
@@ -194,7 +194,7 @@ class _Simulation:
 
     def __init__(self, work: Work, machines: Machines, costs: Costs, warm: bool, seed: int) -> None:
         self._work, self._machines, self._costs, self._warm = work, machines, costs, warm
-        self._sizes = ShareSizes(machines.nodes, machines.cores)
+        self._sizes = ShareSize(machines.nodes, machines.cores)
         self._left = work.items
         self._missing = work.items
         self._nodes = _Nodes(machines.nodes)
@@ -249,7 +249,7 @@ class _Simulation:
         depth = 1 if work.rows else DEPTH if work.share_items else self._sizes.depth
         shares = []
         while self._left and self._under_way < depth * self._machines.nodes:
-            count = min(work.share_items or self._sizes.take(self._left), self._left)
+            count = min(work.share_items or self._sizes.next(self._left), self._left)
             self._left -= count
             self._under_way += 1
             shares.append(_Share(count))
@@ -281,7 +281,7 @@ class _Simulation:
             self._work_of_caller(self._costs.caller_s / 2 + transfer_s + nbytes / _GB * self._costs.merge_s)
             self._received += nbytes
             self._missing -= share.items
-            self._sizes.learn(share.items, share.items * self._work.kernel_s)
+            self._sizes.took(share.items, share.items * self._work.kernel_s)
             if self._work.rows:
                 self._under_way -= 1
                 self._fill()

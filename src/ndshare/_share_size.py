@@ -20,7 +20,7 @@ DEPTH = 8
 """So many shares of a group are under way at most: the next one is there in time."""
 
 
-class ShareSizes:
+class ShareSize:
     """The sizes of the shares of one map.
 
     Parameters
@@ -44,7 +44,7 @@ class ShareSizes:
         """How many shares of a group may be under way: one, as long as they can only be of the least size."""
         return DEPTH if self.per_item_s else 1
 
-    def take(self, left: int) -> int:
+    def next(self, left: int) -> int:
         """Return how many of the items that are left the next share has.
 
         All workers of a group run a share, and wait for the last of them: long items come one for each, or
@@ -65,8 +65,8 @@ class ShareSizes:
         self._size = max(1, min(count, left))
         return self._size
 
-    def learn(self, items: int, busy_s: float) -> None:
+    def took(self, items: int, seconds: float) -> None:
         """Note how long workers took for the items of a share."""
         if items:
-            per_item_s = busy_s / items
+            per_item_s = seconds / items
             self.per_item_s += (per_item_s - self.per_item_s) * (0.5 if self.per_item_s else 1.0)
