@@ -72,7 +72,7 @@ def run(
         if "bytes" in cases:
             yield from _bytes(context, quick)
         if "costs" in cases:
-            found = costs.measure(client)
+            found = costs.measure(client, 1 if quick else 3)
             yield from costs.results(found)
             yield from _simulated(context, found, min(rounds, 5), quick)
 

@@ -24,7 +24,6 @@ from ndshare.bench.simulation import Costs
 from ndshare.cluster import ClusterContext
 
 _SHARES = 200
-_ROUNDS = 3
 _ROW_BYTES = 1 << 20
 _ROWS = 64
 _ROWS_PER_SHARE = 8
@@ -50,22 +49,24 @@ class _Here:
         return future
 
 
-def measure(client: Any) -> Costs:
+def measure(client: Any, rounds: int = 3) -> Costs:
     """Return the costs on this machine.
 
     Parameters
     ----------
     client : distributed.Client
         Of a cluster of `ndshare.bench.dask_cluster`.
+    rounds : int, optional
+        How often each is measured; the least counts.
     """
-    return Costs(**_engine(client), **_node(), receive_s=_receive(client))
+    return Costs(**_engine(client, rounds), **_node(rounds), receive_s=_receive(client, rounds))
 
 
 def _nothing(*_entry: object) -> None:
     pass
 
 
-def _engine(client: Any) -> dict[str, float]:
+def _engine(client: Any, rounds: int) -> dict[str, float]:
     """Measure what a share costs the caller, the scheduler and a node, and how long the way is."""
     context = ClusterContext(client)
 
@@ -73,7 +74,7 @@ def _engine(client: Any) -> dict[str, float]:
         pass
 
     latencies, callers, schedulers, nodes, nbytes = [], [], [], [], []
-    for number in range(-1, _ROUNDS):
+    for number in range(-1, rounds):
         ways = []
         for _ in range(10):
             began = time.perf_counter()
@@ -105,7 +106,7 @@ def _cpu_of_nodes(client: Any) -> float:
     return sum(spent.values())
 
 
-def _node() -> dict[str, float]:
+def _node(rounds: int) -> dict[str, float]:
     """Measure what a node takes to start its workers, and what is written costs it and the caller."""
     engine = _Here()
     context = ClusterContext(engine)
@@ -125,7 +126,7 @@ def _node() -> dict[str, float]:
         out[index] = values
 
     plain, writing, merging = [], [], []
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         out = context.alloc((_ROWS, values.size))
         out.fill(0)  # the caller's pages are there, as they are if the array is used again
         engine.seconds.clear()
@@ -163,11 +164,11 @@ def _timed_merging() -> Iterator[list[float]]:
         Cargo.merge = merge  # type: ignore[method-assign]
 
 
-def _receive(client: Any) -> float:
+def _receive(client: Any, rounds: int) -> float:
     """Measure the seconds for each GB that comes from a node straight to the caller."""
     size = 32 << 20
     seconds = []
-    for _ in range(2 * _ROUNDS):
+    for _ in range(2 * rounds):
         future = client.submit(np.ones, size, np.uint8, pure=False)
         future.exception()  # wait
         began = time.perf_counter()
