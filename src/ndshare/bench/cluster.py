@@ -6,12 +6,11 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from ndshare._twins import Change
 from ndshare.bench import costs
 from ndshare.bench.dask_cluster import Load, load_of, opened
 from ndshare.bench.goal import Goal, Result
@@ -168,17 +167,16 @@ def _bytes(context: ClusterContext, quick: bool) -> Iterator[Result]:
         def kernel(_worker_id: int, _index: int, value: Any, out: Any = out, values: Any = values) -> None:
             out[value] = values[value]
 
-        with _counting() as counted:
+        with costs.merging() as merged:
             context.map(
                 kernel, [slice(k, k + len(values) // 10) for k in range(0, len(values), len(values) // 10)]
             )
-        if not np.array_equal(out, values) or not sum(counted):
-            raise AssertionError(f"{name}: {sum(counted)} bytes came back")
+        came = sum(nbytes for nbytes, _ in merged)
+        if not np.array_equal(out, values) or not came:
+            raise AssertionError(f"{name}: {came} bytes came back")
         whole = int(np.count_nonzero(values.view(np.uint8))) if name == "floats" else values.nbytes
         title = f"bytes sent back for {name}, by {unit}"
-        yield Result(
-            f"bytes-{name}", title, "x", {"ndshare": [sum(counted) / whole]}, None, (Goal(limit, "value"),)
-        )
+        yield Result(f"bytes-{name}", title, "x", {"ndshare": [came / whole]}, None, (Goal(limit, "value"),))
 
 
 #: What is simulated and run: kernels alone, kernels that write much, shares with nothing to do.
@@ -220,23 +218,3 @@ def _simulated(context: ClusterContext, found: Costs, rounds: int, quick: bool) 
         )
         title += f", in {shares} shares" if shares else ""
         yield Result(f"simulated-{name}", title, "s", values, "measured")
-
-
-@contextlib.contextmanager
-def _counting() -> Iterator[list[int]]:
-    """Note the sizes of all changes that come back meanwhile."""
-    from ndshare._cluster_cargo import Cargo
-
-    counted: list[int] = []
-    merge = Cargo.merge
-
-    def counting(cargo: Cargo, changes: Iterable[Change]) -> None:
-        changes = list(changes)
-        counted.append(sum(change.nbytes for change in changes))
-        merge(cargo, changes)
-
-    Cargo.merge = counting  # type: ignore[method-assign, assignment]
-    try:
-        yield counted
-    finally:
-        Cargo.merge = merge  # type: ignore[method-assign]

@@ -125,39 +125,40 @@ def _node(rounds: int) -> dict[str, float]:
     def write(_worker_id: int, index: int, _value: int) -> None:
         out[index] = values
 
-    plain, writing, merging = [], [], []
+    plain, writing, merges = [], [], []
     for _ in range(rounds):
         out = context.alloc((_ROWS, values.size))
         out.fill(0)  # the caller's pages are there, as they are if the array is used again
         engine.seconds.clear()
-        with _timed_merging() as merged:
+        with merging() as merged:
             context.map(write, range(_ROWS), shares=_ROWS // _ROWS_PER_SHARE)
         began = time.perf_counter()
         for _ in range(_ROWS):
             row[:] = values
         plain.append(time.perf_counter() - began)
         writing.append(sum(engine.seconds) - len(engine.seconds) * share_s)
-        merging.append(sum(merged))
+        merges.append(sum(seconds for _, seconds in merged))
     nbytes = _ROWS * values.nbytes
     return {
         "start_s": max(first - second, 0.0),
         "write_s": (min(writing) - min(plain)) / nbytes * 1e9,
-        "merge_s": min(merging) / nbytes * 1e9,
+        "merge_s": min(merges) / nbytes * 1e9,
     }
 
 
 @contextlib.contextmanager
-def _timed_merging() -> Iterator[list[float]]:
-    """Note how long the caller takes to merge each share meanwhile."""
-    noted: list[float] = []
+def merging() -> Iterator[list[tuple[int, float]]]:
+    """Note bytes and seconds of all that comes back and is merged meanwhile, share by share."""
+    noted: list[tuple[int, float]] = []
     merge = Cargo.merge
 
-    def timed(cargo: Cargo, changes: Iterable[Change]) -> None:
+    def watched(cargo: Cargo, changes: Iterable[Change]) -> None:
+        changes = list(changes)
         began = time.perf_counter()
         merge(cargo, changes)
-        noted.append(time.perf_counter() - began)
+        noted.append((sum(change.nbytes for change in changes), time.perf_counter() - began))
 
-    Cargo.merge = timed  # type: ignore[method-assign, assignment]
+    Cargo.merge = watched  # type: ignore[method-assign, assignment]
     try:
         yield noted
     finally:

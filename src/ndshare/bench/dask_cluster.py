@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -89,26 +90,33 @@ def load_of(client: Any) -> Load:
 
 
 @contextlib.contextmanager
-def opened(workers: int, threads: int = 1) -> Iterator[Any]:
-    """Start a cluster and yield a client of it."""
-    import distributed
-
-    connect: Any = distributed.Client
+def started(workers: int, threads: int = 1, **environment: str) -> Iterator[str]:
+    """Start a cluster, with more variables in its environment; yields the address of its scheduler."""
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "ndshare.bench.dask_cluster", str(workers), str(threads)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, **environment},
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            with connect(process.stdout.readline().strip()) as client:
-                client.wait_for_workers(workers)
-                yield client
+            yield process.stdout.readline().strip()
         finally:
             process.stdin.close()
             process.wait(30)
+
+
+@contextlib.contextmanager
+def opened(workers: int) -> Iterator[Any]:
+    """Start a cluster and yield a client of it."""
+    import distributed
+
+    connect: Any = distributed.Client
+    with started(workers) as address, connect(address) as client:
+        client.wait_for_workers(workers)
+        yield client
 
 
 def main() -> None:
@@ -120,7 +128,7 @@ def main() -> None:
         n_workers=int(sys.argv[1]),
         threads_per_worker=int(sys.argv[2]),
         processes=True,
-        dashboard_address=":0",
+        dashboard_address=None,
         silence_logs=logging.CRITICAL,
     ) as cluster:
         print(cluster.scheduler_address, flush=True)
