@@ -213,8 +213,6 @@ def _simulated(context: ClusterContext, found: Costs, rounds: int, quick: bool) 
 
         values = alternate({"measured": Contestant(run, check)}, rounds)
         values["simulated"] = [simulate(work, machines, costs.slower(found, crowd), warm=True).seconds]
-        title = (
-            f"{work.items} items of {work.kernel_s * 1e3:g} ms that write {work.bytes_per_item / 1e6:.1g} MB"
-        )
+        title = f"{work.items} items of {work.kernel_s * 1e3:g} ms that write {work.bytes_per_item:,.0f} B"
         title += f", in {shares} shares" if shares else ""
         yield Result(f"simulated-{name}", title, "s", values, "measured")
