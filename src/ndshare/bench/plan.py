@@ -94,8 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
     for result in costs.results(found):
         print(f"{result.title}: {quantity(result.median('ndshare'), result.unit)}")
     print("\n" + table(work, machines, forecasts))
-    useful = useful_nodes(work, machines, found)
-    print("\n" + advice(useful, simulate(work, dataclasses.replace(machines, nodes=2 * useful), found)))
+    calm = dataclasses.replace(machines, lost_per_hour=0.0)  # whether a node is lost is a matter of luck
+    useful = useful_nodes(work, calm, found)
+    print("\n" + advice(useful, simulate(work, dataclasses.replace(calm, nodes=2 * useful), found)))
     if arguments.json:
         content = {
             "costs": dataclasses.asdict(found),
