@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from ndshare._node_store import Store
+
 _HEAD = """
 import gc, os, signal, threading, time
 import numpy as np
@@ -126,3 +130,11 @@ print("ok")
 """
     )
     assert run_script(script).stdout == "ok\n"
+
+
+def test_contents_are_asked_for_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two processes that each fetch what the other asks for next would wait for each other."""
+    asked: list[bytes] = []
+    monkeypatch.setattr(Store, "_fetch", lambda _store, digest: asked.append(digest))
+    digests = [bytes([number]) * 16 for number in (3, 1, 2)]
+    assert Store().lacks(digests, {}) == asked == sorted(digests)

@@ -24,6 +24,7 @@ import numpy as np
 
 import ndshare
 from cluster_suite import run_suite
+from ndshare._engines import DaskEngine
 from ndshare.bench.memory import pss
 
 _FIRST, _SECOND = "10.99.0.1", "10.99.0.2"
@@ -93,6 +94,36 @@ def _check_inputs(context: ndshare.ClusterContext, hosts: list[int], megabytes: 
         }
         print(name, "map", json.dumps(found), flush=True)
     context._engine.submit = submit  # type: ignore[method-assign]
+
+
+def _check_workspace(client: Any) -> None:
+    """Values are on each host once, for all of its processes and their workers."""
+    values = np.random.default_rng(2).normal(size=5_000_000)
+    others = _copies(values.nbytes)
+    sent: list[int] = []
+    submit = DaskEngine.submit
+
+    def counting(engine: DaskEngine, task: Any, *rest: Any) -> Any:
+        sent.append(sum(content.nbytes for content in task.contents.values() if content.nbytes > 1e6))
+        return submit(engine, task, *rest)
+
+    DaskEngine.submit = counting  # type: ignore[method-assign]
+    with ndshare.Workspace({"table": values, "counts": np.zeros(64)}, engine=client) as ws:
+
+        @ws.register
+        def look(index: int) -> float:
+            time.sleep(0.02)
+            counts[index] += 1  # type: ignore[name-defined]  # noqa: F821
+            return float(table[index])  # type: ignore[name-defined]  # noqa: F821
+
+        for number in (1, 2):
+            for index in range(64):
+                look(index)
+            assert ws.evaluate() == values[:64].tolist()
+            assert ws["counts"].tolist() == [number] * 64
+        copies = _copies(values.nbytes) - others
+        print("workspace: copies", copies, "sent", sum(sent) // values.nbytes, flush=True)
+    DaskEngine.submit = submit  # type: ignore[method-assign]
 
 
 def _check_cut(context: ndshare.ClusterContext) -> None:
@@ -169,6 +200,7 @@ def main() -> None:
             context = ndshare.ClusterContext(client)
             _check_inputs(context, [process.pid for process in running[2:]], options.megabytes)
             if not options.only_inputs:
+                _check_workspace(client)
                 print(run_suite(lambda: ndshare.ClusterContext(client)), "passed", flush=True)
                 _check_cut(context)
     finally:

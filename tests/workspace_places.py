@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import ndshare
+from engine_processes import Processes
 
 # The nodes of an engine keep their workers warm from test to test.
 ON_A_CLUSTER = pytest.mark.leaves("child process", "open descriptor", "thread")
 
 
-@pytest.fixture(name="engine", scope="module", autouse=True)
-def two_processes() -> Iterator[concurrent.futures.Executor]:
-    """Two processes of the standard library in place of a cluster, forked before there are threads."""
-    with concurrent.futures.ProcessPoolExecutor(2) as engine:
-        list(engine.map(time.sleep, [0.1, 0.1]))
+@pytest.fixture(name="engine", scope="module")
+def two_processes() -> Iterator[Processes]:
+    """Two processes in place of a cluster."""
+    with Processes(2) as engine:
         yield engine
 
 

@@ -43,6 +43,16 @@ class _Call(Flight):
     manifest: Manifest
     unwanted: bool = False  # given up by the caller, not by the engine
 
+    def let_go(self) -> None:
+        """Drop what it has sent: an engine may keep its futures, and so their callbacks, for long."""
+        self.pack = _gone
+        self.task = CallTask("", "", [], {}, {})
+        self.manifest = Manifest()
+
+
+def _gone() -> Packed:
+    raise NotImplementedError
+
 
 class Calls:
     """Calls of one executor or workspace.
@@ -87,6 +97,9 @@ class Calls:
             raise
 
     def _send(self, call: _Call, contents: Collection[bytes] = (), address: Any = None) -> None:
+        if call.answer.done():  # cancelled while it was parked
+            self._forget(call)
+            return
         call.task.load(call.manifest.contents, contents)
         sent = self.engine.submit(call.task, lambda sent: self._landed(call, sent), address)
         if not sent.done():
@@ -111,7 +124,7 @@ class Calls:
             self._end(call, error)
 
     def _land(self, call: _Call, result: TaskResult | BaseException) -> None:
-        if call.answer.cancelled():
+        if call.answer.done():
             self._forget(call)
         elif isinstance(result, BaseException):
             self._lose(call, result)
@@ -171,6 +184,7 @@ class Calls:
     def _forget(self, call: _Call) -> None:
         with self._lock:
             self._calls.pop(call.answer, None)
+            call.let_go()
             self._lock.notify_all()
 
     # ------------------------------------------------------------------ the end
