@@ -17,6 +17,7 @@ import pytest
 
 import ndshare
 from ndshare import transport
+from ndshare._chunks import CHUNK_BYTES
 from ndshare._node import run_task
 
 # Nodes keep their workers warm from test to test; `test_nothing_is_left_when_the_engine_ends` looks at the end.
@@ -236,6 +237,34 @@ def test_report_says_what_travelled() -> None:
         assert "by reference" not in repr(report)
         assert "to machines, " in repr(report)
         assert "with shares" in repr(report)
+
+
+def test_of_a_large_input_only_the_chunk_that_has_changed_is_sent() -> None:
+    """200 MB, one element of them; nodes read all of it, in one piece."""
+    context = ndshare.ClusterContext(counting := _Counting(_engine))
+    table = np.random.default_rng().random(25_000_000)
+    out = context.alloc(40)
+
+    def run() -> list[int]:
+        counting.contents.clear()
+
+        def kernel(_worker_id: int, index: int, value: int) -> None:
+            time.sleep(0.01)  # both processes get shares
+            out[index] = table[value::4000].sum() + table[-1]
+
+        report = context.map(kernel, range(40), shares=20)
+        assert np.array_equal(out, [table[k::4000].sum() + table[-1] for k in range(40)])
+        out[:] = 0
+        assert report.captured["table"].copied == sum(counting.contents)
+        return counting.contents
+
+    first = run()
+    assert sum(first) == table.nbytes
+    assert max(first) == CHUNK_BYTES
+    table[12_000_000] = 2
+    assert run() == [CHUNK_BYTES]
+    table[-1] = 3
+    assert run() == [table.nbytes % CHUNK_BYTES]
 
 
 # ---------------------------------------------------------------------- failures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -23,13 +24,13 @@ def _may_make_hosts() -> bool:
     return subprocess.run([*_NAMESPACE, "sh", "-c", probe], capture_output=True, check=False).returncode == 0
 
 
-def _run(*words: str) -> str:
+def _run(*words: str, timeout: float = 110) -> str:
     search = os.pathsep.join([str(_HERE), *(os.path.abspath(path) for path in sys.path if path)])
     done = subprocess.run(
         words,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=timeout,
         check=False,
         env={**os.environ, "PYTHONPATH": search},
     )
@@ -37,16 +38,44 @@ def _run(*words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(not _may_make_hosts(), reason="network namespaces are not permitted here")
+needs_hosts = pytest.mark.skipif(not _may_make_hosts(), reason="network namespaces are not permitted here")
+
+
+def _check_inputs(lines: list[str], workers: int) -> None:
+    """An input is once on each host, in memory as on the network; the second map sends nothing of it."""
+    first, second = (json.loads(line.partition(" map ")[2]) for line in lines[:2])
+    for found in (first, second):
+        assert found["workers"] == 2 * workers, lines
+        assert found["copies"] == 2, lines
+        assert all(0.95 < held < 1.4 for held in found["memory"]), lines
+    assert first["contents"] == 2, lines
+    assert all(1 <= sent < 1.1 for sent in first["sent"].values()), lines
+    assert second["contents"] == 0, lines
+    assert all(nbytes < 2e6 for nbytes in second["bytes sent"].values()), lines
+
+
+@needs_hosts
 def test_two_hosts() -> None:
-    """The suite; an input is held once per host and sent once; a network that is cut for 5 s changes nothing."""
+    """An input; a workspace; the suite; a network that is cut for 5 s changes nothing."""
     pytest.importorskip("distributed")
-    lines = _run(*_NAMESPACE, sys.executable, str(_HERE / "two_hosts.py")).splitlines()
-    assert lines[0] == "copies 2 sent 2"
-    assert lines[1] == "sent again 0"
+    lines = _run(*_NAMESPACE, sys.executable, str(_HERE / "two_hosts.py"), "--megabytes", "64").splitlines()
+    _check_inputs(lines, 2)
     assert lines[2] == "workspace: copies 2 sent 2"
     assert lines[3].endswith("passed")
     assert lines[4] == "after the cut 2 hosts"
+
+
+@needs_hosts
+@pytest.mark.chaos
+def test_an_input_of_1_gb_on_eight_workers(chaos_rounds: int) -> None:
+    """Held twice in all, sent twice in all, and not again (scripts/chaos)."""
+    pytest.importorskip("distributed")
+    if chaos_rounds == 1:
+        pytest.skip("1 GB only in scripts/chaos")
+    words = ["--megabytes", "1000", "--workers", "4", "--only-inputs"]
+    said = _run(*_NAMESPACE, sys.executable, str(_HERE / "two_hosts.py"), *words, timeout=600)
+    print(said)
+    _check_inputs(said.splitlines(), 4)
 
 
 def _mpiexec() -> str | None:

@@ -141,7 +141,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "wrappers",
         }
     ),
-    frozenset({"segments"}),
+    frozenset({"segments", "_chunks"}),
     frozenset({"_board"}),
     frozenset({"_heap", "_loop", "_twin", "_wire", "_platform", "cpus"}),
     frozenset({"_dict", "_heap", "_lock", "_wire", "_platform", "cpus"}),

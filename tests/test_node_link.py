@@ -51,18 +51,18 @@ def test_a_content_outlives_the_holder_and_whoever_brought_it(run_script: Any) -
         + """
 def first():
     mine = store()
-    assert mine.lacks([A]) == [A]
-    mine.add(A, content)
+    assert mine.lacks([A], {}) == [A]
+    assert mine.lacks([A], {A: content}) == []
 holder = child(first)
 
 mine = store()
-assert mine.lacks([A]) == []
+assert mine.lacks([A], {}) == []
 assert np.array_equal(mine.get(A), content)
 end(holder)
-assert mine.lacks([B]) == [B]  # this process is the holder now
+assert mine.lacks([B], {}) == [B]  # this process is the holder now
 
 def third():
-    assert store().lacks([A]) == []
+    assert store().lacks([A], {}) == []
 end(child(third))
 print("ok")
 """
@@ -75,15 +75,15 @@ def test_a_fetcher_that_dies_leaves_nobody_waiting(run_script: Any) -> None:
     script = (
         _HEAD
         + """
-keeper = child(lambda: store().lacks([B]))
-fetcher = child(lambda: store().lacks([A]))
+keeper = child(lambda: store().lacks([B], {}))
+fetcher = child(lambda: store().lacks([A], {}))
 answers = []
 def ask():
     mine = store()
-    lacking = mine.lacks([A])
+    lacking = mine.lacks([A], {})
     answers.append(lacking)
     if lacking:
-        mine.add(A, content)
+        assert mine.lacks([A], {A: content}) == []
     kept.append(mine)
 kept = []
 threads = [threading.Thread(target=ask) for _ in range(3)]
@@ -107,13 +107,13 @@ def test_a_content_is_freed_with_the_last_process_that_has_it(run_script: Any) -
     script = (
         _HEAD
         + """
-keeper = child(lambda: store().lacks([B]))
+keeper = child(lambda: store().lacks([B], {}))
 def first():
     mine = store()
-    mine.lacks([A])
-    mine.add(A, content)
+    mine.lacks([A], {})
+    assert mine.lacks([A], {A: content}) == []
 owner = child(first)
-assert store().lacks([A]) == []  # and let go of at once
+assert store().lacks([A], {}) == []  # and let go of at once
 gc.collect()
 end(owner)
 
@@ -137,4 +137,4 @@ def test_contents_are_asked_for_in_one_order(monkeypatch: pytest.MonkeyPatch) ->
     asked: list[bytes] = []
     monkeypatch.setattr(Store, "_fetch", lambda _store, digest: asked.append(digest))
     digests = [bytes([number]) * 16 for number in (3, 1, 2)]
-    assert Store().lacks(digests) == asked == sorted(digests)
+    assert Store().lacks(digests, {}) == asked == sorted(digests)

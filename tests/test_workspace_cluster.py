@@ -15,6 +15,7 @@ import pytest
 
 import ndshare
 import workspace_tasks as tasks
+from ndshare._chunks import CHUNK_BYTES
 from workspace_places import ON_A_CLUSTER, two_processes  # noqa: F401 - a fixture
 
 pytestmark = ON_A_CLUSTER
@@ -84,6 +85,27 @@ def test_values_that_change_go_again_and_others_do_not(engine: Any) -> None:
         move(0)
         assert ws.evaluate() == [(0.0, 3.0, _BIG - 1)]
         assert len(noting.contents) == 2
+
+
+def test_of_a_large_value_only_the_chunk_that_has_changed_goes_again(engine: Any) -> None:
+    """72 MB in one piece; what it was before is forgotten on both sides."""
+    noting = _Noting(engine)
+    D = np.random.default_rng().random(9_000_000)
+    with ndshare.Workspace({"D": D}, engine=noting) as ws:
+
+        @ws.register
+        def total() -> float:
+            time.sleep(0.02)  # both processes get calls
+            return float(D.sum())
+
+        for changed in (False, True, True):
+            noting.contents.clear()
+            D[3_000_000] += changed
+            ws["D"][3_000_000] += changed
+            for _ in range(8):
+                total()
+            assert ws.evaluate() == [D.sum()] * 8
+            assert noting.contents == [CHUNK_BYTES] or (not changed and sum(noting.contents) >= D.nbytes)
 
 
 def test_objects_stay_the_same_from_round_to_round(engine: Any) -> None:

@@ -1,11 +1,18 @@
 """Two hosts on one machine: network namespaces with addresses and a /dev/shm of their own.
 
+::
+
+    first host: caller, scheduler, workers ──lo      second host: workers
+                        └───────── first ═════ second ─────────┘
+
 Started as ``unshare --net --mount python two_hosts.py`` by test_cluster_hosts.py; prints what it finds.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -18,9 +25,10 @@ import numpy as np
 import ndshare
 from cluster_suite import run_suite
 from ndshare._engines import DaskEngine
+from ndshare.bench.memory import pss
 
 _FIRST, _SECOND = "10.99.0.1", "10.99.0.2"
-_WORKERS = 2
+_ITEMS = 64
 
 
 def _sh(*words: str) -> None:
@@ -41,34 +49,57 @@ def _copies(nbytes: int) -> int:
     return len(found)
 
 
-def _check_inputs(context: ndshare.ClusterContext) -> None:
-    table = np.random.default_rng(1).normal(size=4_000_000)
-    out = context.alloc(64)
-    sent: list[int] = []
+def _network() -> dict[str, int]:
+    """Bytes that the first host has sent, to itself and to the other one."""
+    links = json.loads(subprocess.check_output(["ip", "-s", "-j", "link"]))
+    sent = {link["ifname"]: link["stats64"]["tx"]["bytes"] for link in links}
+    return {"itself": sent["lo"], "the other": sent["first"]}
+
+
+def _check_inputs(context: ndshare.ClusterContext, hosts: list[int], megabytes: int) -> None:
+    """All workers read all pages of a table, in two maps; prints what it takes, in tables."""
+    table = np.random.default_rng(1).random(megabytes * 125_000)
+    out = context.alloc(_ITEMS)
+    contents: list[int] = []
     submit = context._engine.submit
 
     def counting(task: Any, *rest: Any) -> Any:
-        sent.append(sum(content.nbytes for content in task.contents.values() if content.nbytes > 1e6))
+        contents.append(sum(content.nbytes for content in task.contents.values() if content.nbytes > 1e6))
         return submit(task, *rest)
 
     context._engine.submit = counting  # type: ignore[method-assign]
 
     def kernel(_worker_id: int, index: int, value: int) -> None:
         time.sleep(0.01)
-        out[index] = table[value]
+        out[index] = table[value::512].sum()
 
-    context.map(kernel, range(64), shares=32)
-    assert np.array_equal(out, table[:64])
-    print("copies", _copies(table.nbytes), "sent", sum(sent) // table.nbytes, flush=True)
-    sent.clear()
-    context.map(kernel, range(64), shares=32)
-    print("sent again", sum(sent), flush=True)
+    context.map(lambda *_: time.sleep(0.01), range(_ITEMS), shares=_ITEMS)  # all have their workers
+    before = [pss(host) for host in hosts]
+    for name in ("first", "second"):
+        contents.clear()
+        network = _network()
+        report = context.map(kernel, range(_ITEMS), shares=_ITEMS)
+        sent = {link: now - network[link] for link, now in _network().items()}
+        assert np.array_equal(out, [table[k::512].sum() for k in range(_ITEMS)])
+        found: dict[str, Any] = {
+            "workers": len(report.workers),
+            "copies": _copies(table.nbytes),
+            "memory": [
+                round((pss(host) - was) / table.nbytes, 3) for host, was in zip(hosts, before, strict=True)
+            ],
+            "contents": sum(contents) / table.nbytes,
+            "sent": {link: round(nbytes / table.nbytes, 4) for link, nbytes in sent.items()},
+            "bytes sent": sent,
+            "s": round(report.elapsed, 1),
+        }
+        print(name, "map", json.dumps(found), flush=True)
     context._engine.submit = submit  # type: ignore[method-assign]
 
 
 def _check_workspace(client: Any) -> None:
     """Values are on each host once, for all of its processes and their workers."""
     values = np.random.default_rng(2).normal(size=5_000_000)
+    others = _copies(values.nbytes)
     sent: list[int] = []
     submit = DaskEngine.submit
 
@@ -90,7 +121,8 @@ def _check_workspace(client: Any) -> None:
                 look(index)
             assert ws.evaluate() == values[:64].tolist()
             assert ws["counts"].tolist() == [number] * 64
-        print("workspace: copies", _copies(values.nbytes), "sent", sum(sent) // values.nbytes, flush=True)
+        copies = _copies(values.nbytes) - others
+        print("workspace: copies", copies, "sent", sum(sent) // values.nbytes, flush=True)
     DaskEngine.submit = submit  # type: ignore[method-assign]
 
 
@@ -122,9 +154,14 @@ def _check_cut(context: ndshare.ClusterContext) -> None:
 
 
 def main() -> None:
-    """Make the hosts, run everything, end them."""
+    """Make the hosts, run the checks, end them."""
     import distributed
 
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--megabytes", type=int, default=32, help="size of the input")
+    parser.add_argument("--workers", type=int, default=2, help="of each host")
+    parser.add_argument("--only-inputs", action="store_true")
+    options = parser.parse_args()
     dask = [sys.executable, "-W", "ignore", "-m", "distributed.cli.dask_"]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     _sh("mount", "-t", "tmpfs", "tmpfs", "/dev/shm")
@@ -156,15 +193,16 @@ def main() -> None:
         running.append(subprocess.Popen(scheduler, **quiet))
         for prefix, own in (([], _FIRST), (inside, _SECOND)):
             worker = [*prefix, *dask[:-1], dask[-1] + "worker", address, "--host", own]
-            worker += ["--nworkers", str(_WORKERS), "--nthreads", "1", "--no-dashboard"]
+            worker += ["--nworkers", str(options.workers), "--nthreads", "1", "--no-dashboard"]
             running.append(subprocess.Popen(worker, cwd="/tmp", **quiet))
         with distributed.Client(address) as client:
-            client.wait_for_workers(2 * _WORKERS)
+            client.wait_for_workers(2 * options.workers)
             context = ndshare.ClusterContext(client)
-            _check_inputs(context)
-            _check_workspace(client)
-            print(run_suite(lambda: ndshare.ClusterContext(client)), "passed", flush=True)
-            _check_cut(context)
+            _check_inputs(context, [process.pid for process in running[2:]], options.megabytes)
+            if not options.only_inputs:
+                _check_workspace(client)
+                print(run_suite(lambda: ndshare.ClusterContext(client)), "passed", flush=True)
+                _check_cut(context)
     finally:
         for process in reversed(running):
             process.terminate()

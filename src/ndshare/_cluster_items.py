@@ -20,7 +20,7 @@ from ndshare import transport
 from ndshare._cluster_calls import Calls, Packed, crates_of
 from ndshare._freight import Manifest
 from ndshare._pool_errors import WorkerDiedError
-from ndshare._share_size import DEPTH, ShareSize
+from ndshare._share_size import ShareSize
 from ndshare._shares import BatchTask
 from ndshare.tasks import describe, with_traceback
 
@@ -70,7 +70,8 @@ class Items:
         self._chunksize = chunksize
         groups = calls.engine.processes() * calls.engine.threads() if chunksize is None and items else 1
         self._sizes = ShareSize(groups, 1)
-        self._room = groups * DEPTH if chunksize is None else max(1, len(items))
+        self._groups = groups
+        self._under_way = 0
         self._filling = False
         self._changed = threading.Condition()
         self._batches: collections.deque[_Batch] = collections.deque()
@@ -100,12 +101,13 @@ class Items:
     def _take(self) -> _Batch | None:
         """Take the items of the next task."""
         with self._changed:
-            if not self._left or self._room <= 0:
+            most = None if self._chunksize else self._groups * self._sizes.depth
+            if not self._left or (most is not None and self._under_way >= most):
                 self._filling = False
                 return None
             count = min(self._chunksize or self._sizes.next(len(self._left)), len(self._left))
             batch = _Batch([self._left.popleft() for _ in range(count)])
-            self._room -= 1
+            self._under_way += 1
             self._batches.append(batch)
             self._changed.notify_all()
             return batch
@@ -142,7 +144,7 @@ class Items:
         else:
             batch.done.set_result([(None, error)])
         with self._changed:
-            self._room += 1
+            self._under_way -= 1
         self.fill()
 
     def _split(self, batch: _Batch) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ndshare import captured
-from ndshare._freight import CONTENT, Bytes, Crate, Manifest
+from ndshare._chunks import Bytes, Content, parts_of
+from ndshare._freight import CONTENT, Crate, Manifest
 from ndshare._shares import ShareTask
 from ndshare.captured import Traffic
 from ndshare.pickling import record
@@ -26,8 +30,10 @@ class Tally:
         for number, _, content in task.patches:
             self._blocks[number] += content.nbytes
         if part is not None:
-            large = [task.contents[digest] for digest in part.contents() & task.contents.keys()]
-            self._parts += len(part.stream) + part.inline.nbytes + sum(content.nbytes for content in large)
+            contents = task.contents
+            large = set[bytes]().union(*(parts_of(digest, contents) for digest in part.contents()))
+            self._parts += len(part.stream) + part.inline.nbytes
+            self._parts += sum(contents[digest].nbytes for digest in large & contents.keys())
 
     def account(self, kernel: Any, functor: Any, manifest: Manifest, *, cut: bool) -> dict[str, Traffic]:
         """Return how many bytes of each variable, and of the collection, were sent.
@@ -60,11 +66,14 @@ class Tally:
             if number in self._blocks:
                 shares += self._blocks[number]
             elif block.base is not None:
-                machines += self._contents[block.base] * block.memory.nbytes
+                machines += self._sent(block.base, known.contents)
         for where, digest, *_ in crate.pieces:
             if where == CONTENT:
-                machines += self._contents[digest] * known.contents[digest].nbytes
+                machines += self._sent(digest, known.contents)
         return Traffic(0, machines, shares)
+
+    def _sent(self, digest: bytes, contents: Mapping[bytes, Content]) -> int:
+        return sum(self._contents[part] * contents[part].nbytes for part in parts_of(digest, contents))
 
 
 class _Known(Manifest):
@@ -73,11 +82,14 @@ class _Known(Manifest):
     def __init__(self, other: Manifest) -> None:
         super().__init__()
         self.take_from(other)
-        self._places = {_place(content): digest for digest, content in other.contents.items()}
+        self._places = {
+            _place(content): digest
+            for digest, content in other.contents.items()
+            if isinstance(content, np.ndarray)
+        }
 
-    def add(self, content: Bytes) -> bytes:
-        """See `Manifest`."""
-        return self._places.get(_place(content)) or super().add(content)
+    def _hash(self, content: Bytes) -> bytes:
+        return self._places.get(_place(content)) or super()._hash(content)
 
 
 def _place(content: Bytes) -> tuple[int, int]:

@@ -73,6 +73,7 @@ class Remote:
         self._free: collections.deque[int] | None = None  # groups, known when the kernel is packed
         self._cancelled = False
         self._groups = groups
+        self._depth = 0  # so many shares of each group may be under way
         self._again: collections.deque[tuple[int, int]] = collections.deque()
         self._flights: dict[int, _Share] = {}  # by id of the future
         self._carriage: Carriage[_Share] = Carriage()
@@ -106,15 +107,17 @@ class Remote:
     def start(self, _count: int, ranges: Ranges = ()) -> None:
         """See `MapWorkers`; there are always as many as there are groups."""
         if self._free is None:
-            depth = 1 if self._cargo.has_rows else DEPTH
-            self._free = collections.deque(list(range(self._groups)) * depth)
+            self._free = collections.deque()
         self._again.extend(ranges)
         self._fill()
 
     def _fill(self) -> None:
-        """Send shares for all groups that have none."""
+        """Send shares for all groups that have none, or not enough."""
         board = self._job.board
         free = self._free
+        while free is not None and self._depth < self._most():
+            free.extend(range(self._groups))
+            self._depth += 1
         flights: list[_Share] = []
         while free and not board.is_stopped():
             share = self._again.popleft() if self._again else self._take()
@@ -130,6 +133,12 @@ class Remote:
         for flight, future in zip(flights, futures, strict=True):
             flight.future = future
             self._flights[id(future)] = flight
+
+    def _most(self) -> int:
+        """How many shares of a group may be under way."""
+        if self._cargo.has_rows:
+            return 1
+        return DEPTH if self._job.share_items else self._sizes.depth
 
     def _task(self, flight: _Share, contents: Collection[bytes] = ()) -> ShareTask:
         first_worker = flight.group * self._per_group

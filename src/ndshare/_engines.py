@@ -165,14 +165,15 @@ class DaskEngine(Engine):
         """See `Engine`."""
         return max((worker["nthreads"] for worker in self._workers().values()), default=1)
 
-    def _key(self, task: CallTask) -> str:
-        return f"ndshare-{task.map_id or 'call'}-{self._session}-{next(self._numbers)}"
+    def _key(self) -> str:
+        # Short: it is in every message about a task. What is before the number is its group on the dashboard.
+        return f"ndshare-{self._session}-{next(self._numbers)}"
 
     def submit_all(self, tasks: list[Any], tell: Callable[[Any], object]) -> list[Any]:
         """See `Engine`; small ones in one message."""
         if len(tasks) < 2 or any(task.nbytes() > _SCATTER_MIN for task in tasks):
             return super().submit_all(tasks, tell)
-        keys = [self._key(task) for task in tasks]
+        keys = [self._key() for _ in tasks]
         futures: list[Any] = self._client.map(_run_on_dask, tasks, key=keys, pure=False)
         for future in futures:
             future.add_done_callback(tell)
@@ -180,7 +181,7 @@ class DaskEngine(Engine):
 
     def submit(self, task: CallTask, tell: Callable[[Any], object], address: Any = None) -> Any:
         """See `Engine`."""
-        key = self._key(task)
+        key = self._key()
         content: Any = task
         if task.nbytes() > _SCATTER_MIN:
             content = self._client.scatter(task, workers=address, direct=True, hash=False)

@@ -7,7 +7,7 @@
        │  pickle, small arrays                memory, by reference or
        │                                      copy-on-write
        ├─ blocks     shared memory of the caller, by number; each node has a copy
-       └─ contents   bytes by their 128-bit hash; each node gets them once
+       └─ contents   bytes by their 128-bit hash, large ones chunk by chunk; each node gets them once
 
 The nodes' own processes never unpickle what is in a crate: only workers have the caller's ``__main__``.
 """
@@ -24,14 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ndshare import _heap, segments
+from ndshare._chunks import Bytes, Chunks, Content
 from ndshare.descriptors import Descriptor
 from ndshare.errors import TransportError
 from ndshare.layout import decode_dtype, encode_dtype, view_of
 from ndshare.parcel import RAW, READ_ONLY
 from ndshare.pickling import Placed, Recording, record
 from ndshare.staging import aligned, copy_into, copy_strides
-
-Bytes = npt.NDArray[np.uint8]
 
 BLOCK, CONTENT, INLINE = "block", "content", "inline"
 
@@ -40,6 +39,10 @@ INLINE_MAX = 64 * 1024
 
 # One array: where it is, block number or hash or None, lowest byte, dtype code, shape, strides, flags.
 Piece = tuple[str, Any, int, str | bytes, tuple[int, ...], tuple[int, ...] | None, int]
+
+
+def _no_bytes() -> Bytes:
+    return np.zeros(0, np.uint8)
 
 
 @dataclasses.dataclass(slots=True)
@@ -52,13 +55,17 @@ class Crate:
         The pickle; it asks for the arrays in their order.
     pieces : list of tuple
         Where each of them is.
-    inline : ndarray of uint8
+    inline : ndarray of uint8, optional
         Small ones.
     """
 
     stream: bytes
-    pieces: list[Piece]
-    inline: Bytes
+    pieces: list[Piece] = dataclasses.field(default_factory=list)
+    inline: Bytes = dataclasses.field(default_factory=_no_bytes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without arrays it takes little more than the pickle: there are three in each share."""
+        return Crate, (self.stream, self.pieces, self.inline)[: 3 if self.inline.size else 2]
 
     def blocks(self) -> set[int]:
         """Return the numbers of the blocks it refers to."""
@@ -102,7 +109,7 @@ class Manifest:
     def __init__(self, inline_max: int = INLINE_MAX) -> None:
         self._inline_max = inline_max
         self.blocks: list[SharedBlock] = []
-        self.contents: dict[bytes, Bytes] = {}
+        self.contents: dict[bytes, Content] = {}
         self._numbers: dict[tuple[int, int], int] = {}
 
     def extended(self) -> Manifest:
@@ -160,9 +167,13 @@ class Manifest:
 
     def add(self, content: Bytes) -> bytes:
         """Note a content; returns its hash."""
-        digest = _heap.digest(content)
-        self.contents.setdefault(digest, content)
-        return digest
+        chunks = Chunks.of(content, self._hash)
+        for digest, part in chunks.contents(content).items():
+            self.contents.setdefault(digest, part)
+        return chunks.digest()
+
+    def _hash(self, content: Bytes) -> bytes:
+        return _heap.digest(content)
 
     def crate(self, recording: Recording) -> Crate:
         """Return a recorded object with the places of its arrays."""

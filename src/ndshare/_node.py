@@ -131,10 +131,8 @@ class Node:
             raise MapStoppedError(f"{task.name} was given up by its caller")
 
     def _take_in(self, task: CallTask) -> list[bytes]:
-        """Keep the contents that a task brings; returns which are still lacking."""
-        for digest, content in task.contents.items():
-            self.store.add(digest, content)
-        return self.store.lacks(task.needed())
+        """Keep the contents that a task brings; returns what is still lacking."""
+        return self.store.lacks(task.needed(), task.contents)
 
     def stop(self, map_id: str) -> None:
         """End a map or a workspace; called in any thread, also while a share of it runs."""

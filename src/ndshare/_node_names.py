@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ndshare import _heap, mainspace
-from ndshare._freight import Bytes, open_crate
+from ndshare._chunks import Bytes
+from ndshare._freight import open_crate
 from ndshare._injection import invoke
 from ndshare._node_worker import Answer, Opened, call_function
 from ndshare._twins import Change, find_changes

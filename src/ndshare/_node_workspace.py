@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ndshare import segments
-from ndshare._freight import BLOCK, Bytes, Piece, arrays_of
+from ndshare._chunks import Bytes
+from ndshare._freight import BLOCK, Piece, arrays_of
 from ndshare._node_names import Content, Give, Spot, Table, call_named
 from ndshare._node_store import Store
 from ndshare._node_worker import Named, Opened

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ndshare._freight import INLINE_MAX, Bytes, Crate
+from ndshare._chunks import Bytes, Chunks, Content
+from ndshare._freight import INLINE_MAX, Crate
 from ndshare._twins import Change
 
 
@@ -25,24 +26,33 @@ class CallTask:
     blocks : dict
         Size and base (hash, or None for zeros) of each block, by number.
     contents : dict
-        Contents by hash, if the node lacks them.
+        Contents by hash, if the node lacks them; of large ones the hashes of all chunks,
+        and those chunks that it lacks.
     """
 
     map_id: str
     name: str
     crates: list[Crate]
     blocks: dict[int, tuple[int, bytes | None]]
-    contents: dict[bytes, Bytes]
+    contents: dict[bytes, Content]
 
-    def load(self, known: Mapping[bytes, Bytes], lacking: Collection[bytes]) -> None:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the names of the fields: each share is pickled, and goes through the engine's scheduler."""
+        return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def load(self, known: Mapping[bytes, Content], lacking: Collection[bytes]) -> None:
         """Take along the contents that a node lacks, and those that are too small to ask for; no others."""
         self.contents = {}
         for digest in self.needed():
-            if known[digest].nbytes <= INLINE_MAX or digest in lacking:
-                self.contents[digest] = known[digest]
+            content = known[digest]
+            if isinstance(content, Chunks):
+                self.contents[digest] = content
+                self.contents |= {part: known[part] for part in content.parts if part in lacking}
+            elif content.nbytes <= INLINE_MAX or digest in lacking:
+                self.contents[digest] = content
 
     def needed(self) -> set[bytes]:
-        """Return the hashes of all contents it refers to."""
+        """Return the hashes of all contents it refers to, not of their chunks."""
         bases = {base for _, base in self.blocks.values() if base is not None}
         return bases.union(*(crate.contents() for crate in self.crates))
 

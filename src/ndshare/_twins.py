@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from ndshare import _twin, segments
-from ndshare._freight import Bytes
+from ndshare._chunks import Bytes
 from ndshare.errors import CapacityError
 
 _PAGE = mmap.PAGESIZE

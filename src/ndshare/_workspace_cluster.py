@@ -114,6 +114,7 @@ class ClusterStaff:
                 with self._calls.merging:
                     self._setting = Setting(self._script, self._images.look(), self._others)
             manifest = self._manifest.extended()
+            manifest.contents |= self._images.contents
             crates = [*crates_of((function, args, kwargs), manifest, self._names)]
             manifest.keep_all()
             blocks = manifest.blocks_of(crates)

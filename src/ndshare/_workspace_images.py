@@ -10,8 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from ndshare import _heap
-from ndshare._freight import Bytes, Manifest, is_zero
+from ndshare._chunks import Bytes, Chunks, Content
+from ndshare._freight import Manifest, is_zero
 from ndshare.staging import aligned
 
 #: Smaller blocks share an image: each image is a file on every machine.
@@ -23,6 +23,7 @@ class _Image:
     blocks: list[int]
     nbytes: int
     base: bytes | None = None
+    contents: dict[bytes, Content] = dataclasses.field(default_factory=dict)
 
 
 class Images:
@@ -31,11 +32,17 @@ class Images:
     Parameters
     ----------
     manifest : Manifest
-        Its blocks are the values'; contents are added to it.
+        Its blocks are the values'.
+
+    Attributes
+    ----------
+    contents : dict
+        Contents of the images by hash, when they were looked at.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
+        self.contents: dict[bytes, Content] = {}
         self.table: dict[int, tuple[int, int, int]] = {}
         small = _Image([], 0)
         self._images = [small]
@@ -53,16 +60,16 @@ class Images:
 
     def look(self) -> tuple[tuple[int, bytes | None], ...]:
         """Return size and content (a hash, None for zeros) of each image as it is now."""
-        contents = self._manifest.contents
+        contents: dict[bytes, Content] = {}
         for image in self._images:
             memory = self._gathered(image)
-            base = None if is_zero(memory) else _heap.digest(memory)
+            chunks = None if is_zero(memory) else Chunks.of(memory)
+            base = None if chunks is None else chunks.digest()
             if base != image.base:
-                if image.base is not None and sum(image.base == other.base for other in self._images) == 1:
-                    contents.pop(image.base, None)
                 image.base = base
-                if base is not None and base not in contents:
-                    contents[base] = memory if image is self._images[0] else memory.copy()
+                image.contents = {} if chunks is None else chunks.contents(memory.copy())
+            contents |= image.contents
+        self.contents = contents
         return tuple((image.nbytes, image.base) for image in self._images)
 
     def _gathered(self, image: _Image) -> Bytes:

@@ -10,6 +10,11 @@
     arrays.py    cases: arrays there and back
     tasks.py     cases: many small tasks
     startup.py   cases: import, first result (fresh interpreters)
+    cluster.py   cases: maps on a local Dask cluster
+    dask_cluster.py  that cluster, and what passes through its scheduler
+    costs.py     what the parts of a share on a cluster cost
+    simulation.py  a map on a cluster of any size, with these costs
+    plan.py      ``ndshare bench plan``: the simulation for several sizes
     memory.py    case: one large shared array, many workers
     maps.py      cases: maps of tiny kernels
     balance.py   case: a map over items of very different cost

@@ -22,6 +22,7 @@ from ndshare.bench import (
     maps,
     memory,
     peers,
+    plan,
     plot,
     queues,
     report,
@@ -64,6 +65,9 @@ class _Face:
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark with the words of the command line; return the exit status."""
     arguments = _parser().parse_args(argv)
+    if hasattr(arguments, "run"):
+        status: int = arguments.run(arguments)
+        return status
     face: _Face = arguments.face
     versions, missing = peers.importable(_names(face, arguments.peers), face.table)
     facts = machine.facts()
@@ -237,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
             "--workers", type=int, default=2, help="worker processes of each pool (default: 2)"
         )
         command.add_argument("--quick", action="store_true", help="small sizes, to see that everything works")
+    plan.add_parser(faces)
     return parser
 
 

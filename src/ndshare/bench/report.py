@@ -22,6 +22,10 @@ def quantity(value: float, unit: str) -> str:
     return f"{value / _SCALE[name]:.3g} {name}"
 
 
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"
+
+
 def goal_text(result: Result, goal: Goal) -> str:
     """Return the goal as a reader would write it."""
     if goal.kind == "ratio":
@@ -36,7 +40,7 @@ def reached_text(result: Result, goal: Goal) -> str:
     if reached is None:
         return "not measured"
     if goal.kind == "ratio":
-        text = f"{reached:.2f} x"
+        text = f"{_ratio(reached)} x"
     else:
         text = ("+ " if goal.kind == "extra" else "") + quantity(reached, result.unit)
     return f"{text} {'ok' if reached <= goal.limit else 'MISSED'}"
@@ -48,8 +52,10 @@ def text_of(result: Result) -> str:
     width = max(14, *(len(name) + 1 for name in result.values))
     for name in result.values:
         ratio = result.ratio(name)
-        against = "" if ratio is None or name == result.reference else f"{ratio:8.2f} x {result.reference}"
-        lines.append(f"    {name:{width}}{quantity(result.median(name), result.unit):>10}{against}")
+        line = f"    {name:{width}}{quantity(result.median(name), result.unit):>10}"
+        if ratio is not None and name != result.reference:
+            line += f"{_ratio(ratio):>8} x {result.reference}"
+        lines.append(line)
     lines += [f"    goal {goal_text(result, goal)}: {reached_text(result, goal)}" for goal in result.goals]
     lines += [f"    {note}" for note in result.notes]
     return "\n".join(lines)
