@@ -18,6 +18,7 @@ from __future__ import annotations
 import builtins
 import dis
 import functools
+import itertools
 import marshal
 import sys
 import types
@@ -141,16 +142,22 @@ def needs_of(function: types.FunctionType) -> Iterator[str]:
     yield from names.globals
     namespace = function.__globals__
     for name in names.globals:
-        value = namespace.get(name)
-        if type(value) is types.ModuleType and hasattr(value, "__path__"):
-            yield from _submodules(value.__name__, names.attributes)
+        yield from _submodules(namespace.get(name), names.attributes)
+    for value in itertools.chain(*cell_contents(function)):
+        yield from _submodules(value, names.attributes)
 
 
-def _submodules(package: str, attributes: frozenset[str]) -> tuple[str, ...]:
-    key = package, attributes
+def _is_package(value: object) -> bool:
+    return type(value) is types.ModuleType and hasattr(value, "__path__")
+
+
+def _submodules(package: Any, attributes: frozenset[str]) -> tuple[str, ...]:
+    if not _is_package(package):
+        return ()
+    key = package.__name__, attributes
     count, found = _imported.get(key, (0, ()))
     if count != len(sys.modules):
-        prefix = package + "."
+        prefix = package.__name__ + "."
         count = len(sys.modules)
         found = tuple(
             name
@@ -180,16 +187,21 @@ def reduce_function(function: types.FunctionType, given: Container[int] = ()) ->
         function.__annotations__,
         function.__dict__,
         getattr(function, "__type_params__", ()),
-        None if closure is None else tuple(() if id(cell) in given else contents(cell) for cell in closure),
+        cell_contents(function, given),
     )
     facts = (_dumped(function.__code__), function.__name__, closure)
     return make_function, facts, state, None, None, fill_function
 
 
 def is_plain_local(function: types.FunctionType) -> bool:
-    """Tell whether a function has no name that it is found by, and names nothing of its module."""
+    """Tell whether a function has no name that it is found by, and names nothing of its module.
+
+    A package in its closure would arrive without the submodules that the caller has imported.
+    """
     qualname = function.__qualname__
     if "<locals>" not in qualname and "<lambda>" not in qualname:
+        return False
+    if any(map(_is_package, itertools.chain(*cell_contents(function)))):
         return False
     return names_used(function.__code__).attributes.isdisjoint(function.__globals__)
 
@@ -231,6 +243,11 @@ def contents(cell: types.CellType) -> tuple[Any, ...]:
         return (cell.cell_contents,)
     except ValueError:  # a variable that is not assigned yet
         return ()
+
+
+def cell_contents(function: types.FunctionType, given: Container[int] = ()) -> tuple[tuple[Any, ...], ...]:
+    """Return what the cells of a closure hold; nothing for those that the receiver fills."""
+    return tuple(() if id(cell) in given else contents(cell) for cell in function.__closure__ or ())
 
 
 def make_cell() -> types.CellType:
@@ -310,7 +327,12 @@ def fill_function(function: Any, state: tuple[Any, ...]) -> None:
     function.__dict__.update(attributes)
     if type_params:
         function.__type_params__ = type_params
-    for cell, content in zip(function.__closure__ or (), contents or (), strict=True):
+    fill_cells(function, contents)
+
+
+def fill_cells(function: types.FunctionType, contents: tuple[tuple[Any, ...], ...]) -> None:
+    """Fill the cells of a closure with their `cell_contents`."""
+    for cell, content in zip(function.__closure__ or (), contents, strict=True):
         if content:
             cell.cell_contents = content[0]
 
