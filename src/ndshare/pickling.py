@@ -444,6 +444,8 @@ def record_alone(array: np.ndarray[Any, Any]) -> Recording | None:
     dtype = array.dtype
     if _MARKED or array.base is not None or array.nbytes <= IN_BAND_MAX or not is_movable(dtype):
         return None
+    if not array.flags.forc:  # somebody has set its strides; its elements may overlap
+        return None
     found = segments.block_of(array)
     if found is None or found[0].kind != segments.VALUE:
         return None
