@@ -90,6 +90,32 @@ def test_closures_that_name_globals_share_cells_with_those_that_do_not() -> None
     assert (step2(0), read2(0), step(0)) == (13, 13, 13)
 
 
+def test_names_that_the_module_does_not_have_yet() -> None:
+    """One function makes a global for another one, or a workspace does for both, with a builtin's name too."""
+
+    def make() -> None:
+        global _made
+        _made = _CONSTANT
+
+    def read() -> int:
+        make()
+        return _made + _CONSTANT  # type: ignore[name-defined, no-any-return]
+
+    assert _sent(read)() == 10
+
+    def total() -> Any:
+        return table.sum() + input.sum()  # type: ignore[name-defined, attr-defined] # noqa: F821
+
+    def shifted() -> Any:
+        return total() + _CONSTANT
+
+    with ndshare.Workspace({"table": np.arange(4), "input": np.ones(2)}, 1) as workspace:
+        call = workspace.register(shifted)
+        call()
+        call()
+        assert workspace.evaluate() == [13, 13]
+
+
 def test_package_in_a_closure_has_its_submodules() -> None:
     """Those that the caller has imported and the function names, as everywhere."""
 

@@ -42,6 +42,8 @@ _OWN_NAMES = frozenset(
     ("__annotations__", "__builtins__", "__cached__", "__doc__", "__loader__", "__name__", "__spec__")
 )
 
+_IMPORTS_FROM = frozenset(("__package__",))  # where a relative import inside a function starts
+
 
 class Names(NamedTuple):
     """What a code object names, nested code included."""
@@ -114,7 +116,7 @@ def _scan(code: types.CodeType) -> Names:
             if instruction.opname in _NAME_OPS:
                 used.add(instruction.argval)
             elif instruction.opname == "IMPORT_NAME":
-                used.add("__package__")  # what a relative import inside a function starts from
+                used |= _IMPORTS_FROM
     namespace = main_namespace()
     return Names(
         frozenset(name for name in used - _OWN_NAMES if name in namespace or not hasattr(builtins, name)),
@@ -193,9 +195,11 @@ def reduce_function(function: types.FunctionType, given: Container[int] = ()) ->
     return make_function, facts, state, None, None, fill_function
 
 
-def is_plain_local(function: types.FunctionType) -> bool:
-    """Tell whether a function has no name that it is found by, and names nothing of its module.
+def is_plain_local(function: types.FunctionType, withheld: frozenset[str] = frozenset()) -> bool:
+    """Tell whether a function has no name that it is found by, and names nothing but builtins.
 
+    A name that its module does not have yet may be one that another function of the message gives to the
+    module; or the receiver, which gives it those that are withheld, whether or not builtins have them too.
     A package in its closure would arrive without the submodules that the caller has imported.
     """
     qualname = function.__qualname__
@@ -203,7 +207,10 @@ def is_plain_local(function: types.FunctionType) -> bool:
         return False
     if any(map(_is_package, itertools.chain(*cell_contents(function)))):
         return False
-    return names_used(function.__code__).attributes.isdisjoint(function.__globals__)
+    names = names_used(function.__code__)
+    if not names.globals <= _IMPORTS_FROM or (withheld and not withheld.isdisjoint(names.attributes)):
+        return False
+    return names.attributes.isdisjoint(function.__globals__)
 
 
 def reduce_local(function: types.FunctionType, given: Container[int] = ()) -> tuple[Any, ...]:

@@ -271,7 +271,7 @@ class Session:
             return self.on_main(obj)
         if by_value_modules and isinstance(module, str) and _is_by_value(module):
             return self.beyond(obj)
-        if type(obj) is types.FunctionType and functions.is_plain_local(obj):
+        if type(obj) is types.FunctionType and functions.is_plain_local(obj, self.withheld):
             self.note_cells(obj)
             return functions.reduce_local(obj, self.given)
         return NotImplemented
