@@ -116,6 +116,22 @@ def test_names_that_the_module_does_not_have_yet() -> None:
         assert workspace.evaluate() == [13, 13]
 
 
+def test_builtins_name_that_a_function_gives_away_stays_with_its_message() -> None:
+    """Closures that come later, and name the builtin, find it."""
+
+    def replace() -> int:
+        global sum
+        sum = len  # noqa: A001
+        return sum([4])  # type: ignore[no-any-return, operator, arg-type]
+
+    def add() -> int:
+        return sum([4])
+
+    arrived = _sent(add)
+    assert _sent(replace)() == 1
+    assert (arrived(), _sent(add)()) == (4, 4)
+
+
 def test_package_in_a_closure_has_its_submodules() -> None:
     """Those that the caller has imported and the function names, as everywhere."""
 

@@ -33,9 +33,8 @@ CODE_TYPES = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodT
 
 _CACHE_MAX = 2048
 _HERE = 0  # in place of "__main__": a pickle with that word in it is searched for names, which takes longer
-_NAME_OPS = frozenset(
-    ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_NAME")
-)
+_ASSIGNING_OPS = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL"))
+_NAME_OPS = _ASSIGNING_OPS | {"LOAD_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_NAME"}
 
 # Names every module has of its own: the receiver's are right there.
 _OWN_NAMES = frozenset(
@@ -109,17 +108,20 @@ def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
 
 def _scan(code: types.CodeType) -> Names:
     used: set[str] = set()
+    assigned: set[str] = set()
     attributes: set[str] = set()
     for one in _nested(code):
         attributes.update(one.co_names)
         for instruction in dis.get_instructions(one):
             if instruction.opname in _NAME_OPS:
                 used.add(instruction.argval)
+                if instruction.opname in _ASSIGNING_OPS:
+                    assigned.add(instruction.argval)
             elif instruction.opname == "IMPORT_NAME":
                 used |= _IMPORTS_FROM
-    namespace = main_namespace()
+    known = assigned | main_namespace().keys()
     return Names(
-        frozenset(name for name in used - _OWN_NAMES if name in namespace or not hasattr(builtins, name)),
+        frozenset(name for name in used - _OWN_NAMES if name in known or not hasattr(builtins, name)),
         frozenset(attributes),
     )
 
