@@ -533,3 +533,21 @@ def test_map_that_waits_for_workers_ends_when_they_are_killed() -> None:
     assert len(outcomes) == 2, outcomes
     assert not any(isinstance(error, NotImplementedError) for error in outcomes), outcomes
     assert out.tolist() == [0, 0]
+
+
+def test_map_that_is_slow_today_has_all_its_workers() -> None:
+    """It was over before a second worker could help, so far; now each item takes its time."""
+    slow, out = ndshare.zeros(1), ndshare.zeros(20)
+
+    def kernel(_worker_id: int, index: int, value: int) -> None:
+        if slow[0]:
+            time.sleep(0.02)
+        out[index] = value
+
+    context = ndshare.ProcessContext(2)
+    for _ in range(3):
+        context.map(kernel, range(20))
+    slow[0] = 1
+    report = context.map(kernel, range(20))
+    assert min(worker.items for worker in report.workers) >= 5
+    assert out.tolist() == list(range(20))
