@@ -58,7 +58,7 @@ def _check_inputs(lines: list[str], workers: int) -> None:
 def test_two_hosts() -> None:
     """An input; a workspace; the suite; a network that is cut for 5 s changes nothing."""
     pytest.importorskip("distributed")
-    lines = _run(*_NAMESPACE, sys.executable, str(_HERE / "two_hosts.py"), "--megabytes", "64").splitlines()
+    lines = _run(*_NAMESPACE, sys.executable, str(_HERE / "two_hosts.py")).splitlines()
     _check_inputs(lines, 2)
     assert lines[2] == "workspace: copies 2 sent 2"
     assert lines[3].endswith("passed")
