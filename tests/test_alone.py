@@ -169,3 +169,19 @@ def test_results_too_small_or_too_sparse_go_the_general_way() -> None:
         parcel.release()
         little = np.zeros(COPIED_BELOW // 8 - 1)
         assert settle_alone(little, b"", frozenset()) is None
+
+
+@pytest.mark.filterwarnings("ignore:Setting the strides:DeprecationWarning")
+def test_result_whose_elements_overlap_is_copied() -> None:
+    """As pickle does: each element of what arrives is an element of its own."""
+    with segments.recycled_memory():
+        x = np.ones(COPIED_BELOW)
+        x.strides = (0,)
+        draft = transport.pack(x, lend_values=True)
+        del x
+        parcel = draft.settle()
+        arrived = transport.unpack(parcel.data, parcel.descriptors())
+        parcel.release()
+        assert arrived.strides == (8,)
+        arrived[0] = 2
+        assert arrived[1] == 1

@@ -551,3 +551,26 @@ def test_queue_does_not_leave_its_machine() -> None:
     with pytest.raises(TypeError, match="one machine"):
         _context().map(kernel, range(3))
     q.close()
+
+
+def _keep_little() -> None:
+    """Begin an engine process whose machine keeps a megabyte of what is not needed."""
+    from ndshare import _node_store
+
+    _node_store._KEPT_BYTES = 1 << 20
+
+
+def _held_bytes(_: int) -> int:
+    from ndshare._node import this_node
+
+    return sum(memory.size for memory in this_node().store._held.values())
+
+
+def test_node_does_not_keep_the_arguments_of_all_calls() -> None:
+    """The oldest go when there are too many; the call at hand has its own."""
+    with concurrent.futures.ProcessPoolExecutor(1, initializer=_keep_little) as engine:
+        with ndshare.ClusterExecutor(engine) as executor:
+            for number in range(6):
+                array = np.full(1 << 18, float(number))
+                assert executor.submit(np.sum, array).result() == number * array.size
+        assert engine.submit(_held_bytes, 0).result() <= (1 << 20) + array.nbytes

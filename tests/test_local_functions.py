@@ -71,6 +71,82 @@ def test_closure_may_contain_itself_and_share_cells() -> None:
     assert (step2(), step2(), read2(), read()) == (1, 2, 2, 0)
 
 
+def test_closures_that_name_globals_share_cells_with_those_that_do_not() -> None:
+    """Each has its cells filled, and the same ones, whichever of the two ways it goes."""
+    count = _CONSTANT
+
+    def read(n: int) -> int:
+        return _CONSTANT + count + (step(n - 1) if n else 0)
+
+    def step(n: int) -> int:
+        nonlocal count
+        count += 1
+        return read(n)
+
+    assert functions.is_plain_local(step)
+    assert not functions.is_plain_local(read)
+    assert _sent(step)(1) == step(1) == 23
+    read2, step2 = _sent((read, step))
+    assert (step2(0), read2(0), step(0)) == (13, 13, 13)
+
+
+def test_names_that_the_module_does_not_have_yet() -> None:
+    """One function makes a global for another one, or a workspace does for both, with a builtin's name too."""
+
+    def make() -> None:
+        global _made
+        _made = _CONSTANT
+
+    def read() -> int:
+        make()
+        return _made + _CONSTANT  # type: ignore[name-defined, no-any-return]
+
+    assert _sent(read)() == 10
+
+    def total() -> Any:
+        return table.sum() + input.sum()  # type: ignore[name-defined, attr-defined] # noqa: F821
+
+    def shifted() -> Any:
+        return total() + _CONSTANT
+
+    with ndshare.Workspace({"table": np.arange(4), "input": np.ones(2)}, 1) as workspace:
+        call = workspace.register(shifted)
+        call()
+        call()
+        assert workspace.evaluate() == [13, 13]
+
+
+def test_builtins_name_that_a_function_gives_away_stays_with_its_message() -> None:
+    """Closures that come later, and name the builtin, find it."""
+
+    def replace() -> int:
+        global sum
+        sum = len  # noqa: A001
+        return sum([4])  # type: ignore[no-any-return, operator, arg-type]
+
+    def add() -> int:
+        return sum([4])
+
+    arrived = _sent(add)
+    assert _sent(replace)() == 1
+    assert (arrived(), _sent(add)()) == (4, 4)
+
+
+def test_package_in_a_closure_has_its_submodules() -> None:
+    """Those that the caller has imported and the function names, as everywhere."""
+
+    def make() -> Callable[[], str]:
+        import xml.etree.ElementTree  # noqa: ICN001 - the attributes of `xml` matter
+
+        def tag() -> str:
+            return xml.etree.ElementTree.fromstring("<tag/>").tag
+
+        return tag
+
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        assert executor.submit(make()).result() == "tag"
+
+
 def test_generators_lambdas_and_nested_functions() -> None:
     """Whatever its code does by itself."""
 

@@ -279,9 +279,16 @@ def test_modules_submodules_and_files_of_the_caller(script: Script, tmp_path: Pa
             import pkg.deep
             return pkg.deep.f()
 
+        def closure():
+            import xml.etree.ElementTree
+
+            return lambda: xml.etree.ElementTree.fromstring("<b/>").tag
+
         with Peer(PYTHONPATH=":".join([*sys.path])) as peer:
             assert peer.call(task) == ("a", "program.py", "__main__", "[1]")
             assert peer.call(package) == "deep"
+        with Peer(PYTHONPATH=":".join([*sys.path])) as peer:
+            assert peer.call(closure()) == "b"
             assert peer.call(lambda m: m.__name__, json) == "json"
         print("done")
         """

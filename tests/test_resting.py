@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import os
 import select
+import sys
 import threading
 import time
 
@@ -12,6 +13,7 @@ import pytest
 
 import ndshare
 from ndshare import _wire
+from ndshare.hub import Hub
 
 
 def test_rest_lasts_while_somebody_counts() -> None:
@@ -90,3 +92,39 @@ def test_tasks_that_are_held_back_go_out_while_another_thread_waits() -> None:
         finally:
             stop.set()
             thread.join()
+
+
+def test_flush_that_is_wanted_while_the_thread_stops_counting() -> None:
+    """Between its looks at how often somebody led and at whether it is parked: the worst moment."""
+    flushed = threading.Event()
+
+    class Watched(Hub):
+        armed = wanted = False
+
+        @property
+        def _parked(self) -> bool:  # type: ignore[override]
+            parked: bool = self.__dict__["_parked"]
+            looks = self.in_thread and self.lock._is_owned()  # type: ignore[attr-defined]
+            if looks and self.armed and parked and sys._getframe(1).f_locals["times"] == 0 and self._ticking:
+                self.armed, self.wanted = False, True
+                thread = threading.Thread(target=self.tick)
+                thread.start()
+                thread.join()
+            return parked
+
+        @_parked.setter
+        def _parked(self, parked: bool) -> None:
+            self.__dict__["_parked"] = parked
+
+    hub = Watched()
+    hub.flush = lambda: flushed.set() if hub.wanted else None
+    hub.start()
+    try:
+        while not hub.wanted:
+            hub.tick()
+            hub.armed = True
+            time.sleep(0.02)
+            hub.armed = False
+        assert flushed.wait(10)
+    finally:
+        hub.close()

@@ -93,6 +93,7 @@ class Node:
                 self._workspaces.make_room(task)
             if lacks := self._take_in(task):
                 return TaskResult(self.name, self.machine, lacks)
+            self.store.make_room(task.needed())
             twins = {
                 number: Twin(number, nbytes, None if base is None else self.store.get(base))
                 for number, (nbytes, base) in task.blocks.items()

@@ -28,6 +28,7 @@ _PAUSE_S = 0.002  # between two attempts when the kernel cannot say when there i
 _STUCK_S = 30.0  # a message whose memory cannot be had for so long although nothing else is in flight is lost
 _LOOK_MS = 1000.0
 _PUMP_EVERY = 16
+_MOMENT_S = 0.001
 
 
 class Backlog(Slots):
@@ -48,6 +49,7 @@ class Backlog(Slots):
         self._feeder: threading.Thread | None = None
         self._keep_fd = -1  # holds BACKLOG_BYTE and the slots of the backlog
         self._late = False  # shut down: what is left goes the other way
+        self._got_in_vain = -1  # messages taken out when it was no use to wait for more
 
     def push_behind(self, stream: bytes) -> bool:
         """Accept a pickle that is all of a message, behind the backlog; False if there is none."""
@@ -59,6 +61,25 @@ class Backlog(Slots):
             if len(self.backlog) % _PUMP_EVERY == 0:  # the feeder may have to wait for the GIL
                 self._pump()
         return True
+
+    def let_drain(self) -> None:
+        """Wait for a moment, as often as it helps, before more is put behind a bounded backlog.
+
+        The long way, on which a slot changes hands twice, costs several times as much as the short one, and
+        who puts faster than the feeder sends would never come back to it. If nothing is taken out this waits
+        only once.
+        """
+        got = self.wire.got
+        if got == self._got_in_vain:
+            return
+        if not self.backlog:
+            self.wire.wait_for_room(_MOMENT_S * 1e3)
+        while left := len(self.backlog):
+            time.sleep(_MOMENT_S)
+            if len(self.backlog) >= left:
+                break
+        if self.wire.got == got:
+            self._got_in_vain = got
 
     def _pump(self) -> bool:
         """Send pickles from the front of the backlog while there is room; tell whether any. Lock held."""

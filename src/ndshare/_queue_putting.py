@@ -59,8 +59,10 @@ class Putting(Handle):
         if stream is not None:
             if _send_stream(line, stream):
                 return
-            if wire.slots and deadline is None and wire.spin_for_slot() and _send_stream(line, stream):
-                return
+            if wire.slots and deadline is None:
+                line.let_drain()
+                if wire.spin_for_slot() and _send_stream(line, stream):
+                    return
         if wire.slots and not line.take_slot(message, doubt=not block):
             if not block:
                 raise queue.Full

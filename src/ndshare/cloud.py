@@ -59,27 +59,33 @@ class _CloudSession(Session):
             if isinstance(obj, types.FunctionType) and obj.__globals__ is main_namespace():
                 return self.on_unnamed(obj)  # its decorator gave it the name of something else
             if isinstance(obj, types.FunctionType):
-                return self.withhold(obj, reduced)
+                return self.on_dynamic(obj, reduced)
         return reduced
 
     def beyond(self, obj: Any) -> Any:
         if isinstance(obj, type):
             return _reduce_class(obj, reply=self.lend)
         if isinstance(obj, types.FunctionType):
-            return self.withhold(obj, self.pickler._dynamic_function_reduce(obj))
+            return self.on_dynamic(obj, self.pickler._dynamic_function_reduce(obj))
         if isinstance(obj, types.ModuleType):
             facts = {name: value for name, value in vars(obj).items() if name != "__builtins__"}
             return types.ModuleType, (obj.__name__,), facts, None, None, _fill_module
         return _impl.Pickler._dispatch_table[type(obj)](obj)
 
-    def withhold(self, function: types.FunctionType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Leave out what the receiver has of the globals and the closure of a function."""
+    def on_dynamic(self, function: types.FunctionType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Have cells of a closure arrive as those of `Session` do, which may be the same ones.
+
+        Leaves out what the receiver has of the globals.
+        """
+        make, facts, (attributes, slots), *_ = reduced
         if self.withheld:
-            self.given.update(functions.cells_given(function, self.withheld))
-            globals_used = reduced[2][1]["__globals__"]
-            for name in self.withheld & globals_used.keys():
-                del globals_used[name]
-        return reduced
+            for name in self.withheld & slots["__globals__"].keys():
+                del slots["__globals__"][name]
+        if function.__closure__ is None:
+            return reduced
+        self.note_cells(function)
+        state = attributes, {**slots, "__closure__": None}, functions.cell_contents(function, self.given)
+        return make, (*facts[:-1], function.__closure__), state, None, None, fill_dynamic
 
 
 class _CloudPickler(_impl.Pickler):  # type: ignore[misc, unused-ignore]
@@ -153,6 +159,13 @@ def find_class(tracker_id: str, name: str) -> type:
         )
     found: type = cls
     return found
+
+
+def fill_dynamic(function: types.FunctionType, state: tuple[Any, ...]) -> None:
+    """Give a function of `_CloudSession.on_dynamic` its state."""
+    *facts, contents = state
+    _impl._function_setstate(function, facts)
+    functions.fill_cells(function, contents)
 
 
 def _fill_module(module: types.ModuleType, facts: dict[str, Any]) -> None:

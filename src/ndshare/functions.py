@@ -18,6 +18,7 @@ from __future__ import annotations
 import builtins
 import dis
 import functools
+import itertools
 import marshal
 import sys
 import types
@@ -32,14 +33,15 @@ CODE_TYPES = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodT
 
 _CACHE_MAX = 2048
 _HERE = 0  # in place of "__main__": a pickle with that word in it is searched for names, which takes longer
-_NAME_OPS = frozenset(
-    ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_NAME")
-)
+_ASSIGNING_OPS = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL"))
+_NAME_OPS = _ASSIGNING_OPS | {"LOAD_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_NAME"}
 
 # Names every module has of its own: the receiver's are right there.
 _OWN_NAMES = frozenset(
     ("__annotations__", "__builtins__", "__cached__", "__doc__", "__loader__", "__name__", "__spec__")
 )
+
+_IMPORTS_FROM = frozenset(("__package__",))  # where a relative import inside a function starts
 
 
 class Names(NamedTuple):
@@ -106,17 +108,20 @@ def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
 
 def _scan(code: types.CodeType) -> Names:
     used: set[str] = set()
+    assigned: set[str] = set()
     attributes: set[str] = set()
     for one in _nested(code):
         attributes.update(one.co_names)
         for instruction in dis.get_instructions(one):
             if instruction.opname in _NAME_OPS:
                 used.add(instruction.argval)
+                if instruction.opname in _ASSIGNING_OPS:
+                    assigned.add(instruction.argval)
             elif instruction.opname == "IMPORT_NAME":
-                used.add("__package__")  # what a relative import inside a function starts from
-    namespace = main_namespace()
+                used |= _IMPORTS_FROM
+    known = assigned | main_namespace().keys()
     return Names(
-        frozenset(name for name in used - _OWN_NAMES if name in namespace or not hasattr(builtins, name)),
+        frozenset(name for name in used - _OWN_NAMES if name in known or not hasattr(builtins, name)),
         frozenset(attributes),
     )
 
@@ -141,16 +146,22 @@ def needs_of(function: types.FunctionType) -> Iterator[str]:
     yield from names.globals
     namespace = function.__globals__
     for name in names.globals:
-        value = namespace.get(name)
-        if type(value) is types.ModuleType and hasattr(value, "__path__"):
-            yield from _submodules(value.__name__, names.attributes)
+        yield from _submodules(namespace.get(name), names.attributes)
+    for value in itertools.chain(*cell_contents(function)):
+        yield from _submodules(value, names.attributes)
 
 
-def _submodules(package: str, attributes: frozenset[str]) -> tuple[str, ...]:
-    key = package, attributes
+def _is_package(value: object) -> bool:
+    return type(value) is types.ModuleType and hasattr(value, "__path__")
+
+
+def _submodules(package: Any, attributes: frozenset[str]) -> tuple[str, ...]:
+    if not _is_package(package):
+        return ()
+    key = package.__name__, attributes
     count, found = _imported.get(key, (0, ()))
     if count != len(sys.modules):
-        prefix = package + "."
+        prefix = package.__name__ + "."
         count = len(sys.modules)
         found = tuple(
             name
@@ -180,18 +191,28 @@ def reduce_function(function: types.FunctionType, given: Container[int] = ()) ->
         function.__annotations__,
         function.__dict__,
         getattr(function, "__type_params__", ()),
-        None if closure is None else tuple(() if id(cell) in given else contents(cell) for cell in closure),
+        cell_contents(function, given),
     )
     facts = (_dumped(function.__code__), function.__name__, closure)
     return make_function, facts, state, None, None, fill_function
 
 
-def is_plain_local(function: types.FunctionType) -> bool:
-    """Tell whether a function has no name that it is found by, and names nothing of its module."""
+def is_plain_local(function: types.FunctionType, withheld: frozenset[str] = frozenset()) -> bool:
+    """Tell whether a function has no name that it is found by, and names nothing but builtins.
+
+    A name that its module does not have yet may be one that another function of the message gives to the
+    module; or the receiver, which gives it those that are withheld, whether or not builtins have them too.
+    A package in its closure would arrive without the submodules that the caller has imported.
+    """
     qualname = function.__qualname__
     if "<locals>" not in qualname and "<lambda>" not in qualname:
         return False
-    return names_used(function.__code__).attributes.isdisjoint(function.__globals__)
+    if any(map(_is_package, itertools.chain(*cell_contents(function)))):
+        return False
+    names = names_used(function.__code__)
+    if not names.globals <= _IMPORTS_FROM or (withheld and not withheld.isdisjoint(names.attributes)):
+        return False
+    return names.attributes.isdisjoint(function.__globals__)
 
 
 def reduce_local(function: types.FunctionType, given: Container[int] = ()) -> tuple[Any, ...]:
@@ -231,6 +252,11 @@ def contents(cell: types.CellType) -> tuple[Any, ...]:
         return (cell.cell_contents,)
     except ValueError:  # a variable that is not assigned yet
         return ()
+
+
+def cell_contents(function: types.FunctionType, given: Container[int] = ()) -> tuple[tuple[Any, ...], ...]:
+    """Return what the cells of a closure hold; nothing for those that the receiver fills."""
+    return tuple(() if id(cell) in given else contents(cell) for cell in function.__closure__ or ())
 
 
 def make_cell() -> types.CellType:
@@ -310,7 +336,12 @@ def fill_function(function: Any, state: tuple[Any, ...]) -> None:
     function.__dict__.update(attributes)
     if type_params:
         function.__type_params__ = type_params
-    for cell, content in zip(function.__closure__ or (), contents or (), strict=True):
+    fill_cells(function, contents)
+
+
+def fill_cells(function: types.FunctionType, contents: tuple[tuple[Any, ...], ...]) -> None:
+    """Fill the cells of a closure with their `cell_contents`."""
+    for cell, content in zip(function.__closure__ or (), contents, strict=True):
         if content:
             cell.cell_contents = content[0]
 

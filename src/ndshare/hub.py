@@ -76,7 +76,7 @@ class Hub:
         self._led = 0  # how often a thread has led or lent a hand
         self._count_led = array.array("Q", [0])  # the same, for who looks without the GIL
         self._dozing = False  # the I/O thread looks without the GIL
-        self._flush_wanted = False
+        self._flush_wanted = False  # set before `_dozing` and `_ticking` are read, read after they are set
         self._parked = False  # the I/O thread does not hear the workers
         self._ticking = False  # the I/O thread counts the time that it is parked
         self._resting = False  # the I/O thread counts no more: who leads has to unpark it
@@ -343,6 +343,8 @@ class Hub:
                     self._resting = True  # said before looking: a leader that leaves looks after saying so
                     if not self._leader_thread:
                         self._unpark()
+                if self._flush_wanted:  # maybe by a thread that saw `_ticking` just before it became false
+                    wait = _PARK_S if wait is None else min(wait, _PARK_S)
             if self._ticking and times >= _OFTEN:
                 self._doze(wait)
                 led, wait = self._led, 0.0

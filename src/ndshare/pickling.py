@@ -271,7 +271,7 @@ class Session:
             return self.on_main(obj)
         if by_value_modules and isinstance(module, str) and _is_by_value(module):
             return self.beyond(obj)
-        if type(obj) is types.FunctionType and functions.is_plain_local(obj):
+        if type(obj) is types.FunctionType and functions.is_plain_local(obj, self.withheld):
             self.note_cells(obj)
             return functions.reduce_local(obj, self.given)
         return NotImplemented
@@ -443,6 +443,8 @@ def record_alone(array: np.ndarray[Any, Any]) -> Recording | None:
     """Return what `record` does for a result that is one array of by-value memory; None for others."""
     dtype = array.dtype
     if _MARKED or array.base is not None or array.nbytes <= IN_BAND_MAX or not is_movable(dtype):
+        return None
+    if not array.flags.forc:  # somebody has set its strides; its elements may overlap
         return None
     found = segments.block_of(array)
     if found is None or found[0].kind != segments.VALUE:
