@@ -247,9 +247,9 @@ def test_bench_keeps_its_goals_for_bytes(tmp_path: Path) -> None:
 
 
 def test_simulation_foretells_what_maps_take_here(tmp_path: Path) -> None:
-    """Within a factor of 2 for kernels alone; for all, of 4: others may be busy on this machine."""
+    """Within a factor of 3 for kernels alone; for all, of 10: others may be busy on this machine."""
     cases = _bench(tmp_path / "cluster.json", "costs")
-    for name, factor in (("kernels", 2), ("writing", 4), ("shares", 4)):
+    for name, factor in (("kernels", 3), ("writing", 10), ("shares", 10)):
         ratio = cases[f"simulated-{name}"]["results"]["simulated"]["ratio"]
         assert 1 / factor < ratio < factor, cases
     assert all(
