@@ -40,8 +40,9 @@ def dask_clusters() -> Iterator[None]:
         yield
     # The thread in which callbacks run outlives the clients; with it maps cannot fork in later tests.
     futures = distributed.client.Future
-    futures._cb_executor.shutdown()
-    futures._cb_executor = None
+    if futures._cb_executor is not None:
+        futures._cb_executor.shutdown()
+        futures._cb_executor = None
 
 
 class TestDaskOfTwo(ContextConformance):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,9 +16,6 @@ from ndshare._freight import Manifest
 from ndshare._node_link import Link
 from ndshare._node_store import Store
 
-# The holder of this machine's contents is a thread of this process, and knows what is there.
-pytestmark = pytest.mark.leaves("thread", "open descriptor")
-
 _CHUNK = 4096
 
 
@@ -26,15 +25,35 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_chunks, "CHUNK_BYTES", _CHUNK)
 
 
+_HOLDER = """
+import sys
+from ndshare._node_link import Link
+Link(lambda: (), "\\0" + sys.argv[1])._hold()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[str]:
+    """Name of a machine of its own, whose holder is another process: here it would be a thread that stays."""
+    name = f"ndshare-test-{secrets.token_hex(8)}"
+    command = [sys.executable, "-c", _HOLDER, name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        yield f"\0{name}"
+        holder.communicate()
+
+
 @pytest.fixture
-def make_store() -> Iterator[Callable[[], Store]]:
-    """Stores of a machine of their own."""
+def make_store(machine: str) -> Iterator[Callable[[], Store]]:
+    """Stores of one machine."""
     made: list[Store] = []
-    name = f"\0ndshare-test-{secrets.token_hex(8)}"
 
     def make() -> Store:
         store = Store()
-        store._link = Link(store._offers, name)
+        store._link = Link(store._offers, machine)
         made.append(store)
         return store
 
