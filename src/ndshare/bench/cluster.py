@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +97,10 @@ def _make(value: int) -> Any:
     return np.random.default_rng(value).random(_ITEM_BYTES // 8)
 
 
+def _block(block_id: tuple[int, int] = (0, 0)) -> Any:
+    return _make(block_id[0])[np.newaxis]
+
+
 def _outputs(client: Any, context: ClusterContext, items: int, rounds: int) -> Iterator[Result]:
     out = context.alloc((items, _ITEM_BYTES // 8))
 
@@ -115,6 +120,14 @@ def _outputs(client: Any, context: ClusterContext, items: int, rounds: int) -> I
     def past_the_scheduler() -> Any:
         return by_hand(direct=True)
 
+    def as_dask_array() -> Any:
+        chunks = (1,) * items, (out.shape[1],)
+        blocks: Any = importlib.import_module("dask.array").map_blocks(
+            _block, chunks=chunks, dtype=out.dtype, meta=np.empty((0, 0))
+        )
+        out[:] = blocks.compute(scheduler=client)
+        return out
+
     def check(result: Any) -> None:
         for index in (0, items // 2, items - 1):
             if not np.array_equal(result[index], _make(index)):
@@ -122,7 +135,12 @@ def _outputs(client: Any, context: ClusterContext, items: int, rounds: int) -> I
         result[:] = 0
 
     traffic = _Traffic(client)
-    runs = {"Dask by hand": by_hand, "Dask, gather(direct=True)": past_the_scheduler, "ndshare": ours}
+    runs = {
+        "Dask by hand": by_hand,
+        "Dask, gather(direct=True)": past_the_scheduler,
+        "Dask Array": as_dask_array,
+        "ndshare": ours,
+    }
     contestants = {name: traffic.counted(name, Contestant(run, check)) for name, run in runs.items()}
     title = f"{items:,} items of 1 MB into one array"
     yield Result("outputs", title, "s", alternate(contestants, rounds), "Dask by hand", (Goal(1.0),))
