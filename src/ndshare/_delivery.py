@@ -150,8 +150,7 @@ class Delivery:
 
     def _prepare(self, worker: Worker, rest: Rest, failed: Failures) -> None:
         """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
-        if self._runs_over or worker.stale:
-            self._forget_functions(worker)
+        self._forget_functions(worker)
         state = self._state.refresh()
         version = (state.version, self._threads, self._threads_asked)
         if worker.state_version == version:

@@ -41,7 +41,6 @@ from ndshare import _frames, _wire
 
 #: How long the I/O thread waits before it takes over from a thread that has stopped leading.
 _PARK_S = 3e-3
-_PARK_MS = 3
 #: A thread that leads so often in that time will do so again: meanwhile the I/O thread looks without the GIL.
 _OFTEN = 6
 _REST_MOST_S = 1.0
@@ -73,8 +72,9 @@ class Hub:
         self._leader = threading.Lock()
         self._leader_thread = 0
         self._left = 0.0  # when a thread last stopped leading
-        self._led = 0  # how often a thread has led or lent a hand
-        self._count_led = array.array("Q", [0])  # the same, for who looks without the GIL
+        self._led = array.array(
+            "Q", [0]
+        )  # how often a thread has led or lent a hand; read without the GIL, too
         self._dozing = False  # the I/O thread looks without the GIL
         self._flush_wanted = False  # set before `_dozing` and `_ticking` are read, read after they are set
         self._parked = False  # the I/O thread does not hear the workers
@@ -302,7 +302,7 @@ class Hub:
 
     def _park(self) -> None:
         """Keep the I/O thread from hearing the workers for `_PARK_S` after the last call."""
-        self._count_led[0] = self._led = self._led + 1
+        self._led[0] += 1
         if not self._parked:
             with self.lock:
                 if not self._parked and self._stop >= 0:
@@ -335,7 +335,8 @@ class Hub:
         while not self._stopping:
             with self.lock:
                 wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-                times, led = self._led - led, self._led
+                before, led = led, self._led[0]
+                times = led - before
                 self._ticking = self._parked and times > 0
                 if self._ticking and times < _OFTEN:
                     wait = _PARK_S if wait is None else min(wait, _PARK_S)
@@ -347,7 +348,7 @@ class Hub:
                     wait = _PARK_S if wait is None else min(wait, _PARK_S)
             if self._ticking and times >= _OFTEN:
                 self._doze(wait)
-                led, wait = self._led, 0.0
+                led, wait = self._led[0], 0.0
             events = self._outer.poll(wait, 2)
             for fd, _ in events:
                 if fd == self._stop:
@@ -370,7 +371,7 @@ class Hub:
         self._dozing = True
         try:
             if not self._flush_wanted:
-                _wire.rest(self._outer.fileno(), self._count_led, _PARK_MS, math.ceil(most * 1e3))
+                _wire.rest(self._outer.fileno(), self._led, round(_PARK_S * 1e3), math.ceil(most * 1e3))
         finally:
             self._dozing = False
 

@@ -121,30 +121,18 @@ call_value(PyObject *kernel, PyObject *worker_id, PyObject *values, PyObject *nu
     return 0;
 }
 
-/* Whether an attribute of a range is this number; -1 with an exception. */
-static int
-is_number(PyObject *range, const char *name, Py_ssize_t number)
-{
-    PyObject *value = PyObject_GetAttrString(range, name), *wanted = PyLong_FromSsize_t(number);
-    int equal = value == NULL || wanted == NULL ? -1 : PyObject_RichCompareBool(value, wanted, Py_EQ);
-    Py_XDECREF(value);
-    Py_XDECREF(wanted);
-    return equal;
-}
-
 /* An iterator over some items of a range, or the range if it counts from 0 on, as most do; new reference. */
 static PyObject *
 iterate_range(PyObject *range, Py_ssize_t first, Py_ssize_t count)
 {
     Py_ssize_t length = PyObject_Size(range);
-    int plain = length < 0 ? -1 : is_number(range, "stop", length);
-    if (plain == 1) {
-        plain = is_number(range, "start", 0);
-    }
-    if (plain < 0) {
+    PyObject *plain = length < 0 ? NULL : PyObject_CallFunction((PyObject *)&PyRange_Type, "n", length);
+    int equal = plain == NULL ? -1 : PyObject_RichCompareBool(range, plain, Py_EQ);
+    Py_XDECREF(plain);
+    if (equal < 0) {
         return NULL;
     }
-    if (plain && first <= length && count <= length - first) {
+    if (equal && first <= length && count <= length - first) {
         return Py_NewRef(range);
     }
     PyObject *part = PySequence_GetSlice(range, first, first + count);

@@ -1,7 +1,6 @@
 /* Sleep while another thread is at it: without the GIL, which that thread would have to wait for. */
 #include "wire.h"
 
-#include <errno.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdint.h>
