@@ -95,7 +95,7 @@ def test_futures_are_done_without_anybody_waiting_for_them(executor: ndshare.Pro
 
     for _ in range(20):
         future = executor.submit(misdeeds.nap, 0.02)
-        hub.drive(finished, None, 0)
+        hub.drive(finished, None)
         deadline = time.monotonic() + 10
         while not future.done():
             assert time.monotonic() < deadline, "nobody hears"

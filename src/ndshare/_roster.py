@@ -69,6 +69,13 @@ class Roster:
         """Whether the result of a task comes before it pays to sleep."""
         return self.seconds is not None and self.seconds * 1e6 < frames.SPIN_ALONE_US
 
+    def busy(self) -> Worker | None:
+        """Return a worker that has something to do; takes no lock."""
+        for worker in tuple(self.workers):
+            if worker.inflight:
+                return worker
+        return None
+
     def choose(self, waiting: int) -> Worker | None:
         """Who gets the next of `waiting` tasks: an idle worker, a new one, or one that has little left."""
         for worker in reversed(self.free):  # the one that has worked last is the warmest

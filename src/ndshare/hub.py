@@ -233,12 +233,15 @@ class Hub:
                 self._wake_thread()
 
     def drive(
-        self, finished: Callable[[], bool], deadline: float | None, spin_us: int = _frames.SPIN_US
+        self, finished: Callable[[], bool], deadline: float | None, likely: Source | None = None
     ) -> None:
-        """Run the loop here until `finished` or the deadline; return at once if another thread leads."""
+        """Run the loop here until `finished` or the deadline; return at once if another thread leads.
+
+        What is waited for will soon come from `likely`, if that is known: then it is looked for there first.
+        """
         me = threading.get_ident()
         if self._leader_thread == me:  # a callback that waits for another future
-            self._lead(finished, deadline, spin_us)
+            self._lead(finished, deadline)
             return
         if not self._leader.acquire(blocking=False):
             return
@@ -246,7 +249,9 @@ class Hub:
         began = time.monotonic()
         try:
             self._park()
-            self._lead(finished, deadline, spin_us)
+            if likely is not None:
+                self._wait_for(likely)
+            self._lead(finished, deadline)
         finally:
             self._leader_thread = 0
             self._leader.release()
@@ -257,12 +262,20 @@ class Hub:
                 self._count()
             self._left = now
 
-    def _lead(self, finished: Callable[[], bool], deadline: float | None, spin_us: int) -> None:
+    def _wait_for(self, likely: Source) -> None:
+        """Wait for the next message of one source, for a moment."""
+        if not self._todo and _wire.spin(likely.fileno(), _frames.SPIN_ALONE_US):
+            with self.lock:
+                if self.hears(likely):
+                    likely.on_ready(self._todo)
+            self.finish()
+
+    def _lead(self, finished: Callable[[], bool], deadline: float | None) -> None:
         while not finished():
             if self._todo or (self._callbacks and self.in_thread):
                 self.finish()  # in a callback, which interrupted the thread that was at it
                 continue
-            _wire.spin(self._inner.fileno(), spin_us)
+            _wire.spin(self._inner.fileno(), _frames.SPIN_US)
             if deadline is None:
                 self.turn(None)
             else:

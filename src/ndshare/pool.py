@@ -154,6 +154,8 @@ class Pool:
                 if picked is None:
                     break
                 self.dispatch(*picked)
+                if not self.queue and self.pending < 2:  # nothing to send, and nothing to take back
+                    break
             if self.killed:
                 _pool_end.drop_waiting(self)
             self.when_empty()

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ndshare import _frames as frames
 from ndshare import _wire, transport
 from ndshare.errors import InheritedError
 
@@ -121,9 +120,8 @@ class Task:
             try:
                 if pool.held:
                     pool.pump()
-                alone = pool.pending == 1 and pool.roster.short
-                spin_us = frames.SPIN_ALONE_US if alone else frames.SPIN_US
-                pool.hub.drive(self.done, deadline, spin_us)
+                likely = pool.roster.busy() if pool.pending == 1 and pool.roster.short else None
+                pool.hub.drive(self.done, deadline, likely)
                 if not self.done() and (deadline is None or time.monotonic() < deadline):
                     pool.hub.wait(condition, self.done, deadline)
             finally:

@@ -187,10 +187,11 @@ class Worker:
                 self.sources = marshal.loads(body)
                 self.sources_asked = False
             self.proved = True
-        if answers and self.pool is not None:
-            self.pool.roster.offer(self)
-            done.append(self.pool.pump)  # first the next task, then the last results
-            done.append(functools.partial(self.pool.resolve, self, answers))
+        if answers and (pool := self.pool) is not None:
+            pool.roster.offer(self)
+            if pool.queue or pool.pending - len(answers) > 1 or pool.closed:
+                done.append(pool.pump)  # first the next task, then the last results
+            done.append(functools.partial(pool.resolve, self, answers))
         heard.clear()
         if ended == errno.EMFILE:  # the next message waits in the socket until there is room
             done.append(_make_room)

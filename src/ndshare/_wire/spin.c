@@ -68,6 +68,5 @@ ndshare_message_spin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     if (PyErr_Occurred()) {
         return NULL;
     }
-    ndshare_spin(is_readable, &fd, microseconds);
-    Py_RETURN_NONE;
+    return PyBool_FromLong(ndshare_spin(is_readable, &fd, microseconds));
 }
