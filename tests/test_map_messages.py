@@ -28,7 +28,7 @@ def test_job_and_report_come_back_whole() -> None:
     job = Job(
         len, functor, Board(np.zeros(Board.nbytes(1, 4), np.uint8), 1, 4), "collect", 2, 3, True, True, 9, 100
     )
-    copy = pickle.loads(pickle.dumps(job))
+    copy = Job.of_facts(*pickle.loads(pickle.dumps(job.facts())))
     for field in dataclasses.fields(Job):
         if field.name not in ("functor", "board"):
             assert getattr(copy, field.name) == getattr(job, field.name), field.name
@@ -71,6 +71,62 @@ def test_closure_of_a_module_arrives_with_what_it_uses(monkeypatch) -> None:
     assert first.__module__ == "some_library"
     assert first.__code__ is second.__code__  # what a worker remembers of a kernel, it remembers by this
     assert first is not second
+
+
+def test_closure_over_data_arrives_whole(monkeypatch) -> None:
+    """Name, documentation, annotations and variables; two functions still share the variable they shared."""
+    module = _module("some_library", monkeypatch)
+    exec(
+        "def make():\n"
+        "    total = 0\n"
+        "    def add(x: int) -> None:\n"
+        "        'Adds.'\n"
+        "        nonlocal total\n"
+        "        total += x\n"
+        "    def get():\n"
+        "        return total\n"
+        "    return add, get\n",
+        module.__dict__,
+    )
+    add, get = _round_trip(module.make())
+    assert (add.__qualname__, add.__doc__) == ("make.<locals>.add", "Adds.")
+    assert add.__annotations__ == {"x": "int", "return": "None"}
+    add(5)
+    assert get() == 5
+
+
+def test_closure_over_an_array_that_holds_it_arrives(monkeypatch) -> None:
+    """An object array may refer to the very function in whose closure it is."""
+    module = _module("some_library", monkeypatch)
+    exec(
+        "def make(box):\n    def kernel(x):\n        return box, x\n    box[0] = kernel\n    return kernel\n",
+        module.__dict__,
+    )
+    found = _round_trip(module.make(np.empty(1, object)))
+    box, x = found(3)
+    assert box[0] is found
+    assert x == 3
+
+
+def test_report_of_nothing_special_is_short() -> None:
+    """What is empty does not travel; everything else does."""
+    plain = WorkerReport(1, 77, 5, 2, 0.25, 1 << 20)
+    assert len(plain.facts()) == 6
+    assert repr(WorkerReport(*plain.facts())) == repr(plain)
+    for field in ("errors", "lost_writes", "timeline", "failures"):
+        special = dataclasses.replace(plain, **{field: [("a", "b")]})
+        assert repr(WorkerReport(*special.facts())) == repr(special)
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 17])
+def test_references_to_shared_memory_arrive(count: int) -> None:
+    """Few or many, in segments of their own or in one, writable or not."""
+    for items in (10, 1000, 100_000):
+        arrays = [zeros(items) for _ in range(count)]
+        arrays[0].flags.writeable = False
+        found = _round_trip(arrays)
+        assert all(map(np.shares_memory, arrays, found))
+        assert [array.flags.writeable for array in found] == [False] + [True] * (count - 1)
 
 
 def test_shared_array_is_accounted_without_being_pickled(monkeypatch) -> None:

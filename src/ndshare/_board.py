@@ -180,9 +180,10 @@ class Board:
 
     # ------------------------------------------------------------------ what is left
 
-    def is_complete(self) -> bool:
-        """Whether every item is done."""
-        return bool((self.mask == DONE).all())
+    def done(self) -> npt.NDArray[np.bool_]:
+        """Return which items are done, as of now."""
+        done: npt.NDArray[np.bool_] = self.mask == DONE
+        return done
 
     def undone(self, start: int, end: int) -> list[tuple[int, int]]:
         """Return the stretches of a range that are neither done nor failed."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
+import numpy.typing as npt
 
 from ndshare._board import FAILED, UNDONE
 from ndshare._map_workers import ItemError, Lost, MapWorkers, Ranges
@@ -81,6 +82,7 @@ class Drive:
         self.reports: list[WorkerReport] = []
         self.errors: list[tuple[int, BaseException]] = []
         self.deaths: list[Death] = []
+        self.done: npt.NDArray[np.bool_] = np.zeros(0, bool)  # which items, known at the end
         self._fatal: BaseException | None = None
 
     def run(self, count: int) -> None:
@@ -103,7 +105,8 @@ class Drive:
             while True:
                 while self._workers.running:
                     self._turn(None)
-                complete = self._board.is_complete()
+                self.done = self._board.done()
+                complete = bool(np.logical_and.reduce(self.done))
                 rest = [] if complete else self._board.undone(0, self._board.items)
                 if not rest or self._board.is_stopped():
                     break

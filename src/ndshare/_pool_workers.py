@@ -11,13 +11,18 @@ import threading
 
 from ndshare import _wire, mainspace, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
-from ndshare._runner import Job, KernelMemory, run_in_worker
+from ndshare._runner import Job, KernelMemory, WorkerReport, run_facts
 from ndshare.captured import Traffic, account, module_data
+from ndshare.functors import SequenceFunctor
+from ndshare.pickling import FOUND_BY_NAME
 from ndshare.pool import Pool
 from ndshare.tasks import QuietTask, Task
 
 #: Which global data kernels used last time, so that they are pickled once.
 _globals_of: KernelMemory[frozenset[str]] = KernelMemory(frozenset())
+
+
+FOUND_BY_NAME.update((run_facts, SequenceFunctor))
 
 
 class _RunnerTask(QuietTask):
@@ -84,15 +89,18 @@ class PoolWorkers(Task):
 
     def message(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
         """Return what runners are sent, and the globals of ``__main__`` it brings."""
-        data = mainspace.current(_globals_of.get(self.job.kernel))
+        before = _globals_of.get(self.job.kernel)
+        data = mainspace.current(before) if before else {}
         arrays = {
             module: values
             for module, values in module_data(self.job.kernel).items()
             if module not in transport.by_value_modules  # else they go with the functions
         }
-        draft = mainspace.pack_with_data((run_in_worker, (self.job, data, arrays, ranges), {}), data)
-        _globals_of.put(self.job.kernel, frozenset(data))
-        return draft, frozenset(data)
+        draft = mainspace.pack_with_data((run_facts, (self.job.facts(), data, arrays, ranges), {}), data)
+        brings = frozenset(data)
+        if brings != before:
+            _globals_of.put(self.job.kernel, brings)
+        return draft, brings
 
     def account(self) -> dict[str, Traffic]:
         """Return how the variables of the kernel are sent."""
@@ -124,7 +132,7 @@ class PoolWorkers(Task):
             self._tasks.discard(task)
             error = task.error
             if error is None:
-                outcomes.append(task.value)
+                outcomes.append(WorkerReport(*task.value))
             elif _is_by_value_since(task, error):
                 self._first = None  # packed anew, for all that have met the same
                 self.start(1)

@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from ndshare import _errstate, _loop, captured, failures, mainspace
 from ndshare._board import Board
-from ndshare.functors import Functor, values_of
+from ndshare.functors import Functor, SequenceFunctor, values_of
 from ndshare.randomness import entered
 from ndshare.watching import Watch
 
@@ -95,11 +95,25 @@ class Job:
     retries: int = 0
     first_worker: int = 0
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Job, _fields_of_job(self)
+    def facts(self) -> tuple[Any, ...]:
+        """Return what `of_facts` makes the same job of; its board is the same memory."""
+        board = self.board
+        functor: Any = self.functor
+        if type(functor) is SequenceFunctor and type(functor.sequence) is range:
+            functor = functor.sequence.start, functor.sequence.stop, functor.sequence.step
+        return self.kernel, functor, board.memory, board.num_workers, board.items, *_options_of(self)
+
+    @classmethod
+    def of_facts(
+        cls, kernel: Callable[..., object], functor: Any, memory: Any, slots: int, items: int, *options: Any
+    ) -> Job:
+        """Return the job that `facts` has taken apart: each class that is pickled by name takes a while."""
+        if type(functor) is tuple:
+            functor = SequenceFunctor(range(*functor))
+        return cls(kernel, functor, Board(memory, slots, items), *options)
 
 
-_fields_of_job = operator.attrgetter(*Job.__slots__)  # what dataclasses do by themselves takes longer
+_options_of = operator.attrgetter(*Job.__slots__[3:])  # in the order of the fields
 
 
 @dataclasses.dataclass(slots=True)
@@ -159,8 +173,14 @@ class WorkerReport:
     def __reduce__(self) -> tuple[Any, ...]:
         return WorkerReport, _fields_of_report(self)
 
+    def facts(self) -> list[Any]:
+        """Return the fields, without those at the end of a report of nothing special: they are empty."""
+        special = self.errors or self.lost_writes or self.timeline or self.failures or self.node
+        return list(_fields_of_report(self) if special else _figures_of_report(self))
+
 
 _fields_of_report = operator.attrgetter(*WorkerReport.__slots__)
+_figures_of_report = operator.attrgetter(*WorkerReport.__slots__[:6])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -248,6 +268,16 @@ def run_job(
     return _Runner(job, portable, tell).run(ranges)
 
 
+def run_facts(
+    facts: tuple[Any, ...],
+    data: dict[str, object],
+    arrays: dict[str, dict[str, Any]],
+    ranges: Sequence[tuple[int, int]],
+) -> list[Any]:
+    """Run shares of a job that came as its facts, return those of the report; see `run_in_worker`."""
+    return run_in_worker(Job.of_facts(*facts), data, arrays, ranges).facts()
+
+
 def run_in_worker(
     job: Job,
     data: dict[str, object],
@@ -255,6 +285,8 @@ def run_in_worker(
     ranges: Sequence[tuple[int, int]],
 ) -> WorkerReport:
     """Run shares in a worker of a pool, with the caller's globals in ``__main__`` and modules meanwhile."""
+    if not data and not arrays:
+        return run_watched(job, ranges, captured.globals_of(job.kernel))
     with contextlib.ExitStack() as stack:
         stack.enter_context(mainspace.lent(data))
         for module, values in arrays.items():
@@ -266,7 +298,8 @@ def run_watched(
     job: Job, ranges: Sequence[tuple[int, int]], extra_globals: dict[str, object]
 ) -> WorkerReport:
     """Run shares in a process of its own, and find out what the kernel wrote to in vain."""
-    watch = Watch(job.kernel, job.functor, extra_globals)
+    plain = type(values_of(job.functor)) is range  # what most maps are over: nobody can write to that
+    watch = Watch(job.kernel, None if plain else job.functor, extra_globals)
     try:
         report = run_job(job, ranges)
     finally:
@@ -298,7 +331,8 @@ class _Runner:
                 _errstate.entered(self.job.errors),
             ):
                 for start, end in ranges:
-                    self._share(start, end)
+                    if not board.is_stopped():
+                        self._share(start, end)
                 while (share := self._take()) is not None:
                     self._share(*share)
         finally:
@@ -337,19 +371,17 @@ class _Runner:
 
     def _share(self, start: int, end: int) -> None:
         board, report = self.board, self.report
-        if os.getpid() != report.pid:  # the kernel has forked, and the child has come back from it as well
-            os._exit(0)
-        if board.is_stopped():
-            return
         board.begin(report.worker_id, start, end)
         began = time.monotonic_ns()
         before = report.items
         first = start
         while first < end:
             first = self._stretch(first, end)
-            if os.getpid() != report.pid:
+            if (
+                os.getpid() != report.pid
+            ):  # the kernel has forked, and the child has come back from it as well
                 os._exit(0)
-            if board.is_stopped() and first < end:
+            if first < end and board.is_stopped():
                 break
         ended = time.monotonic_ns()
         report.shares += 1

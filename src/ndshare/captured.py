@@ -87,6 +87,8 @@ def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
         Array or lock by name, by module.
     """
     found: dict[str, dict[str, Any]] = {}
+    if _names_nothing(kernel):
+        return found
     functions_left = [function_of(kernel)]
     functions_left += [value for _, value in variables(kernel) if isinstance(value, types.FunctionType)]
     seen: set[int] = set()
@@ -104,6 +106,16 @@ def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
             elif isinstance(value, (np.ndarray, Lock)) and not _is_by_value(function):
                 found.setdefault(function.__module__, {})[name] = value
     return found
+
+
+def _names_nothing(kernel: Callable[..., object]) -> bool:
+    """Tell, of most kernels at once, that neither they nor the data in their closure lead to any globals."""
+    if type(kernel) is not types.FunctionType or kernel.__defaults__ or kernel.__kwdefaults__:
+        return False
+    if functions.names_used(kernel.__code__).attributes:
+        return False
+    held = [type(value) for values in functions.cell_contents(kernel) for value in values]
+    return types.FunctionType not in held
 
 
 def _is_of_user(module: types.ModuleType) -> bool:

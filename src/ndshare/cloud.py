@@ -25,7 +25,7 @@ from ndshare import functions
 from ndshare._wire import selective
 from ndshare.errors import TransportError
 from ndshare.functions import MAIN_NAMES, main_namespace
-from ndshare.pickling import Recording, Session, finish
+from ndshare.pickling import FOUND_BY_NAME, Recording, Session, finish
 
 if TYPE_CHECKING:
     from ndshare._inputs import Inputs
@@ -111,7 +111,7 @@ def record(
     # Read by __init__, and by nobody later: cloudpickle's class attribute hides the C pickler's member.
     pickler.dispatch_table = session.table
     pickler.__init__(session, 5, buffer_callback=session.notes.append)  # type: ignore[misc]
-    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass)
+    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass, FOUND_BY_NAME)
     try:
         pickler.dump(obj)
         return finish(session)

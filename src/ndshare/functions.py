@@ -25,12 +25,15 @@ import types
 from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 MAIN_NAMES = frozenset(("__main__", "__mp_main__"))
 """Names a main program goes by: multiprocessing's spawn runs it under the second."""
 
 CODE_TYPES = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 """Types of what is code, not data."""
 
+_DATA = frozenset((type(None), bool, int, float, complex, str, bytes))
 _CACHE_MAX = 2048
 _HERE = 0  # in place of "__main__": a pickle with that word in it is searched for names, which takes longer
 _ASSIGNING_OPS = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL"))
@@ -217,9 +220,30 @@ def is_plain_local(function: types.FunctionType, withheld: frozenset[str] = froz
 
 def reduce_local(function: types.FunctionType, given: Container[int] = ()) -> tuple[Any, ...]:
     """Return how to make the function of `is_plain_local` anew, without its module; see `reduce_function`."""
-    _, facts, *rest = reduce_function(function, given)
     module = function.__module__, function.__globals__.get("__package__")
+    contents = cell_contents(function, given)
+    if _is_simple(function) and all(map(_is_data, itertools.chain(*contents))):
+        facts = _dumped(function.__code__), function.__name__, function.__closure__
+        names = function.__qualname__, function.__doc__, function.__annotations__
+        return make_local, (*facts, *module, *names, contents)
+    _, facts, *rest = reduce_function(function, given)
     return make_local, (*facts, *module), *rest
+
+
+def _is_simple(function: types.FunctionType) -> bool:
+    """Tell whether a function has nothing but code, closure and annotations that are strings."""
+    return not (
+        function.__defaults__
+        or function.__kwdefaults__
+        or function.__dict__
+        or getattr(function, "__type_params__", None)
+        or any(type(value) is not str for value in function.__annotations__.values())
+    )
+
+
+def _is_data(value: object) -> bool:
+    """Tell whether a value cannot refer to anything, so not to the function in whose closure it is either."""
+    return type(value) in _DATA or (type(value) is np.ndarray and not value.dtype.hasobject)
 
 
 def reduce_code(code: types.CodeType) -> tuple[Any, ...]:
@@ -313,15 +337,30 @@ def make_function(code: bytes, name: str, closure: tuple[types.CellType, ...] | 
 
 
 def make_local(
-    code: bytes, name: str, closure: tuple[types.CellType, ...] | None, module: str, package: str | None
+    code: bytes,
+    name: str,
+    closure: tuple[types.CellType, ...] | None,
+    module: str,
+    package: str | None,
+    qualname: str | None = None,
+    doc: str | None = None,
+    annotations: dict[str, str] | None = None,
+    contents: tuple[tuple[Any, ...], ...] = (),
 ) -> types.FunctionType:
-    """Return the function of `reduce_local`, still without its state."""
+    """Return the function of `reduce_local`; without a `qualname` it still lacks its state."""
     namespace = _stand_ins.get((module, package))
     if namespace is None:
         # What the interpreter itself looks for: builtins, and where relative imports start from.
         namespace = {"__builtins__": builtins, "__name__": module, "__package__": package}
         _stand_ins[module, package] = namespace
-    return types.FunctionType(load_code(code), namespace, name, None, closure)
+    function = types.FunctionType(load_code(code), namespace, name, None, closure)
+    if qualname is not None:
+        function.__module__ = module
+        function.__qualname__ = qualname
+        function.__doc__ = doc
+        function.__annotations__ = annotations or {}
+        fill_cells(function, contents)
+    return function
 
 
 def fill_function(function: Any, state: tuple[Any, ...]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ndshare import _errstate, _runner
-from ndshare._board import DONE, Board
+from ndshare._board import Board
 from ndshare._callers import warn_caller
 from ndshare._driving import Drive, Progress, usual_ns
 from ndshare._local_workers import Caller
@@ -47,8 +47,7 @@ class Context(Protocol):
         """See `ndshare.MapContext`."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """Options of a map, checked; `ndshare.MapContext.map` says what they mean."""
 
     on_error: str
@@ -127,13 +126,12 @@ def _run_once(
         progress=options.progress,
     )
     drive.run(min(items, 1 if nested else context.num_workers))
-    done = board.mask == DONE
     if not nested:
         context.drop_board(board)
     return MapReport(
         items,
         time.monotonic() - began,
-        done,
+        drive.done,
         drive.errors,
         _merged(drive.reports),
         type(context).__name__,
@@ -209,7 +207,7 @@ def _run_batches(context: Context, kernel: Kernel, functor: IteratorFunctor, opt
             options.progress(offset + done, offset + done + 1)  # there may be more
 
     while values := functor.take(size):
-        told = dataclasses.replace(options, progress=progress if options.progress is not None else None)
+        told = options._replace(progress=progress if options.progress is not None else None)
         report = _run_once(context, kernel, Batch(values, offset), told, offset)
         report = _shifted(report, offset)
         reports.append(report)

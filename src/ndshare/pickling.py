@@ -42,7 +42,7 @@ from ndshare._wire import selective
 from ndshare.descriptors import Descriptor
 from ndshare.layout import encode_dtype, is_movable, may_overlap_itself
 from ndshare.named import NAME_ONLY, names_in_pickle
-from ndshare.reducers import LATE_COUNT, late_reducers, reduce_small, reduce_subclass, same
+from ndshare.reducers import LATE_COUNT, late_reducers, make_small, reduce_small, reduce_subclass, same
 
 if TYPE_CHECKING:
     from ndshare._inputs import Inputs
@@ -56,6 +56,16 @@ _IDLE_MAX = 8
 
 by_value_modules: set[str] = set()
 """Modules the receivers cannot import: their functions and classes are sent by value."""
+
+FOUND_BY_NAME: set[Any] = {
+    functions.fill_function,
+    functions.make_cell,
+    functions.make_function,
+    functions.make_local,
+    make_small,
+    same,
+}
+"""Functions and classes of ndshare's own that are in most messages: nothing about them is to be decided."""
 
 _MARKED = _scratch.marked  # empty in most programs: then nothing is looked up per array
 
@@ -363,7 +373,7 @@ def _make_pickler() -> _Pickler:
     pickler = _Pickler(session, 5, buffer_callback=session.notes.append)
     pickler.session = session
     pickler.dispatch_table = session.table
-    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass)
+    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass, FOUND_BY_NAME)
     return pickler
 
 

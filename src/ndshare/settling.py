@@ -34,7 +34,57 @@ from ndshare.staging import aligned, copy_into, copy_strides, stage_arrays, stag
 _COLLECT_MIN = 1 << 20  # held bytes that are worth a collection of the young generation
 _LENT_BLOCKS_MAX = 128  # per message; beyond, small blocks are cheaper to copy than to map one by one
 _PIECE_TABLE_BYTES = 64  # about what a piece takes in the table
+_REFERENCES_MOST = 16  # arrays; they and a short pickle fit into a message for certain
 _ORDINARY = (INLINE, 0, "", (), None, 0)
+
+
+def settle_references(notes: tuple[Any, ...], stream: bytes, needs: frozenset[str]) -> Parcel | None:
+    """Settle what refers to a few segments of shared memory and to nothing else, as most kernels do.
+
+    Parameters
+    ----------
+    notes : tuple
+        What `ndshare.pickling.Recording` has.
+    stream : bytes
+        The pickle.
+    needs : frozenset of str
+        See `ndshare.parcel.Parcel`.
+
+    Returns
+    -------
+    Parcel or None
+        None for what `Settling` has to decide: anything that is not shared memory, many arrays or long
+        pickles, several blocks of one segment.
+    """
+    if len(notes) > _REFERENCES_MOST or len(stream) > INLINE_MAX // 2:
+        return None
+    blocks: dict[int, segments.Block] = {}
+    table: list[tuple[int, int, int]] = []
+    pieces: list[Piece] = []
+    nbytes = 0
+    for note in notes:
+        if type(note) is not Placed or note.private:
+            return None
+        block = note.block
+        uid, kind = block.uid, block.kind
+        if kind == segments.VALUE or uid in blocks or type(note.dtype) is bytes:
+            return None
+        pieces.append(
+            (
+                len(table),
+                block.offset + note.offset,
+                note.dtype,
+                note.shape,
+                note.strides,
+                0 if note.writeable else READ_ONLY,
+            )
+        )
+        table.append((uid, block.size, kind))
+        blocks[uid] = block
+        nbytes += note.nbytes
+    body = marshal.dumps((table, pieces))
+    data = b"".join((TABLE_HEAD.pack(TABLE, len(body), len(stream)), body, stream))
+    return Parcel(data, tuple(blocks.values()), needs, 0, nbytes)
 
 
 class Settling:
@@ -121,9 +171,9 @@ class Settling:
 
     def finish(self, parts: tuple[bytes, ...], needs: frozenset[str]) -> Parcel:
         """Copy what has to be copied and put the parcel together."""
-        stream_len = sum(map(len, parts))
+        stream_len = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         arrays = [array for _, array, _ in self.copies]
-        self.nbytes_copied = sum(array.nbytes for array in arrays)
+        self.nbytes_copied = sum([array.nbytes for array in arrays])
         small = (
             self.nbytes_copied + stream_len + _PIECE_TABLE_BYTES * (len(self.pieces) + len(arrays))
             < INLINE_MAX

@@ -62,7 +62,7 @@ from ndshare.parcel import (
     take_descriptor,
 )
 from ndshare.pickling import Recording, by_value_modules, record, record_alone
-from ndshare.settling import Settling
+from ndshare.settling import Settling, settle_references
 
 if TYPE_CHECKING:
     from ndshare._inputs import Inputs
@@ -144,10 +144,13 @@ class Draft:
         if not notes and len(parts) == 1 and len(parts[0]) < INLINE_MAX:
             return Parcel(BARE_TAG + parts[0], (), self.needs)
         try:
+            parcel = None
             if len(notes) == len(parts) == 1 and not broadcast:
                 parcel = settle_alone(notes[0], parts[0], self.needs)
-                if parcel is not None:
-                    return parcel
+            elif len(parts) == 1:
+                parcel = settle_references(notes, parts[0], self.needs)
+            if parcel is not None:
+                return parcel
             return Settling(notes, segments.COPY if broadcast else segments.VALUE).finish(parts, self.needs)
         except (CapacityError, SegmentError):
             self._recording = Recording(parts, notes, self.needs)

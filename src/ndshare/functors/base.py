@@ -14,6 +14,7 @@ Interface and order of precedence are those of pasha 0.1.2 (``pasha.functor``).
 
 from __future__ import annotations
 
+import functools
 import operator
 import sys
 import types
@@ -211,7 +212,23 @@ def find(obj: Any) -> Functor:
     TypeError
         If the method of the object returns something else than a functor.
     """
-    return obj if isinstance(obj, Functor) else _search(obj)
+    if isinstance(obj, Functor):
+        return obj
+    kind = _of_builtins.get(type(obj))
+    if kind is not None and Functor._functor_types == _own_kinds:
+        return kind(obj)  # type: ignore[call-arg]
+    return _search(obj)
+
+
+# While nobody else has taught `find` anything, it need not ask around for what most maps are over.
+_own_kinds: list[type[Functor]] = []
+_of_builtins: dict[type, type[Functor]] = {}
+
+
+def note_own_kinds(of_builtins: dict[type, type[Functor]]) -> None:
+    """Note which kinds of functors there are by now, and which of them is that of some builtin types."""
+    _own_kinds[:] = Functor._functor_types
+    _of_builtins.update(of_builtins)
 
 
 def _search(obj: Any) -> Functor:
@@ -222,7 +239,7 @@ def _search(obj: Any) -> Functor:
                 return _checked(hook(), f"{type(obj).__name__}.{name}()")
     found: list[Functor] = []
     for kind in tuple(Functor._functor_types):
-        if _wraps_by_itself(kind):
+        if _wraps_by_itself(kind):  # type: ignore[arg-type]  # a class can be hashed
             functor = kind.wrap(obj)
             if functor is not None:
                 found.append(functor)
@@ -265,7 +282,8 @@ def _is_redefinition(cls: type, other: type) -> bool:
     )
 
 
-def _wraps_by_itself(kind: type[Functor]) -> bool:
+@functools.lru_cache(maxsize=256)
+def _wraps_by_itself(kind: Any) -> bool:
     """Tell whether a class has a `wrap` of its own: an inherited one has been asked already."""
     for base in kind.__mro__:
         if "wrap" in vars(base):
