@@ -39,6 +39,12 @@ from ndshare._shares import ShareTask, TaskResult
 from ndshare.captured import Traffic
 from ndshare.tasks import with_traceback
 
+#: Results of shares that land within so long of each other are fetched together: each time costs the caller,
+#: and the node, as much as an engine takes for an empty task.
+_TOGETHER_S = 20e-3
+#: Of all shares that may be under way, this part is sent together, for the same reason.
+_SENT_TOGETHER = 4
+
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Share(Flight):
@@ -118,6 +124,13 @@ class Remote:
         while free is not None and self._depth < self._most():
             free.extend(range(self._groups))
             self._depth += 1
+        if (
+            free
+            and self._flights
+            and not self._again
+            and len(free) < self._groups * self._depth // _SENT_TOGETHER
+        ):
+            return  # nodes have enough to do; the next shares go out together
         flights: list[_Share] = []
         while free and not board.is_stopped():
             share = self._again.popleft() if self._again else self._take()
@@ -167,19 +180,27 @@ class Remote:
     def wait(self, seconds: float | None) -> list[Outcome]:
         """See `MapWorkers`."""
         outcomes: list[Outcome] = []
-        landed = [future for future in self._landing.take(seconds) if id(future) in self._flights]
-        flights = [self._flights.pop(id(future)) for future in landed]
-        if (
-            self._free is not None and not self._cargo.has_rows
-        ):  # the next shares go out while the results of these come in
-            self._free.extend(flight.group for flight in flights)
-            self._fill()
-        for flight, result in zip(flights, self._engine.results(landed), strict=True):
+        landed = self._next_landed(seconds)
+        if not self._cargo.has_rows:
+            until = time.monotonic() + _TOGETHER_S
+            while landed and self._flights and (left := until - time.monotonic()) > 0:
+                landed += self._next_landed(left)
+        results = self._engine.results([flight.future for flight in landed])
+        for flight, result in zip(landed, results, strict=True):
             outcomes += self._land(flight, result)
         if self._job.board.is_stopped():
             self._cancel()
         self._fill()
         return outcomes
+
+    def _next_landed(self, seconds: float | None) -> list[_Share]:
+        """Wait for shares to land; the next ones go out before the results of these come in."""
+        landed = [self._flights.pop(id(future), None) for future in self._landing.take(seconds)]
+        flights = [flight for flight in landed if flight is not None]
+        if self._free is not None and not self._cargo.has_rows:
+            self._free.extend(flight.group for flight in flights)
+            self._fill()
+        return flights
 
     def _cancel(self) -> None:
         """Give up the shares that are still under way."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ndshare import failures, mainspace
 from ndshare._board import Board
 from ndshare._freight import Crate, open_crate, reply
-from ndshare._runner import Job, WorkerReport, run_in_worker
+from ndshare._runner import Job, run_in_worker
 from ndshare._twins import Change
 from ndshare.functors import Functor
 
@@ -54,8 +54,8 @@ def run_part(
     end: int,
     ranges: Sequence[tuple[int, int]],
     crates: Opened,
-) -> WorkerReport:
-    """Run items of a share, with the caller's functions in ``__main__``.
+) -> list[Any]:
+    """Run items of a share, with the caller's functions in ``__main__``; returns the facts of the report.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def run_part(
     mainspace.apply(open_crate(*crates[0]) or {})
     kernel, functor, data, arrays = open_crate(*crates[1])
     functor = open_crate(*crates[2]) if len(crates) > 2 else Part(functor, start, end)
-    return run_in_worker(Job(kernel, functor, board, **options), data, arrays, ranges)
+    return run_in_worker(Job(kernel, functor, board, **options), data, arrays, ranges).facts()
 
 
 class Answer(NamedTuple):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import functools
+import operator
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ndshare._chunks import Bytes, Chunks, Content
 from ndshare._freight import INLINE_MAX, Crate
 from ndshare._twins import Change
+
+
+@functools.cache
+def _values_getter(kind: Any) -> Callable[[Any], tuple[Any, ...]]:
+    return operator.attrgetter(*(field.name for field in dataclasses.fields(kind)))
 
 
 @dataclasses.dataclass(slots=True)
@@ -38,7 +45,7 @@ class CallTask:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Without the names of the fields: each share is pickled, and goes through the engine's scheduler."""
-        return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+        return type(self), _values_getter(type(self))(self)  # type: ignore[arg-type]  # a class can be hashed
 
     def load(self, known: Mapping[bytes, Content], lacking: Collection[bytes]) -> None:
         """Take along the contents that a node lacks, and those that are too small to ask for; no others."""
