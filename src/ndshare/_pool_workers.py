@@ -7,7 +7,6 @@ copy-on-write.
 from __future__ import annotations
 
 import signal
-import threading
 
 from ndshare import _wire, mainspace, transport
 from ndshare._map_workers import Lost, Outcome, Ranges
@@ -59,7 +58,7 @@ class PoolWorkers(Task):
     def __init__(self, job: Job, pool: Pool) -> None:
         self.job = job
         self.pool: Pool = pool
-        self.condition = threading.Condition()
+        self.condition = pool.ended
         self.ended: list[_RunnerTask] = []
         self._parcels: list[transport.Parcel] = []
         self._first: tuple[transport.Parcel, frozenset[str]] | None = None

@@ -10,7 +10,7 @@ Importing this package imports none of the libraries it knows; whether one is th
 
 from __future__ import annotations
 
-from ndshare.functors.base import Functor, count_items, find, gen_split_slices, note_own_kinds
+from ndshare.functors.base import Functor, count_items, find, gen_split_slices, of_builtins
 from ndshare.functors.hdf5 import HDF5Functor
 from ndshare.functors.iterators import IteratorFunctor
 from ndshare.functors.labelled import DataArrayFunctor, DatasetFunctor
@@ -38,4 +38,4 @@ __all__ = [
     "values_of",
 ]
 
-note_own_kinds({range: SequenceFunctor, list: SequenceFunctor, tuple: SequenceFunctor})
+of_builtins.update(dict.fromkeys((range, list, tuple), SequenceFunctor))

@@ -214,21 +214,23 @@ def find(obj: Any) -> Functor:
     """
     if isinstance(obj, Functor):
         return obj
-    kind = _of_builtins.get(type(obj))
-    if kind is not None and Functor._functor_types == _own_kinds:
+    kind = of_builtins.get(type(obj))
+    if kind is not None and _are_own(Functor._functor_types):
         return kind(obj)  # type: ignore[call-arg]
     return _search(obj)
 
 
-# While nobody else has taught `find` anything, it need not ask around for what most maps are over.
+of_builtins: dict[type, type[Functor]] = {}
+"""Functors of what most maps are over: while only ndshare has taught `find` anything, it does not ask around."""
+
 _own_kinds: list[type[Functor]] = []
-_of_builtins: dict[type, type[Functor]] = {}
 
 
-def note_own_kinds(of_builtins: dict[type, type[Functor]]) -> None:
-    """Note which kinds of functors there are by now, and which of them is that of some builtin types."""
-    _own_kinds[:] = Functor._functor_types
-    _of_builtins.update(of_builtins)
+def _are_own(kinds: list[type[Functor]]) -> bool:
+    """Tell whether all kinds of functors are ndshare's own; looked at once for the same kinds."""
+    if kinds != _own_kinds and all(kind.__module__.startswith("ndshare.") for kind in kinds):
+        _own_kinds[:] = kinds
+    return kinds == _own_kinds
 
 
 def _search(obj: Any) -> Functor:
