@@ -134,7 +134,7 @@ def test_bench_dict_quick_run_measures_every_goal(run_ndshare, tmp_path: Path) -
     figures, picture = tmp_path / "figures.json", tmp_path / "picture.png"
     run_ndshare("bench dict --quick --rounds 1 --json", figures, "--plot", picture)
     content = json.loads(figures.read_text())
-    assert len(content["cases"]) == 7
+    assert len(content["cases"]) == 10
     for case in content["cases"]:
         for goal in case["goals"]:
             assert goal["reached"] is not None, case["name"]

@@ -19,6 +19,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 _KEPT_BYTES = 16 << 20
 Update = Callable[[str, Floats], object]
+Access = tuple[Callable[[str], Floats], Callable[[str, Floats], object]]
 
 
 def average(new: Any, old: Any) -> Any:
@@ -63,6 +64,11 @@ class Dict:
         """Have, in any process, a function that updates a key once."""
         raise NotImplementedError(f"{cls.name}: {handle}")
 
+    @classmethod
+    def accessed(cls, handle: Any) -> AbstractContextManager[Access]:
+        """Have two functions: one gets the value of a key, the other one sets it."""
+        raise NotImplementedError(f"{cls.name}: {handle}")
+
     def close(self) -> None:
         """Remove it."""
 
@@ -89,6 +95,15 @@ class Ndshare(Dict):
         with ndshare.SharedDict.attach(handle) as shared:
             yield lambda key, new: shared.update({key: new}, average, copy=cls.copy)
 
+    @classmethod
+    @contextlib.contextmanager
+    def accessed(cls, handle: Any) -> Iterator[Access]:
+        """Yield two functions: one gets the value of a key, the other one sets it."""
+        import ndshare
+
+        with ndshare.SharedDict.attach(handle) as shared:
+            yield shared.__getitem__, lambda key, new: shared.write({key: new})
+
     def close(self) -> None:
         """Remove it."""
         self.shared.close()
@@ -99,6 +114,15 @@ class NdshareViews(Ndshare):
 
     name = "ndshare, copy=False"
     copy = False
+
+    @classmethod
+    @contextlib.contextmanager
+    def accessed(cls, handle: Any) -> Iterator[Access]:
+        """Yield two functions: one gets a view of the value of a key, the other one sets it."""
+        import ndshare
+
+        with ndshare.SharedDict.attach(handle) as shared:
+            yield shared.view, lambda key, new: shared.write({key: new})
 
 
 class Numpy(Dict):
@@ -142,6 +166,13 @@ class Manager(Dict):
                 shared[key] = average(new, shared[key])
 
         yield update
+
+    @classmethod
+    @contextlib.contextmanager
+    def accessed(cls, handle: Any) -> Iterator[Access]:
+        """Yield two functions: one gets the value of a key, the other one sets it."""
+        shared, _ = handle
+        yield shared.__getitem__, shared.__setitem__
 
     def close(self) -> None:
         """Remove it."""

@@ -25,6 +25,7 @@ _TEAM_S = 0.3  # how long several processes update at once
 _QUICK_TEAM_S = 0.05
 _TEAM_ROUNDS = 7
 _OTHERS_ROUNDS = 7
+_LEAST_S = 1e-9  # of a difference of two times
 
 
 def run(
@@ -170,9 +171,12 @@ def _others(versions: dict[str, str], rounds: int, workers: int, quick: bool) ->
     names = [name for name in DICTS if name in versions]
     repeats = 2 if quick else 10
     new = np.random.default_rng(4).random(_ELEMENTS)
+    yield from _access(rounds, quick)
     with _opened(names, ["a"]) as handles:
         values = _in_turn(handles, new, repeats, min(rounds, _OTHERS_ROUNDS))
-        yield _against_manager("update by one process", values, (), *_beyond(values))
+        yield _against_manager("update by one process", values, ())
+        goal = Goal(1 / 30, subject=NdshareViews.name)
+        yield _against_manager("update by one process beyond the plain expression", _beyond(values), (goal,))
         with contextlib.ExitStack() as stack:
             teams = {
                 name: stack.enter_context(Team(name, handle, "a" * workers, _ELEMENTS))
@@ -184,17 +188,33 @@ def _others(versions: dict[str, str], rounds: int, workers: int, quick: bool) ->
             yield _against_manager(title, _together(teams, rounds, quick), goals)
 
 
-def _beyond(values: dict[str, list[float]]) -> Iterator[str]:
-    """Yield what each library adds to the expression itself, which no sharing can do without."""
+def _access(rounds: int, quick: bool) -> Iterator[Result]:
+    """Time what there is to a dict of arrays besides what is computed with them: get one, set one."""
+    repeats = _QUICK_REPEATS if quick else _REPEATS
+    new = np.random.default_rng(5).random(_ELEMENTS)
+    gets, sets = ({"ndarray.copy": _repeated(new.copy, repeats)} for _ in range(2))
+    names = [Ndshare.name, NdshareViews.name, Manager.name]
+    with _opened(names, ["a"]) as handles, contextlib.ExitStack() as stack:
+        for name, handle in handles.items():
+            get, put = stack.enter_context(DICTS[name].accessed(handle))
+            gets[name] = _repeated(functools.partial(get, "a"), repeats)
+            sets[name] = _repeated(functools.partial(put, "a", new), repeats)
+        del sets[NdshareViews.name]  # sets as the other one does
+        yield _against_manager("get a value", alternate(gets, rounds), ())
+        yield _against_manager("set a value", alternate(sets, rounds), ())
+
+
+def _beyond(values: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Return what each library adds to the expression itself, which no sharing can do without."""
     plain = float(np.median(values[Numpy.name]))
-    for name, times in values.items():
-        if name != Numpy.name:
-            yield f"{name}: {1e6 * (float(np.median(times)) - plain):.0f} µs beyond the plain expression"
+    return {
+        name: [max(t - plain, _LEAST_S) for t in times]
+        for name, times in values.items()
+        if name != Numpy.name
+    }
 
 
-def _against_manager(
-    title: str, values: dict[str, list[float]], goals: tuple[Goal, ...], *more: str
-) -> Result:
+def _against_manager(title: str, values: dict[str, list[float]], goals: tuple[Goal, ...]) -> Result:
     notes = [
         f"{name}: {_ratio(values, Manager.name, name):.1f} times as fast as {Manager.name}"
         for name in values
@@ -207,7 +227,7 @@ def _against_manager(
         values,
         Manager.name,
         goals,
-        (*notes, *more),
+        tuple(notes),
     )
 
 

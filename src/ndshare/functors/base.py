@@ -221,7 +221,7 @@ def find(obj: Any) -> Functor:
 
 
 of_builtins: dict[type, type[Functor]] = {}
-"""Functors of what most maps are over: while only ndshare has taught `find` anything, it does not ask around."""
+"""What most maps are over: while only ndshare has taught `find` anything, it does not ask around."""
 
 _own_kinds: list[type[Functor]] = []
 
