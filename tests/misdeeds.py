@@ -178,6 +178,12 @@ def fork_and_die(seconds: float) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def nap_and_note(seconds: float, ready: np.ndarray) -> None:
+    """Sleep, and note it in shared memory."""
+    time.sleep(seconds)
+    ready[0] = 1
+
+
 def nap(seconds: float) -> float:
     """Sleep in Python, where Ctrl-C can wake it."""
     time.sleep(seconds)

@@ -574,3 +574,44 @@ def test_node_does_not_keep_the_arguments_of_all_calls() -> None:
                 array = np.full(1 << 18, float(number))
                 assert executor.submit(np.sum, array).result() == number * array.size
         assert engine.submit(_held_bytes, 0).result() <= (1 << 20) + array.nbytes
+
+
+class _Held:
+    """Holds the first shares back, all but one of each group's, until one more is sent."""
+
+    def __init__(self, groups: int) -> None:
+        self.num_workers = groups
+        self.sent = 0
+        self.in_time = False
+        self._go = threading.Event()
+
+    def submit(self, function: Any, task: Any) -> Any:
+        self.sent += 1
+        answer = _engine.submit(function, task)
+        if self.sent > self.num_workers:
+            self.in_time = self.in_time or not self._go.is_set()
+            self._go.set()
+        if self.sent >= self.num_workers:
+            return answer
+        held: Any = concurrent.futures.Future()
+        threading.Thread(target=self._hand_out, args=(answer, held)).start()
+        return held
+
+    def _hand_out(self, answer: Any, held: Any) -> None:
+        self._go.wait(20)
+        self._go.set()
+        held.set_result(answer.result())
+
+
+def test_a_group_that_is_free_gets_the_next_share_at_once() -> None:
+    """Where each group runs one share at a time, none waits for others to be free as well."""
+    held = _Held(8)
+    context = ndshare.ClusterContext(held)
+    rows = context.alloc(1, int, per_worker=True)
+
+    def kernel(worker_id: int, _index: int, value: int) -> None:
+        rows[worker_id] += value
+
+    context.map(kernel, range(20), shares=20)
+    assert held.in_time
+    assert context.reduce(rows).tolist() == [sum(range(20))]

@@ -102,6 +102,25 @@ def test_futures_are_done_without_anybody_waiting_for_them(executor: ndshare.Pro
             time.sleep(0.0005)
 
 
+def test_callbacks_come_while_a_thread_asks_for_short_tasks_only(
+    executor: ndshare.ProcessPoolExecutor,
+) -> None:
+    """Who looks for the one result it waits for does not keep the results of others from being heard."""
+    ready = ndshare.zeros(1)
+    with ndshare.ProcessPoolExecutor(1) as other:
+        for _ in range(10):
+            heard: list[object] = []
+            other.submit(misdeeds.nap_and_note, 0.02, ready).add_done_callback(heard.append)
+            while not ready[0]:
+                executor.submit(misdeeds.same, 1).result()
+            ready[0] = 0
+            for _ in range(3000):
+                executor.submit(misdeeds.same, 1).result()
+                if heard:
+                    break
+            assert heard
+
+
 def test_cancel_of_what_a_worker_has_not_begun_lets_the_next_task_run(
     executor: ndshare.ProcessPoolExecutor,
 ) -> None:

@@ -41,6 +41,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_node_worker",
             "_own_state",
             "_pool_workers",
+            "_job",
             "_runner",
             "_share_size",
             "_shares",

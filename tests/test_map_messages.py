@@ -12,7 +12,8 @@ import pytest
 
 from ndshare import SerialContext, _loop, captured, pickling, transport, zeros
 from ndshare._board import Board
-from ndshare._runner import Job, WorkerReport, run_job
+from ndshare._job import Job, WorkerReport
+from ndshare._runner import run_job
 from ndshare.functors import SequenceFunctor
 
 
@@ -182,3 +183,12 @@ def test_range_that_is_too_short_is_an_error() -> None:
         _loop.run(max, 0, range(4), True, board.memory, board.slot(0), board.mask_at, 0, 10, False)
     assert board.finished() == 4
     assert board.current(0) == 4
+
+
+def test_function_that_documents_itself_by_itself_arrives(monkeypatch) -> None:
+    """What refers to the function is filled in last, wherever it is."""
+    kernel = _module("some_library", monkeypatch).make(7)
+    kernel.__doc__ = kernel
+    found = _round_trip(kernel)
+    assert found.__doc__ is found
+    assert found(2) == 13

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import ndshare
-from ndshare._runner import WorkerReport
+from ndshare._job import WorkerReport
 
 _CONTEXTS: dict[str, Callable[[], ndshare.MapContext]] = {
     "serial": ndshare.SerialContext,

@@ -21,7 +21,7 @@ import numpy as np
 from ndshare import captured, locks, mainspace, segments, transport
 from ndshare._cluster_traffic import Tally
 from ndshare._freight import Crate, Manifest
-from ndshare._runner import Job
+from ndshare._job import Job
 from ndshare._shares import ShareTask
 from ndshare._twins import Change
 from ndshare.captured import Traffic

@@ -8,8 +8,8 @@ import numpy as np
 
 from ndshare import _wire
 from ndshare._freight import open_reply
+from ndshare._job import Death, Job
 from ndshare._map_workers import ItemError, Outcome
-from ndshare._runner import Death, Job
 from ndshare._shares import TaskResult
 from ndshare.tasks import with_traceback
 

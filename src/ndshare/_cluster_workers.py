@@ -32,8 +32,8 @@ from ndshare._cluster_results import Results
 from ndshare._engines import Engine
 from ndshare._flights import LOST_MOST, Carriage, Flight, Landing
 from ndshare._freight import open_reply
+from ndshare._job import Death, Job, WorkerReport
 from ndshare._map_workers import Outcome, Ranges
-from ndshare._runner import Death, Job, WorkerReport
 from ndshare._share_size import DEPTH, ShareSize
 from ndshare._shares import ShareTask, TaskResult
 from ndshare.captured import Traffic
@@ -124,13 +124,10 @@ class Remote:
         while free is not None and self._depth < self._most():
             free.extend(range(self._groups))
             self._depth += 1
-        if (
-            free
-            and self._flights
-            and not self._again
-            and len(free) < self._groups * self._depth // _SENT_TOGETHER
-        ):
-            return  # nodes have enough to do; the next shares go out together
+        # One share each: a group that is free has nothing to do.
+        together = self._groups * self._depth // _SENT_TOGETHER if self._depth > 1 else 1
+        if free and len(free) < together and self._flights and not self._again:
+            return  # they have enough to do; the next shares go out together
         flights: list[_Share] = []
         while free and not board.is_stopped():
             share = self._again.popleft() if self._again else self._take()

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ndshare._board import FAILED, UNDONE
+from ndshare._job import Death, Job, WorkerReport
 from ndshare._map_workers import ItemError, Lost, MapWorkers, Ranges
-from ndshare._runner import Death, Job, KernelMemory, WorkerReport
+from ndshare._runner import KernelMemory
 from ndshare.errors import RemoteError
 from ndshare.tasks import with_traceback
 

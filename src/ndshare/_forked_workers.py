@@ -30,9 +30,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ndshare import _wire, captured, cpus, hub, transport
+from ndshare._job import Job
 from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._pool_errors import WorkerDiedError
-from ndshare._runner import Job, run_watched
+from ndshare._runner import run_watched
 from ndshare.captured import Traffic
 from ndshare.errors import TransportError
 from ndshare.failures import pack_failure

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from ndshare._job import Job
 from ndshare._map_workers import Lost, Outcome, Ranges
-from ndshare._runner import Job, run_job
+from ndshare._runner import run_job
 from ndshare.captured import Traffic
 
 #: How long after Ctrl-C threads are given to finish their item.

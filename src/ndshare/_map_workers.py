@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from ndshare._runner import Death, WorkerReport
+from ndshare._job import Death, WorkerReport
 from ndshare.captured import Traffic
 
 Ranges = Sequence[tuple[int, int]]

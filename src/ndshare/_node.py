@@ -27,12 +27,12 @@ from ndshare import failures, segments
 from ndshare._board import Board
 from ndshare._driving import Drive
 from ndshare._freight import BLOCK, Crate, Piece, arrays_of, reply
+from ndshare._job import Job
 from ndshare._node_crew import MapStoppedError, ShareWorkers, never
 from ndshare._node_link import machine_name
 from ndshare._node_store import Store
 from ndshare._node_worker import Named, call_function, call_items
 from ndshare._node_workspace import NodeWorkspaces
-from ndshare._runner import Job
 from ndshare._shares import BatchTask, CallTask, NamedTask, ShareTask, TaskResult
 from ndshare._twins import Change, Patch, Twin
 from ndshare.contexts import ProcessContext

@@ -7,10 +7,10 @@ from collections.abc import Container
 from typing import Any
 
 from ndshare import transport
+from ndshare._job import Job
 from ndshare._map_workers import Outcome, Ranges
 from ndshare._node_worker import run_part
 from ndshare._pool_workers import PoolWorkers
-from ndshare._runner import Job
 from ndshare._shares import ShareTask
 from ndshare.captured import Traffic
 from ndshare.pool import Pool

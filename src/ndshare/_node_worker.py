@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from ndshare import failures, mainspace
 from ndshare._board import Board
 from ndshare._freight import Crate, open_crate, reply
-from ndshare._runner import Job, run_in_worker
+from ndshare._job import Job
+from ndshare._runner import run_in_worker
 from ndshare._twins import Change
 from ndshare.functors import Functor
 

@@ -7,10 +7,12 @@ copy-on-write.
 from __future__ import annotations
 
 import signal
+import threading
 
 from ndshare import _wire, mainspace, transport
+from ndshare._job import Job, WorkerReport
 from ndshare._map_workers import Lost, Outcome, Ranges
-from ndshare._runner import Job, KernelMemory, WorkerReport, run_facts
+from ndshare._runner import KernelMemory, run_facts
 from ndshare.captured import Traffic, account, module_data
 from ndshare.functors import SequenceFunctor
 from ndshare.pickling import FOUND_BY_NAME
@@ -58,7 +60,7 @@ class PoolWorkers(Task):
     def __init__(self, job: Job, pool: Pool) -> None:
         self.job = job
         self.pool: Pool = pool
-        self.condition = pool.ended
+        self.condition = threading.Condition()
         self.ended: list[_RunnerTask] = []
         self._parcels: list[transport.Parcel] = []
         self._first: tuple[transport.Parcel, frozenset[str]] | None = None

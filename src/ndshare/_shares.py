@@ -138,7 +138,7 @@ class ShareTask(CallTask):
     first_worker, workers : int
         Numbers of its workers: the rows that are theirs.
     options : dict
-        Fields of `ndshare._runner.Job`.
+        Fields of `ndshare._job.Job`.
     patches : list of (int, int, ndarray of uint8)
         Block, place and content of what comes with this share.
     """

@@ -29,8 +29,8 @@ from ndshare import captured
 from ndshare._arguments import check_count
 from ndshare._cluster_workers import Remote
 from ndshare._engines import find_engine
+from ndshare._job import Job
 from ndshare._map_workers import MapWorkers
-from ndshare._runner import Job
 from ndshare.contexts import MapContext
 from ndshare.errors import CapacityError
 

@@ -232,12 +232,13 @@ def reduce_local(function: types.FunctionType, given: Container[int] = ()) -> tu
 
 def _is_simple(function: types.FunctionType) -> bool:
     """Tell whether a function has nothing but code, closure and annotations that are strings."""
-    return not (
-        function.__defaults__
-        or function.__kwdefaults__
-        or function.__dict__
-        or getattr(function, "__type_params__", None)
-        or any(type(value) is not str for value in function.__annotations__.values())
+    return (
+        function.__defaults__ is None
+        and function.__kwdefaults__ is None
+        and not function.__dict__
+        and not getattr(function, "__type_params__", None)
+        and type(function.__doc__) in _DATA
+        and all(type(one) is str for pair in function.__annotations__.items() for one in pair)
     )
 
 

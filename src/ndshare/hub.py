@@ -72,6 +72,7 @@ class Hub:
         self._leader = threading.Lock()
         self._leader_thread = 0
         self._left = 0.0  # when a thread last stopped leading
+        self._turned = 0.0  # when all sources were last looked at
         self._led = array.array(
             "Q", [0]
         )  # how often a thread has led or lent a hand; read without the GIL, too
@@ -152,6 +153,7 @@ class Hub:
             events = self._inner.poll(timeout, 64)
         finally:
             _wire.curtain(opening)
+        self._turned = time.monotonic()
         if not events:
             return
         with self.lock:
@@ -250,7 +252,10 @@ class Hub:
         try:
             self._park()
             if likely is not None:
-                self._wait_for(likely)
+                if began - self._turned > _PARK_S:  # the others are not kept waiting for long
+                    self.turn(0)
+                if not finished():
+                    self._wait_for(likely)
             self._lead(finished, deadline)
         finally:
             self._leader_thread = 0

@@ -13,9 +13,9 @@ from ndshare import _errstate, _runner
 from ndshare._board import Board
 from ndshare._callers import warn_caller
 from ndshare._driving import Drive, Progress, usual_ns
+from ndshare._job import Job, WorkerReport
 from ndshare._local_workers import Caller
 from ndshare._map_workers import MapWorkers
-from ndshare._runner import Job, WorkerReport
 from ndshare.captured import Traffic
 from ndshare.errors import SilentWriteWarning
 from ndshare.functors import Functor, IteratorFunctor, SequenceFunctor, count_items

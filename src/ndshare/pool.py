@@ -53,7 +53,6 @@ class Pool:
         self.killed = 0  # the signal that has ended its workers
         self.interrupted = False  # by Ctrl-C, and nothing was submitted since
         self.over = threading.Event()
-        self.ended = threading.Condition()  # who waits for one of several tasks is told when any has ended
         self._burst = 0  # submits in quick succession
         self._last_submit = 0.0
         self.held = False  # tasks wait for more to come

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ndshare import _report_text, _timeline
-from ndshare._runner import Death, WorkerReport
+from ndshare._job import Death, WorkerReport
 from ndshare.captured import Traffic
 from ndshare.errors import RemoteError
 from ndshare.tasks import RemoteTracebackError

@@ -13,8 +13,8 @@ from ndshare import arrays, functors, mapping
 from ndshare._arguments import check_callable, check_count, check_seconds
 from ndshare._board import Board
 from ndshare._driving import Progress
+from ndshare._job import Job
 from ndshare._map_workers import MapWorkers
-from ndshare._runner import Job
 from ndshare.contexts._layouts import Shape, resolved
 from ndshare.progress import Bar
 from ndshare.reduction import reduce_rows

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ndshare import cpus
+from ndshare._job import Job
 from ndshare._local_workers import Caller, Threads
 from ndshare._map_workers import MapWorkers
-from ndshare._runner import Job
 from ndshare.contexts.base import MapContext
 
 

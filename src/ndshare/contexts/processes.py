@@ -18,10 +18,10 @@ import numpy as np
 from ndshare import arrays, captured, cpus
 from ndshare._board import Board, keep_spare, spare_size, take_spare
 from ndshare._forked_workers import Forked, may_fork
+from ndshare._job import Job
 from ndshare._map_workers import MapWorkers
 from ndshare._own_state import brings_its_state
 from ndshare._pool_workers import PoolWorkers
-from ndshare._runner import Job
 from ndshare._settings import Environment
 from ndshare.contexts.base import MapContext
 from ndshare.errors import CapacityError

@@ -14,7 +14,6 @@ Interface and order of precedence are those of pasha 0.1.2 (``pasha.functor``).
 
 from __future__ import annotations
 
-import functools
 import operator
 import sys
 import types
@@ -241,7 +240,7 @@ def _search(obj: Any) -> Functor:
                 return _checked(hook(), f"{type(obj).__name__}.{name}()")
     found: list[Functor] = []
     for kind in tuple(Functor._functor_types):
-        if _wraps_by_itself(kind):  # type: ignore[arg-type]  # a class can be hashed
+        if _wraps_by_itself(kind):
             functor = kind.wrap(obj)
             if functor is not None:
                 found.append(functor)
@@ -284,8 +283,7 @@ def _is_redefinition(cls: type, other: type) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=256)
-def _wraps_by_itself(kind: Any) -> bool:
+def _wraps_by_itself(kind: type[Functor]) -> bool:
     """Tell whether a class has a `wrap` of its own: an inherited one has been asked already."""
     for base in kind.__mro__:
         if "wrap" in vars(base):
