@@ -94,7 +94,18 @@ def test_bench_map_quick_run_measures_every_goal(run_ndshare, tmp_path: Path) ->
     content = json.loads(figures.read_text())
     names = [case["name"] for case in content["cases"]]
     assert names == [
-        *("bookkeeping", "item-rng", "tiny", "tiny-peers", "many", "many-array", "captured", "pareto")
+        *(
+            "bookkeeping",
+            "item-rng",
+            "tiny",
+            "tiny-peers",
+            "many",
+            "many-peers",
+            "many-array",
+            "many-array-peers",
+            "captured",
+            "pareto",
+        )
     ]
     for case in content["cases"]:
         assert len(case["goals"]) == (case["name"] != "tiny-peers")

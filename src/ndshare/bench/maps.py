@@ -75,16 +75,22 @@ def many(mappers: Mapping[str, Mapper], rounds: int, quick: bool) -> Iterator[Re
             name: Contestant(run, partial(_check, values))
             for name, run in _runs(who, _TRIPLE, values, dtype).items()
         }
-        if values is numbers:
-            with multiprocessing.get_context("fork").Pool(2) as pool:
-                halves = [(0, count // 2), (count // 2, count)]
-                run = partial(pool.starmap, loop_alone, halves, 1)
-                # What these two processors can do: nothing is sent, nothing is shared.
-                contestants["two plain loops, half each"] = Contestant(run, lambda _: None)
-                seconds = alternate(contestants, rounds)
-        else:
-            seconds = alternate(contestants, rounds)
+        alone = {name: contestants[name] for name in ("serial", "ndshare")}
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            halves = [(0, count // 2), (count // 2, count)]
+            run = partial(pool.starmap, loop_alone, halves, 1)
+            # What these two processors can do: nothing is sent, nothing is shared.
+            both = {"two plain loops, half each": Contestant(run, lambda _: None)}
+            seconds = alternate(alone | both if values is numbers else alone, rounds)
         yield Result(name, f"{title}, v {what}", "s", seconds, "serial", (Goal(0.6),))
+        # Apart: after a library that keeps this process busy, workers are slow to get a processor each.
+        yield Result(
+            f"{name}-peers",
+            f"{title}, v {what}, in turns with the peers",
+            "s",
+            alternate(contestants, rounds),
+            "serial",
+        )
 
 
 def captured(mappers: Mapping[str, Mapper], rounds: int, quick: bool) -> Iterator[Result]:
