@@ -22,7 +22,6 @@ from ndshare.tasks import QuietTask, Task
 #: Which global data kernels used last time, so that they are pickled once.
 _globals_of: KernelMemory[frozenset[str]] = KernelMemory(frozenset())
 
-
 FOUND_BY_NAME.update((run_facts, SequenceFunctor))
 
 

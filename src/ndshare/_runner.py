@@ -211,10 +211,8 @@ class _Runner:
         first = start
         while first < end:
             first = self._stretch(first, end)
-            if (
-                os.getpid() != report.pid
-            ):  # the kernel has forked, and the child has come back from it as well
-                os._exit(0)
+            if os.getpid() != report.pid:
+                os._exit(0)  # the kernel has forked, and the child has come back from it as well
             if first < end and board.is_stopped():
                 break
         ended = time.monotonic_ns()

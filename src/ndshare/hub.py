@@ -14,6 +14,8 @@ parked for a moment (`_PARK_S`): most likely the next call comes at once. Everyt
 
 Guarantees
 ----------
+- A thread that asks for one short task after the other looks at the worker it waits for, and every few
+  milliseconds at everybody.
 - Messages are read and tasks are taken off the books under one lock, so the report of a death can never
   overtake a result. Results are rebuilt, and futures resolved, outside it.
 - A thread that resolves somebody's future while another thread leads rings the bell for the leader.
