@@ -117,7 +117,7 @@ def test_map_timeout_counts_from_the_call(executor: ProcessPoolExecutor, tmp_pat
     assert (
         executor.submit(jobs.add_one, 1).result() == 2
     )  # on a busy machine workers take their time to start
-    results = executor.map(_first_or_wait, range(3), itertools.repeat(tmp_path), timeout=2.0)
+    results = executor.map(_first_or_wait, range(3), itertools.repeat(tmp_path), timeout=1.0)
     assert next(results) == 0
     with pytest.raises(TimeoutError):
         next(results)
