@@ -9,7 +9,7 @@ import pytest
 
 import ndshare
 from ndshare import _wire
-from ndshare.randomness import entered
+from ndshare.randomness import Stream
 
 _RUNNING = 1
 
@@ -23,7 +23,7 @@ class Board:
 
     def enter(self, seed):
         """Return the context of a map."""
-        return entered(seed, self.memory, self.offset)
+        return Stream(seed, self.memory, self.offset)
 
     def go_to(self, index):
         """Begin an item."""

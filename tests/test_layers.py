@@ -130,6 +130,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "cloud",
             "copying",
             "descriptors",
+            "_local_functions",
             "functions",
             "layout",
             "memmaps",

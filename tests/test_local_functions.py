@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ndshare
-from ndshare import functions, parcel, transport
+from ndshare import _local_functions, parcel, transport
 
 _CONSTANT = 5
 
@@ -39,7 +39,7 @@ def test_closure_keeps_what_it_has() -> None:
         return x * factor[0], y, z
 
     scale.unit = "mm"
-    assert functions.is_plain_local(scale)
+    assert _local_functions.is_plain_local(scale)
     arrived = _sent(scale)
     assert arrived is not scale
     assert arrived(2) == (6, 4, 5)
@@ -83,8 +83,8 @@ def test_closures_that_name_globals_share_cells_with_those_that_do_not() -> None
         count += 1
         return read(n)
 
-    assert functions.is_plain_local(step)
-    assert not functions.is_plain_local(read)
+    assert _local_functions.is_plain_local(step)
+    assert not _local_functions.is_plain_local(read)
     assert _sent(step)(1) == step(1) == 23
     read2, step2 = _sent((read, step))
     assert (step2(0), read2(0), step(0)) == (13, 13, 13)
@@ -170,7 +170,7 @@ def test_function_that_names_globals_has_them() -> None:
         return max(1, 2)
 
     for function in (constant, shadowed):
-        assert not functions.is_plain_local(function)
+        assert not _local_functions.is_plain_local(function)
         assert _sent(function)() == function()
 
 
@@ -182,7 +182,7 @@ def test_import_inside_starts_from_its_package() -> None:
         namespace,
     )
     look = namespace["make"]()  # type: ignore[operator]
-    assert functions.is_plain_local(look)
+    assert _local_functions.is_plain_local(look)
     assert _sent(look)() == parcel.INLINE_MAX
 
 

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 
@@ -32,9 +31,7 @@ Progress = Callable[[int, int], object]
 _TICK_S = 0.05
 #: So many workers may end in a row without having begun an item.
 _STILLBORN_MOST = 3
-#: A map that took less than this last time has one worker, ...
-_TINY_S = 250e-6
-#: ... and the others if it is not over by then.
+#: A map that was tiny last time gets its other workers if it is not over by then.
 _LATE_S = 1e-3
 
 _usual_ns: KernelMemory[float] = KernelMemory(0.0)
@@ -78,12 +75,12 @@ class Drive:
         self._retries = retries
         self._progress = progress
         self._told = -1
-        self._tries: Counter[int] = Counter()
+        self._tries: dict[int, int] = {}
         self._stillborn = 0
         self.reports: list[WorkerReport] = []
         self.errors: list[tuple[int, BaseException]] = []
         self.deaths: list[Death] = []
-        self.done: npt.NDArray[np.bool_] = np.zeros(0, bool)  # which items, known at the end
+        self.done: npt.NDArray[np.bool_]  # which items, known at the end
         self._fatal: BaseException | None = None
 
     def run(self, count: int) -> None:
@@ -95,8 +92,7 @@ class Drive:
             Ctrl-C; or what kept the workers from running at all. Errors of items are in `errors`.
         """
         try:
-            usual_s = self._job.usual_ns * 1e-9
-            first = min(count, 1) if 0 < usual_s * self._board.items < _TINY_S else count
+            first = min(count, 1) if self._job.is_tiny else count
             self.tell()
             self._workers.start(first)
             if first < count:
@@ -190,8 +186,8 @@ class Drive:
         at = None if index is None else job.first + index
         self.deaths.append(Death(worker_id, lost.pid, at, time.monotonic()))
         if index is not None and board.mask[index] == UNDONE:
-            self._tries[index] += 1
-            if self._tries[index] > self._retries:
+            self._tries[index] = tries = self._tries.get(index, 0) + 1
+            if tries > self._retries:
                 self.errors.append((index, self._too_late(index) if killed else lost.error))
                 board.fail(worker_id, index)
                 if job.on_error == "raise":

@@ -1,8 +1,8 @@
 """How NumPy treats floating-point errors, taken along from where work is handed out to where it runs.
 
 ``np.seterr`` and ``np.errstate`` hold for one thread. With forked workers, those of the standard library, a
-script
-that begins with ``np.seterr(all="raise")`` has that in its workers, too; so it is here, in every context.
+script that
+begins with ``np.seterr(all="raise")`` has that in its workers, too; so it is here, in every context.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 
 # As NumPy has them, and each worker.
 _USUAL = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
+
+_NOTHING_TO_DO = contextlib.nullcontext()
 
 ErrorState = tuple[Any, Any] | None
 """Modes as of `numpy.geterr` and what `numpy.geterrcall` returns; None for what is usual."""
@@ -32,7 +34,7 @@ def current() -> ErrorState:
 def entered(state: ErrorState) -> contextlib.AbstractContextManager[object]:
     """Return a context manager inside of which it holds."""
     if state is None:
-        return contextlib.nullcontext()
+        return _NOTHING_TO_DO
     modes, call = state
     return np.errstate(call=call, **modes)
 

@@ -10,9 +10,12 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from ndshare import _errstate
+from ndshare import _errstate, _local_functions
 from ndshare._board import Board
 from ndshare.functors import Functor, SequenceFunctor
+
+#: A map that took less than this last time has one worker.
+TINY_NS = 250_000
 
 
 @dataclasses.dataclass(slots=True)
@@ -69,21 +72,30 @@ class Job:
     retries: int = 0
     first_worker: int = 0
 
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the map took so little last time that one worker does it, at first."""
+        return 0 < self.usual_ns * self.board.items < TINY_NS
+
     def facts(self) -> tuple[Any, ...]:
         """Return what `of_facts` makes the same job of; its board is the same memory."""
         board = self.board
+        kernel: Any = self.kernel
         functor: Any = self.functor
         if type(functor) is SequenceFunctor and type(functor.sequence) is range:
             functor = functor.sequence.start, functor.sequence.stop, functor.sequence.step
-        return self.kernel, functor, board.memory, board.num_workers, board.items, *_options_of(self)
+            kernel = (
+                _local_functions.apart(kernel) or kernel
+            )  # there is nothing that it may share with others
+        return kernel, functor, board.memory, board.num_workers, board.items, *_options_of(self)
 
     @classmethod
-    def of_facts(
-        cls, kernel: Callable[..., object], functor: Any, memory: Any, slots: int, items: int, *options: Any
-    ) -> Job:
+    def of_facts(cls, kernel: Any, functor: Any, memory: Any, slots: int, items: int, *options: Any) -> Job:
         """Return the job that `facts` has taken apart: each class that is pickled by name takes a while."""
         if type(functor) is tuple:
             functor = SequenceFunctor(range(*functor))
+        if type(kernel) is tuple:
+            kernel = _local_functions.together(kernel)
         return cls(kernel, functor, Board(memory, slots, items), *options)
 
 

@@ -89,6 +89,9 @@ class PoolWorkers(Task):
 
     def message(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
         """Return what runners are sent, and the globals of ``__main__`` it brings."""
+        facts = self.job.facts()
+        if type(facts[0]) is tuple:  # a kernel that was taken apart brings all it uses
+            return transport.pack((run_facts, (facts, {}, {}, ranges), {})), frozenset()
         before = _globals_of.get(self.job.kernel)
         data = mainspace.current(before) if before else {}
         arrays = {
@@ -96,7 +99,7 @@ class PoolWorkers(Task):
             for module, values in module_data(self.job.kernel).items()
             if module not in transport.by_value_modules  # else they go with the functions
         }
-        draft = mainspace.pack_with_data((run_facts, (self.job.facts(), data, arrays, ranges), {}), data)
+        draft = mainspace.pack_with_data((run_facts, (facts, data, arrays, ranges), {}), data)
         brings = frozenset(data)
         if brings != before:
             _globals_of.put(self.job.kernel, brings)

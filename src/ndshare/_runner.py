@@ -22,10 +22,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from ndshare import _errstate, _loop, captured, failures, mainspace
-from ndshare._job import Job, WorkerReport
+from ndshare._job import TINY_NS, Job, WorkerReport
 from ndshare.functors import Functor, values_of
-from ndshare.randomness import entered
-from ndshare.watching import Watch
+from ndshare.randomness import Stream
+from ndshare.watching import Watch, has_values_only
 
 _T = TypeVar("_T")
 
@@ -132,8 +132,8 @@ def run_watched(
     job: Job, ranges: Sequence[tuple[int, int]], extra_globals: dict[str, object]
 ) -> WorkerReport:
     """Run shares in a process of its own, and find out what the kernel wrote to in vain."""
-    plain = type(values_of(job.functor)) is range  # what most maps are over: nobody can write to that
-    watch = Watch(job.kernel, None if plain else job.functor, extra_globals)
+    mapped = None if has_values_only(values_of(job.functor)) else job.functor
+    watch = Watch(job.kernel, mapped, extra_globals)
     try:
         report = run_job(job, ranges)
     finally:
@@ -149,7 +149,8 @@ class _Runner:
         self.tell = tell
         self.board = job.board
         self.portable = portable
-        self.report = WorkerReport(job.board.enter(os.getpid()), os.getpid())
+        pid = os.getpid()
+        self.report = WorkerReport(job.board.enter(pid), pid)
         self.values = values_of(job.functor)
         self.per_item_ns = job.usual_ns
         self.measured = 0  # items of the share that was timed last
@@ -161,7 +162,7 @@ class _Runner:
         try:
             slot = board.slot(report.worker_id)
             with (
-                entered(self.job.seed, board.memory, slot, self.job.first),
+                Stream(self.job.seed, board.memory, slot, self.job.first),
                 _errstate.entered(self.job.errors),
             ):
                 for start, end in ranges:
@@ -197,7 +198,7 @@ class _Runner:
             return 1
         fair = left / (_PARTS_LEFT * self.board.num_workers)
         most = _SHARE_NS / self.per_item_ns
-        least = _SHARE_LEAST_NS / self.per_item_ns
+        least = (TINY_NS if self.job.is_tiny else _SHARE_LEAST_NS) / self.per_item_ns
         if not self.measured:  # today items may take longer: the other workers find their part
             left = -(-left // self.board.num_workers)
         self.size = max(1, int(min(max(min(fair, most), min(least, left)), self.size * _GROWTH)))

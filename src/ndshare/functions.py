@@ -25,15 +25,12 @@ import types
 from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-
 MAIN_NAMES = frozenset(("__main__", "__mp_main__"))
 """Names a main program goes by: multiprocessing's spawn runs it under the second."""
 
 CODE_TYPES = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 """Types of what is code, not data."""
 
-_DATA = frozenset((type(None), bool, int, float, complex, str, bytes))
 _CACHE_MAX = 2048
 _HERE = 0  # in place of "__main__": a pickle with that word in it is searched for names, which takes longer
 _ASSIGNING_OPS = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL"))
@@ -44,7 +41,7 @@ _OWN_NAMES = frozenset(
     ("__annotations__", "__builtins__", "__cached__", "__doc__", "__loader__", "__name__", "__spec__")
 )
 
-_IMPORTS_FROM = frozenset(("__package__",))  # where a relative import inside a function starts
+IMPORTS_FROM = frozenset(("__package__",))  # where a relative import inside a function starts
 
 
 class Names(NamedTuple):
@@ -58,7 +55,6 @@ class Names(NamedTuple):
 _names: dict[int, tuple[types.CodeType, Names]] = {}
 _marshalled: dict[int, tuple[types.CodeType, bytes]] = {}
 _loaded: dict[bytes, types.CodeType] = {}
-_stand_ins: dict[tuple[str, str | None], dict[str, Any]] = {}  # globals, for functions that name none
 _imported: dict[tuple[str, frozenset[str]], tuple[int, tuple[str, ...]]] = {}  # valid for so many modules
 
 
@@ -121,7 +117,7 @@ def _scan(code: types.CodeType) -> Names:
                 if instruction.opname in _ASSIGNING_OPS:
                     assigned.add(instruction.argval)
             elif instruction.opname == "IMPORT_NAME":
-                used |= _IMPORTS_FROM
+                used |= IMPORTS_FROM
     known = assigned | main_namespace().keys()
     return Names(
         frozenset(name for name in used - _OWN_NAMES if name in known or not hasattr(builtins, name)),
@@ -154,12 +150,13 @@ def needs_of(function: types.FunctionType) -> Iterator[str]:
         yield from _submodules(value, names.attributes)
 
 
-def _is_package(value: object) -> bool:
+def is_package(value: object) -> bool:
+    """Tell whether something is a module that has submodules."""
     return type(value) is types.ModuleType and hasattr(value, "__path__")
 
 
 def _submodules(package: Any, attributes: frozenset[str]) -> tuple[str, ...]:
-    if not _is_package(package):
+    if not is_package(package):
         return ()
     key = package.__name__, attributes
     count, found = _imported.get(key, (0, ()))
@@ -196,63 +193,17 @@ def reduce_function(function: types.FunctionType, given: Container[int] = ()) ->
         getattr(function, "__type_params__", ()),
         cell_contents(function, given),
     )
-    facts = (_dumped(function.__code__), function.__name__, closure)
+    facts = (dumped(function.__code__), function.__name__, closure)
     return make_function, facts, state, None, None, fill_function
-
-
-def is_plain_local(function: types.FunctionType, withheld: frozenset[str] = frozenset()) -> bool:
-    """Tell whether a function has no name that it is found by, and names nothing but builtins.
-
-    A name that its module does not have yet may be one that another function of the message gives to the
-    module; or the receiver, which gives it those that are withheld, whether or not builtins have them too.
-    A package in its closure would arrive without the submodules that the caller has imported.
-    """
-    qualname = function.__qualname__
-    if "<locals>" not in qualname and "<lambda>" not in qualname:
-        return False
-    if any(map(_is_package, itertools.chain(*cell_contents(function)))):
-        return False
-    names = names_used(function.__code__)
-    if not names.globals <= _IMPORTS_FROM or (withheld and not withheld.isdisjoint(names.attributes)):
-        return False
-    return names.attributes.isdisjoint(function.__globals__)
-
-
-def reduce_local(function: types.FunctionType, given: Container[int] = ()) -> tuple[Any, ...]:
-    """Return how to make the function of `is_plain_local` anew, without its module; see `reduce_function`."""
-    module = function.__module__, function.__globals__.get("__package__")
-    contents = cell_contents(function, given)
-    if _is_simple(function) and all(map(_is_data, itertools.chain(*contents))):
-        facts = _dumped(function.__code__), function.__name__, function.__closure__
-        names = function.__qualname__, function.__doc__, function.__annotations__
-        return make_local, (*facts, *module, *names, contents)
-    _, facts, *rest = reduce_function(function, given)
-    return make_local, (*facts, *module), *rest
-
-
-def _is_simple(function: types.FunctionType) -> bool:
-    """Tell whether a function has nothing but code, closure and annotations that are strings."""
-    return (
-        function.__defaults__ is None
-        and function.__kwdefaults__ is None
-        and not function.__dict__
-        and not getattr(function, "__type_params__", None)
-        and type(function.__doc__) in _DATA
-        and all(type(one) is str for pair in function.__annotations__.items() for one in pair)
-    )
-
-
-def _is_data(value: object) -> bool:
-    """Tell whether a value cannot refer to anything, so not to the function in whose closure it is either."""
-    return type(value) in _DATA or (type(value) is np.ndarray and not value.dtype.hasobject)
 
 
 def reduce_code(code: types.CodeType) -> tuple[Any, ...]:
     """Return how to make a code object anew."""
-    return load_code, (_dumped(code),)
+    return load_code, (dumped(code),)
 
 
-def _dumped(code: types.CodeType) -> bytes:
+def dumped(code: types.CodeType) -> bytes:
+    """Return a code object as bytes for `load_code`."""
     cached = _marshalled.get(id(code))
     if cached is None:
         if len(_marshalled) >= _CACHE_MAX:
@@ -261,13 +212,13 @@ def _dumped(code: types.CodeType) -> bytes:
     return cached[1]
 
 
-def load_code(dumped: bytes) -> types.CodeType:
-    """Return the code object of `reduce_code`; the same one for the same bytes."""
-    loaded = _loaded.get(dumped)
+def load_code(data: bytes) -> types.CodeType:
+    """Return the code object of `dumped`; the same one for the same bytes."""
+    loaded = _loaded.get(data)
     if loaded is None:
         if len(_loaded) >= _CACHE_MAX:
             _loaded.clear()
-        loaded = _loaded[dumped] = marshal.loads(dumped)
+        loaded = _loaded[data] = marshal.loads(data)
     return loaded
 
 
@@ -281,7 +232,12 @@ def contents(cell: types.CellType) -> tuple[Any, ...]:
 
 def cell_contents(function: types.FunctionType, given: Container[int] = ()) -> tuple[tuple[Any, ...], ...]:
     """Return what the cells of a closure hold; nothing for those that the receiver fills."""
-    return tuple(() if id(cell) in given else contents(cell) for cell in function.__closure__ or ())
+    cells = function.__closure__
+    if cells is None:
+        return ()
+    if not given:
+        return tuple(map(contents, cells))
+    return tuple([() if id(cell) in given else contents(cell) for cell in cells])
 
 
 def make_cell() -> types.CellType:
@@ -335,33 +291,6 @@ def give(values: dict[str, Any]) -> None:
 def make_function(code: bytes, name: str, closure: tuple[types.CellType, ...] | None) -> types.FunctionType:
     """Return the function of `reduce_function`, still without its state."""
     return types.FunctionType(load_code(code), main_namespace(), name, None, closure)
-
-
-def make_local(
-    code: bytes,
-    name: str,
-    closure: tuple[types.CellType, ...] | None,
-    module: str,
-    package: str | None,
-    qualname: str | None = None,
-    doc: str | None = None,
-    annotations: dict[str, str] | None = None,
-    contents: tuple[tuple[Any, ...], ...] = (),
-) -> types.FunctionType:
-    """Return the function of `reduce_local`; without a `qualname` it still lacks its state."""
-    namespace = _stand_ins.get((module, package))
-    if namespace is None:
-        # What the interpreter itself looks for: builtins, and where relative imports start from.
-        namespace = {"__builtins__": builtins, "__name__": module, "__package__": package}
-        _stand_ins[module, package] = namespace
-    function = types.FunctionType(load_code(code), namespace, name, None, closure)
-    if qualname is not None:
-        function.__module__ = module
-        function.__qualname__ = qualname
-        function.__doc__ = doc
-        function.__annotations__ = annotations or {}
-        fill_cells(function, contents)
-    return function
 
 
 def fill_function(function: Any, state: tuple[Any, ...]) -> None:

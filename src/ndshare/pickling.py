@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ndshare import _scratch, functions, memmaps, segments, wrappers
+from ndshare import _local_functions, _scratch, functions, memmaps, segments, wrappers
 from ndshare._wire import selective
 from ndshare.descriptors import Descriptor
 from ndshare.layout import encode_dtype, is_movable, may_overlap_itself
@@ -58,10 +58,10 @@ by_value_modules: set[str] = set()
 """Modules the receivers cannot import: their functions and classes are sent by value."""
 
 FOUND_BY_NAME: set[Any] = {
+    _local_functions.make_local,
     functions.fill_function,
     functions.make_cell,
     functions.make_function,
-    functions.make_local,
     make_small,
     same,
 }
@@ -217,13 +217,6 @@ class Session:
         dtype = array.dtype
         if not is_movable(dtype):
             return array.__reduce_ex__(5)
-        base = array.base
-        if base is not None:
-            root = memmaps.find_memmap(array)
-            if root is not None:
-                mapped = memmaps.reduce_memmap(array, root)
-                if mapped is not None:
-                    return mapped
         found = segments.block_of(array)
         if found is not None:
             block, low = found
@@ -246,6 +239,12 @@ class Session:
                     )
                 )
                 return same, (SLOT,)
+        if found is None and array.base is not None:
+            root = memmaps.find_memmap(array)
+            if root is not None:
+                mapped = memmaps.reduce_memmap(array, root)
+                if mapped is not None:
+                    return mapped
         if array.nbytes <= IN_BAND_MAX:
             return reduce_small(array)
         placed = self.inputs.place(array) if self.inputs is not None else None
@@ -281,9 +280,9 @@ class Session:
             return self.on_main(obj)
         if by_value_modules and isinstance(module, str) and _is_by_value(module):
             return self.beyond(obj)
-        if type(obj) is types.FunctionType and functions.is_plain_local(obj, self.withheld):
+        if type(obj) is types.FunctionType and _local_functions.is_plain_local(obj, self.withheld):
             self.note_cells(obj)
-            return functions.reduce_local(obj, self.given)
+            return _local_functions.reduce_local(obj, self.given)
         return NotImplemented
 
     def on_main(self, obj: Any) -> Any:

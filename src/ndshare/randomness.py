@@ -10,34 +10,37 @@ Philox is a counter-based generator (Salmon, Moraes, Dror, Shaw: "Parallel rando
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from ndshare._wire import load_u64
 
-__all__ = ["Stream", "entered", "item_rng"]
+__all__ = ["Stream", "item_rng"]
 
 _INDEX_SHIFT = 2  # the low bits of a worker's slot say what it does with the item
 _NO_INDEX = -1
 
 
 class Stream:
-    """The random numbers of one worker thread in one map.
+    """The random numbers of one worker thread in one map; while it is entered, `item_rng` works there.
 
     Parameters
     ----------
     seed : int, optional
-        The seed of the map.
+        The seed of the map; without one `item_rng` says that it needs one.
     board : buffer
-        The board of the map, which says at which item this worker is.
+        Writable; ``load_u64(board, slot_offset) >> 2`` is the index of the current item.
     slot_offset : int
-        Where on it this worker's slot is, in bytes.
+        Offset of this worker's slot in bytes, a multiple of 8.
     first : int, optional
-        Index of the first item on the board.
+        Index of the first item on the board, for a map that goes over several boards.
+
+    Notes
+    -----
+    Contexts nest: a map inside a kernel has a generator of its own, and that of the outer item goes on
+    after it.
     """
 
     __slots__ = (
@@ -47,6 +50,7 @@ class Stream:
         "_first",
         "_generator",
         "_index",
+        "_outer",
         "_seed",
         "_slot_offset",
         "_state",
@@ -59,6 +63,14 @@ class Stream:
         self._slot_offset = slot_offset
         self._index = _NO_INDEX
         self._generator: np.random.Generator | None = None
+
+    def __enter__(self) -> Self:
+        self._outer = getattr(_local, "stream", None)
+        _local.stream = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _local.stream = self._outer
 
     def restart(self) -> None:
         """Begin anew at the next call, though it be for the same item: it is tried again."""
@@ -96,39 +108,6 @@ class Stream:
 
 
 _local = threading.local()
-
-
-@contextlib.contextmanager
-def entered(seed: int | None, board: Any, slot_offset: int, first: int = 0) -> Iterator[Stream]:
-    """Let `item_rng` work in this thread, for the items of one map.
-
-    Parameters
-    ----------
-    seed : int, optional
-        The seed of the map; without one `item_rng` says that it needs one.
-    board : buffer
-        Writable; ``load_u64(board, slot_offset) >> 2`` is the index of the current item.
-    slot_offset : int
-        Offset of this worker's slot in bytes, a multiple of 8.
-    first : int, optional
-        Index of the first item on the board, for a map that goes over several boards.
-
-    Yields
-    ------
-    Stream
-        Its `Stream.restart` is to be called before an item is tried again in the same thread.
-
-    Notes
-    -----
-    Contexts nest: a map inside a kernel has a generator of its own, and that of the outer item goes on
-    after it.
-    """
-    outer = getattr(_local, "stream", None)
-    _local.stream = stream = Stream(seed, board, slot_offset, first)
-    try:
-        yield stream
-    finally:
-        _local.stream = outer
 
 
 def current_item() -> int | None:

@@ -33,6 +33,8 @@ class Rows:
 
     def block(self) -> int:
         """Return how many items belong together, for all such arrays."""
+        if not self._known:
+            return 1
         return math.lcm(*(n for _, _, n in list(self._known.values()) if n))
 
 

@@ -41,7 +41,7 @@ from ndshare._differences import BUFFERS, Question, elements, same, watch_array,
 from ndshare._scratch import is_scratch
 from ndshare.memmaps import find_memmap
 
-__all__ = ["MAPPED", "Watch"]
+__all__ = ["MAPPED", "Watch", "has_values_only"]
 
 MAPPED = "the mapped collection"
 """Name of whatever belongs to the functor."""
@@ -56,6 +56,13 @@ _ATOMS = frozenset(
 )
 _UNCHANGING = (type, types.ModuleType, types.CodeType, np.generic, np.dtype)
 _REBOUND = frozenset((int, float, complex, list, tuple, dict, set, np.ndarray))
+
+
+def has_values_only(values: object) -> bool:
+    """Tell whether the items of a collection are values, so that nobody can write to it by its items."""
+    if type(values) is np.ndarray:
+        return values.ndim == 1 and values.dtype.kind not in "OV"
+    return type(values) is range
 
 
 class Watch:
@@ -145,10 +152,9 @@ class Watch:
             value = _content(cell)
             self._binding(name, value, functools.partial(_content, cell))
             self._visit(name, value, depth)
-        defaults = function.__defaults__ or ()
-        names = parameters(function)
-        for name, value in zip(names[len(names) - len(defaults) :], defaults, strict=True):
-            self._visit(name, value, depth)
+        if defaults := function.__defaults__:
+            for name, value in zip(parameters(function)[-len(defaults) :], defaults, strict=True):
+                self._visit(name, value, depth)
         for name, value in (function.__kwdefaults__ or {}).items():
             self._visit(name, value, depth)
         for name, value in function.__dict__.items():
@@ -157,6 +163,8 @@ class Watch:
     def _visit(self, name: str, value: Any, depth: int, *, quiet: bool = False) -> None:
         """Watch a value and what it holds; with `quiet` no list or dict, but the arrays in it."""
         kind = type(value)  # and not isinstance: a proxy would run code to answer for another object
+        if kind is np.ndarray and segments.is_shared(value):  # what most kernels write to
+            return
         if kind in _ATOMS or issubclass(kind, _UNCHANGING) or id(value) in self._seen:
             return
         if len(self._seen) >= _OBJECTS_MAX:

@@ -87,6 +87,9 @@ class SequenceFunctor(Functor):
 
     def __init__(self, sequence: Any) -> None:
         kind = type(sequence)
+        if kind is range:
+            self.sequence = sequence
+            return
         if isinstance(sequence, Mapping | AbstractSet) or not (
             hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
         ):
