@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -87,7 +88,7 @@ def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
         Array or lock by name, by module.
     """
     found: dict[str, dict[str, Any]] = {}
-    if _names_nothing(kernel):
+    if _leads_nowhere(kernel):
         return found
     functions_left = [function_of(kernel)]
     functions_left += [value for _, value in variables(kernel) if isinstance(value, types.FunctionType)]
@@ -108,14 +109,22 @@ def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _names_nothing(kernel: Callable[..., object]) -> bool:
-    """Tell, of most kernels at once, that neither they nor the data in their closure lead to any globals."""
+def _leads_nowhere(kernel: Callable[..., object]) -> bool:
+    """Tell, of most kernels at once, that they use data and no functions, and take it along."""
     if type(kernel) is not types.FunctionType or kernel.__defaults__ or kernel.__kwdefaults__:
         return False
-    if functions.names_used(kernel.__code__).attributes:
-        return False
-    held = [type(value) for values in functions.cell_contents(kernel) for value in values]
-    return types.FunctionType not in held
+    used = list(itertools.chain(*functions.cell_contents(kernel)))
+    if names := functions.names_used(kernel.__code__).attributes:
+        if not _is_by_value(kernel):
+            return False
+        namespace = kernel.__globals__
+        used += [namespace[name] for name in names if name in namespace]
+    for value in used:
+        if isinstance(value, types.FunctionType):
+            return False
+        if isinstance(value, types.ModuleType) and _is_of_user(value):
+            return False
+    return True
 
 
 def _is_of_user(module: types.ModuleType) -> bool:

@@ -47,11 +47,14 @@ from ndshare.reducers import LATE_COUNT, late_reducers, make_small, reduce_small
 if TYPE_CHECKING:
     from ndshare._inputs import Inputs
 
-# Arrays up to this many bytes are part of the pickle: noting, staging and finding one again costs
-# as much as copying 4 KiB a few times.
+#: Arrays up to this many bytes are part of the pickle: noting, staging and finding one again costs
+#: as much as copying 4 KiB a few times.
 IN_BAND_MAX = 4096
+#: So are larger ones while all of them in a message have not more bytes than this: then nothing of it may
+#: have to be staged, which saves more.
+_IN_BAND_ROOM = 24 * 1024
 
-_KEEP_MAX = 1 << 13  # a session that pickled more is dropped: its memo table has grown, and stays so
+_KEEP_MAX = 1 << 13  # a session that pickled more, arrays apart, is dropped: its memo table stays large
 _IDLE_MAX = 8
 
 by_value_modules: set[str] = set()
@@ -160,6 +163,7 @@ class Session:
         self.notes: list[Any] = []
         self.needs: set[str] = set()
         self.cells: set[int] = set()  # cells whose content the function they belong to brings
+        self.room = _IN_BAND_ROOM  # bytes of arrays that may still go in band
         self.lend = False
         self.defining = _NOTHING
         self.withheld = _NOTHING
@@ -183,6 +187,7 @@ class Session:
     def clear(self) -> None:
         """Forget everything noted."""
         self.parts.clear()
+        self.room = _IN_BAND_ROOM
         if self.notes:
             self.notes.clear()
         if self.needs:
@@ -224,7 +229,7 @@ class Session:
             if kind in (segments.SHARED, segments.SEALED) or (
                 self.lend
                 and kind == segments.VALUE
-                and array.nbytes > IN_BAND_MAX
+                and array.nbytes > self.room
                 and not may_overlap_itself(array.shape, array.strides, array.itemsize)
             ):
                 self.notes.append(
@@ -245,7 +250,11 @@ class Session:
                 mapped = memmaps.reduce_memmap(array, root)
                 if mapped is not None:
                     return mapped
-        if array.nbytes <= IN_BAND_MAX:
+        nbytes = array.nbytes
+        if nbytes <= IN_BAND_MAX:
+            return reduce_small(array)
+        if nbytes <= self.room:
+            self.room -= nbytes
             return reduce_small(array)
         placed = self.inputs.place(array) if self.inputs is not None else None
         self.notes.append(array if placed is None else placed)
@@ -426,9 +435,10 @@ def record(
         pass
     finally:
         pickler.clear_memo()
+        arrays = _IN_BAND_ROOM - session.room
         session.clear()
         parts = recording.parts if recording is not None else ()
-        if len(parts) == 1 and len(parts[0]) < _KEEP_MAX and len(_idle) < _IDLE_MAX:
+        if len(parts) == 1 and len(parts[0]) - arrays < _KEEP_MAX and len(_idle) < _IDLE_MAX:
             _idle.append(pickler)
         else:
             session.close()
@@ -451,7 +461,7 @@ ALONE_STREAM = pickle.dumps(_Alone(), 5, buffer_callback=lambda _: False)
 def record_alone(array: np.ndarray[Any, Any]) -> Recording | None:
     """Return what `record` does for a result that is one array of by-value memory; None for others."""
     dtype = array.dtype
-    if _MARKED or array.base is not None or array.nbytes <= IN_BAND_MAX or not is_movable(dtype):
+    if _MARKED or array.base is not None or array.nbytes <= _IN_BAND_ROOM or not is_movable(dtype):
         return None
     if not array.flags.forc:  # somebody has set its strides; its elements may overlap
         return None

@@ -103,7 +103,7 @@ class ProcessContext(MapContext):
 
     def _is_to_fork(self, job: Job) -> bool:
         if self.start == "auto":
-            return may_fork() and not brings_its_state(job.kernel, job.functor)
+            return not brings_its_state(job.kernel, job.functor) and may_fork()
         return self.start == "fork"
 
     def _forked(self, job: Job) -> MapWorkers:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 import ndshare
 from ndshare import functors
 from ndshare.functors import gen_split_slices
@@ -63,6 +65,9 @@ class Functor(ndshare.Functor):
         """
         if isinstance(value, cls):
             return value
+        kind = _OF_BUILTINS.get(type(value))
+        if kind is not None and Functor._functor_types == _OWN:  # what most maps are over
+            return kind(value)
         if not isinstance(value, type) and hasattr(value, "_pasha_functor_"):
             return value._pasha_functor_()
         # An inherited wrap is asked once, of the class that was registered first.
@@ -111,3 +116,10 @@ class ExtraDataFunctor(ndshare.ExtraDataFunctor, Functor):
     def wrap(cls, value: Any) -> Any:
         """Accept DataCollection and KeyData."""
         return super().wrap(value)
+
+
+_OF_BUILTINS: dict[type, Any] = {
+    np.ndarray: NdarrayFunctor,
+    **dict.fromkeys((list, tuple, range), SequenceFunctor),
+}
+_OWN = list(Functor._functor_types)  # nobody else has registered any
