@@ -18,6 +18,7 @@
  *
  * Everything runs under the GIL. The atomics are for the other processes.
  */
+#define NO_IMPORT_ARRAY
 #include "loop.h"
 
 #include <stdatomic.h>
@@ -76,42 +77,19 @@ call_entry(PyObject *kernel, PyObject *worker_id, PyObject *entry)
     return 0;
 }
 
-/* Item `index` of something that can be indexed; new reference, NULL with an exception. `numbers` is NULL, or
- * an iterator that is to yield it: that of a range counts in C, while indexing one makes a few objects; or
- * `values` itself, if each item is its index. */
-static PyObject *
-value_at(PyObject *values, PyObject *numbers, Py_ssize_t index, PyObject *number)
-{
-    if (numbers == values) {
-        return Py_NewRef(number);
-    }
-    if (numbers != NULL) {
-        PyObject *value = Py_TYPE(numbers)->tp_iternext(numbers);
-        if (value == NULL && !PyErr_Occurred()) {
-            PyErr_Format(PyExc_IndexError, "the range has no item %zd", index);
-        }
-        return value;
-    }
-    PySequenceMethods *sequence = Py_TYPE(values)->tp_as_sequence;
-    if (sequence != NULL && sequence->sq_item != NULL) {  /* spares arrays the parsing of an index */
-        return sequence->sq_item(values, index);
-    }
-    return PyObject_GetItem(values, number);
-}
-
 /* The same as `call_entry` for item `index` of something that can be indexed. */
 static int
-call_value(PyObject *kernel, PyObject *worker_id, PyObject *values, PyObject *numbers, Py_ssize_t index)
+call_value(PyObject *kernel, PyObject *worker_id, ndshare_values *values, Py_ssize_t index)
 {
     PyObject *number = PyLong_FromSsize_t(index);
     if (number == NULL) {
         return -1;
     }
-    PyObject *value = value_at(values, numbers, index, number), *result = NULL;
+    PyObject *value = ndshare_values_at(values, index, number), *result = NULL;
     if (value != NULL) {
         PyObject *stack[4] = {NULL, worker_id, number, value};
         result = PyObject_Vectorcall(kernel, stack + 1, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-        Py_DECREF(value);
+        ndshare_values_done(values, value);
     }
     Py_DECREF(number);
     if (result == NULL) {
@@ -119,29 +97,6 @@ call_value(PyObject *kernel, PyObject *worker_id, PyObject *values, PyObject *nu
     }
     Py_DECREF(result);
     return 0;
-}
-
-/* An iterator over some items of a range, or the range if it counts from 0 on, as most do; new reference. */
-static PyObject *
-iterate_range(PyObject *range, Py_ssize_t first, Py_ssize_t count)
-{
-    Py_ssize_t length = PyObject_Size(range);
-    PyObject *plain = length < 0 ? NULL : PyObject_CallFunction((PyObject *)&PyRange_Type, "n", length);
-    int equal = plain == NULL ? -1 : PyObject_RichCompareBool(range, plain, Py_EQ);
-    Py_XDECREF(plain);
-    if (equal < 0) {
-        return NULL;
-    }
-    if (equal && first <= length && count <= length - first) {
-        return Py_NewRef(range);
-    }
-    PyObject *part = PySequence_GetSlice(range, first, first + count);
-    if (part == NULL) {
-        return NULL;
-    }
-    PyObject *numbers = PyObject_GetIter(part);
-    Py_DECREF(part);
-    return numbers;
 }
 
 /* run(kernel, worker_id, source, by_index, board, slot, mask, first, count, timed)
@@ -179,8 +134,8 @@ ndshare_loop_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t 
         PyBuffer_Release(&board);
         return NULL;
     }
-    PyObject *numbers = NULL;
-    if (by_index && PyRange_Check(source) && (numbers = iterate_range(source, first, count)) == NULL) {
+    ndshare_values values = {0};
+    if (by_index && ndshare_values_open(&values, source, first, count) < 0) {
         PyBuffer_Release(&board);
         return NULL;
     }
@@ -204,7 +159,7 @@ ndshare_loop_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t 
     }
     while (k < count && !killed) {
         if (by_index) {
-            failed = call_value(kernel, worker_id, source, numbers, first + k) < 0;
+            failed = call_value(kernel, worker_id, &values, first + k) < 0;
         }
         else {
             PyObject *entry = next(source);
@@ -241,7 +196,7 @@ ndshare_loop_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t 
         }
     }
     PyBuffer_Release(&board);
-    Py_XDECREF(numbers);
+    ndshare_values_close(&values);
     if (failed) {
         return NULL;
     }

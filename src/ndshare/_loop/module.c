@@ -1,6 +1,7 @@
 /* ndshare._loop: the inner loop of `map`, in C because it is paid for every item.
  *
- * items.c  one share: entries, kernel, done mask, slot
+ * items.c   one share: entries, kernel, done mask, slot
+ * values.c  the values of a share that are taken by their index
  *
  * No state.
  */
@@ -14,7 +15,15 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static int
+module_exec(PyObject *Py_UNUSED(module))
+{
+    import_array1(-1);
+    return 0;
+}
+
 static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, module_exec},
 #if PY_VERSION_HEX >= 0x030C0000
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif
