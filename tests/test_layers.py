@@ -79,6 +79,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "pool",
+            "_placing",
             "_pool_deaths",
             "_pool_end",
             "_pool_interrupts",

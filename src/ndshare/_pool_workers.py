@@ -117,7 +117,7 @@ class PoolWorkers(Task):
             packed = self._first = self._first or self._pack(())
         tasks = [_RunnerTask(self, *packed) for _ in range(count)]
         self._tasks.update(tasks)
-        self.pool.submit_all(tasks)
+        self.pool.submit_all(tasks, waits=True)
         if not self.captured:  # while the workers are at it
             self.captured = self.account()
 

@@ -69,6 +69,11 @@ class Roster:
         """Whether the result of a task comes before it pays to sleep."""
         return self.seconds is not None and self.seconds * 1e6 < frames.SPIN_ALONE_US
 
+    @property
+    def working(self) -> int:
+        """How many workers have something to do, or are about to get it."""
+        return sum([bool(worker.inflight) or worker.sending for worker in self.workers])
+
     def busy(self) -> Worker | None:
         """Return a worker that has something to do; takes no lock."""
         for worker in tuple(self.workers):

@@ -124,6 +124,11 @@ class Hub:
             if self._sources.pop(source.fileno(), None) is not None:
                 self._inner.unregister(source.fileno())
 
+    @property
+    def left_s(self) -> float:
+        """Seconds since a thread last stopped waiting for something."""
+        return time.monotonic() - self._left
+
     def hears(self, source: Source) -> bool:
         """Whether the source is listened to."""
         return self._sources.get(source.fileno()) is source

@@ -18,12 +18,13 @@ Policy
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import threading
 import time
 from collections.abc import Iterable
 
-from ndshare import _pool_deaths, _pool_end, _pool_interrupts, _pool_results, _wire
+from ndshare import _placing, _pool_deaths, _pool_end, _pool_interrupts, _pool_results, _wire, cpus
 from ndshare._delivery import Delivery
 from ndshare._roster import BURST_TASKS, Roster
 from ndshare._settings import PoolSettings
@@ -35,6 +36,10 @@ from ndshare.workers import Worker, WorkerGoneError
 _BURST_S = 100e-6
 #: A worker that could not be started for lack of something passing is tried again after this time.
 _AGAIN_S = 0.02
+#: After this time without an answer all workers sleep: see `ndshare._frames.SPIN_ALONE_US`.
+_ASLEEP_S = 1e-3
+
+_nothing = contextlib.nullcontext()
 
 
 class Pool:
@@ -85,13 +90,21 @@ class Pool:
         finally:
             _wire.unshield()
 
-    def submit_all(self, tasks: Iterable[Task]) -> None:
-        """Take many tasks on at once."""
+    def submit_all(self, tasks: Iterable[Task], *, waits: bool = False) -> None:
+        """Take many tasks on at once.
+
+        Parameters
+        ----------
+        tasks : iterable of Task
+            In their order.
+        waits : bool
+            Whether the calling thread will do nothing but wait: its processor is free then.
+        """
         _wire.shield()
         try:
             with self.hub.lock:
                 self._take_on(tasks)
-            self.pump()
+            self.pump(leaving=waits)
         except BaseException:
             _pool_interrupts.drop(self, tasks)
             raise
@@ -143,8 +156,8 @@ class Pool:
                     return True
         return False
 
-    def pump(self) -> None:
-        """Send as much as the workers can take."""
+    def pump(self, *, leaving: bool = False) -> None:
+        """Send as much as the workers can take; a thread that is `leaving` has a processor to give away."""
         _wire.shield()
         try:
             self.held = False
@@ -153,7 +166,8 @@ class Pool:
                     picked = self._pick()
                 if picked is None:
                     break
-                self.dispatch(*picked)
+                with _placing.here(picked[0].pid) if leaving and self._is_last() else _nothing:
+                    self.dispatch(*picked)
                 if not self.queue and self.pending < 2:  # nothing to send, and nothing to take back
                     break
             if self.killed:
@@ -161,6 +175,12 @@ class Pool:
             self.when_empty()
         finally:
             _wire.unshield()
+
+    def _is_last(self) -> bool:
+        """Whether the next worker is to be woken, and takes the last processor."""
+        if self.queue or self.hub.left_s < _ASLEEP_S:
+            return False
+        return self.roster.working == cpus.processors()
 
     def _pick(self) -> tuple[Worker, list[Task]] | None:
         """Choose a worker and what it gets (under the hub's lock)."""

@@ -7,12 +7,13 @@
  * shield.c          no Ctrl-C between two lines that belong together
  * atomics.c         cells in shared memory
  * resting.c         sleep while another thread is at it
- * here              `selective`, a filter for picklers; `die_with_parent`, `here`
+ * here              `selective`, a filter for picklers; `die_with_parent`, `here`, `processor`
  *
  * The module has no state but one hint about descriptor numbers, and needs no lock.
  */
 #include "wire.h"
 
+#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 
@@ -89,6 +90,13 @@ here(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     return Py_BuildValue("(KK)", (unsigned long long)status.st_dev, (unsigned long long)status.st_ino);
 }
 
+/* Number of the processor that the calling thread runs on. */
+static PyObject *
+processor(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromLong(sched_getcpu());
+}
+
 static PyMethodDef methods[] = {
     {"send_message", (PyCFunction)(void (*)(void))ndshare_message_send, METH_FASTCALL,
      PyDoc_STR("send_message(sock_fd, parts, fds, flags) -> bool\n\nOne message; False if it would block.")},
@@ -149,6 +157,8 @@ static PyMethodDef methods[] = {
      PyDoc_STR("curtain(n)\n\nEnd of a window; n is what window() gave.")},
     {"here", here, METH_NOARGS,
      PyDoc_STR("here() -> (device, inode) | None\n\nIdentity of the working directory.")},
+    {"processor", processor, METH_NOARGS,
+     PyDoc_STR("processor() -> int\n\nNumber of the processor that the calling thread runs on; -1: not known.")},
     {"selective", (PyCFunction)(void (*)(void))selective, METH_FASTCALL,
      PyDoc_STR("selective(on_named, base, on_subclass, known)\n\n"
                "A fast filter for Pickler.reducer_override: on_named gets functions and classes but those of\n"
