@@ -10,9 +10,11 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ndshare import _errstate, _local_functions
 from ndshare._board import Board
-from ndshare.functors import Functor, SequenceFunctor
+from ndshare.functors import Functor, SequenceFunctor, numbers_of
 
 #: A map that took less than this last time has one worker.
 TINY_NS = 250_000
@@ -82,11 +84,9 @@ class Job:
         board = self.board
         kernel: Any = self.kernel
         functor: Any = self.functor
-        if type(functor) is SequenceFunctor and type(functor.sequence) is range:
-            functor = functor.sequence.start, functor.sequence.stop, functor.sequence.step
-            kernel = (
-                _local_functions.apart(kernel) or kernel
-            )  # there is nothing that it may share with others
+        if (numbers := numbers_of(functor)) is not None:
+            functor = (numbers.start, numbers.stop, numbers.step) if type(numbers) is range else numbers
+            kernel = _local_functions.apart(kernel) or kernel  # nothing else may share a variable with it
         return kernel, functor, board.memory, board.num_workers, board.items, *_options_of(self)
 
     @classmethod
@@ -94,6 +94,8 @@ class Job:
         """Return the job that `facts` has taken apart: each class that is pickled by name takes a while."""
         if type(functor) is tuple:
             functor = SequenceFunctor(range(*functor))
+        elif type(functor) is np.ndarray:
+            functor = SequenceFunctor(functor)
         if type(kernel) is tuple:
             kernel = _local_functions.together(kernel)
         return cls(kernel, functor, Board(memory, slots, items), *options)

@@ -12,19 +12,18 @@ Guarantees
 
 from __future__ import annotations
 
-import dis
 import types
 from typing import Any
 
 import numpy as np
 
 from ndshare import segments
+from ndshare.functions import names_used
 from ndshare.functors import Functor, values_of
 
 #: More ordinary memory than this is not copied to save a fork, which copies none.
 _COPIED_MOST_BYTES = 32 << 20
 
-_IMPORT = dis.opmap["IMPORT_NAME"]
 _REACH_ALL = frozenset({"__import__", "eval", "exec", "globals", "vars"})
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic)
 
@@ -61,8 +60,9 @@ class _Look:
         if id(function) in self.seen:
             return True
         self.seen.add(id(function))
-        names = _names(function.__code__)
-        if names is None or vars(function) or not names.isdisjoint(_REACH_ALL):
+        used_names = names_used(function.__code__)
+        names = used_names.attributes
+        if used_names.imports or vars(function) or not names.isdisjoint(_REACH_ALL):
             return False
         space = function.__globals__
         try:
@@ -87,17 +87,3 @@ class _Look:
         if isinstance(value, types.BuiltinFunctionType):
             return isinstance(value.__self__, types.ModuleType)
         return isinstance(value, np.ufunc) or self.function(value)
-
-
-def _names(code: types.CodeType) -> set[str] | None:
-    """Return the names that code and the functions within it look up; None if it imports."""
-    if _IMPORT in code.co_code[::2]:
-        return None
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            inner = _names(constant)
-            if inner is None:
-                return None
-            names |= inner
-    return names

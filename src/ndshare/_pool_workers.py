@@ -14,7 +14,6 @@ from ndshare._job import Job, WorkerReport
 from ndshare._map_workers import Lost, Outcome, Ranges
 from ndshare._runner import KernelMemory, run_facts
 from ndshare.captured import Traffic, account, module_data
-from ndshare.functors import SequenceFunctor
 from ndshare.pickling import FOUND_BY_NAME
 from ndshare.pool import Pool
 from ndshare.tasks import QuietTask, Task
@@ -22,7 +21,7 @@ from ndshare.tasks import QuietTask, Task
 #: Which global data kernels used last time, so that they are pickled once.
 _globals_of: KernelMemory[frozenset[str]] = KernelMemory(frozenset())
 
-FOUND_BY_NAME.update((run_facts, SequenceFunctor))
+FOUND_BY_NAME.add(run_facts)
 
 
 class _RunnerTask(QuietTask):

@@ -11,7 +11,6 @@ The same code runs in the caller (serial), in threads, in workers of the pool an
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import signal
@@ -119,12 +118,13 @@ def run_in_worker(
     ranges: Sequence[tuple[int, int]],
 ) -> WorkerReport:
     """Run shares in a worker of a pool, with the caller's globals in ``__main__`` and modules meanwhile."""
-    if not data and not arrays:
+    if arrays:
+        module, values = arrays.popitem()
+        with mainspace.lent(values, module):
+            return run_in_worker(job, data, arrays, ranges)
+    if not data:
         return run_watched(job, ranges, captured.globals_of(job.kernel))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mainspace.lent(data))
-        for module, values in arrays.items():
-            stack.enter_context(mainspace.lent(values, module))
+    with mainspace.lent(data):
         return run_watched(job, ranges, {**captured.globals_of(job.kernel), **data})
 
 

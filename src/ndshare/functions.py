@@ -49,6 +49,7 @@ class Names(NamedTuple):
 
     globals: frozenset[str]
     attributes: frozenset[str]
+    imports: bool  # whether it imports anything
 
 
 # Keyed by id, because hashing a code object hashes all of its constants; the value keeps the key alive.
@@ -109,6 +110,7 @@ def _scan(code: types.CodeType) -> Names:
     used: set[str] = set()
     assigned: set[str] = set()
     attributes: set[str] = set()
+    imports = False
     for one in _nested(code):
         attributes.update(one.co_names)
         for instruction in dis.get_instructions(one):
@@ -118,10 +120,12 @@ def _scan(code: types.CodeType) -> Names:
                     assigned.add(instruction.argval)
             elif instruction.opname == "IMPORT_NAME":
                 used |= IMPORTS_FROM
+                imports = True
     known = assigned | main_namespace().keys()
     return Names(
         frozenset(name for name in used - _OWN_NAMES if name in known or not hasattr(builtins, name)),
         frozenset(attributes),
+        imports,
     )
 
 

@@ -14,7 +14,7 @@ from ndshare.functors.base import Functor, count_items, find, gen_split_slices, 
 from ndshare.functors.hdf5 import HDF5Functor
 from ndshare.functors.iterators import IteratorFunctor
 from ndshare.functors.labelled import DataArrayFunctor, DatasetFunctor
-from ndshare.functors.sequences import NdarrayFunctor, SequenceFunctor, values_of
+from ndshare.functors.sequences import NdarrayFunctor, SequenceFunctor, numbers_of, values_of
 from ndshare.functors.tables import DataFrameFunctor, GroupByFunctor, SeriesFunctor
 from ndshare.functors.trains import ExtraDataFunctor
 from ndshare.functors.zarrays import ZarrFunctor
@@ -35,6 +35,7 @@ __all__ = [
     "count_items",
     "find",
     "gen_split_slices",
+    "numbers_of",
     "values_of",
 ]
 

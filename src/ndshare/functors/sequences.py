@@ -17,7 +17,7 @@ import numpy as np
 
 from ndshare.functors.base import Functor, indices_of
 
-__all__ = ["NdarrayFunctor", "SequenceFunctor", "values_of"]
+__all__ = ["NdarrayFunctor", "SequenceFunctor", "numbers_of", "values_of"]
 
 
 def values_of(functor: Functor) -> Any:
@@ -43,6 +43,17 @@ def values_of(functor: Functor) -> Any:
         and kind.__len__ is SequenceFunctor.__len__
     )
     return functor.sequence if is_plain else None
+
+
+def numbers_of(functor: Functor) -> Any:
+    """Return the range or the array without objects that is all there is to a functor, or None.
+
+    A `SequenceFunctor` of it maps the same items.
+    """
+    values = values_of(functor)
+    if type(values) is not range and (type(values) is not np.ndarray or values.dtype.hasobject):
+        return None
+    return values if len(vars(functor)) == 1 and not hasattr(functor, "close") else None
 
 
 class _Values:
