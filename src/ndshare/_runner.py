@@ -154,7 +154,8 @@ class _Runner:
         self.values = values_of(job.functor)
         self.per_item_ns = job.usual_ns
         self.measured = 0  # items of the share that was timed last
-        self.size = 2 if job.usual_ns else 1  # so grows the first share: today it may be different
+        # So grows the first share, of few items: today they may take longer.
+        self.size = 4 if job.is_tiny else 2 if job.usual_ns else 1
 
     def run(self, ranges: Sequence[tuple[int, int]]) -> WorkerReport:
         board, report = self.board, self.report

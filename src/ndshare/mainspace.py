@@ -175,6 +175,9 @@ def deliver(
     UnsendableGlobalError
         If a global cannot be pickled; a TypeError that names it and who uses it.
     """
+    namespace = main_namespace()
+    if all(_is_known(name, namespace, known, brought) for name in needs):
+        return None
     with _lock:
         namespace = _current_namespace()
         definitions = _closure(needs, namespace, withheld | brought)
@@ -193,6 +196,19 @@ def deliver(
             if not more:
                 return Draft(recording, delivers=dict(stale))
             stale.update(more)
+
+
+def _is_known(
+    name: str, namespace: dict[str, Any], known: dict[str, object], brought: frozenset[str]
+) -> bool:
+    """Tell, of most kernels at once, that a worker has the function, which needs what comes with the task."""
+    definition = known.get(name)
+    return (
+        isinstance(definition, _Definition)
+        and definition.content is None
+        and brought.issuperset(definition.needs)
+        and definition.is_of(namespace.get(name, _ABSENT))
+    )
 
 
 def pack_with_data(content: object, data: dict[str, object]) -> Draft:

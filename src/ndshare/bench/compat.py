@@ -24,7 +24,8 @@ from ndshare.bench.work import add_one
 _LARGE = 20_000_000  # elements: 160 MB, npshmex's own example
 _QUICK_LARGE = 1_000_000
 _MANY, _FEW = 1_000_000, 1_000  # items of triple_it
-_FEW_MAPS = {"pasha": 10, "ndshare": 100}  # per round: they are so short that the first ones find cold caches
+# Maps per round: the first ones find cold caches, and pages as the forks of others leave them.
+_FEW_MAPS = {"pasha": 10, "ndshare": 200}
 _KERNEL_SIDE = 1000  # contextshare's example has 2000, which takes a minute
 _QUICK_KERNEL_SIDE = 100
 _STATE = {"weights": (1000, 100), "bias": (100,)}  # SHMArrays' update loop

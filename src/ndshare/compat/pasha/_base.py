@@ -135,8 +135,8 @@ class NativeContext(MapContext):
         if self._native is None or self._native[0] != self.num_workers:
             self._native = self.num_workers, self._make()
         kind: Any = type(self)
-        loop = (kind.run_worker, getattr(kind, "init_worker", kind.run_worker))
-        if any(not part.__module__.startswith(_OURS) for part in loop):
+        loop, begin = kind.run_worker, getattr(kind, "init_worker", kind.run_worker)
+        if not (loop.__module__.startswith(_OURS) and begin.__module__.startswith(_OURS)):
             function, functor = self._share_kernel(function, functor), list(functor.split(self.num_workers))
         report = self._native[1].map(function, functor, **options)
         return report if options else None
