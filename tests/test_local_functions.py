@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ndshare
-from ndshare import _local_functions, parcel, transport
+from ndshare import _local_functions, functors, parcel, transport
 
 _CONSTANT = 5
 
@@ -238,3 +238,93 @@ def test_closure_does_without_cloudpickle(tmp_path: Path) -> None:
         [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, check=False
     )
     assert done.stdout == "False\n", done.stderr
+
+
+def test_closure_over_data_is_taken_apart() -> None:
+    """Put together again it has its names, and what it captured; an unassigned variable is one again."""
+    factor, table = 3, np.arange(4)
+
+    def kernel(_worker_id: int, index: int, value: int) -> int:
+        """Say it."""
+        return factor * int(table[index]) + value
+
+    def early() -> object:
+        return later
+
+    facts = _local_functions.apart(kernel)
+    assert facts is not None
+    made = _local_functions.together(facts)
+    assert made(0, 2, 1) == 7
+    for name in ("__name__", "__qualname__", "__module__", "__doc__", "__annotations__"):
+        assert getattr(made, name) == getattr(kernel, name)
+    unassigned = _local_functions.apart(early)
+    assert unassigned is not None
+    with pytest.raises(NameError):
+        _local_functions.together(unassigned)()
+    later = 1
+    assert early() == later
+
+
+def test_what_else_refers_to_anything_is_not_taken_apart() -> None:
+    """Defaults, attributes, functions, containers and objects may be shared with others of the message."""
+    bag: list[int] = []
+
+    def to_bag(value: int) -> None:
+        bag.append(value)
+
+    def calling(value: int) -> None:
+        to_bag(value)
+
+    def with_default(value: int = 1) -> int:
+        return value
+
+    def with_attribute() -> None: ...
+
+    with_attribute.unit = "mm"  # type: ignore[attr-defined]
+    objects = np.array([None])
+
+    def over_objects() -> Any:
+        return objects[0]
+
+    others = (to_bag, calling, with_default, with_attribute, over_objects, max, len, "".join, named, int)
+    assert [_local_functions.apart(one) for one in others] == [None] * len(others)
+
+
+def named() -> None:
+    """Stand for a function of a module, which is found by its name."""
+    assert _CONSTANT == 5
+
+
+class Doubling(ndshare.SequenceFunctor):
+    """Gives its items twice as large."""
+
+    def iterate(self, share: slice) -> Iterator[tuple[Any, ...]]:
+        """Yield entries."""
+        for index, value in super().iterate(share):
+            yield index, 2 * value
+
+
+def test_collections_of_numbers_travel_alone() -> None:
+    """An array that is captured as well arrives once; functors with more to them stay what they are."""
+    array = np.arange(2000.0)
+    out = ndshare.zeros(2000)
+    same = ndshare.zeros(2000)
+
+    def kernel(_worker_id: int, index: int, value: float) -> None:
+        out[index] = value
+        same[index] = array[index]
+
+    context = ndshare.ProcessContext(2)
+    for functor in (array, ndshare.SequenceFunctor(array), ndshare.NdarrayFunctor(array, axis=0)):
+        out[:] = same[:] = 0
+        report = context.map(kernel, functor)
+        assert np.array_equal(out, array)
+        assert np.array_equal(same, array)
+        assert report.captured["the collection"].pickled or report.captured["the collection"].copied
+    context.map(kernel, Doubling(array))
+    assert np.array_equal(out, 2 * array)
+    assert functors.numbers_of(Doubling(array)) is None
+    assert functors.numbers_of(ndshare.SequenceFunctor(np.array([None]))) is None
+    labelled = ndshare.SequenceFunctor(array)
+    labelled.label = "x"  # type: ignore[attr-defined]
+    assert functors.numbers_of(labelled) is None
