@@ -229,6 +229,32 @@ def test_future_callbacks_are_called_in_order_with_the_future(executor: ProcessP
     assert called == [("first", 7), ("second", 7), ("late", 7)]
 
 
+def test_callback_that_knows_its_future_keeps_nothing(executor: ProcessPoolExecutor) -> None:
+    """A future is let go with its result, without the garbage collector, once the callbacks have run."""
+
+    class Callback:
+        future: Any = None
+
+        def __call__(self, _: Any) -> None:
+            called.set()
+
+    called = threading.Event()
+    callback = Callback()
+    gc.disable()
+    try:
+        callback.future = executor.submit(jobs.nap, 0.05, 1)
+        callback.future.add_done_callback(callback)
+        assert called.wait(10)
+        reference = weakref.ref(callback.future)
+        del callback
+        deadline = time.monotonic() + 5
+        while reference() is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
 def test_future_callback_that_raises_hinders_nobody(
     executor: ProcessPoolExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:

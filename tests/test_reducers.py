@@ -20,8 +20,8 @@ from ndshare.errors import TransportError
 from ndshare.pickling import record
 from peer import Peer
 
-N = 20_000  # rows: far more bytes per column than a message takes in band
-PICKLE_MAX = 8_000  # bytes of the pickle itself
+N = 40_000  # rows: more bytes per column than a message takes in band
+PICKLE_MAX = 32_000  # bytes of the pickle itself, with small arrays
 
 
 @pytest.fixture(scope="module")

@@ -138,6 +138,8 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
     Everything of the standard class holds: `as_completed`, `wait`, callbacks, `asyncio.wrap_future`.
     """
 
+    _done_callbacks: list[Callable[[concurrent.futures.Future[Any]], object]]
+
     def __init__(
         self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
@@ -156,14 +158,16 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
 
     def has_callbacks(self) -> bool:
         """See `Task.has_callbacks`."""
-        return bool(self._done_callbacks)  # type: ignore[attr-defined]
+        return bool(self._done_callbacks)
 
     def _invoke_callbacks(self) -> None:
         """Call the user's callbacks: all of them, whatever one does. Ctrl-C is let through."""
         interrupt = None
         if self.on_done is not None:  # the result is there for all that wait, before the callbacks have run
             self.on_done()
-        for callback in self._done_callbacks:  # type: ignore[attr-defined]
+        # They often refer to the future, as joblib's: its result would stay until the garbage is collected.
+        callbacks, self._done_callbacks = self._done_callbacks, []
+        for callback in callbacks:
             opening = 0
             try:
                 try:
@@ -223,7 +227,7 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
     def _add_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
         with self._condition:
             if self._state not in _DONE:
-                self._done_callbacks.append(fn)  # type: ignore[attr-defined]
+                self._done_callbacks.append(fn)
                 return
         concurrent.futures.Future.add_done_callback(self, fn)
 
