@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -328,3 +329,59 @@ def test_collections_of_numbers_travel_alone() -> None:
     labelled = ndshare.SequenceFunctor(array)
     labelled.label = "x"  # type: ignore[attr-defined]
     assert functors.numbers_of(labelled) is None
+
+
+class Halving(ndshare.NdarrayFunctor):
+    """Travels in a way of its own."""
+
+    def __reduce__(self) -> Any:
+        """Send twice the values, for `_halved`."""
+        return _halved, (2 * self.sequence,)
+
+
+def _halved(array: Any) -> Halving:
+    return Halving(array / 2)
+
+
+def test_functors_of_others_pickle_in_their_own_way() -> None:
+    """What they do on their way to a worker is done."""
+    out = ndshare.zeros(4)
+
+    def kernel(_worker_id: int, index: int, value: float) -> None:
+        out[index] = value
+
+    assert functors.numbers_of(Halving(np.arange(4.0))) is None
+    ndshare.ProcessContext(2).map(kernel, Halving(np.arange(4)))
+    assert out.tolist() == [0, 1, 2, 3]
+
+
+def test_error_handler_and_kernel_see_the_same_variable() -> None:
+    """A handler of floating-point errors goes with the map, and may share a cell with the kernel."""
+    out = ndshare.zeros(4)
+    count = 0
+
+    def handler(_kind: str, _flag: int) -> None:
+        nonlocal count
+        count += 1
+
+    def kernel(_worker_id: int, index: int, value: np.float64) -> None:
+        _ = value / (value - value)
+        out[index] = count
+
+    with np.errstate(all="call", call=handler), pytest.warns(ndshare.SilentWriteWarning, match="count"):
+        ndshare.ProcessContext(1).map(kernel, np.arange(1.0, 5.0))
+    assert out.tolist() == [1, 2, 3, 4]
+
+
+def test_two_names_of_one_variable_stay_one() -> None:
+    """Which no compiler makes, but whoever makes functions by hand."""
+
+    def both() -> Any:
+        return first, second
+
+    first = second = 0
+    cell = types.CellType(5)
+    strange = types.FunctionType(both.__code__, both.__globals__, "both", None, (cell, cell))
+    assert _local_functions.apart(strange) is None
+    assert _local_functions.apart(both) is not None
+    assert _sent(strange)() == (5, 5)

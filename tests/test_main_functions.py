@@ -328,6 +328,36 @@ print("works")
     assert done.stdout == "works\n", done.stderr
 
 
+def test_global_that_is_set_to_none_is_none(run_script: RunScript) -> None:
+    """Also if it was a function that a worker has, and something else was sent meanwhile."""
+    done = run_script(
+        """
+import ndshare
+
+def helper():
+    return "old"
+
+def other():
+    return "other"
+
+keep = helper
+with ndshare.ProcessPoolExecutor(1) as executor:
+    for freed in (False, True):
+        assert executor.submit(lambda: helper()).result() == "old"
+        old, helper = helper, None
+        if freed:
+            del old, keep
+        assert executor.submit(lambda: other()).result() == "other"
+        assert executor.submit(lambda: helper is None).result()
+        if not freed:
+            helper = old
+print("works")
+""",
+        timeout=_TIMEOUT_S,
+    )
+    assert done.stdout == "works\n", done.stderr
+
+
 def test_global_that_cannot_be_pickled_is_named(run_script: RunScript) -> None:
     """The error says which global of which function, and what to do; other functions run."""
     done = run_script(

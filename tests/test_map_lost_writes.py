@@ -139,3 +139,18 @@ def test_no_warning_where_nothing_is_lost() -> None:
     ndshare.SerialContext().map(kernel, range(40))
     assert counts.sum() == 40
     ndshare.ThreadContext(2).map(kernel, range(40))
+
+
+@pytest.mark.parametrize("size", [40, _LARGE])
+def test_mapped_array_that_is_reached_by_a_detour_is_named(start: str, size: int) -> None:
+    """The kernel has it by the attribute of a class, where nobody looks."""
+    array = np.zeros(size)
+
+    class Somewhere:
+        found = array
+
+    def kernel(_worker_id: int, index: int, _value: float) -> None:
+        if index == 3:
+            Somewhere.found[3] = 1
+
+    assert _told(kernel, start, array) == ["the mapped collection"]

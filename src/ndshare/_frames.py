@@ -7,6 +7,7 @@
                         MAIN    names of the caller's __main__
                         FUNCTION  what later records of kind ITEMS call
                         FORGET  functions that are not needed any more
+                        PLACED  the processors that it may run on again (`ndshare._placing`)
                         INITIALIZER, FDS, QUIT
     worker ──► caller   RESULT  seq, status, seconds, payload
                         INITIALIZED, FDS, SOURCES
@@ -39,6 +40,7 @@ SOURCES = 9
 RESULT = 10
 INITIALIZED = 11
 LOG = 12
+PLACED = 13
 
 HEAD = struct.Struct("<BBHIf")  # kind, status, number of records, seq or token, seconds it took
 RECORD = struct.Struct("<IIIHH")  # seq, payload length, function token, descriptors, kind of record

@@ -86,7 +86,8 @@ class Job:
         functor: Any = self.functor
         if (numbers := numbers_of(functor)) is not None:
             functor = (numbers.start, numbers.stop, numbers.step) if type(numbers) is range else numbers
-            kernel = _local_functions.apart(kernel) or kernel  # nothing else may share a variable with it
+            if self.errors is None:  # else its handler may share a variable with the kernel
+                kernel = _local_functions.apart(kernel) or kernel
         return kernel, functor, board.memory, board.num_workers, board.items, *_options_of(self)
 
     @classmethod

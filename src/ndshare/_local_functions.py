@@ -76,6 +76,8 @@ def apart(function: object) -> Facts | None:
     contents = functions.cell_contents(function)
     if not _has_data_only(function, contents) or not is_plain_local(function):
         return None
+    if len(contents) > 1 and len(set(map(id, function.__closure__ or ()))) < len(contents):
+        return None  # two names of one variable
     return *_facts(function), contents
 
 

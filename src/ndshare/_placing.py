@@ -2,34 +2,37 @@
 
 The kernel looks for an idle processor when it wakes a process. The one of a caller that is about to wait is
 not idle yet, so the worker is put behind another one, and stays there for up to some ticks of 4 ms: the first
-half of a short map. To the caller's processor it goes if it may go nowhere else at that moment.
+half of a short map. To the caller's processor it goes if it may go nowhere else at that moment::
+
+    caller: narrow its affinity, send PLACED ──► worker wakes here, widens it again ──► TASKS
+
+The worker has its affinity back before it looks at a task: no code of a user's, nor a thread or a process
+that this starts, ever has the narrow one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import marshal
 import os
-from collections.abc import Iterator
 
+from ndshare import _frames as frames
 from ndshare import _wire
+from ndshare.workers import Worker, WorkerGoneError
 
 
-@contextlib.contextmanager
-def here(pid: int) -> Iterator[None]:
-    """Have a sleeping process begin on the processor of the calling thread if it is woken meanwhile.
+def bring_here(worker: Worker) -> None:
+    """Have an idle worker begin on the processor of the calling thread, which is the one that sends to it.
 
-    Its affinity is as before afterwards; processes that may not run here are left alone.
+    One that may not run here, or nowhere else, is left alone.
     """
-    before: set[int] = set()
+    pid = worker.pid
+    if not pid:  # it does not run yet
+        return
     processor = _wire.processor()
-    try:
-        with contextlib.suppress(OSError):  # it has ended; the system does not allow it
-            allowed = os.sched_getaffinity(pid) if pid else set()  # none: it does not run yet
-            if len(allowed) > 1 and processor in allowed:
-                os.sched_setaffinity(pid, {processor})
-                before = allowed
-        yield
-    finally:
-        if before:
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(pid, before)
+    with contextlib.suppress(OSError, WorkerGoneError):  # it has ended; the system does not allow it
+        allowed = os.sched_getaffinity(pid)
+        if len(allowed) < 2 or processor not in allowed:
+            return
+        os.sched_setaffinity(pid, {processor})
+        worker.send([frames.HEAD.pack(frames.PLACED, 0, 0, 0, 0.0), marshal.dumps(sorted(allowed))])

@@ -22,9 +22,9 @@ from typing import Any, Generic, TypeVar
 
 from ndshare import _errstate, _loop, captured, failures, mainspace
 from ndshare._job import TINY_NS, Job, WorkerReport
-from ndshare.functors import Functor, values_of
+from ndshare.functors import Functor, numbers_of, values_of
 from ndshare.randomness import Stream
-from ndshare.watching import Watch, has_values_only
+from ndshare.watching import Watch
 
 _T = TypeVar("_T")
 
@@ -132,7 +132,8 @@ def run_watched(
     job: Job, ranges: Sequence[tuple[int, int]], extra_globals: dict[str, object]
 ) -> WorkerReport:
     """Run shares in a process of its own, and find out what the kernel wrote to in vain."""
-    mapped = None if has_values_only(values_of(job.functor)) else job.functor
+    numbers = numbers_of(job.functor)
+    mapped = job.functor if numbers is None else None if type(numbers) is range else numbers
     watch = Watch(job.kernel, mapped, extra_globals)
     try:
         report = run_job(job, ranges)

@@ -114,6 +114,7 @@ class _Worker:
             frames.FORGET: self._on_forget,
             frames.INITIALIZER: self._on_initializer,
             frames.SOURCES: self._on_sources,
+            frames.PLACED: self._on_placed,
         }
         view = memoryview(self.buffer)
         while True:
@@ -320,6 +321,11 @@ class _Worker:
         """Say from which files of the user's the modules here come, and how old the files were."""
         found = list(self.sources.items())[:1000]
         self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(found)], ())
+
+    def _on_placed(self, _s: int, _c: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
+        """Run anywhere again, after having been woken on the caller's processor (`ndshare._placing`)."""
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, marshal.loads(body))
 
     def _note_sources(self) -> None:
         """Look at the files of newly imported modules at once: they may change once the result is out."""

@@ -53,6 +53,7 @@ _COMPARED_MAX = 16 * 1024  # bytes of pickle up to which a mutable value is comp
 _SCANNED_MAX = 64 * 1024  # bytes of pickle that are searched for names no callback sees
 
 _ABSENT = object()
+_FORGOTTEN = object()
 _CONSTANT_TYPES = frozenset(
     (
         type(None), bool, int, float, complex, str, bytes, range,
@@ -119,11 +120,13 @@ class _Definition:
 
     def is_of(self, value: object) -> bool:
         """Tell whether this defines the very same object."""
-        return (self._value if self._reference is None else self._reference()) is value
+        if self._reference is None:
+            return self._value is value
+        return value is not None and self._reference() is value
 
     def forget(self) -> None:
         """Let go of the object: workers' records keep definitions of names that are long rebound."""
-        self._value = self._reference = None
+        self._value, self._reference = _FORGOTTEN, None
 
     def holds(self, name: str, value: object) -> bool:
         """Tell whether the name still means the same."""

@@ -18,7 +18,6 @@ Policy
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import threading
 import time
@@ -38,8 +37,6 @@ _BURST_S = 100e-6
 _AGAIN_S = 0.02
 #: After this time without an answer all workers sleep: see `ndshare._frames.SPIN_ALONE_US`.
 _ASLEEP_S = 1e-3
-
-_nothing = contextlib.nullcontext()
 
 
 class Pool:
@@ -166,8 +163,9 @@ class Pool:
                     picked = self._pick()
                 if picked is None:
                     break
-                with _placing.here(picked[0].pid) if leaving and self._is_last() else _nothing:
-                    self.dispatch(*picked)
+                if leaving and self._is_last():
+                    _placing.bring_here(picked[0])
+                self.dispatch(*picked)
                 if not self.queue and self.pending < 2:  # nothing to send, and nothing to take back
                     break
             if self.killed:

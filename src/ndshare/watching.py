@@ -41,7 +41,7 @@ from ndshare._differences import BUFFERS, Question, elements, same, watch_array,
 from ndshare._scratch import is_scratch
 from ndshare.memmaps import find_memmap
 
-__all__ = ["MAPPED", "Watch", "has_values_only"]
+__all__ = ["MAPPED", "Watch"]
 
 MAPPED = "the mapped collection"
 """Name of whatever belongs to the functor."""
@@ -58,13 +58,6 @@ _UNCHANGING = (type, types.ModuleType, types.CodeType, np.generic, np.dtype)
 _REBOUND = frozenset((int, float, complex, list, tuple, dict, set, np.ndarray))
 
 
-def has_values_only(values: object) -> bool:
-    """Tell whether the items of a collection are values, so that nobody can write to it by its items."""
-    if type(values) is np.ndarray:
-        return values.ndim == 1 and values.dtype.kind not in "OV"
-    return type(values) is range
-
-
 class Watch:
     """What a kernel refers to, as it was before the kernel ran.
 
@@ -74,7 +67,7 @@ class Watch:
         Its closure, defaults, partial arguments, attributes and those of its ``self`` are watched, and
         what the functions among them refer to in turn.
     functor : object, optional
-        Its arrays, and its ``values`` if these are a list or dict.
+        An array, or what has arrays: these are watched, and its ``values`` if these are a list or dict.
     extra_globals : mapping of str to object, optional
         The globals the kernel uses.
 
@@ -97,7 +90,9 @@ class Watch:
             if namespace.get(name) is value:
                 self._binding(name, value, functools.partial(namespace.get, name))
             self._visit(name, value, 0)
-        if functor is not None:
+        if type(functor) is np.ndarray:
+            self._visit(MAPPED, functor, 0)
+        elif functor is not None:
             self._mapped = True
             container = type(functor) in (list, dict)
             for name, value in () if container else attributes(functor):
