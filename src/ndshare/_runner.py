@@ -16,7 +16,6 @@ import resource
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -36,10 +35,11 @@ _SHARE_LEAST_NS = 50_000
 _PARTS_LEFT = 4
 #: How much larger than its predecessor a share may be: the first item often takes longest.
 _GROWTH = 16
+_KNOWN_MOST = 2048  # kernels
 
 
 class KernelMemory(Generic[_T]):
-    """What was found out about kernels, by their code, for as long as that lives.
+    """What was found out about kernels, by their code. Of thousands of them the memory begins anew.
 
     Parameters
     ----------
@@ -49,17 +49,20 @@ class KernelMemory(Generic[_T]):
 
     def __init__(self, default: _T) -> None:
         self._default = default
-        self._known: weakref.WeakKeyDictionary[Any, _T] = weakref.WeakKeyDictionary()
+        # By id, because hashing a code object hashes all of its constants; the value keeps the key alive.
+        self._known: dict[int, tuple[Any, _T]] = {}
 
     def get(self, kernel: Callable[..., object]) -> _T:
         """Return what is known of a kernel."""
-        code = _code_of(kernel)
-        return self._default if code is None else self._known.get(code, self._default)
+        known = self._known.get(id(_code_of(kernel)))
+        return self._default if known is None else known[1]
 
     def put(self, kernel: Callable[..., object], value: _T) -> None:
         """Remember it."""
         if (code := _code_of(kernel)) is not None:
-            self._known[code] = value
+            if len(self._known) >= _KNOWN_MOST:
+                self._known.clear()
+            self._known[id(code)] = code, value
 
 
 def _code_of(kernel: Any) -> Any:

@@ -38,7 +38,7 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -202,9 +202,9 @@ def deliver(
 
 
 def _is_known(
-    name: str, namespace: dict[str, Any], known: dict[str, object], brought: frozenset[str]
+    name: str, namespace: dict[str, Any], known: Mapping[str, object], brought: frozenset[str]
 ) -> bool:
-    """Tell, of most kernels at once, that a worker has the function, which needs what comes with the task."""
+    """Tell, of most kernels at once, that what is known of one holds; it needs what comes with the task."""
     definition = known.get(name)
     return (
         isinstance(definition, _Definition)
@@ -233,8 +233,13 @@ def pack_with_data(content: object, data: dict[str, object]) -> Draft:
     Exception
         Whatever pickling raises.
     """
-    recording = record(content, defining=frozenset(data))
-    if not recording.needs:
+    brought = frozenset(data)
+    recording = record(content, defining=brought)
+    namespace = main_namespace()
+    if all(
+        type(namespace.get(name)) is types.FunctionType and _is_known(name, namespace, _definitions, brought)
+        for name in recording.needs
+    ):
         return Draft(recording)
     with _lock:
         namespace = _current_namespace()
