@@ -70,3 +70,23 @@ def test_what_a_worker_chose_stays(placed: list[int]) -> None:
         time.sleep(0.004)
     assert placed
     assert all(len(os.sched_getaffinity(worker.pid)) == 1 for worker in context.pool().workers)
+
+
+def test_worker_that_still_starts_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it imports may start threads, which would have the narrow affinity for good."""
+    narrowed: list[int] = []
+    narrow = os.sched_setaffinity
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, mask: narrowed.append(pid) or narrow(pid, mask))
+    context = ndshare.ProcessContext(len(_EVERYWHERE))
+
+    def kernel(_worker_id: int, _index: int, _value: int) -> None:
+        time.sleep(0.02)
+
+    context.map(kernel, range(2 * len(_EVERYWHERE)))
+    assert not narrowed
+    for _ in range(50):
+        time.sleep(0.01)
+        context.map(kernel, range(2 * len(_EVERYWHERE)))
+        if narrowed:
+            break
+    assert narrowed

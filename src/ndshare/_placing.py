@@ -27,7 +27,7 @@ def bring_here(worker: Worker) -> None:
     One that may not run here, or nowhere else, is left alone.
     """
     pid = worker.pid
-    if not pid:  # it does not run yet
+    if not pid or not worker.proved:  # it may still be importing what starts threads
         return
     processor = _wire.processor()
     with contextlib.suppress(OSError, WorkerGoneError):  # it has ended; the system does not allow it
