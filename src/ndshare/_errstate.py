@@ -1,8 +1,8 @@
 """How NumPy treats floating-point errors, taken along from where work is handed out to where it runs.
 
 ``np.seterr`` and ``np.errstate`` hold for one thread. With forked workers, those of the standard library, a
-script that
-begins with ``np.seterr(all="raise")`` has that in its workers, too; so it is here, in every context.
+script that begins with ``np.seterr(all="raise")`` has that in its workers, too; so it is here, in every
+context.
 """
 
 from __future__ import annotations

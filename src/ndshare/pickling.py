@@ -222,6 +222,8 @@ class Session:
         dtype = array.dtype
         if not is_movable(dtype):
             return array.__reduce_ex__(5)
+        nbytes = array.nbytes
+        in_band = nbytes <= IN_BAND_MAX or nbytes <= self.room
         found = segments.block_of(array)
         if found is not None:
             block, low = found
@@ -229,7 +231,7 @@ class Session:
             if kind in (segments.SHARED, segments.SEALED) or (
                 self.lend
                 and kind == segments.VALUE
-                and array.nbytes > self.room
+                and not in_band
                 and not may_overlap_itself(array.shape, array.strides, array.itemsize)
             ):
                 self.notes.append(
@@ -250,11 +252,9 @@ class Session:
                 mapped = memmaps.reduce_memmap(array, root)
                 if mapped is not None:
                     return mapped
-        nbytes = array.nbytes
-        if nbytes <= IN_BAND_MAX:
-            return reduce_small(array)
-        if nbytes <= self.room:
-            self.room -= nbytes
+        if in_band:
+            if nbytes > IN_BAND_MAX:
+                self.room -= nbytes
             return reduce_small(array)
         placed = self.inputs.place(array) if self.inputs is not None else None
         self.notes.append(array if placed is None else placed)

@@ -272,7 +272,7 @@ def _rebuild(body: memoryview, table_len: int, stream_len: int, fds: list[int]) 
             blocks.append(Descriptor(fd) if kind == FILE else segments.attach(uid, size, kind, fd))
         by_value = [kind not in (segments.SHARED, segments.SEALED, FILE) for _, _, kind in table]
         copy_out = by_value
-        if True in by_value:
+        if any(by_value):
             copy_out = [v and segments.should_copy_out(b) for v, b in zip(by_value, blocks, strict=True)]
         inline = body[table_len + stream_len :]
         arrays: list[Any] = []
