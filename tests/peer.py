@@ -90,6 +90,15 @@ def serve(fd: int) -> None:
         del draft
 
 
+def to_oneself(obj: Any) -> Any:
+    """Pack an object, and unpack it in the same process."""
+    parcel = transport.pack(obj).settle()
+    try:
+        return transport.unpack(parcel.data, parcel.descriptors())
+    finally:
+        parcel.release()
+
+
 class Peer:
     """A process to send things to."""
 

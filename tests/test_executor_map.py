@@ -114,9 +114,8 @@ def _die_at_five(n: int) -> int:
 
 def test_map_timeout_counts_from_the_call(executor: ProcessPoolExecutor, tmp_path: Path) -> None:
     """What is finished in time is given, then `TimeoutError`."""
-    assert (
-        executor.submit(jobs.add_one, 1).result() == 2
-    )  # on a busy machine workers take their time to start
+    # On a busy machine workers take their time to start.
+    assert executor.submit(jobs.add_one, 1).result() == 2
     results = executor.map(_first_or_wait, range(3), itertools.repeat(tmp_path), timeout=1.0)
     assert next(results) == 0
     with pytest.raises(TimeoutError):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import ndshare
-from ndshare import pickling, transport
+from ndshare import pickling
+from peer import to_oneself
 
 _ROOM = 24 * 1024
 
@@ -20,21 +21,13 @@ class Unwilling:
         raise ValueError("unwilling")
 
 
-def _sent(obj: Any) -> Any:
-    parcel = transport.pack(obj).settle()
-    try:
-        return transport.unpack(parcel.data, parcel.descriptors())
-    finally:
-        parcel.release()
-
-
 @pytest.mark.parametrize("nbytes", [4096, 4097, 10_000, _ROOM, _ROOM + 1, 40_000, 60_000])
 @pytest.mark.parametrize("count", [1, 2, 3, 20])
 def test_arrays_arrive_whatever_the_room(nbytes: int, count: int) -> None:
     """As the receiver's own, writable, with the same bytes, beside a long string too."""
     arrays = [np.arange(nbytes, dtype=np.uint8) + np.uint8(number) for number in range(count)]
     for more in ("", "x" * 30_000, "x" * 70_000):
-        arrived, text = _sent((arrays, more))
+        arrived, text = to_oneself((arrays, more))
         assert text == more
         for one, other in zip(arrays, arrived, strict=True):
             assert np.array_equal(one, other)
@@ -46,7 +39,7 @@ def test_layouts_are_those_of_a_copy() -> None:
     """Order of axes, steps, one object sent twice."""
     table = np.asfortranarray(np.arange(1500.0).reshape(30, 50))
     stepped = np.arange(3000.0)[::2]
-    first, again, other = _sent([table, table, stepped])
+    first, again, other = to_oneself([table, table, stepped])
     assert first is again
     assert first.strides == table.strides
     assert np.array_equal(first, table)

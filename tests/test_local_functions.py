@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import ndshare
-from ndshare import _local_functions, functors, parcel, transport
+from ndshare import _local_functions, functors, parcel
+from peer import to_oneself
 
 _CONSTANT = 5
 
@@ -21,14 +22,6 @@ _CONSTANT = 5
 def max(*_numbers: int) -> str:  # noqa: A001 - a module may give a builtin's name to something of its own
     """Take a builtin's place."""
     return "the module's"
-
-
-def _sent(obj: Any) -> Any:
-    parcel = transport.pack(obj).settle()
-    try:
-        return transport.unpack(parcel.data, parcel.descriptors())
-    finally:
-        parcel.release()
 
 
 def test_closure_keeps_what_it_has() -> None:
@@ -41,7 +34,7 @@ def test_closure_keeps_what_it_has() -> None:
 
     scale.unit = "mm"
     assert _local_functions.is_plain_local(scale)
-    arrived = _sent(scale)
+    arrived = to_oneself(scale)
     assert arrived is not scale
     assert arrived(2) == (6, 4, 5)
     assert arrived.unit == "mm"
@@ -67,8 +60,8 @@ def test_closure_may_contain_itself_and_share_cells() -> None:
     def read() -> int:
         return count
 
-    assert _sent(factorial)(6) == 720
-    step2, read2 = _sent((step, read))
+    assert to_oneself(factorial)(6) == 720
+    step2, read2 = to_oneself((step, read))
     assert (step2(), step2(), read2(), read()) == (1, 2, 2, 0)
 
 
@@ -86,8 +79,8 @@ def test_closures_that_name_globals_share_cells_with_those_that_do_not() -> None
 
     assert _local_functions.is_plain_local(step)
     assert not _local_functions.is_plain_local(read)
-    assert _sent(step)(1) == step(1) == 23
-    read2, step2 = _sent((read, step))
+    assert to_oneself(step)(1) == step(1) == 23
+    read2, step2 = to_oneself((read, step))
     assert (step2(0), read2(0), step(0)) == (13, 13, 13)
 
 
@@ -102,7 +95,7 @@ def test_names_that_the_module_does_not_have_yet() -> None:
         make()
         return _made + _CONSTANT  # type: ignore[name-defined, no-any-return]
 
-    assert _sent(read)() == 10
+    assert to_oneself(read)() == 10
 
     def total() -> Any:
         return table.sum() + input.sum()  # type: ignore[name-defined, attr-defined] # noqa: F821
@@ -128,9 +121,9 @@ def test_builtins_name_that_a_function_gives_away_stays_with_its_message() -> No
     def add() -> int:
         return sum([4])
 
-    arrived = _sent(add)
-    assert _sent(replace)() == 1
-    assert (arrived(), _sent(add)()) == (4, 4)
+    arrived = to_oneself(add)
+    assert to_oneself(replace)() == 1
+    assert (arrived(), to_oneself(add)()) == (4, 4)
 
 
 def test_package_in_a_closure_has_its_submodules() -> None:
@@ -157,8 +150,8 @@ def test_generators_lambdas_and_nested_functions() -> None:
 
         yield from (square(i) for i in range(n))
 
-    assert list(_sent(squares)(4)) == [0, 1, 4, 9]
-    assert _sent(lambda x, y=2: sum([x, y]))(1) == 3
+    assert list(to_oneself(squares)(4)) == [0, 1, 4, 9]
+    assert to_oneself(lambda x, y=2: sum([x, y]))(1) == 3
 
 
 def test_function_that_names_globals_has_them() -> None:
@@ -172,7 +165,7 @@ def test_function_that_names_globals_has_them() -> None:
 
     for function in (constant, shadowed):
         assert not _local_functions.is_plain_local(function)
-        assert _sent(function)() == function()
+        assert to_oneself(function)() == function()
 
 
 def test_import_inside_starts_from_its_package() -> None:
@@ -184,7 +177,7 @@ def test_import_inside_starts_from_its_package() -> None:
     )
     look = namespace["make"]()  # type: ignore[operator]
     assert _local_functions.is_plain_local(look)
-    assert _sent(look)() == parcel.INLINE_MAX
+    assert to_oneself(look)() == parcel.INLINE_MAX
 
 
 def test_arrays_in_a_closure_are_shared_or_copied_as_everywhere() -> None:
@@ -384,4 +377,4 @@ def test_two_names_of_one_variable_stay_one() -> None:
     strange = types.FunctionType(both.__code__, both.__globals__, "both", None, (cell, cell))
     assert _local_functions.apart(strange) is None
     assert _local_functions.apart(both) is not None
-    assert _sent(strange)() == (5, 5)
+    assert to_oneself(strange)() == (5, 5)

@@ -10,11 +10,12 @@ import types
 import numpy as np
 import pytest
 
-from ndshare import SerialContext, _loop, captured, pickling, transport, zeros
+from ndshare import SerialContext, _loop, captured, pickling, zeros
 from ndshare._board import Board
 from ndshare._job import Job, WorkerReport
 from ndshare._runner import run_job
 from ndshare.functors import SequenceFunctor
+from peer import to_oneself
 
 
 def test_job_and_report_come_back_whole() -> None:
@@ -37,11 +38,6 @@ def test_job_and_report_come_back_whole() -> None:
     assert list(copy.functor.sequence) == [0, 1, 2, 3]
 
 
-def _round_trip(obj: object) -> object:
-    parcel = transport.pack(obj).settle()
-    return transport.unpack(parcel.data, parcel.descriptors())
-
-
 def _module(name: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module = types.ModuleType(name)
     exec(
@@ -59,7 +55,7 @@ def test_closure_of_main_needs_no_search(monkeypatch) -> None:
     recording = pickling.record(kernel)
     assert b"__main__" not in b"".join(recording.parts)
     assert recording.needs == {"factor"}
-    found = _round_trip(kernel)
+    found = to_oneself(kernel)
     assert found(2) == 11
     assert found.__module__ == "__main__"
 
@@ -67,7 +63,7 @@ def test_closure_of_main_needs_no_search(monkeypatch) -> None:
 def test_closure_of_a_module_arrives_with_what_it_uses(monkeypatch) -> None:
     """A function made by one of a module is sent by its code, twice alike, and with its module's name."""
     kernel = _module("some_library", monkeypatch).make(7)
-    first, second = _round_trip(kernel), _round_trip(kernel)
+    first, second = to_oneself(kernel), to_oneself(kernel)
     assert first(2) == second(2) == 13
     assert first.__module__ == "some_library"
     assert first.__code__ is second.__code__  # what a worker remembers of a kernel, it remembers by this
@@ -89,7 +85,7 @@ def test_closure_over_data_arrives_whole(monkeypatch) -> None:
         "    return add, get\n",
         module.__dict__,
     )
-    add, get = _round_trip(module.make())
+    add, get = to_oneself(module.make())
     assert (add.__qualname__, add.__doc__) == ("make.<locals>.add", "Adds.")
     assert add.__annotations__ == {"x": "int", "return": "None"}
     add(5)
@@ -103,7 +99,7 @@ def test_closure_over_an_array_that_holds_it_arrives(monkeypatch) -> None:
         "def make(box):\n    def kernel(x):\n        return box, x\n    box[0] = kernel\n    return kernel\n",
         module.__dict__,
     )
-    found = _round_trip(module.make(np.empty(1, object)))
+    found = to_oneself(module.make(np.empty(1, object)))
     box, x = found(3)
     assert box[0] is found
     assert x == 3
@@ -125,7 +121,7 @@ def test_references_to_shared_memory_arrive(count: int) -> None:
     for items in (10, 1000, 100_000):
         arrays = [zeros(items) for _ in range(count)]
         arrays[0].flags.writeable = False
-        found = _round_trip(arrays)
+        found = to_oneself(arrays)
         assert all(map(np.shares_memory, arrays, found))
         assert [array.flags.writeable for array in found] == [False] + [True] * (count - 1)
 
@@ -189,6 +185,6 @@ def test_function_that_documents_itself_by_itself_arrives(monkeypatch) -> None:
     """What refers to the function is filled in last, wherever it is."""
     kernel = _module("some_library", monkeypatch).make(7)
     kernel.__doc__ = kernel
-    found = _round_trip(kernel)
+    found = to_oneself(kernel)
     assert found.__doc__ is found
     assert found(2) == 13
