@@ -186,11 +186,15 @@ class Player(threading.Thread):
 
 
 def books() -> None:
-    """Say what the pools believe, before the stacks are dumped: most hangs are a task that nobody has."""
+    """Say what threads do and what the pools believe, before all stacks are dumped once more at the end.
+
+    Most hangs are a task that nobody has; who stands at the same line both times is the one that hangs.
+    """
     from ndshare import _frames
     from ndshare.crew import Crew
     from ndshare.pool import Pool
 
+    faulthandler.dump_traceback()
     for thing in gc.get_objects():
         if isinstance(thing, Crew) and not thing.closed:
             hub = thing.hub

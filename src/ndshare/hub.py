@@ -18,7 +18,8 @@ Guarantees
   milliseconds at everybody.
 - Messages are read and tasks are taken off the books under one lock, so the report of a death can never
   overtake a result. Results are rebuilt, and futures resolved, outside it.
-- A thread that resolves somebody's future while another thread leads rings the bell for the leader.
+- A thread that resolves somebody's future while another thread leads rings the bell for the leader. The
+  bell is read by the leader alone: who else looks at the same moment does not take the sound away.
 - Ctrl-C is held back (`_wire.shield`) wherever the main thread keeps the books, and let through where it
   waits or runs the user's code: no message, no task is lost to it.
 """
@@ -166,8 +167,12 @@ class Hub:
         with self.lock:
             for fd, _ in events:
                 if fd == self._bell:
-                    with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(self._bell)
+                    if self._leader_thread in {
+                        0,
+                        threading.get_ident(),
+                    }:  # else who leads may not have heard it
+                        with contextlib.suppress(BlockingIOError):
+                            os.eventfd_read(self._bell)
                 elif (source := self._sources.get(fd)) is not None:
                     source.on_ready(self._todo)
         self.finish()
@@ -328,6 +333,9 @@ class Hub:
     def _park(self) -> None:
         """Keep the I/O thread from hearing the workers for `_PARK_S` after the last call."""
         self._led[0] += 1
+        self._leave_to_leader()
+
+    def _leave_to_leader(self) -> None:
         if not self._parked:
             with self.lock:
                 if not self._parked and self._stop >= 0:
@@ -362,6 +370,8 @@ class Hub:
                 wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
                 before, led = led, self._led[0]
                 times = led - before
+                if self._leader_thread:  # it has begun just before this thread was told to hear
+                    self._leave_to_leader()
                 self._ticking = self._parked and times > 0
                 if self._ticking and times < _OFTEN:
                     wait = _PARK_S if wait is None else min(wait, _PARK_S)
