@@ -91,3 +91,20 @@ def test_io_thread_leaves_the_workers_to_who_leads(hub: Hub) -> None:
     while hub._parked and time.monotonic() < deadline:
         time.sleep(0.001)
     assert not hub._parked
+
+
+@pytest.mark.usefixtures("one_processor")
+def test_who_leads_leaves_before_the_hub_is_closed() -> None:
+    """What it listens to is not taken away while it sleeps: it would not wake up any more."""
+    for _ in range(30):
+        hub = Hub()
+        hub.start()
+        over, ended = threading.Event(), list[float]()
+        thread = _lead(hub, over, ended)
+        over.set()
+        rung = time.monotonic()
+        hub.ring()
+        hub.close()
+        thread.join()
+        assert ended[0] - rung < _LATE_S
+        hub.drive(lambda: False, None)  # nobody leads any more

@@ -426,6 +426,9 @@ class Hub:
         self._wake_thread()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        if self._leader_thread != threading.get_ident():
+            while not self._leader.acquire(timeout=_PARK_S):  # kept: nobody leads any more
+                self.ring()  # what it waits for has happened; it would sleep on without its descriptors
         with self.lock:
             self.forget()
 
