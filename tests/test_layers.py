@@ -126,6 +126,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "_inputs",
             "_scratch",
+            "_session",
             "alone",
             "arrays",
             "cloud",
@@ -138,6 +139,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "named",
             "parcel",
             "pickling",
+            "recording",
             "reducers",
             "settling",
             "staging",

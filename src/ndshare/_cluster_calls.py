@@ -26,7 +26,7 @@ from ndshare._engines import Engine
 from ndshare._flights import LOST_MOST, Carriage, Flight
 from ndshare._freight import Crate, Manifest, open_reply
 from ndshare._shares import CallTask, TaskResult
-from ndshare.pickling import Recording
+from ndshare.recording import Recording
 from ndshare.tasks import with_traceback
 
 Packed = tuple[CallTask, Manifest]

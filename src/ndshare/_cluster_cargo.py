@@ -27,7 +27,8 @@ from ndshare._twins import Change
 from ndshare.captured import Traffic
 from ndshare.functors import values_of
 from ndshare.mapping import Batch
-from ndshare.pickling import Recording, record
+from ndshare.pickling import record
+from ndshare.recording import Recording
 from ndshare.rows import rows
 from ndshare.tasks import describe
 

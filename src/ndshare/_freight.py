@@ -29,7 +29,8 @@ from ndshare.descriptors import Descriptor
 from ndshare.errors import TransportError
 from ndshare.layout import decode_dtype, encode_dtype, view_of
 from ndshare.parcel import RAW, READ_ONLY
-from ndshare.pickling import Placed, Recording, record
+from ndshare.pickling import record
+from ndshare.recording import Placed, Recording
 from ndshare.staging import aligned, copy_into, copy_strides
 
 BLOCK, CONTENT, INLINE = "block", "content", "inline"

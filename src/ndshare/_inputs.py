@@ -32,7 +32,7 @@ from ndshare import segments
 from ndshare.arrays import share_array
 from ndshare.errors import CapacityError
 from ndshare.layout import encode_dtype
-from ndshare.pickling import Placed
+from ndshare.recording import Placed
 
 #: Smaller arrays are copied each time: to map one costs as much as to copy some 100 kB.
 _LEAST_BYTES = 1 << 20

@@ -40,7 +40,7 @@ from ndshare.executor import ProcessPoolExecutor
 from ndshare.functors import Functor
 from ndshare.layout import decode_dtype
 from ndshare.parcel import READ_ONLY
-from ndshare.pickling import CopyOnWrite, Placed
+from ndshare.recording import CopyOnWrite, Placed
 from ndshare.tasks import RemoteTracebackError
 
 #: So many maps and workspaces are remembered that were given up.

@@ -24,7 +24,7 @@ from ndshare._node_worker import Named, Opened
 from ndshare._shares import NamedTask, Script
 from ndshare._twins import make_segment
 from ndshare.executor import ProcessPoolExecutor
-from ndshare.pickling import CopyOnWrite, Placed
+from ndshare.recording import CopyOnWrite, Placed
 
 #: So many workspaces are kept, beside those that are at work.
 _KEPT_MOST = 2

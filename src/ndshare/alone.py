@@ -27,7 +27,8 @@ from ndshare.parcel import (
     release,
     take_descriptor,
 )
-from ndshare.pickling import ALONE_STREAM, Placed
+from ndshare.pickling import ALONE_STREAM
+from ndshare.recording import Placed
 from ndshare.staging import OWN_MIN, copy_into, copy_strides
 
 _TABLE_MAX = 4096  # bytes; more than what describes one array, unless its dtype is pickled

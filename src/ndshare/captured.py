@@ -20,6 +20,7 @@ import numpy as np
 from ndshare import functions, pickling, segments
 from ndshare._contents import function_of, parameters
 from ndshare.locks import Lock
+from ndshare.recording import Placed
 
 _FUNCTIONS_MOST = 200  # that are looked through for arrays of their modules
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
@@ -172,7 +173,7 @@ def sent_here(value: object) -> Traffic | None:
         recording = pickling.record(value)
     except Exception:
         return None
-    shared = sum(note.nbytes for note in recording.notes if isinstance(note, pickling.Placed))
+    shared = sum(note.nbytes for note in recording.notes if isinstance(note, Placed))
     copied = sum(note.nbytes for note in recording.notes if isinstance(note, np.ndarray))
     return Traffic(shared, copied, sum(map(len, recording.parts)))
 

@@ -22,10 +22,12 @@ import cloudpickle.cloudpickle as _impl
 import numpy as np
 
 from ndshare import functions
+from ndshare._session import Session
 from ndshare._wire import selective
 from ndshare.errors import TransportError
 from ndshare.functions import MAIN_NAMES, main_namespace
-from ndshare.pickling import FOUND_BY_NAME, Recording, Session, finish
+from ndshare.pickling import FOUND_BY_NAME
+from ndshare.recording import Recording
 
 if TYPE_CHECKING:
     from ndshare._inputs import Inputs
@@ -114,7 +116,7 @@ def record(
     pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass, FOUND_BY_NAME)
     try:
         pickler.dump(obj)
-        return finish(session)
+        return session.finish()
     finally:
         pickler.clear_memo()
         session.close()

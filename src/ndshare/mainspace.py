@@ -46,7 +46,8 @@ import numpy as np
 from ndshare.errors import UnsendableGlobalError
 from ndshare.functions import CODE_TYPES, MAIN_NAMES, expect_gifts, main_namespace
 from ndshare.named import names_in_pickle
-from ndshare.pickling import Placed, Recording, record
+from ndshare.pickling import record
+from ndshare.recording import Placed, Recording
 from ndshare.transport import Draft
 
 _COMPARED_MAX = 16 * 1024  # bytes of pickle up to which a mutable value is compared by content

@@ -28,7 +28,7 @@ from ndshare.parcel import (
     Parcel,
     Piece,
 )
-from ndshare.pickling import Placed
+from ndshare.recording import Placed
 from ndshare.staging import aligned, copy_into, copy_strides, stage_arrays, stage_bytes
 
 _COLLECT_MIN = 1 << 20  # held bytes that are worth a collection of the young generation
@@ -44,7 +44,7 @@ def settle_references(notes: tuple[Any, ...], stream: bytes, needs: frozenset[st
     Parameters
     ----------
     notes : tuple
-        What `ndshare.pickling.Recording` has.
+        What `ndshare.recording.Recording` has.
     stream : bytes
         The pickle.
     needs : frozenset of str

@@ -13,10 +13,11 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from ndshare._session import Session
 from ndshare._wire import selective
 from ndshare.arrays import share_array
 from ndshare.layout import is_movable
-from ndshare.pickling import SLOT, Session
+from ndshare.recording import SLOT
 from ndshare.reducers import reduce_subclass, same
 
 __all__ = ["share"]

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ndshare import segments
+from ndshare._session import by_value_modules
 from ndshare.alone import rebuild_alone, settle_alone
 from ndshare.descriptors import FILE, Descriptor
 from ndshare.errors import CapacityError, SegmentError, TransportError
@@ -61,7 +62,8 @@ from ndshare.parcel import (
     release,
     take_descriptor,
 )
-from ndshare.pickling import Recording, by_value_modules, record, record_alone
+from ndshare.pickling import record, record_alone
+from ndshare.recording import Recording
 from ndshare.settling import Settling, settle_references
 
 if TYPE_CHECKING:
