@@ -2,11 +2,11 @@
 
 ::
 
-    SetUp(values, …)         once per worker: values are kept in `functions.given`
+    SetUp(values, …)         once per worker: values are kept in `cells.given`
     invoke(function, …)      per call: names into the globals of the function's module and of
                              ``__main__`` ─► call ─► names out, what was there before back in
 
-The variables of closures need none of this: their cells arrive filled (`functions.given_cell`).
+The variables of closures need none of this: their cells arrive filled (`cells.given_cell`).
 
 Guarantees
 ----------
@@ -22,7 +22,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from ndshare.functions import give, given, main_namespace
+from ndshare.cells import give, given
+from ndshare.namespace import main_namespace
 
 _ABSENT = object()
 _DEEPEST = 100  # decorators: a function may say that it wraps itself

@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from ndshare import functions
+from ndshare import cells, functions
+from ndshare.codes import IMPORTS_FROM, dumped, load_code, names_used
+from ndshare.namespace import MAIN_NAMES
 
 _DATA = frozenset((type(None), bool, int, float, complex, str, bytes))
 _STRINGS = frozenset((str,))
 
 Facts = tuple[Any, ...]
-"""Code, name, module, package, qualified name, documentation, annotations and `functions.cell_contents`."""
+"""Code, name, module, package, qualified name, documentation, annotations and `cells.cell_contents`."""
 
 _stand_ins: dict[tuple[str, str | None], dict[str, Any]] = {}  # globals, for functions that name none
 
@@ -39,10 +41,10 @@ def is_plain_local(function: types.FunctionType, withheld: frozenset[str] = froz
     qualname = function.__qualname__
     if "<locals>" not in qualname and "<lambda>" not in qualname:
         return False
-    if any(map(functions.is_package, itertools.chain(*functions.cell_contents(function)))):
+    if any(map(functions.is_package, itertools.chain(*cells.cell_contents(function)))):
         return False
-    names = functions.names_used(function.__code__)
-    if not names.globals <= functions.IMPORTS_FROM:
+    names = names_used(function.__code__)
+    if not names.globals <= IMPORTS_FROM:
         return False
     if withheld and not withheld.isdisjoint(names.attributes):
         return False
@@ -51,7 +53,7 @@ def is_plain_local(function: types.FunctionType, withheld: frozenset[str] = froz
 
 def reduce_local(function: types.FunctionType, given: Container[int] = ()) -> tuple[Any, ...]:
     """Return how to make the function of `is_plain_local` anew; see `functions.reduce_function`."""
-    contents = functions.cell_contents(function, given)
+    contents = cells.cell_contents(function, given)
     if _has_data_only(function, contents):
         return make_local, (function.__closure__, *_facts(function), contents)
     _, (code, name, closure), *rest = functions.reduce_function(function, given)
@@ -71,9 +73,9 @@ def apart(function: object) -> Facts | None:
     tuple or None
         Facts for `together`; None for any other callable.
     """
-    if type(function) is not types.FunctionType or function.__module__ in functions.MAIN_NAMES:
+    if type(function) is not types.FunctionType or function.__module__ in MAIN_NAMES:
         return None
-    contents = functions.cell_contents(function)
+    contents = cells.cell_contents(function)
     if not _has_data_only(function, contents) or not is_plain_local(function):
         return None
     if len(contents) > 1 and len(set(map(id, function.__closure__ or ()))) < len(contents):
@@ -103,14 +105,14 @@ def make_local(
         # What the interpreter itself looks for: builtins, and where relative imports start from.
         namespace = {"__builtins__": builtins, "__name__": module, "__package__": package}
         _stand_ins[module, package] = namespace
-    function = types.FunctionType(functions.load_code(code), namespace, name, None, closure)
+    function = types.FunctionType(load_code(code), namespace, name, None, closure)
     if qualname is not None:
         function.__module__ = module
         function.__qualname__ = qualname
         function.__doc__ = doc
         if annotations:
             function.__annotations__ = annotations
-        functions.fill_cells(function, contents)
+        cells.fill_cells(function, contents)
     return function
 
 
@@ -121,7 +123,7 @@ def _home(function: types.FunctionType) -> tuple[Any, ...]:
 def _facts(function: types.FunctionType) -> tuple[Any, ...]:
     """Return all `Facts` but the last."""
     names = function.__qualname__, function.__doc__, function.__annotations__ or None
-    return functions.dumped(function.__code__), function.__name__, *_home(function), *names
+    return dumped(function.__code__), function.__name__, *_home(function), *names
 
 
 def _has_data_only(function: types.FunctionType, contents: tuple[tuple[Any, ...], ...]) -> bool:

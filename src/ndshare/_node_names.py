@@ -25,7 +25,7 @@ from ndshare._freight import open_crate
 from ndshare._injection import invoke
 from ndshare._node_worker import Answer, Opened, call_function
 from ndshare._twins import Change, find_changes
-from ndshare.functions import give
+from ndshare.cells import give
 from ndshare.layout import decode_dtype, view_of
 
 #: Compared at a time.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ndshare import segments
-from ndshare.functions import names_used
+from ndshare.codes import names_used
 from ndshare.functors import Functor, values_of
 
 #: More ordinary memory than this is not copied to save a fork, which copies none.

@@ -20,7 +20,7 @@ from typing import Any
 from ndshare import _wire, mainspace, transport
 from ndshare._queue_memory import HEAD, NAMED, NAMES, PLAIN
 from ndshare.errors import SegmentError, TransportError, UnsendableGlobalError
-from ndshare.functions import main_namespace
+from ndshare.namespace import main_namespace
 from ndshare.parcel import BARE_TAG, Parcel, close_all
 
 FDS_MAX = 250  # per message, below the kernel's 253

@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from ndshare import _errstate, _loop, captured, failures, mainspace
 from ndshare._job import TINY_NS, Job, WorkerReport
+from ndshare.codes import CodeMemory
 from ndshare.functors import Functor, numbers_of, values_of
 from ndshare.randomness import Stream
 from ndshare.watching import Watch
@@ -35,11 +36,10 @@ _SHARE_LEAST_NS = 50_000
 _PARTS_LEFT = 4
 #: How much larger than its predecessor a share may be: the first item often takes longest.
 _GROWTH = 16
-_KNOWN_MOST = 2048  # kernels
 
 
 class KernelMemory(Generic[_T]):
-    """What was found out about kernels, by their code. Of thousands of them the memory begins anew.
+    """What was found out about kernels, by their code.
 
     Parameters
     ----------
@@ -49,20 +49,18 @@ class KernelMemory(Generic[_T]):
 
     def __init__(self, default: _T) -> None:
         self._default = default
-        # By id, because hashing a code object hashes all of its constants; the value keeps the key alive.
-        self._known: dict[int, tuple[Any, _T]] = {}
+        self._known: CodeMemory[_T] = CodeMemory()
 
     def get(self, kernel: Callable[..., object]) -> _T:
         """Return what is known of a kernel."""
-        known = self._known.get(id(_code_of(kernel)))
-        return self._default if known is None else known[1]
+        code = _code_of(kernel)
+        known = None if code is None else self._known.get(code)
+        return self._default if known is None else known
 
     def put(self, kernel: Callable[..., object], value: _T) -> None:
         """Remember it."""
         if (code := _code_of(kernel)) is not None:
-            if len(self._known) >= _KNOWN_MOST:
-                self._known.clear()
-            self._known[id(code)] = code, value
+            self._known.put(code, value)
 
 
 def _code_of(kernel: Any) -> Any:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ndshare import _local_functions, _scratch, functions, memmaps, segments, wrappers
+from ndshare import _local_functions, _scratch, cells, functions, memmaps, segments, wrappers
 from ndshare.descriptors import Descriptor
 from ndshare.layout import encode_dtype, is_movable, may_overlap_itself
 from ndshare.named import NAME_ONLY, names_in_pickle
+from ndshare.namespace import MAIN_NAMES, find_in_main, main_namespace
 from ndshare.recording import SLOT, CopyOnWrite, Placed, Recording
 from ndshare.reducers import LATE_COUNT, late_reducers, reduce_small, reduce_subclass, same
 
@@ -198,7 +199,7 @@ class Session:
     def on_named(self, obj: Any) -> Any:
         """Decide about a function or class."""
         module = obj.__module__
-        if module in functions.MAIN_NAMES:
+        if module in MAIN_NAMES:
             return self.on_main(obj)
         if by_value_modules and isinstance(module, str) and _is_by_value(module):
             return self.beyond(obj)
@@ -211,10 +212,10 @@ class Session:
         """Decide about a function or class of the caller's ``__main__``."""
         qualname = obj.__qualname__
         root = qualname.partition(".")[0]
-        if root not in self.defining and functions.find_in_main(qualname) is obj:
+        if root not in self.defining and find_in_main(qualname) is obj:
             self.needs.add(root)
             return NotImplemented
-        if type(obj) is types.FunctionType and obj.__globals__ is functions.main_namespace():
+        if type(obj) is types.FunctionType and obj.__globals__ is main_namespace():
             return self.on_unnamed(obj)
         if type(obj) is types.FunctionType and functions.is_dispatching(obj):
             return functions.reduce_dispatching(obj)
@@ -231,26 +232,26 @@ class Session:
         if function.__closure__:
             self.cells.update(map(id, function.__closure__))
             if self.withheld:
-                self.given.update(functions.cells_given(function, self.withheld))
+                self.given.update(cells.cells_given(function, self.withheld))
 
     def on_cell(self, obj: Any) -> Any:
         """Pickle the cell of a closure empty: its function fills it, or the receiver."""
         if id(obj) in self.given:
-            return functions.given_cell, (self.given[id(obj)],)
+            return cells.given_cell, (self.given[id(obj)],)
         if id(obj) in self.cells:
-            return functions.make_cell, ()
+            return cells.make_cell, ()
         return self.beyond(obj)
 
     def on_cached(self, obj: Any) -> Any:
         """Pickle a `functools.lru_cache` by name, or define it."""
-        if obj.__module__ in functions.MAIN_NAMES and self.is_defined_here(obj):
+        if obj.__module__ in MAIN_NAMES and self.is_defined_here(obj):
             return functions.reduce_cached(obj)
         return obj.__reduce__()
 
     def on_name_only(self, obj: Any) -> Any:
         """Pickle what pickle knows only by its name, or have it defined."""
         module = obj.__module__
-        if module in functions.MAIN_NAMES:
+        if module in MAIN_NAMES:
             by_value = self.is_defined_here(obj)
         else:  # the parameters of `def f[T]` say that they are of typing, where nobody finds them
             by_value = getattr(sys.modules.get(module), obj.__name__, None) is not obj
@@ -260,7 +261,7 @@ class Session:
         """Tell whether this message has to define a named object of ``__main__``; else note the need."""
         qualname = getattr(obj, "__qualname__", None) or obj.__name__
         root = qualname.partition(".")[0]
-        if root in self.defining or functions.find_in_main(qualname) is not obj:
+        if root in self.defining or find_in_main(qualname) is not obj:
             return True
         self.needs.add(root)
         return False

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ndshare import functions, pickling, segments
+from ndshare import cells, functions, pickling, segments
 from ndshare._contents import function_of, parameters
+from ndshare.codes import names_used
 from ndshare.locks import Lock
+from ndshare.namespace import main_namespace
 from ndshare.recording import Placed
 
 _FUNCTIONS_MOST = 200  # that are looked through for arrays of their modules
@@ -55,7 +57,7 @@ def _own(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
         yield from _attributes(kernel.__self__, "self")
     elif isinstance(kernel, types.FunctionType):
         for name, cell in zip(kernel.__code__.co_freevars, kernel.__closure__ or (), strict=True):
-            for value in functions.contents(cell):
+            for value in cells.contents(cell):
                 yield name, value
         defaults = kernel.__defaults__ or ()
         names = parameters(kernel)
@@ -74,7 +76,7 @@ def _own(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
 def _is_by_value(function: types.FunctionType) -> bool:
     """Whether a function takes its globals along, because a worker could not import it."""
     local = "<locals>" in function.__qualname__ or function.__name__ == "<lambda>"
-    return local or function.__globals__ is functions.main_namespace()
+    return local or function.__globals__ is main_namespace()
 
 
 def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
@@ -114,8 +116,8 @@ def _leads_nowhere(kernel: Callable[..., object]) -> bool:
     """Tell, of most kernels at once, that they use data and no functions, and take it along."""
     if type(kernel) is not types.FunctionType or kernel.__defaults__ or kernel.__kwdefaults__:
         return False
-    used = list(itertools.chain(*functions.cell_contents(kernel)))
-    if names := functions.names_used(kernel.__code__).attributes:
+    used = list(itertools.chain(*cells.cell_contents(kernel)))
+    if names := names_used(kernel.__code__).attributes:
         if not _is_by_value(kernel):
             return False
         namespace = kernel.__globals__
@@ -139,7 +141,7 @@ def globals_of(kernel: Any) -> dict[str, Any]:
     if not isinstance(kernel, types.FunctionType):
         return {}
     namespace = kernel.__globals__
-    names = functions.names_used(kernel.__code__).attributes  # all names in the code, those of globals too
+    names = names_used(kernel.__code__).attributes  # all names in the code, those of globals too
     return {name: namespace[name] for name in sorted(names) if name in namespace}
 
 

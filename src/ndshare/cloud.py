@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import cloudpickle.cloudpickle as _impl
 import numpy as np
 
-from ndshare import functions
+from ndshare import cells
 from ndshare._session import Session
 from ndshare._wire import selective
+from ndshare.codes import reduce_code
 from ndshare.errors import TransportError
-from ndshare.functions import MAIN_NAMES, main_namespace
+from ndshare.namespace import MAIN_NAMES, main_namespace
 from ndshare.pickling import FOUND_BY_NAME
 from ndshare.recording import Recording
 
@@ -47,7 +48,7 @@ class _CloudSession(Session):
         ours = dict(self.table)
         self.table.update(_impl.Pickler._dispatch_table)
         self.table.update(ours)
-        self.table[types.CodeType] = functions.reduce_code
+        self.table[types.CodeType] = reduce_code
         self.look_for_late()
 
     def on_named(self, obj: Any) -> Any:
@@ -86,7 +87,7 @@ class _CloudSession(Session):
         if function.__closure__ is None:
             return reduced
         self.note_cells(function)
-        state = attributes, {**slots, "__closure__": None}, functions.cell_contents(function, self.given)
+        state = attributes, {**slots, "__closure__": None}, cells.cell_contents(function, self.given)
         return make, (*facts[:-1], function.__closure__), state, None, None, fill_dynamic
 
 
@@ -167,7 +168,7 @@ def fill_dynamic(function: types.FunctionType, state: tuple[Any, ...]) -> None:
     """Give a function of `_CloudSession.on_dynamic` its state."""
     *facts, contents = state
     _impl._function_setstate(function, facts)
-    functions.fill_cells(function, contents)
+    cells.fill_cells(function, contents)
 
 
 def _fill_module(module: types.ModuleType, facts: dict[str, Any]) -> None:

@@ -43,9 +43,10 @@ from typing import Any
 
 import numpy as np
 
+from ndshare.cells import CODE_TYPES, expect_gifts
 from ndshare.errors import UnsendableGlobalError
-from ndshare.functions import CODE_TYPES, MAIN_NAMES, expect_gifts, main_namespace
 from ndshare.named import names_in_pickle
+from ndshare.namespace import MAIN_NAMES, main_namespace
 from ndshare.pickling import record
 from ndshare.recording import Placed, Recording
 from ndshare.transport import Draft

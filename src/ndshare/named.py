@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from ndshare.functions import MAIN_NAMES
+from ndshare.namespace import MAIN_NAMES
 
 
 def _type_var(obj: Any) -> Any:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ndshare import _local_functions, _scratch, functions, segments, wrappers
+from ndshare import _local_functions, _scratch, cells, functions, segments, wrappers
 from ndshare._session import IN_BAND_ROOM, Session
 from ndshare._wire import selective
 from ndshare.layout import encode_dtype, is_movable
@@ -48,7 +48,7 @@ _IDLE_MAX = 8
 FOUND_BY_NAME: set[Any] = {
     _local_functions.make_local,
     functions.fill_function,
-    functions.make_cell,
+    cells.make_cell,
     functions.make_function,
     make_small,
     same,
