@@ -101,6 +101,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_settings",
             "crew",
             "workers",
+            "futures",
+            "items_tasks",
             "tasks",
             "hub",
             "_zygote",

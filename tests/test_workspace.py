@@ -20,7 +20,7 @@ import pytest
 import ndshare
 import workspace_tasks as tasks
 from ndshare import transport
-from ndshare.tasks import TaskFuture
+from ndshare.futures import TaskFuture
 from workspace_places import make_workspace, two_processes  # noqa: F401 - fixtures
 
 RunScript = Callable[..., Any]

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ndshare._injection import invoke
-from ndshare.tasks import TaskFuture, describe
+from ndshare.futures import TaskFuture
+from ndshare.tasks import describe
 
 if TYPE_CHECKING:
     from ndshare.pool import Pool

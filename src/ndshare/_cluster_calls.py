@@ -26,8 +26,8 @@ from ndshare._engines import Engine
 from ndshare._flights import LOST_MOST, Carriage, Flight
 from ndshare._freight import Crate, Manifest, open_reply
 from ndshare._shares import CallTask, TaskResult
+from ndshare.failures import with_traceback
 from ndshare.recording import Recording
-from ndshare.tasks import with_traceback
 
 Packed = tuple[CallTask, Manifest]
 _Future = concurrent.futures.Future[Any]

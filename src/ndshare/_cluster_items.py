@@ -22,7 +22,8 @@ from ndshare._freight import Manifest
 from ndshare._pool_errors import WorkerDiedError
 from ndshare._share_size import ShareSize
 from ndshare._shares import BatchTask
-from ndshare.tasks import describe, with_traceback
+from ndshare.failures import with_traceback
+from ndshare.tasks import describe
 
 #: What makes every item fail, not one of them.
 _OF_ALL = (concurrent.futures.CancelledError, concurrent.futures.BrokenExecutor)

@@ -11,7 +11,7 @@ from ndshare._freight import open_reply
 from ndshare._job import Death, Job
 from ndshare._map_workers import ItemError, Outcome
 from ndshare._shares import TaskResult
-from ndshare.tasks import with_traceback
+from ndshare.failures import with_traceback
 
 
 class Results:

@@ -37,7 +37,7 @@ from ndshare._map_workers import Outcome, Ranges
 from ndshare._share_size import DEPTH, ShareSize
 from ndshare._shares import ShareTask, TaskResult
 from ndshare.captured import Traffic
-from ndshare.tasks import with_traceback
+from ndshare.failures import with_traceback
 
 #: Results of shares that land within so long of each other are fetched together: each time costs the caller,
 #: and the node, as much as an engine takes for an empty task.

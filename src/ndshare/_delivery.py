@@ -25,8 +25,9 @@ from ndshare._inputs import Inputs
 from ndshare._pool_errors import InitializerError
 from ndshare._settings import PoolSettings
 from ndshare.crew import Crew
+from ndshare.items_tasks import MapRun
 from ndshare.parcel import close_all
-from ndshare.tasks import MapRun, Task
+from ndshare.tasks import Task
 from ndshare.workers import Worker, WorkerGoneError
 
 Rest = collections.deque[Task]

@@ -23,7 +23,7 @@ from ndshare._job import Death, Job, WorkerReport
 from ndshare._map_workers import ItemError, Lost, MapWorkers, Ranges
 from ndshare._runner import KernelMemory
 from ndshare.errors import RemoteError
-from ndshare.tasks import with_traceback
+from ndshare.failures import with_traceback
 
 Progress = Callable[[int, int], object]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ndshare import _wire
+from ndshare.futures import TaskFuture
 from ndshare.pool import Pool
-from ndshare.tasks import TaskFuture
 
 
 def start_workers(pool: Pool) -> None:

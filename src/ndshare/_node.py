@@ -37,11 +37,11 @@ from ndshare._shares import BatchTask, CallTask, NamedTask, ShareTask, TaskResul
 from ndshare._twins import Change, Patch, Twin
 from ndshare.contexts import ProcessContext
 from ndshare.executor import ProcessPoolExecutor
+from ndshare.failures import RemoteTracebackError
 from ndshare.functors import Functor
 from ndshare.layout import decode_dtype
 from ndshare.parcel import READ_ONLY
 from ndshare.recording import CopyOnWrite, Placed
-from ndshare.tasks import RemoteTracebackError
 
 #: So many maps and workspaces are remembered that were given up.
 _STOPPED_MOST = 100

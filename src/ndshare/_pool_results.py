@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from ndshare import _frames as frames
 from ndshare import _records, transport
-from ndshare.tasks import Task, with_traceback
+from ndshare.failures import with_traceback
+from ndshare.tasks import Task
 from ndshare.workers import Answer, Worker
 
 if TYPE_CHECKING:

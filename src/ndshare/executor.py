@@ -24,8 +24,9 @@ from ndshare._repeats import Repeats
 from ndshare._settings import Environment, PoolSettings, checked_settings
 from ndshare.crew import CrewClosedError, crew
 from ndshare.errors import InheritedError, RepeatedCopyWarning
+from ndshare.futures import TaskFuture
+from ndshare.items_tasks import ItemsTask, MapRun
 from ndshare.pool import Pool
-from ndshare.tasks import ItemsTask, MapRun, TaskFuture
 
 _T = TypeVar("_T")
 

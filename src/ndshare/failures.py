@@ -1,4 +1,7 @@
-"""What a task raised, made fit to travel: the exception if it can, else a stand-in that says what it was."""
+"""What a task raised, made fit to travel: the exception if it can, else a stand-in that says what it was.
+
+Its traceback goes as text, and is the cause of the exception where that arrives.
+"""
 
 from __future__ import annotations
 
@@ -41,3 +44,21 @@ def pack_failure(error: BaseException) -> transport.Parcel:
         )
         parcel = transport.pack((stand_in, text[-20_000:])).settle()
     return parcel
+
+
+class RemoteTracebackError(Exception):
+    """The worker's traceback, as the cause of the exception that a task raised."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+def with_traceback(error: BaseException, text: str) -> BaseException:
+    """Give an exception the worker's traceback, if there is one, as its cause; returns the exception."""
+    if text:
+        error.__cause__ = RemoteTracebackError(text)
+    return error

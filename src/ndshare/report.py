@@ -21,7 +21,7 @@ from ndshare import _report_text, _timeline
 from ndshare._job import Death, WorkerReport
 from ndshare.captured import Traffic
 from ndshare.errors import RemoteError
-from ndshare.tasks import RemoteTracebackError
+from ndshare.failures import RemoteTracebackError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

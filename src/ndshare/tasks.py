@@ -2,34 +2,26 @@
 
 ::
 
-    Task ── TaskFuture   one call; also a `concurrent.futures.Future`
+    Task ── TaskFuture   one call; also a `concurrent.futures.Future` (`ndshare.futures`)
        └─── QuietTask    nobody but ndshare sees it, so it costs less
-              └── ItemsTask   some items of an executor's `map`
+              └── ItemsTask   some items of an executor's `map` (`ndshare.items_tasks`)
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import functools
-import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ndshare import _wire, transport
 from ndshare.errors import InheritedError
 
 if TYPE_CHECKING:
     from ndshare.pool import Pool
-
-_T = TypeVar("_T")
-
-_FINISHED = "FINISHED"
-_DONE = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED", _FINISHED})
-#: Where the standard library logs what callbacks raise.
-_LOGGER = logging.getLogger("concurrent.futures")
 
 
 class Task:
@@ -132,106 +124,6 @@ class Task:
             raise
 
 
-class TaskFuture(Task, concurrent.futures.Future[Any]):
-    """A `concurrent.futures.Future` whose `result` receives the result itself.
-
-    Everything of the standard class holds: `as_completed`, `wait`, callbacks, `asyncio.wrap_future`.
-    """
-
-    _done_callbacks: list[Callable[[concurrent.futures.Future[Any]], object]]
-
-    def __init__(
-        self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        concurrent.futures.Future.__init__(self)
-        self.pool = pool
-        self.function = function
-        self.content = function, args, kwargs
-
-    start = concurrent.futures.Future.set_running_or_notify_cancel
-    succeed = concurrent.futures.Future.set_result  # type: ignore[assignment]  # names of parameters
-    fail = concurrent.futures.Future.set_exception  # type: ignore[assignment]
-
-    def done(self) -> bool:
-        """Whether it has succeeded, failed or been cancelled; takes no lock."""
-        return self._state in _DONE
-
-    def has_callbacks(self) -> bool:
-        """See `Task.has_callbacks`."""
-        return bool(self._done_callbacks)
-
-    def _invoke_callbacks(self) -> None:
-        """Call the user's callbacks: all of them, whatever one does. Ctrl-C is let through."""
-        interrupt = None
-        if self.on_done is not None:  # the result is there for all that wait, before the callbacks have run
-            self.on_done()
-        # They often refer to the future, as joblib's: its result would stay until the garbage is collected.
-        callbacks, self._done_callbacks = self._done_callbacks, []
-        for callback in callbacks:
-            opening = 0
-            try:
-                try:
-                    opening = _wire.window()
-                except KeyboardInterrupt as error:  # came before: this callback is called all the same
-                    interrupt = error
-                try:
-                    callback(self)
-                finally:
-                    _wire.curtain(opening)
-            except KeyboardInterrupt as error:
-                interrupt = error
-            except BaseException:
-                _LOGGER.exception("exception calling callback for %r", self)
-        if interrupt is not None:
-            raise interrupt
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Return what the task returned, or raise what it raised; see `concurrent.futures.Future.result`."""
-        if self._state != _FINISHED:
-            self._await(self._condition, timeout)
-        if self._state != _FINISHED:  # cancelled, or out of time
-            return _shielded(concurrent.futures.Future.result, self, 0)
-        if self._exception is not None:  # the base class overlooks exceptions that are false, before 3.13
-            try:
-                raise self._exception
-            finally:
-                self = None  # type: ignore[assignment]
-        return self._result  # it changes no more: no lock
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what the task raised, or None; see `concurrent.futures.Future.exception`."""
-        if self._state != _FINISHED:
-            self._await(self._condition, timeout)
-        if self._state != _FINISHED:
-            return _shielded(concurrent.futures.Future.exception, self, 0)
-        return self._exception
-
-    def cancel(self) -> bool:
-        """Cancel the task if it has not been sent to a worker; its arguments are let go at once."""
-        return _shielded(self._cancel)
-
-    def _cancel(self) -> bool:
-        if not concurrent.futures.Future.cancel(self):
-            return False
-        if (pool := self.pool) is not None:
-            pool.withdraw(self)
-        return True
-
-    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
-        """Call `fn` when the future is done; see `concurrent.futures.Future.add_done_callback`."""
-        if self._state not in _DONE:
-            _shielded(self._add_callback, fn)
-        else:
-            concurrent.futures.Future.add_done_callback(self, fn)
-
-    def _add_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
-        with self._condition:
-            if self._state not in _DONE:
-                self._done_callbacks.append(fn)
-                return
-        concurrent.futures.Future.add_done_callback(self, fn)
-
-
 class QuietTask(Task):
     """A task that nobody but ndshare sees; its outcome lies in plain attributes."""
 
@@ -276,67 +168,6 @@ class QuietTask(Task):
         return True
 
 
-class ItemsTask(QuietTask):
-    """A few items of a `map`, for the function that the map's workers have been sent.
-
-    Parameters
-    ----------
-    run : MapRun
-        What the items of one map share.
-    items : sequence of tuple
-        Arguments of the calls.
-    """
-
-    def __init__(self, run: MapRun, items: Sequence[tuple[Any, ...]]) -> None:
-        self.run = run
-        self.pool = run.pool
-        self.function = run.function
-        self.token = run.token
-        self.content = items
-
-    def _tell(self) -> None:
-        if self.run.waited_for:
-            with self.run.condition:
-                self.run.condition.notify_all()
-
-    def result(self, timeout: float | None) -> Any:
-        """Return the results of the items, or raise what one of them raised.
-
-        Raises
-        ------
-        TimeoutError
-            If they are not there in time.
-        """
-        if not self.finished:
-            self.run.waited_for = True
-            self._await(self.run.condition, timeout)
-            if not self.finished:
-                raise TimeoutError(f"map: the next result was not there in time ({self.describe()})")
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-
-class MapRun:
-    """What the tasks of one call of `map` share."""
-
-    def __init__(self, pool: Pool, function: Callable[..., Any], token: int) -> None:
-        self.pool = pool
-        self.function = function
-        self.token = token
-        self.condition = threading.Condition()
-        self.waited_for = False
-
-
-def _shielded(function: Callable[..., _T], *args: Any) -> _T:
-    """Call what takes the lock of a future: Ctrl-C between taking and noting that would leave it taken."""
-    _wire.shield()
-    try:
-        return function(*args)
-    finally:
-        _wire.unshield()
-
-
 def describe(function: Any) -> str:
     """Readable name of something callable."""
     while isinstance(function, functools.partial):
@@ -344,21 +175,3 @@ def describe(function: Any) -> str:
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     module = getattr(function, "__module__", None)
     return f"{module}.{name}()" if module else f"{name}()"
-
-
-class RemoteTracebackError(Exception):
-    """The worker's traceback, as the cause of the exception that a task raised."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
-
-
-def with_traceback(error: BaseException, text: str) -> BaseException:
-    """Give an exception the worker's traceback, if there is one, as its cause; returns the exception."""
-    if text:
-        error.__cause__ = RemoteTracebackError(text)
-    return error
