@@ -99,6 +99,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "_delivery",
             "_roster",
             "_settings",
+            "_sources",
+            "_surroundings",
             "crew",
             "workers",
             "futures",

@@ -30,27 +30,16 @@ import pickle
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
 from ndshare import _frames as frames
-from ndshare import _wire, cpus, mainspace, segments, transport
+from ndshare import _wire, mainspace, segments, transport
+from ndshare._sources import Sources
+from ndshare._surroundings import Surroundings
 from ndshare.failures import pack_failure
 from ndshare.parcel import close_all
-
-#: Read by numerical libraries when they are loaded.
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 
 
 def main(fds: tuple[int, ...], options: dict[str, Any]) -> None:
@@ -72,9 +61,7 @@ class _Worker:
         self.cell = -1  # of the last task on the board; none: before, and in the initializer
         self.spin_us = frames.SPIN_US
         self.waited_us = math.inf
-        self.threads = 1
-        self.overlay: dict[str, str] = options["overlay"]
-        self.forwarder: Any = None  # of log records
+        self.surroundings = Surroundings(options["overlay"], self._send_record)
 
         signal.signal(signal.SIGINT, self._interrupt)
         os.register_at_fork(after_in_child=self._leave_to_parent)
@@ -87,13 +74,9 @@ class _Worker:
         _wire.store_u64(self.board, self.row + frames.OWNER_AT, segments.owner_prefix())
         _wire.store_u64(self.board, self.row + frames.PID_AT, os.getpid())
         mainspace.install()
-        os.environ.update(self.overlay)
+        os.environ.update(options["overlay"])
         self._preload(options["preload"])
-        self.noted = set(
-            sys.modules
-        )  # modules whose source files are in `sources`, or are nobody's to change
-        self.modules = len(sys.modules)
-        self.sources: dict[str, int] = {}  # file -> time of its last change, when it was imported
+        self.sources = Sources()
 
     def _preload(self, names: tuple[str, ...]) -> None:
         try:
@@ -206,8 +189,7 @@ class _Worker:
                 status, error = error.status, error.cause
             parcel = pack_failure(error)
             del error
-        if len(sys.modules) != self.modules:
-            self._note_sources()
+        self.sources.note()
         seconds = time.perf_counter() - began
         self._answer(frames.RESULT, status, seq, seconds, parcel)
 
@@ -276,66 +258,20 @@ class _Worker:
         self._answer(frames.INITIALIZED, frames.OK, 0, 0.0, transport.pack(None).settle())
 
     def _on_state(self, fresh: int, _count: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
-        state = pickle.loads(body)
         if fresh:
-            np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
             self.functions.clear()
             mainspace.install()  # as for a process forked from the caller now: no globals of earlier tasks
             self.main_failure = None
-            self.overlay = state["overlay"]
-        sys.path[:] = state["path"]
-        importlib.invalidate_caches()
-        if state["cwd"] is not None:
-            with contextlib.suppress(OSError):
-                os.chdir(state["cwd"])
-        self._set_environment(state["environ"] | self.overlay, state["threads"], state["threads_asked"])
-        warnings.filters[:] = state["filters"]  # type: ignore[index]
-        warnings._filters_mutated()  # type: ignore[attr-defined]
-        if state["logging"] is not None or self.forwarder is not None:
-            self._set_logging(state["logging"])
-
-    def _set_environment(self, wanted: dict[str, str], threads: int, asked: bool) -> None:
-        for name in THREAD_VARIABLES:
-            if asked or name not in wanted:
-                wanted[name] = str(threads)
-        for name in os.environ.keys() - wanted.keys():
-            del os.environ[name]
-        for name, value in wanted.items():
-            if os.environ.get(name) != value:
-                os.environ[name] = value
-        cpus.set_inside_worker(threads)
-        if threads != self.threads:
-            import threadpoolctl
-
-            threadpoolctl.threadpool_limits(threads)
-            self.threads = threads
-
-    def _set_logging(self, wanted: Any) -> None:
-        from ndshare import _records
-
-        if self.forwarder is None:
-            self.forwarder = _records.Forwarder(self._send_record, _current_item)
-        self.forwarder.apply(wanted)
+        self.surroundings.apply(pickle.loads(body), fresh=bool(fresh))
 
     def _on_sources(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
         """Say from which files of the user's the modules here come, and how old the files were."""
-        found = list(self.sources.items())[:1000]
-        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(found)], ())
+        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(self.sources.found())], ())
 
     def _on_placed(self, _s: int, _c: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
         """Run anywhere again, after having been woken on the caller's processor (`ndshare._placing`)."""
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, marshal.loads(body))
-
-    def _note_sources(self) -> None:
-        """Look at the files of newly imported modules at once: they may change once the result is out."""
-        for name in sys.modules.keys() - self.noted:
-            path = getattr(sys.modules.get(name), "__file__", None)
-            if path and not path.startswith((sys.prefix, sys.base_prefix)):
-                with contextlib.suppress(OSError):
-                    self.sources.setdefault(path, os.stat(path).st_mtime_ns)
-        self.noted.update(sys.modules)
-        self.modules = len(sys.modules)
 
     # ------------------------------------------------------------------ sending
 
@@ -375,11 +311,6 @@ class _Worker:
             except OSError:
                 os._exit(1)  # the caller's process is gone or has given this worker up
             time.sleep(0.001)  # too many descriptors in flight for this user
-
-
-def _current_item() -> int | None:
-    randomness = sys.modules.get("ndshare.randomness")  # there if a map ever ran here
-    return None if randomness is None else randomness.current_item()
 
 
 class _UnreadableError(Exception):
