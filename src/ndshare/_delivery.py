@@ -161,7 +161,10 @@ class Delivery:
             message = state.message(
                 overlay=worker.overlay, threads=self._threads, threads_asked=self._threads_asked
             )
-            self._send_bytes(worker, frames.STATE, int(fresh), 0, message)
+            if len(message) < frames.MESSAGE_MAX_BYTES:
+                self._send_bytes(worker, frames.STATE, int(fresh), message)
+            else:  # a large environment
+                self._send_parcel(worker, frames.STATE, int(fresh), self._pack(message), frames.PARCEL)
             if fresh and self._settings.initializer is not None:
                 self._send_initializer(worker)
             worker.state_version = version
@@ -203,7 +206,7 @@ class Delivery:
                             other.stale.append(token)
         while worker.stale:
             worker.functions.discard(token := worker.stale.pop())
-            self._send_bytes(worker, frames.FORGET, 0, token, b"")
+            self._send_bytes(worker, frames.FORGET, token, b"")
 
     def _pack(self, content: Any) -> transport.Parcel:
         """Pickle and copy; Ctrl-C is let through, as this may take long."""
@@ -238,17 +241,19 @@ class Delivery:
             self._send_parcel(worker, frames.MAIN, 0, draft.settle())
             worker.known_main.update(draft.delivers or {})
 
-    def _send_parcel(self, worker: Worker, kind: int, number: int, parcel: transport.Parcel) -> None:
+    def _send_parcel(
+        self, worker: Worker, kind: int, number: int, parcel: transport.Parcel, status: int = 0
+    ) -> None:
         fds = parcel.descriptors()
         try:
-            worker.send([frames.HEAD.pack(kind, 0, 0, number, 0.0), parcel.data], fds)
+            worker.send([frames.HEAD.pack(kind, status, 0, number, 0.0), parcel.data], fds)
             self.bytes_sent += len(parcel.data)
         finally:
             close_all(fds)
             parcel.release()
 
-    def _send_bytes(self, worker: Worker, kind: int, status: int, number: int, content: bytes) -> None:
-        worker.send([frames.HEAD.pack(kind, status, 0, number, 0.0), content])
+    def _send_bytes(self, worker: Worker, kind: int, number: int, content: bytes) -> None:
+        worker.send([frames.HEAD.pack(kind, 0, 0, number, 0.0), content])
         self.bytes_sent += len(content)
 
     def _send_records(
@@ -256,15 +261,17 @@ class Delivery:
     ) -> None:
         """Send tasks; from the moment they are on the worker's books, `records` is empty."""
         parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0, 0.0)]
+        numbered: list[tuple[int, Task]] = []
         with self._lock:
             for task, parcel, nfds in records:
                 seq = worker.next_task()
-                worker.inflight[seq] = task
+                numbered.append((seq, task))
                 data = parcel.data
                 kind = frames.ITEMS if task.token else frames.CALL
                 parts += (frames.RECORD.pack(seq, len(data), task.token, nfds, kind), data)
+            message = b"".join(parts)
+            worker.inflight.update(numbered)
             worker.sent += len(records)
             records.clear()
-        message = b"".join(parts)
         self.bytes_sent += len(message)
         worker.send((message,), fds)

@@ -45,6 +45,9 @@ PLACED = 13
 HEAD = struct.Struct("<BBHIf")  # kind, status, number of records, seq or token, seconds it took
 RECORD = struct.Struct("<IIIHH")  # seq, payload length, function token, descriptors, kind of record
 
+# Status of a STATE: whether its bytes are in a parcel, as they may be too many for one message.
+PARCEL = 1
+
 # Kinds of records.
 CALL = 0  # payload: (function, args, kwargs)
 ITEMS = 1  # payload: list of argument tuples for the function of that token
@@ -65,11 +68,12 @@ BOARD_ROWS = 64
 OWNER_AT = 0
 PID_AT = 8
 _CELLS_AT = 64
+CELLS = ROW_BYTES - _CELLS_AT
 
 
 def cell(row: int, seq: int) -> int:
     """Where on the board the byte of a task is, for the row that begins at `row`."""
-    return row + _CELLS_AT + seq % (ROW_BYTES - _CELLS_AT)
+    return row + _CELLS_AT + seq % CELLS
 
 
 # A message stays well below the socket buffer of 208 kB that many systems allow at most, so that two

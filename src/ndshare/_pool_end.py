@@ -24,12 +24,8 @@ def shutdown(pool: Pool, *, wait: bool, cancel: bool) -> None:
         try:
             _close(pool, cancel=cancel)
             if wait:
-                pool.hub.drive(pool.over.is_set, None)
-                opening = _wire.window()
-                try:
-                    pool.over.wait()
-                finally:
-                    _wire.curtain(opening)
+                pool.hub.drive(lambda: pool.over, None)
+                pool.hub.wait(pool.ended, lambda: pool.over, None)
         finally:
             _wire.unshield()
     except KeyboardInterrupt:  # nobody wants the rest of the queue to be computed first
@@ -49,12 +45,13 @@ def _close(pool: Pool, *, cancel: bool) -> None:
     for task in sent:
         if pool.withdraw(task):
             task.fail(concurrent.futures.CancelledError())
+    pool.hub.ring()
     pool.when_empty()
 
 
 def abandon(pool: Pool) -> None:
     """Let nobody wait: called by the garbage collector, so it takes no lock."""
-    if pool.hub.pid == os.getpid() and not pool.over.is_set():
+    if pool.hub.pid == os.getpid() and not pool.over:
         pool.closed = True
         pool.hub.from_finalizer(pool.when_empty)
 
@@ -77,10 +74,11 @@ def drop_waiting(pool: Pool) -> None:
             with pool.hub.lock, contextlib.suppress(ValueError):
                 pool.queue.remove(task)
             pool.fail(task, WorkerDiedError(task.describe(), 0, None, pool.killed, 0))
+    pool.hub.ring()
 
 
 def _is_over(pool: Pool) -> bool:
-    if not pool.closed or pool.pending or pool.over.is_set():
+    if not pool.closed or pool.pending or pool.over:
         return False
     # A thread may not have noticed yet that what it has just sent is done: the worker is still its own.
     return not any(worker.sending for worker in pool.workers)
@@ -96,6 +94,12 @@ def when_empty(pool: Pool) -> None:
         pool.crew.pools.discard(pool)
         for worker in list(pool.workers):
             pool.roster.dismiss(worker)
-            pool.crew.release(worker)
-    pool.over.set()
+            if pool.killed:  # the signal may be still on its way: it is nobody's next worker
+                worker.pool = None
+                worker.quit()
+            else:
+                pool.crew.release(worker)
+    with pool.ended:
+        pool.over = True
+        pool.ended.notify_all()
     pool.hub.ring()

@@ -50,6 +50,7 @@ def _insist(pool: Pool, running: list[tuple[Worker, int]]) -> None:
     """
     with pool.hub.lock:
         unwanted = pool.closed and pool.interrupted
-        stuck = [w for w, seq in running if seq in w.inflight or (unwanted and w.inflight)]
-    for worker in stuck:
-        worker.signal(signal.SIGKILL)
+        for worker, seq in running:
+            if seq in worker.inflight or (unwanted and worker.inflight):
+                worker.leaving = True  # it gets nothing more, should it be done when the signal comes
+                worker.signal(signal.SIGKILL)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import functools
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ndshare import _frames as frames
 from ndshare import _records, transport
@@ -34,7 +34,6 @@ def resolve(pool: Pool, worker: Worker, answers: collections.deque[Answer]) -> N
                 # The user's code may wait for the others: they are not kept from it.
                 pool.hub.do_next(functools.partial(pool.resolve, worker, answers))
                 answers = collections.deque()
-                answer[0].on_done = pool.hub.ring
             _resolve(pool, worker, *answer)
     except BaseException:  # Ctrl-C, in the thread that waits: the I/O thread does the rest
         pool.hub.put_off(functools.partial(pool.resolve, worker, answers))
@@ -51,10 +50,30 @@ def _resolve(pool: Pool, worker: Worker, task: Task, status: int, body: bytes, f
         pool.fail(task, error)
         return
     if status == frames.OK:
-        if _finish(pool, task):
-            task.succeed(value)
+        succeed(pool, task, value)
     elif status == frames.ERROR or not _try_by_value(pool, worker, task, value[0]):
         pool.fail(task, *value)
+
+
+def _may_resolve(pool: Pool, task: Task) -> bool:
+    """Whether this thread may resolve a task: callbacks are run by the I/O thread alone."""
+    if pool.hub.in_thread:
+        task.on_done = pool.hub.ring  # before callbacks of the user's, which may block
+        return True
+    return task.seal()
+
+
+def succeed(pool: Pool, task: Task, value: Any) -> None:
+    """End a task by its result."""
+    if not _may_resolve(pool, task):  # a callback was added while the result was rebuilt
+        pool.hub.call_back(functools.partial(succeed, pool, task, value))
+        return
+    try:
+        if _finish(pool, task):
+            task.succeed(value)
+    finally:
+        if pool.closed:
+            pool.when_empty()
 
 
 def _try_by_value(pool: Pool, worker: Worker, task: Task, error: BaseException) -> bool:
@@ -93,12 +112,14 @@ def fail(pool: Pool, task: Task, error: BaseException, text: str = "") -> None:
     """End a task by an error."""
     _records.handle_waiting()
     with_traceback(error, text)
-    if task.has_callbacks() and not pool.hub.in_thread:
+    if not _may_resolve(pool, task):
         pool.hub.call_back(functools.partial(pool.fail, task, error))
         return
-    if _finish(pool, task):
-        task.fail(error)
-    pool.when_empty()
+    try:
+        if _finish(pool, task):
+            task.fail(error)
+    finally:
+        pool.when_empty()
 
 
 def refuse(pool: Pool, task: Task, error: BaseException) -> None:

@@ -115,7 +115,7 @@ class Roster:
             return False
         seqs = list(loaded.inflight)
         for seq in reversed(seqs[1 + (len(seqs) - 1) // 2 :]):
-            if loaded.take_back(seq):
+            if loaded.recall(seq):
                 loaded.sent -= 1
                 queue.appendleft(loaded.inflight.pop(seq))
         return bool(queue)

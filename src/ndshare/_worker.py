@@ -257,12 +257,13 @@ class _Worker:
             raise SystemExit(1) from None
         self._answer(frames.INITIALIZED, frames.OK, 0, 0.0, transport.pack(None).settle())
 
-    def _on_state(self, fresh: int, _count: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
+    def _on_state(self, status: int, _count: int, fresh: int, body: memoryview, fds: tuple[int, ...]) -> None:
         if fresh:
             self.functions.clear()
             mainspace.install()  # as for a process forked from the caller now: no globals of earlier tasks
             self.main_failure = None
-        self.surroundings.apply(pickle.loads(body), fresh=bool(fresh))
+        state = transport.unpack(body, fds) if status == frames.PARCEL else body
+        self.surroundings.apply(pickle.loads(state), fresh=bool(fresh))
 
     def _on_sources(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
         """Say from which files of the user's the modules here come, and how old the files were."""

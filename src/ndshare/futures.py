@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +29,7 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
     """
 
     _done_callbacks: list[Callable[[concurrent.futures.Future[Any]], object]]
+    _sealed = False  # a thread that runs no callbacks is just resolving it
 
     def __init__(
         self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -48,6 +50,12 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
     def has_callbacks(self) -> bool:
         """See `Task.has_callbacks`."""
         return bool(self._done_callbacks)
+
+    def seal(self) -> bool:
+        """See `Task.seal`."""
+        with self._condition:
+            self._sealed = not self._done_callbacks
+            return self._sealed
 
     def _invoke_callbacks(self) -> None:
         """Call the user's callbacks: all of them, whatever one does. Ctrl-C is let through."""
@@ -72,7 +80,9 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
             except BaseException:
                 _LOGGER.exception("exception calling callback for %r", self)
         if interrupt is not None:
-            raise interrupt
+            if threading.current_thread() is threading.main_thread():
+                raise interrupt
+            _LOGGER.error("exception calling callback for %r", self, exc_info=interrupt)  # somebody's own
 
     def result(self, timeout: float | None = None) -> Any:
         """Return what the task returned, or raise what it raised; see `concurrent.futures.Future.result`."""
@@ -100,10 +110,12 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
         return _shielded(self._cancel)
 
     def _cancel(self) -> bool:
+        pool = self.pool  # who finds it cancelled lets go of it
         if not concurrent.futures.Future.cancel(self):
             return False
-        if (pool := self.pool) is not None:
+        if pool is not None:
             pool.withdraw(self)
+            pool.hub.ring()
         return True
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
@@ -115,6 +127,8 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
 
     def _add_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
         with self._condition:
+            if self._sealed:
+                self._condition.wait_for(self.done)
             if self._state not in _DONE:
                 self._done_callbacks.append(fn)
                 return

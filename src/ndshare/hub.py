@@ -192,6 +192,7 @@ class Hub:
                         break
                     action()
             except BaseException:
+                self.ring()  # what came before may be what the leader waits for
                 self._wake_thread()
                 raise
             self.ring()

@@ -54,7 +54,8 @@ class Pool:
         self.closed = False
         self.killed = 0  # the signal that has ended its workers
         self.interrupted = False  # by Ctrl-C, and nothing was submitted since
-        self.over = threading.Event()
+        self.over = False
+        self.ended = threading.Condition()  # tells that it is over
         self._burst = 0  # submits in quick succession
         self._last_submit = 0.0
         self.held = False  # tasks wait for more to come
@@ -143,7 +144,7 @@ class Pool:
         for worker in self.workers:
             for seq, other in worker.inflight.items():
                 if other is task:
-                    if not worker.take_back(seq):
+                    if not worker.recall(seq):
                         return False
                     del worker.inflight[seq]
                     worker.sent -= 1
@@ -163,9 +164,7 @@ class Pool:
                     picked = self._pick()
                 if picked is None:
                     break
-                if leaving and self._is_last():
-                    _placing.bring_here(picked[0])
-                self.dispatch(*picked)
+                self.dispatch(*picked, here=leaving and self._is_last())
                 if not self.queue and self.pending < 2:  # nothing to send, and nothing to take back
                     break
             if self.killed:
@@ -212,6 +211,7 @@ class Pool:
             if task.attempts:
                 break
         if not batch:
+            self.roster.offer(worker)  # it may have been hired for what was cancelled
             return None
         worker.sending = True
         worker.batch = len(batch)
@@ -220,17 +220,22 @@ class Pool:
 
     # ------------------------------------------------------------------ sending
 
-    def dispatch(self, worker: Worker, batch: list[Task]) -> None:
-        """Send tasks that are on the books to a worker that is marked as being sent to."""
+    def dispatch(self, worker: Worker, batch: list[Task], *, here: bool = False) -> None:
+        """Send tasks that are on the books to a worker that is marked as being sent to.
+
+        It is woken `here`, if so wanted: on the processor of the calling thread.
+        """
         failed: list[tuple[Task, BaseException]] = []
         rest = collections.deque(batch)
+        interrupted = False
         try:
+            if here:
+                _placing.bring_here(worker)
             self.delivery.send(worker, rest, failed)
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent
         except BaseException:  # Ctrl-C while arguments were read: the I/O thread sends what is left
-            self.held = True
-            self.hub.tick()
+            interrupted = True
             raise
         finally:
             with self.hub.lock:
@@ -243,6 +248,9 @@ class Pool:
                     worker.inflight.clear()
                 self.queue.extendleft(reversed(back))
                 self.roster.offer(worker)
+            if interrupted:
+                self.held = True
+                self.hub.tick()
             for task, reason in failed:
                 self.fail(task, reason)
             if failed:

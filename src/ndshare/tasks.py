@@ -86,6 +86,10 @@ class Task:
         """Whether code of the user's runs when it is done."""
         return False
 
+    def seal(self) -> bool:
+        """Take no callbacks until it is resolved, which is to come at once; False if there are some."""
+        return True
+
     def let_go(self) -> None:
         """Drop the function, its arguments and the pool."""
         self.function = self.content = self.pool = None

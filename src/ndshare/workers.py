@@ -33,6 +33,7 @@ _SOURCES_MS = 200
 _DRAIN_TRIES = 20
 #: What the socket buffers are set to where the system allows; the usual default is 208 kB.
 _SOCKET_BYTES = 1 << 20
+_SEQ_MASK = 0xFFFFFFFF  # of the numbers of tasks
 
 
 #: A task, the status, the payload and the descriptors of its result.
@@ -53,6 +54,7 @@ class Worker:
         self.pool: Pool | None = None
         self.inflight: dict[int, Task] = {}
         self.next_seq = 0
+        self.answered = -1  # it has looked at all tasks up to this one
         self.sending = False
         self.batch = 1  # tasks in the last message
         self.sent = 0  # tasks in all
@@ -138,13 +140,21 @@ class Worker:
     def next_task(self) -> int:
         """Number of a new task; its byte on the board says that nobody has taken it."""
         seq = self.next_seq
-        self.next_seq = (seq + 1) & 0xFFFFFFFF
+        self.next_seq = (seq + 1) & _SEQ_MASK
         self.board[frames.cell(self.row, seq)] = frames.PENDING
         return seq
 
     def take_back(self, seq: int) -> bool:
         """Take a task back that the worker has not begun."""
         return _wire.cas_u8(self.board, frames.cell(self.row, seq), frames.PENDING, frames.REVOKED)
+
+    def recall(self, seq: int) -> bool:
+        """Take a task back to give it to another worker, or to nobody.
+
+        Refused while so many lie in its socket, unread, that their bytes on the board would be needed again.
+        """
+        unread = (self.next_seq - self.answered - 1) & _SEQ_MASK
+        return unread < frames.CELLS // 2 and self.take_back(seq)
 
     def interrupt(self, seq: int) -> None:
         """Stop a task that the worker has begun or is to begin; another one is not hit."""
@@ -172,6 +182,7 @@ class Worker:
             if self._early_fds:
                 fds, self._early_fds = self._early_fds + fds, ()
             if kind == frames.RESULT:
+                self.answered = seq
                 if (task := self.inflight.get(seq)) is not None:
                     answers.append((task, status, body, fds))
                     self.pool.roster.took(seconds)  # type: ignore[union-attr]  # it has one as long as tasks are in flight
