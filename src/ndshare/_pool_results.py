@@ -57,10 +57,12 @@ def _resolve(pool: Pool, worker: Worker, task: Task, status: int, body: bytes, f
 
 def _may_resolve(pool: Pool, task: Task) -> bool:
     """Whether this thread may resolve a task: callbacks are run by the I/O thread alone."""
-    if pool.hub.in_thread:
-        task.on_done = pool.hub.ring  # before callbacks of the user's, which may block
+    if task.seal():
         return True
-    return task.seal()
+    if not pool.hub.in_thread:
+        return False
+    task.on_done = pool.hub.ring  # before callbacks of the user's, which may block
+    return True
 
 
 def succeed(pool: Pool, task: Task, value: Any) -> None:

@@ -53,9 +53,11 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
 
     def seal(self) -> bool:
         """See `Task.seal`."""
-        with self._condition:
-            self._sealed = not self._done_callbacks
-            return self._sealed
+        condition = self._condition
+        condition.acquire()  # with a `with` it takes three times as long
+        self._sealed = sealed = not self._done_callbacks
+        condition.release()
+        return sealed
 
     def _invoke_callbacks(self) -> None:
         """Call the user's callbacks: all of them, whatever one does. Ctrl-C is let through."""
