@@ -187,6 +187,14 @@ def test_env_function_that_gives_nonsense_says_so() -> None:
         executor.submit(jobs.add_one, 1).result(_HANG_S)
 
 
+def test_env_that_is_too_large_is_refused_at_once() -> None:
+    """It would not reach a worker in one piece."""
+    with pytest.raises(ValueError, match=r"env holds 100004 bytes; .* are allowed"):
+        ProcessPoolExecutor(1, env={"A": "x" * 50_000, "BBB": "y" * 50_000})
+    with ProcessPoolExecutor(1, env={"A": "x" * 25_000}) as executor:
+        assert executor.submit(jobs.environment, "A").result(_HANG_S) == "x" * 25_000
+
+
 def test_env_that_is_read_at_import_is_set_before_it() -> None:
     """``OMP_NUM_THREADS`` and the like are there before NumPy is loaded, and are what BLAS uses."""
     with ProcessPoolExecutor(1, env={"OPENBLAS_NUM_THREADS": "2", "PYTHONHASHSEED": "7"}) as executor:

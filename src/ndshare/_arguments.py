@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+#: Bytes of variables that a worker may have of its own: they reach it in one message.
+_ENV_MOST = 32_000
 
 
 def check_count(name: str, value: object, least: int) -> None:
@@ -86,4 +90,10 @@ def variables(value: object) -> dict[str, str]:
         if "\0" in text:
             raise ValueError(f"env variable {name!r} holds a NUL character, which no variable can: {text!r}")
         found[name] = text
+    size = sum(len(os.fsencode(text)) for pair in found.items() for text in pair)
+    if size > _ENV_MOST:
+        raise ValueError(
+            f"env holds {size} bytes; {_ENV_MOST} are allowed, as a new process gets them at once: "
+            "give the name of a file, set them in os.environ, which workers have as well, or use an initializer"
+        )
     return found

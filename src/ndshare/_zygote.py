@@ -26,6 +26,7 @@ Not guaranteed: processes that a task started itself are not killed with the wor
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import gc
 import importlib
@@ -73,6 +74,7 @@ class _Zygote:
         self.poll.register(self.parent, select.POLLIN)
         self.buffer = bytearray(1 << 16)
         self.per_worker: tuple[str, ...] = ()
+        self.untold: collections.deque[bytes] = collections.deque()
 
     def run(self, preload: tuple[str, ...]) -> None:
         self.per_worker = self._preload(preload)
@@ -80,19 +82,33 @@ class _Zygote:
         gc.freeze()
         self._tell((READY, os.getpid()))
         while True:
-            for fd, _events in self.poll.poll():
+            for fd, events in self.poll.poll():
                 if fd == self.parent:
                     self._end(grace=0.0)
                 elif fd == self.control.fileno():
-                    self._command()
+                    if events & select.POLLOUT:
+                        self._tell_rest()
+                    if events & ~select.POLLOUT:
+                        self._command()
                 elif fd in self.children:
                     self._reap(fd)
 
     def _tell(self, message: tuple[Any, ...]) -> None:
+        self.untold.append(marshal.dumps(message))
+        self._tell_rest()
+
+    def _tell_rest(self) -> None:
+        """Say what the socket takes, the rest later: a parent that is saying something itself is heard."""
+        events = select.POLLIN
         try:
-            self.control.send(marshal.dumps(message), socket.MSG_NOSIGNAL)
+            while self.untold:
+                self.control.send(self.untold[0], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+                self.untold.popleft()
+        except BlockingIOError:
+            events |= select.POLLOUT
         except OSError:
             self._end(grace=0.0)
+        self.poll.modify(self.control, events)
 
     def _command(self) -> None:
         try:
