@@ -94,6 +94,6 @@ def variables(value: object) -> dict[str, str]:
     if size > _ENV_MOST:
         raise ValueError(
             f"env holds {size} bytes; {_ENV_MOST} are allowed, as a new process gets them at once: "
-            "give the name of a file, set them in os.environ, which workers have as well, or use an initializer"
+            "give the name of a file, set them in os.environ, which workers have too, or use an initializer"
         )
     return found

@@ -57,7 +57,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         over the default for libraries that read them.
     env : mapping, sequence of mappings or callable, optional
         Environment variables on top of the caller's: for all workers, one mapping per worker, or a
-        function of the worker's number.
+        function of the worker's number. At most 32 kB for each.
     preload : iterable of str, optional
         Names of modules that are imported once, before workers are forked.
     retries : int, optional
