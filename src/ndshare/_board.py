@@ -128,8 +128,8 @@ class Board:
     def leave(self, worker_id: int) -> None:
         """Give a slot back; the caller does it for a worker that has died."""
         slot = self.slot(worker_id)
-        _wire.store_u64(self.memory, slot + _STATE_AT, 0)
-        _wire.store_u64(self.memory, slot + _PID_AT, 0)
+        for field in (_STATE_AT, _START_AT, _END_AT, _PID_AT):  # the share is not that of the next one here
+            _wire.store_u64(self.memory, slot + field, 0)
 
     def begin(self, worker_id: int, start: int, end: int) -> None:
         """Note the share that a worker runs from now on."""

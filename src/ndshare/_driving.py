@@ -77,6 +77,7 @@ class Drive:
         self._told = -1
         self._tries: dict[int, int] = {}
         self._stillborn = 0
+        self._unbegun: set[int] = set()  # items before which a worker has died
         self.reports: list[WorkerReport] = []
         self.errors: list[tuple[int, BaseException]] = []
         self.deaths: list[Death] = []
@@ -115,7 +116,11 @@ class Drive:
             self._board.stop()
             raise
         finally:
-            self._workers.close()
+            try:
+                self._workers.close()
+            except KeyboardInterrupt:  # again, as it began: nobody else would end the workers
+                self._workers.close()
+                raise
         self.errors.sort(key=lambda pair: pair[0])
 
     def tell(self, *, complete: bool = False) -> None:
@@ -182,7 +187,13 @@ class Drive:
             return
         self._stillborn = 0
         index, killed = board.current(worker_id), board.killed(worker_id)
-        share = board.share_of(worker_id)
+        left = board.undone(*board.share_of(worker_id))
+        if (
+            index is None and left
+        ):  # it was about to begin them: whose `iterate` reads ahead dies so each time
+            first = left[0][0]
+            index = first if first in self._unbegun else None
+            self._unbegun.add(first)
         at = None if index is None else job.first + index
         self.deaths.append(Death(worker_id, lost.pid, at, time.monotonic()))
         if index is not None and board.mask[index] == UNDONE:
@@ -192,8 +203,8 @@ class Drive:
                 board.fail(worker_id, index)
                 if job.on_error == "raise":
                     board.stop()
+        left = board.undone(*board.share_of(worker_id))
         board.leave(worker_id)
-        left = board.undone(*share)
         if not board.is_stopped() and (left or board.taken < board.items):
             self._again(left)
 

@@ -124,6 +124,7 @@ class Forked:
             _wire.die_with_parent(signal.SIGKILL)
             for _, other in self._children.values():
                 other.close()
+            os.register_at_fork(after_in_child=link.close)  # its end is this process's alone to show
             if (random := sys.modules.get("numpy.random")) is not None:
                 random.seed()
             cpus.set_inside_worker(self._threads)
@@ -165,16 +166,14 @@ class Forked:
             received = _wire.recv_message(fd, self._buffer, 0)
         pid, link = self._children.pop(fd)
         link.close()
-        _, status, usage = os.wait4(pid, 0)
+        code, peak = None, 0
+        with suppress(ChildProcessError):  # SIGCHLD is ignored: nobody knows
+            _, status, usage = os.wait4(pid, 0)
+            code, peak = os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
         if received is None or not received[0]:
-            signal_number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-            exit_code = None if signal_number else os.waitstatus_to_exitcode(status)
-            return Lost(
-                pid,
-                WorkerDiedError(
-                    describe(self._job.kernel), pid, exit_code, signal_number, usage.ru_maxrss * 1024
-                ),
-            )
+            exit_code = code if code is not None and code >= 0 else None
+            signal_number = -code if code is not None and code < 0 else None
+            return Lost(pid, WorkerDiedError(describe(self._job.kernel), pid, exit_code, signal_number, peak))
         size, fds = received
         content = transport.unpack(bytes(self._buffer[1:size]), fds)
         if self._buffer[:1] == _REPORT:
@@ -185,7 +184,8 @@ class Forked:
     def kill(self, pid: int) -> None:
         """See `MapWorkers`."""
         if any(pid == child for child, _ in self._children.values()):
-            os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            with suppress(ProcessLookupError):  # SIGCHLD is ignored: it has just ended
+                os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
 
     def close(self) -> None:
         """See `MapWorkers`."""

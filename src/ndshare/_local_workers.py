@@ -66,8 +66,8 @@ class Threads:
         for _ in range(count):
             thread = threading.Thread(target=self._run, args=(ranges,), name="ndshare-map", daemon=True)
             self._threads.append(thread)
-            self.running += 1
             thread.start()
+            self.running += 1
 
     def _run(self, ranges: Ranges) -> None:
         try:
@@ -95,4 +95,6 @@ class Threads:
         self._job.board.stop()
         deadline = time.monotonic() + (_PATIENCE_S if self.running else 60)
         for thread in self._threads:
+            if thread.ident is None:  # it could not be started
+                continue
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from ndshare import _wire
@@ -26,15 +26,16 @@ def drop(pool: Pool, unwanted: Iterable[Task]) -> None:
     pool.hub.put_off(pool.pump)
 
 
-def interrupt(pool: Pool) -> None:
-    """Ctrl-C: interrupt what is running; a worker that does not react is killed."""
+def interrupt(pool: Pool, only: Collection[Task] | None = None) -> None:
+    """Ctrl-C: interrupt what is running, or some of it; a worker that does not react is killed."""
     if pool.hub.pid != os.getpid():
         return
     _wire.shield()
     try:
-        pool.interrupted = True
+        pool.interrupted = pool.interrupted or only is None
         with pool.hub.lock:
-            running = [(w, next(iter(w.inflight))) for w in pool.workers if w.inflight]
+            first = [(w, *next(iter(w.inflight.items()))) for w in pool.workers if w.inflight]
+            running = [(w, seq) for w, seq, task in first if only is None or task in only]
         for worker, seq in running:
             worker.interrupt(seq)
         if running:

@@ -127,8 +127,9 @@ class PoolWorkers(Task):
     def wait(self, seconds: float | None) -> list[Outcome]:
         """See `MapWorkers`."""
         self._await(self.condition, seconds)
-        with self.condition:
-            ended, self.ended = self.ended, []
+        ended = []
+        while self.ended:  # without the lock: Ctrl-C may leave it taken
+            ended.append(self.ended.pop(0))
         outcomes: list[Outcome] = []
         for task in ended:
             self._tasks.discard(task)
@@ -155,7 +156,9 @@ class PoolWorkers(Task):
         try:
             if self._tasks:
                 self.job.board.stop()
-                self.pool.interrupt()
+                for task in self._tasks:
+                    self.pool.withdraw(task)  # those that wait for a worker
+                self.pool.interrupt(only=self._tasks)
             for parcel in self._parcels:
                 parcel.release()
             self._parcels.clear()

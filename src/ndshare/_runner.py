@@ -266,6 +266,8 @@ class _Runner:
                 self._note(first + finished, failure)
                 return first + finished + 1
             return end
+        if board.killed(worker_id):
+            _wait_for_the_end()  # the signal is not to hit what this process does next
         at = board.current(worker_id)
         at = first if at is None or not first <= at < end else at
         report.items += at - first

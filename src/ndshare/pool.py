@@ -81,7 +81,7 @@ class Pool:
                         self.hub.tick()
                     return
                 self.hub.look(self.workers)
-            self.pump()
+            self._pump()
         except BaseException:  # Ctrl-C while something was pickled: the caller gets no future of it
             _pool_interrupts.drop(self, (task,))
             raise
@@ -102,7 +102,7 @@ class Pool:
         try:
             with self.hub.lock:
                 self._take_on(tasks)
-            self.pump(leaving=waits)
+            self._pump(leaving=waits)
         except BaseException:
             _pool_interrupts.drop(self, tasks)
             raise
@@ -154,7 +154,15 @@ class Pool:
                     return True
         return False
 
-    def pump(self, *, leaving: bool = False) -> None:
+    def pump(self) -> None:
+        """Send as much as the workers can take; after Ctrl-C the I/O thread does the rest."""
+        try:
+            self._pump()
+        except BaseException:
+            self.hub.put_off(self.pump)
+            raise
+
+    def _pump(self, *, leaving: bool = False) -> None:
         """Send as much as the workers can take; a thread that is `leaving` has a processor to give away."""
         _wire.shield()
         try:
@@ -227,17 +235,13 @@ class Pool:
         """
         failed: list[tuple[Task, BaseException]] = []
         rest = collections.deque(batch)
-        interrupted = False
         try:
             if here:
                 _placing.bring_here(worker)
             self.delivery.send(worker, rest, failed)
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent
-        except BaseException:  # Ctrl-C while arguments were read: the I/O thread sends what is left
-            interrupted = True
-            raise
-        finally:
+        finally:  # what was not sent waits again; after Ctrl-C, too
             with self.hub.lock:
                 back = list(rest)
                 worker.batch = max(1, worker.batch - len(back))
@@ -248,9 +252,6 @@ class Pool:
                     worker.inflight.clear()
                 self.queue.extendleft(reversed(back))
                 self.roster.offer(worker)
-            if interrupted:
-                self.held = True
-                self.hub.tick()
             for task, reason in failed:
                 self.fail(task, reason)
             if failed:

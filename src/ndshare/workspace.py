@@ -130,7 +130,7 @@ class Workspace:
         self._staff: Staff | None = None
         self._was_entered = False
         self._queue: list[Handle] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a callback may call while its thread is at another call
 
     @property
     def num_workers(self) -> int:

@@ -82,9 +82,9 @@ class IteratorFunctor(Functor):
     def _take(self, count: int) -> tuple[int, list[Any]]:
         """Return the index of the next value, and the next values."""
         with self._lock:
-            values, self._kept = self._kept, []
+            values, self._kept = self._kept[:count], self._kept[count:]
             try:
-                if self._failure is None:
+                if self._failure is None and len(values) < count:
                     values.extend(itertools.islice(self.iterator, count - len(values)))
             except Exception as error:
                 self._failure = error  # what came before it is in the list
