@@ -185,7 +185,10 @@ class Calls:
         with self._lock:
             self._calls.pop(call.answer, None)
             call.let_go()
+            waiting = self._carriage.unload(call)  # if it could not be sent with what others lack as well
             self._lock.notify_all()
+        for other in waiting:
+            self._try(other, self._send, other)
 
     # ------------------------------------------------------------------ the end
 

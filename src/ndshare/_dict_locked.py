@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Hashable, Iterable, Iterator
-from typing import Any
-
-import numpy as np
+from collections.abc import Hashable, Iterable
+from typing import Any, NoReturn
 
 from ndshare._arguments import check_seconds
-from ndshare._dict import Store
+from ndshare._dict import Hold, Store
 from ndshare._dict_values import refused
 from ndshare.errors import KeyLockError
 
@@ -27,9 +24,8 @@ def checked_timeout(timeout: float | None) -> float:
     return timeout
 
 
-@contextlib.contextmanager
-def locks(store: Store, keys: Iterable[Hashable], numbers: list[int], timeout: float) -> Iterator[None]:
-    """Have the locks of keys, whose numbers ascend, for the length of a block.
+class Locks(Hold):
+    """The locks of keys, whose numbers ascend, for the length of a block.
 
     Raises
     ------
@@ -38,48 +34,50 @@ def locks(store: Store, keys: Iterable[Hashable], numbers: list[int], timeout: f
     KeyTimeoutError
         If another has one of them for too long.
     """
-    failure = store.acquire(numbers, timeout)
-    if failure is not None:
-        raise refused(keys, numbers, failure, timeout)
-    try:
-        yield
-    finally:
-        store.release(numbers)
+
+    def __init__(self, store: Store, keys: Iterable[Hashable], numbers: list[int], timeout: float) -> None:
+        super().__init__(store, numbers)
+        self._keys = keys
+        self._numbers = numbers
+        self._timeout = timeout
+
+    def __enter__(self) -> Any:
+        try:
+            failure = self.take(self._timeout)
+        except BaseException:  # Ctrl-C comes behind the call that has taken them
+            self.free()
+            raise
+        if failure is not None:
+            raise refused(self._keys, self._numbers, failure, self._timeout)
 
 
-class Locked:
+class Locked(Locks):
     """What `SharedDict.locked` returns: the block in which arrays are worked on in place."""
 
     def __init__(self, store: Store, keys: Iterable[Hashable], wanted: list[int], timeout: float) -> None:
+        super().__init__(store, keys, sorted(wanted), timeout)
         self._store = store
         self._wanted = wanted
-        self._numbers = sorted(wanted)
         self._pid = os.getpid()
-        self._arrays: list[np.ndarray[Any, Any]] = []
-        self._locks = locks(store, keys, self._numbers, timeout)
 
     def __enter__(self) -> Any:
-        self._locks.__enter__()
+        if self.held:
+            raise KeyLockError("of this block", "them already", "enter a block of `locked` once at a time")
         try:
-            arrays = {number: self._store.begin(number) for number in self._numbers}
-            self._arrays = [arrays[number] for number in self._wanted]
-        except BaseException as error:
-            self._locks.__exit__(type(error), error, error.__traceback__)
+            super().__enter__()
+            begun = {number: self._store.begin(number) for number in self._numbers}
+            self.arrays = arrays = [begun[number] for number in self._wanted]
+            return arrays[0] if len(arrays) == 1 else tuple(arrays)
+        except BaseException:
+            self.free()
             raise
-        return self._arrays[0] if len(self._arrays) == 1 else tuple(self._arrays)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for array in self._arrays:
-            array.flags.writeable = False  # from now on others read there
-        self._arrays = []
-        try:
-            if kind is None:
-                if self._pid != os.getpid():
-                    raise KeyLockError(
-                        "of this block",
-                        f"nothing: process {self._pid}, of which it is a fork, has the lock",
-                        "leave the block in the process that entered it (os._exit in the child)",
-                    )
-                self._store.publish(self._numbers)
-        finally:
-            self._locks.__exit__(None, None, None)
+    def _refuse(self) -> NoReturn:
+        """At the end of the block, without the locks."""
+        if self._pid == os.getpid():
+            raise RuntimeError("the block of `locked` is left where it was not entered: in another thread?")
+        raise KeyLockError(
+            "of this block",
+            f"nothing: process {self._pid}, of which it is a fork, has the lock",
+            "leave the block in the process that entered it (os._exit in the child)",
+        )

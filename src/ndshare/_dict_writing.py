@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ndshare import _dict, _dict_locked, segments
-from ndshare._dict_locked import Locked, checked_timeout
+from ndshare import _dict, segments
+from ndshare._dict_locked import Locked, Locks, checked_timeout
 from ndshare._dict_reading import ReadableDict
 from ndshare._dict_values import Array, fitting, refused
 from ndshare.errors import KeyLockError
@@ -52,11 +52,11 @@ class WritableDict(ReadableDict):
         store, keys = self._store, self._keys
         if atomic:
             numbers = sorted(values)
-            with _dict_locked.locks(store, keys, numbers, limit):
+            with Locks(store, keys, numbers, limit):
                 store.put(numbers, [values[number] for number in numbers])
             return
         for number, array in values.items():
-            with _dict_locked.locks(store, keys, [number], limit):
+            with Locks(store, keys, [number], limit):
                 store.put((number,), (array,))
 
     def update(
@@ -129,7 +129,7 @@ class WritableDict(ReadableDict):
     ) -> dict[Any, Array]:
         store, ordered = self._store, sorted(numbers)
         look = store.load if copy else store.view
-        with _dict_locked.locks(store, self._keys, ordered, limit), segments.recycled_memory():
+        with Locks(store, self._keys, ordered, limit), segments.recycled_memory():
             values = {
                 number: fitting(store, key, number, self._specs[key], func(given, look(number)))
                 for number, (key, given) in zip(numbers, new.items(), strict=True)

@@ -27,6 +27,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 
 _FIND, _OFFER, _WITHDRAW, _HERE, _FETCH = range(5)
@@ -36,6 +37,17 @@ _PEER = struct.Struct("3i")
 _FETCH_S = 20.0
 #: Beyond that a holder that does not answer is as good as none.
 _ANSWER_S = 5.0
+
+#: Of this process: in the child of a fork they would keep a name, or a content, whose owner has ended.
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    for one in list(_sockets):
+        one.close()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
 
 Offer = tuple[bytes, int, int, int]  # hash, descriptor, size, uid
 
@@ -75,6 +87,7 @@ class _Holder:
                         peer, _ = self._listener.accept()
                         if _is_ours(peer):
                             self._peers[peer.fileno()] = peer
+                            _sockets.add(peer)
                             poll.register(peer, select.POLLIN)
                         else:
                             peer.close()
@@ -240,6 +253,7 @@ class Link:
                 link.close()
                 return None
             self._socket = link
+            _sockets.add(link)
             return link
         return None
 
@@ -252,4 +266,5 @@ class Link:
         except OSError:
             listener.close()
             return
+        _sockets.add(listener)
         _Holder(listener)

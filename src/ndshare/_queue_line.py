@@ -21,6 +21,7 @@ import collections
 import os
 import threading
 
+from ndshare import _wire
 from ndshare._queue_backlog import Backlog
 from ndshare._queue_memory import SHUT
 from ndshare._queue_messages import Message, short_of_files
@@ -42,7 +43,7 @@ class Line(Backlog):
         self.users = 0
 
     def push(self, message: Message) -> None:
-        """Accept a message, and send it if there is room.
+        """Accept a message, and send it if there is room; if that fails, its slot is the caller's to free.
 
         Raises
         ------
@@ -51,22 +52,22 @@ class Line(Backlog):
         CapacityError
             If there is no memory for the copies.
         """
+        if not self.backlog:
+            _settle(message)
+        if message.draft is not None:
+            message.detach()
+        _wire.shield()  # a backlog has one feeder, and what is in it goes out once
         try:
-            if not self.backlog:
-                _settle(message)
-            if message.draft is not None:
-                message.detach()
             with self._lock:
                 if self.wire.flags & SHUT:
                     raise ShutDown
                 if self.backlog or message.draft is not None or not self._send(message):
                     self._delay(message)
                 self.wire.count_put()
-            if self.backlog and self._feeder is None:
-                self._feed()
-        except BaseException:
-            self.give_back_slot(message)
-            raise
+        finally:
+            _wire.unshield()
+        if self.backlog and self._feeder is None:
+            self._feed()
 
     def open(self) -> None:
         """Count a `Queue` that uses this line."""

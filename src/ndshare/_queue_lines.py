@@ -6,12 +6,13 @@ import os
 import threading
 import weakref
 
-from ndshare import _queue_exit
+from ndshare import _queue_exit, _wire
 from ndshare._queue_line import Line
 from ndshare._queue_memory import Files
 from ndshare._queue_wire import Wire
 
 _lines: weakref.WeakValueDictionary[tuple[int, int], Line] = weakref.WeakValueDictionary()
+_all: weakref.WeakSet[Line] = weakref.WeakSet()  # also those closed that still send
 _registry_lock = threading.RLock()
 _forks = threading.local()  # lines whose locks a fork that is under way has taken
 
@@ -26,14 +27,16 @@ def line_of(files: Files) -> Line:
             for fd in set(files).difference(line.wire.files):
                 os.close(fd)
         else:
+            _wire.shield_main(threading.main_thread().ident or 0)
             line = _lines[key] = Line(Wire(files))
+            _all.add(line)
         line.open()
         return line
 
 
 def _before_fork() -> None:
     _registry_lock.acquire()
-    _forks.lines = list(_lines.values())
+    _forks.lines = list(_all)
     for line in _forks.lines:
         line.before_fork()
 
@@ -47,6 +50,7 @@ def _after_fork() -> None:
 def _begin_in_child() -> None:
     global _registry_lock
     _registry_lock = threading.RLock()
+    _wire.shield_main(threading.main_thread().ident or 0)
     _queue_exit.begin_in_child()
     for line in _forks.__dict__.pop("lines", ()):
         line.begin_in_child()

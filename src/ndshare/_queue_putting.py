@@ -63,20 +63,15 @@ class Putting(Handle):
                 line.let_drain()
                 if wire.spin_for_slot() and _send_stream(line, stream):
                     return
-        if wire.slots and not line.take_slot(message, doubt=not block):
-            if not block:
-                raise queue.Full
-            _wire.add_u64(wire.memory, WAITERS, 1)
-            try:
-                rung = True
-                while not line.take_slot(message, doubt=not rung):
-                    left = left_of(deadline)
-                    if left is not None and left <= 0 and not rung:
-                        raise queue.Full
-                    rung = wire.wait_for_slot(left)
-            finally:
-                _wire.add_u64(wire.memory, WAITERS, -1)
-        line.push(message)
+        try:
+            if wire.slots and not line.take_slot(message, doubt=not block):
+                if not block:
+                    raise queue.Full
+                _wait_for_slot(line, message, deadline)
+            line.push(message)
+        except BaseException:
+            line.give_back_slot(message)
+            raise
 
     def put_nowait(self, obj: object) -> None:
         """Put an object, or raise `queue.Full` at once; see `put`."""
@@ -88,14 +83,32 @@ class Putting(Handle):
 
         line = self._open()
         message = _message(line, obj)
-        if line.wire.slots and not line.take_slot(message):
-            _wire.add_u64(line.wire.memory, WAITERS, 1)
-            try:
-                while not line.take_slot(message):
-                    await wait_for_slot(line.wire)
-            finally:
-                _wire.add_u64(line.wire.memory, WAITERS, -1)
-        line.push(message)
+        try:
+            if line.wire.slots and not line.take_slot(message):
+                _wire.add_u64(line.wire.memory, WAITERS, 1)
+                try:
+                    while not line.take_slot(message):
+                        await wait_for_slot(line.wire)
+                finally:
+                    _wire.add_u64(line.wire.memory, WAITERS, -1)
+            line.push(message)
+        except BaseException:
+            line.give_back_slot(message)
+            raise
+
+
+def _wait_for_slot(line: Line, message: Message, deadline: float | None) -> None:
+    wire = line.wire
+    _wire.add_u64(wire.memory, WAITERS, 1)
+    try:
+        rung = True
+        while not line.take_slot(message, doubt=not rung):
+            left = left_of(deadline)
+            if left is not None and left <= 0 and not rung:
+                raise queue.Full
+            rung = wire.wait_for_slot(left)
+    finally:
+        _wire.add_u64(wire.memory, WAITERS, -1)
 
 
 def _message(line: Line, obj: object) -> Message:

@@ -39,12 +39,16 @@ class Slots:
         if wire.flags & SHUT:
             raise ShutDown
         nbytes = max(message.nbytes, wire.least) if wire.maxbytes else 1
-        with self._lock:
-            taken = _wire.queue_take(wire.files.memory, wire.memory, nbytes, doubt)
-            if taken is None:
-                return False
-            message.slot, message.slot_fd = taken
-            self._slot_fds.add(message.slot_fd)
+        _wire.shield()  # Ctrl-C comes behind the call that has taken it
+        try:
+            with self._lock:
+                taken = _wire.queue_take(wire.files.memory, wire.memory, nbytes, doubt)
+                if taken is None:
+                    return False
+                message.slot, message.slot_fd = taken
+                self._slot_fds.add(message.slot_fd)
+        finally:
+            _wire.unshield()
         return True
 
     def is_full_of_bytes(self) -> bool:

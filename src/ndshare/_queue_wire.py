@@ -131,6 +131,7 @@ class Wire(Waiting):
 
     def _receive_late(self) -> Received | None:
         """Receive what had been accepted before the queue was shut down, and found no room then."""
+        self.set_flags(SHUT)  # whoever shuts it down may be killed before; who delays looks for it
         if self.flags & IMMEDIATE:
             raise ShutDown
         received = self._recv_late()
@@ -147,12 +148,12 @@ class Wire(Waiting):
 
     def shut_down(self, *, immediate: bool) -> None:
         """Let nothing in any more; with `immediate` let nothing out either."""
-        self.set_flags(SHUT | IMMEDIATE if immediate else SHUT)
         sock = socket.socket(fileno=self.files.out)
         try:
-            sock.shutdown(socket.SHUT_WR)
+            sock.shutdown(socket.SHUT_WR)  # first: it wakes who waits, whatever becomes of this process
         finally:
             sock.detach()
+        self.set_flags(SHUT | IMMEDIATE if immediate else SHUT)
         with contextlib.suppress(BlockingIOError):
             os.write(self.files.bell_out, b"!")
         if immediate:

@@ -120,7 +120,7 @@ typedef struct {
     PyTypeObject *store_type, *view_type;
 } ndshare_dict_state;
 
-extern PyType_Spec ndshare_store_spec, ndshare_view_spec;
+extern PyType_Spec ndshare_store_spec, ndshare_view_spec, ndshare_hold_spec;
 extern struct PyModuleDef ndshare_dict_definition;
 extern _Atomic long ndshare_dict_countdown;
 extern PyDataMemAllocator ndshare_memory_blocks;
@@ -215,7 +215,6 @@ PyObject *ndshare_store_fits(PyObject *self, PyObject *const *args, Py_ssize_t n
 PyObject *ndshare_store_fill(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_store_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_store_begin(PyObject *self, PyObject *number);
-PyObject *ndshare_store_publish(PyObject *self, PyObject *keys);
 
 /* updating.c */
 PyObject *ndshare_store_update(PyObject *self, PyObject *const *args, Py_ssize_t nargs);

@@ -7,7 +7,8 @@
  * holders.c  which thread has which keys, who waits for whom
  * waiting.c  sleeping until a value changes
  * reading.c  copies, snapshots
- * writing.c  put, begin, publish
+ * writing.c  put, begin
+ * hold.c     locks for the length of a block, and what was begun published at its end
  * updating.c lock, call, publish
  * memory.c   where the memory of large values comes from
  * lending.c  the idle slot as memory of what an update function makes
@@ -56,6 +57,12 @@ module_exec(PyObject *module)
     state->store_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &ndshare_store_spec, NULL);
     state->view_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &ndshare_view_spec, NULL);
     if (state->store_type == NULL || state->view_type == NULL || PyModule_AddType(module, state->store_type) < 0) {
+        return -1;
+    }
+    PyObject *hold = PyType_FromModuleAndSpec(module, &ndshare_hold_spec, NULL);
+    int added = hold == NULL ? -1 : PyModule_AddType(module, (PyTypeObject *)hold);
+    Py_XDECREF(hold);
+    if (added < 0) {
         return -1;
     }
     return PyModule_AddIntConstant(module, "CELL_BYTES", NDSHARE_DICT_CELL) < 0

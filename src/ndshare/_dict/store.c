@@ -236,7 +236,6 @@ static PyMethodDef store_methods[] = {
     {"put", (PyCFunction)(void (*)(void))ndshare_store_put, METH_FASTCALL,
      PyDoc_STR("put(keys, arrays)\n\nWrite and publish, as one store.")},
     {"begin", ndshare_store_begin, METH_O, PyDoc_STR("begin(key)\n\nThe idle slot with a copy of the value.")},
-    {"publish", ndshare_store_publish, METH_O, PyDoc_STR("publish(keys)\n\nPublish what was begun, as one store.")},
     {"wait", (PyCFunction)(void (*)(void))ndshare_store_wait, METH_FASTCALL,
      PyDoc_STR("wait(key, version, timeout) -> version or None")},
     {"held", ndshare_store_held, METH_NOARGS, PyDoc_STR("held()\n\nKeys that this thread has locked.")},

@@ -147,32 +147,3 @@ ndshare_store_begin(PyObject *self, PyObject *number)
     ndshare_current where = {slot, store->entries[key].stamp, current.version + 1};
     return ndshare_store_array(self, key, &where, true);
 }
-
-/* Publish what was begun. */
-PyObject *
-ndshare_store_publish(PyObject *self, PyObject *sequence)
-{
-    ndshare_store *store = (ndshare_store *)self;
-    Py_ssize_t n;
-    Py_ssize_t *keys = ndshare_store_keys(store, sequence, &n);
-    if (keys == NULL) {
-        return NULL;
-    }
-    PyObject *result = NULL;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        if (!ndshare_store_owned(store, keys[i])) {
-            goto done;
-        }
-        if (store->entries[keys[i]].writing < 0) {
-            PyErr_Format(PyExc_RuntimeError, "key number %zd was not begun", keys[i]);
-            goto done;
-        }
-    }
-    if (n > 0) {
-        ndshare_slot_commit(store, keys, n);
-    }
-    result = Py_NewRef(Py_None);
-done:
-    PyMem_Free(keys);
-    return result;
-}

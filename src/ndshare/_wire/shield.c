@@ -28,6 +28,7 @@
 static atomic_int depth;
 static int windows;  /* that are open: within them the handler stays in place */
 static atomic_bool caught;
+static atomic_int handling;  /* threads that are in the handler */
 static bool installed;
 static struct sigaction before;
 static pthread_t main_thread;
@@ -37,11 +38,13 @@ static pid_t owner;
 static void
 on_interrupt(int number, siginfo_t *info, void *context)
 {
+    atomic_fetch_add(&handling, 1);
     if (atomic_load(&depth) > 0) {
         atomic_store(&caught, true);
         /* In another thread the main thread may have opened a window meanwhile: it looks at `caught` after
          * it has changed `depth`, so one of the two sees the other. */
         if (atomic_load(&depth) > 0 || !atomic_exchange(&caught, false)) {
+            atomic_fetch_sub(&handling, 1);
             return;
         }
     }
@@ -51,6 +54,7 @@ on_interrupt(int number, siginfo_t *info, void *context)
     else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN) {
         before.sa_handler(number);
     }
+    atomic_fetch_sub(&handling, 1);
 }
 
 static bool
@@ -116,19 +120,24 @@ PyObject *
 ndshare_shield_up(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     if (in_main_thread()) {
-        if (atomic_load(&depth) == 0) {
+        if (atomic_fetch_add(&depth, 1) == 0) {
             if (windows == 0) {
                 install();
             }
+            while (atomic_load(&handling) > 0 && getpid() == owner) {  /* another thread has seen no shield, and says so to Python */
+            }
             /* What came before is raised here, not at the first line that is shielded. */
             if (PyErr_CheckSignals() < 0) {
+                atomic_store(&depth, 0);
                 if (windows == 0) {
                     uninstall();
+                }
+                if (atomic_exchange(&caught, false)) {
+                    PyErr_SetInterruptEx(SIGINT);
                 }
                 return NULL;
             }
         }
-        atomic_fetch_add(&depth, 1);
     }
     Py_RETURN_NONE;
 }
