@@ -34,8 +34,8 @@ def _writing_snapshot(fd: int) -> Iterator[None]:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(kind, os.SEEK_SET, _SYNC_BYTE, 1, 0))
 
     with _writing:
-        lock(fcntl.F_WRLCK)
-        try:
+        try:  # Ctrl-C comes behind the call that has locked it
+            lock(fcntl.F_WRLCK)
             yield
         finally:
             lock(fcntl.F_UNLCK)

@@ -219,6 +219,8 @@ class Backlog(Slots):
             feeder.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
             if deadline is not None and time.monotonic() >= deadline:
                 return self._feeder is None
+            if self._feeder is feeder and not feeder.is_alive():  # by an error of its own
+                return False
         return True
 
     def finish(self) -> None:
