@@ -23,7 +23,7 @@ from dict_tasks import forked
 from ndshare._node import run_task
 from ndshare._node_link import Link
 
-_STORM_S = 0.5
+_STORM_S = 0.3
 
 
 def _storm(operation: Callable[[], object]) -> Iterator[int]:
@@ -162,12 +162,9 @@ def holder() -> None:
     assert answers == [None]
 
 
-STORIES: dict[str, Callable[[], None]] = {
-    "write": lambda: keys(write),
-    "write atomic": lambda: keys(write_all),
-    "locked": lambda: keys(locked),
-    "maxsize": lambda: slots(maxsize=4),
-    "maxbytes": lambda: slots(maxbytes=1 << 20),
+STORIES: dict[str, Callable[[], object]] = {
+    "keys": lambda: [keys(operation) for operation in (write, write_all, locked)],
+    "slots": lambda: [slots(maxsize=4), slots(maxbytes=1 << 20)],
     "contents": contents,
     "holder": holder,
 }

@@ -214,7 +214,7 @@ def test_ctrl_c_while_an_argument_is_pickled_keeps_the_task(
     one, two = make(), make()
     hub = two._pool.hub
     two.submit(time.sleep, 0.3).result()  # tasks are not short: nothing is sent ahead
-    two.submit(time.sleep, 0.3)
+    two.submit(time.sleep, 0.8)
     second = two.submit(misdeeds.same, Strike())  # sent by who leads, once the first is done
     tick = hub.tick
 
@@ -224,7 +224,7 @@ def test_ctrl_c_while_an_argument_is_pickled_keeps_the_task(
 
     monkeypatch.setattr(hub, "tick", quick)
     with pytest.raises(KeyboardInterrupt):
-        one.submit(time.sleep, 1.0).result()
+        one.submit(time.sleep, 2.0).result()
     monkeypatch.undo()
     assert concurrent.futures.wait([second], _LATE_S).done
 
@@ -240,7 +240,7 @@ def test_environment_larger_than_a_message(make: Make, monkeypatch: pytest.Monke
 
 def test_killed_workers_are_nobodys_next(make: Make) -> None:
     """A signal that is still on its way does not hit the task of another executor."""
-    for _ in range(60):
+    for _ in range(20):
         one, two = make(), make()
         one.kill_workers()
         two.submit(time.sleep, 0.01).result()
@@ -302,7 +302,7 @@ def test_callback_may_want_a_lock_that_another_thread_holds_while_it_submits(mak
         with lock:
             pass
 
-    for _ in range(20):
+    for _ in range(8):
         for event in (Slow.begun, Slow.go, over):
             event.clear()
         thread = _beside(burst)

@@ -51,7 +51,7 @@ def _lead(hub: Hub, over: threading.Event, took: list[float]) -> threading.Threa
 @pytest.mark.usefixtures("one_processor")
 def test_bell_is_the_leaders_although_another_thread_looks_first(hub: Hub) -> None:
     """Who rings, and then looks for messages, does not take the sound away."""
-    for _ in range(30):
+    for _ in range(8):
         over, ended = threading.Event(), list[float]()
         thread = _lead(hub, over, ended)
         over.set()
@@ -65,7 +65,7 @@ def test_bell_is_the_leaders_although_another_thread_looks_first(hub: Hub) -> No
 @pytest.mark.usefixtures("one_processor")
 def test_bell_is_the_leaders_although_the_io_thread_hears_too(hub: Hub) -> None:
     """As it does when it was told to, for one who waited, just as the next thread began to lead."""
-    for _ in range(30):
+    for _ in range(8):
         over, ended = threading.Event(), list[float]()
         thread = _lead(hub, over, ended)
         hub._unpark()
@@ -96,7 +96,7 @@ def test_io_thread_leaves_the_workers_to_who_leads(hub: Hub) -> None:
 @pytest.mark.usefixtures("one_processor")
 def test_who_leads_leaves_before_the_hub_is_closed() -> None:
     """What it listens to is not taken away while it sleeps: it would not wake up any more."""
-    for _ in range(30):
+    for _ in range(8):
         hub = Hub()
         hub.start()
         over, ended = threading.Event(), list[float]()

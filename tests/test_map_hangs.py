@@ -181,13 +181,13 @@ def test_worker_that_is_killed_for_an_item_reports_no_more(monkeypatch: pytest.M
     kill = _pool_workers.PoolWorkers.kill
 
     def late(self: Any, pid: int) -> None:
-        time.sleep(0.6)
+        time.sleep(1.2)
         kill(self, pid)
 
     monkeypatch.setattr(_pool_workers.PoolWorkers, "kill", late)
 
     def kernel(*_: object) -> None:
-        time.sleep(0.5)
+        time.sleep(1.0)
         raise ValueError
 
     report = context.map(kernel, range(1), timeout=0.2, on_error="collect")
