@@ -17,7 +17,7 @@ import pytest
 
 import misdeeds
 import ndshare
-from ndshare import _pool_results
+from ndshare import _muster, _pool_results
 from ndshare.hub import Hub
 
 #: Far longer than any of it takes.
@@ -227,6 +227,17 @@ def test_ctrl_c_while_an_argument_is_pickled_keeps_the_task(
         one.submit(time.sleep, 2.0).result()
     monkeypatch.undo()
     assert concurrent.futures.wait([second], _LATE_S).done
+
+
+def test_ctrl_c_while_an_initializer_is_pickled_lets_the_pool_end() -> None:
+    """When all workers are started at once, what was to be sent is sent by the I/O thread."""
+    executor = ndshare.ProcessPoolExecutor(1, initializer=misdeeds.same, initargs=(Strike(),))
+    with pytest.raises(KeyboardInterrupt):
+        _muster.start_workers(executor._pool)
+    try:
+        assert _ends(_beside(executor.shutdown))
+    finally:
+        executor.kill_workers()
 
 
 def test_environment_larger_than_a_message(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,11 @@ def start_workers(pool: Pool) -> None:
             except BlockingIOError:  # no room for another process now: the queue tries again
                 pool.submit_all(probes[number:])
                 break
-            pool.dispatch(worker, [probe])
+            try:
+                pool.dispatch(worker, [probe])
+            except BaseException:  # Ctrl-C while the initializer was pickled: the I/O thread sends what waits
+                pool.hub.put_off(pool.pump)
+                raise
     finally:
         _wire.unshield()
     for probe in probes:
