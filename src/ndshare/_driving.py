@@ -187,13 +187,9 @@ class Drive:
             return
         self._stillborn = 0
         index, killed = board.current(worker_id), board.killed(worker_id)
-        left = board.undone(*board.share_of(worker_id))
-        if (
-            index is None and left
-        ):  # it was about to begin them: whose `iterate` reads ahead dies so each time
-            first = left[0][0]
-            index = first if first in self._unbegun else None
-            self._unbegun.add(first)
+        share = board.share_of(worker_id)
+        if index is None:
+            index = self._never_begun(board.undone(*share))
         at = None if index is None else job.first + index
         self.deaths.append(Death(worker_id, lost.pid, at, time.monotonic()))
         if index is not None and board.mask[index] == UNDONE:
@@ -203,10 +199,22 @@ class Drive:
                 board.fail(worker_id, index)
                 if job.on_error == "raise":
                     board.stop()
-        left = board.undone(*board.share_of(worker_id))
         board.leave(worker_id)
+        left = board.undone(*share)
         if not board.is_stopped() and (left or board.taken < board.items):
             self._again(left)
+
+    def _never_begun(self, left: Ranges) -> int | None:
+        """Return the first item of a share before which a worker has died for the second time.
+
+        Whose `iterate` reads ahead, and dies of that, would die so again and again.
+        """
+        if not left:
+            return None
+        first = left[0][0]
+        again = first in self._unbegun
+        self._unbegun.add(first)
+        return first if again else None
 
     def _note_untold(self) -> None:
         """Add the errors of items that failed in workers which died before they had reported."""

@@ -32,7 +32,7 @@ from typing import Any
 from ndshare import _wire, captured, cpus, hub, transport
 from ndshare._job import Job
 from ndshare._map_workers import Lost, Outcome, Ranges
-from ndshare._pool_errors import WorkerDiedError
+from ndshare._pool_errors import WorkerDiedError, code_or_signal
 from ndshare._runner import run_watched
 from ndshare.captured import Traffic
 from ndshare.errors import TransportError
@@ -171,9 +171,7 @@ class Forked:
             _, status, usage = os.wait4(pid, 0)
             code, peak = os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
         if received is None or not received[0]:
-            exit_code = code if code is not None and code >= 0 else None
-            signal_number = -code if code is not None and code < 0 else None
-            return Lost(pid, WorkerDiedError(describe(self._job.kernel), pid, exit_code, signal_number, peak))
+            return Lost(pid, WorkerDiedError(describe(self._job.kernel), pid, *code_or_signal(code), peak))
         size, fds = received
         content = transport.unpack(bytes(self._buffer[1:size]), fds)
         if self._buffer[:1] == _REPORT:

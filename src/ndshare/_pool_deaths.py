@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ndshare import _frames as frames
 from ndshare import transport
-from ndshare._pool_errors import InitializerError, WorkerDiedError
+from ndshare._pool_errors import InitializerError, WorkerDiedError, code_or_signal
 from ndshare.hub import Todo
 from ndshare.parcel import close_all
 from ndshare.tasks import Task
@@ -68,8 +68,7 @@ def on_death(pool: Pool, worker: Worker, pid: int, code: int | None, peak: int, 
             pool.queue.clear()
             victims, spared = victims + spared, []
             pool.roster.stillborn = 0
-    exit_code = code if code is not None and code >= 0 else None
-    number = -code if code is not None and code < 0 else None
+    exit_code, number = code_or_signal(code)
     lost: list[tuple[Task, BaseException]] = []
     for task in victims:
         task.attempts += 1

@@ -94,11 +94,7 @@ def when_empty(pool: Pool) -> None:
         pool.crew.pools.discard(pool)
         for worker in list(pool.workers):
             pool.roster.dismiss(worker)
-            if pool.killed:  # the signal may be still on its way: it is nobody's next worker
-                worker.pool = None
-                worker.quit()
-            else:
-                pool.crew.release(worker)
+            pool.crew.release(worker)
     with pool.ended:
         pool.over = True
         pool.ended.notify_all()

@@ -28,6 +28,13 @@ def _likely_cause(signal_number: int | None, exit_code: int | None) -> str:
     return "its parent process ended, and it with it"
 
 
+def code_or_signal(status: int | None) -> tuple[int | None, int | None]:
+    """Return exit code and signal, one of them None, of what `os.waitstatus_to_exitcode` gave, or of None."""
+    if status is None:
+        return None, None
+    return (status, None) if status >= 0 else (None, -status)
+
+
 class WorkerDiedError(WorkerError, BrokenProcessPool):
     """The process that ran a task ended before the task did.
 

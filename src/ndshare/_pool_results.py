@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import functools
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ndshare import _frames as frames
@@ -50,29 +51,21 @@ def _resolve(pool: Pool, worker: Worker, task: Task, status: int, body: bytes, f
         pool.fail(task, error)
         return
     if status == frames.OK:
-        succeed(pool, task, value)
+        _end(pool, task, task.succeed, value)
     elif status == frames.ERROR or not _try_by_value(pool, worker, task, value[0]):
         pool.fail(task, *value)
 
 
-def _may_resolve(pool: Pool, task: Task) -> bool:
-    """Whether this thread may resolve a task: callbacks are run by the I/O thread alone."""
-    if task.seal():
-        return True
-    if not pool.hub.in_thread:
-        return False
-    task.on_done = pool.hub.ring  # before callbacks of the user's, which may block
-    return True
-
-
-def succeed(pool: Pool, task: Task, value: Any) -> None:
-    """End a task by its result."""
-    if not _may_resolve(pool, task):  # a callback was added while the result was rebuilt
-        pool.hub.call_back(functools.partial(succeed, pool, task, value))
-        return
+def _end(pool: Pool, task: Task, tell: Callable[[Any], None], outcome: Any) -> None:
+    """End a task; callbacks are run by the I/O thread alone."""
+    if not task.seal():
+        if not pool.hub.in_thread:
+            pool.hub.call_back(functools.partial(_end, pool, task, tell, outcome))
+            return
+        task.on_done = pool.hub.ring  # before callbacks of the user's, which may block
     try:
         if _finish(pool, task):
-            task.succeed(value)
+            tell(outcome)
     finally:
         if pool.closed:
             pool.when_empty()
@@ -114,14 +107,7 @@ def fail(pool: Pool, task: Task, error: BaseException, text: str = "") -> None:
     """End a task by an error."""
     _records.handle_waiting()
     with_traceback(error, text)
-    if not _may_resolve(pool, task):
-        pool.hub.call_back(functools.partial(pool.fail, task, error))
-        return
-    try:
-        if _finish(pool, task):
-            task.fail(error)
-    finally:
-        pool.when_empty()
+    _end(pool, task, task.fail, error)
 
 
 def refuse(pool: Pool, task: Task, error: BaseException) -> None:

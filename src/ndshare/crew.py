@@ -123,11 +123,11 @@ class Crew:
 
     def release(self, worker: Worker) -> None:
         """Take a worker back from its pool (under the hub's lock)."""
-        own = worker.pool is not None and worker.pool.settings.own
-        worker.pool = None
+        pool, worker.pool = worker.pool, None
         if worker.leaving:
             return
-        if own or not worker.proved:
+        # Of a killed pool the signal may be still on its way: it is nobody's next worker.
+        if not worker.proved or (pool is not None and (pool.settings.own or pool.killed)):
             worker.quit()
             return
         worker.idle_since = time.monotonic()
