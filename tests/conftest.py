@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import leaks
+from tests import leaks
 
 _FIXED_SEED = 20250917  # any number: the same on every run, so that a failure of it is a regression
 _SCRIPT_TIMEOUT_S = 120
@@ -101,7 +101,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def fresh_heap() -> Iterator[None]:
     """Let the test start and end without recycled memory."""
-    from ndshare import segments
+    from ndshare._memory import segments
 
     segments.trim()
     yield

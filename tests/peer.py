@@ -15,7 +15,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from ndshare import _wire, mainspace, segments, transport
+from ndshare._memory import segments
+from ndshare._system import _wire
+from ndshare._transport import mainspace, transport
 
 _FDS_MAX = 200
 _BUFFER_BYTES = 1 << 17
@@ -106,7 +108,7 @@ class Peer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", f"import peer; peer.serve({theirs.fileno()})"],
+                [sys.executable, "-c", f"from tests import peer; peer.serve({theirs.fileno()})"],
                 pass_fds=(theirs.fileno(),),
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
             )

@@ -16,15 +16,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from ndshare import segments
+from ndshare._memory import segments
 
 _LOOP = """
 import os, pickle, socket, sys
 import numpy as np
 import ndshare
-from ndshare import arrays, segments
+from ndshare import _arrays
+from ndshare._memory import segments
 channel = socket.socket(fileno=int(sys.argv[1]))
-names = {"np": np, "segments": segments, "arrays": arrays, "os": os}
+names = {"np": np, "segments": segments, "arrays": _arrays, "os": os}
 
 def take(ticket, fd):
     uid, size, kind, dtype, shape, strides, offset = ticket

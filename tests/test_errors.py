@@ -10,12 +10,13 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 import ndshare
-from ndshare import _pool_errors, errors
+from ndshare import errors
+from ndshare._pool import pool_errors
 
 _CLASSES = sorted(
     {
         thing
-        for module in (errors, _pool_errors)
+        for module in (errors, pool_errors)
         for thing in vars(module).values()
         if isinstance(thing, type)
         and issubclass(thing, Exception)

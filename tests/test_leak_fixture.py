@@ -26,7 +26,7 @@ LEAKS = {
 # Child processes are killed and the entry removed afterwards: the demo leaks must not be real.
 _SOURCE = """
 import atexit, mmap, os, subprocess, tempfile, threading, time
-import leaks
+from tests import leaks
 leaks.left_behind.__defaults__ = (0.3, frozenset())
 keep = []
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys as _sys
 import typing as _typing
 
-from ndshare._scratch import scratch
-from ndshare.arrays import (
+from ndshare._memory.scratch import scratch
+from ndshare._arrays import (
     array,
     empty,
     empty_like,
@@ -40,22 +40,22 @@ from ndshare.errors import (
     UnsendableGlobalError,
     WorkerError,
 )
-from ndshare.segments import Stats, is_shared, shared_memory, stats, trim
+from ndshare._memory.segments import Stats, is_shared, shared_memory, stats, trim
 
 if _typing.TYPE_CHECKING:
-    from ndshare._dict_list import prune
-    from ndshare._pool_errors import InitializerError, WorkerDiedError
-    from ndshare.cluster import ClusterContext
-    from ndshare.cluster_executor import ClusterExecutor
-    from ndshare.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
-    from ndshare.crew import shutdown
+    from ndshare._dict.listing import prune
+    from ndshare._pool.pool_errors import InitializerError, WorkerDiedError
+    from ndshare._cluster.context import ClusterContext
+    from ndshare._cluster.executor import ClusterExecutor
+    from ndshare._map.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
+    from ndshare._processes.crew import shutdown
     from ndshare.default_context import (
         alloc,
         get_default_context,
         map,  # noqa: A004 - the word of the field
         set_default_context,
     )
-    from ndshare.executor import ProcessPoolExecutor
+    from ndshare._pool.executor import ProcessPoolExecutor
     from ndshare.functors import (
         DataArrayFunctor,
         ExtraDataFunctor,
@@ -63,14 +63,14 @@ if _typing.TYPE_CHECKING:
         NdarrayFunctor,
         SequenceFunctor,
     )
-    from ndshare.locks import Lock, lock
-    from ndshare.queues import Queue
-    from ndshare.randomness import item_rng
-    from ndshare.report import MapReport
-    from ndshare.shared_dict import SharedDict
-    from ndshare.sharing import share
-    from ndshare.workspace import Workspace
-    from ndshare.wrappers import register_wrapper
+    from ndshare._locks.lock import Lock, lock
+    from ndshare._queue.queue import Queue
+    from ndshare._map.randomness import item_rng
+    from ndshare._map.report.report import MapReport
+    from ndshare._dict.shared_dict import SharedDict
+    from ndshare._transport.sharing import share
+    from ndshare._workspace.workspace import Workspace
+    from ndshare._pickling.wrappers import register_wrapper
 
 __version__ = "0.1.0"
 
@@ -141,35 +141,35 @@ __all__ = [
 # Loaded when first asked for: workers, pickling and the standard library's executors take longer to import
 # than everything else here.
 _LATER = {
-    "ClusterContext": "ndshare.cluster",
-    "ClusterExecutor": "ndshare.cluster_executor",
+    "ClusterContext": "ndshare._cluster.context",
+    "ClusterExecutor": "ndshare._cluster.executor",
     "DataArrayFunctor": "ndshare.functors",
     "ExtraDataFunctor": "ndshare.functors",
     "Functor": "ndshare.functors",
-    "InitializerError": "ndshare._pool_errors",
-    "Lock": "ndshare.locks",
-    "MapContext": "ndshare.contexts",
-    "MapReport": "ndshare.report",
+    "InitializerError": "ndshare._pool.pool_errors",
+    "Lock": "ndshare._locks.lock",
+    "MapContext": "ndshare._map.contexts",
+    "MapReport": "ndshare._map.report.report",
     "NdarrayFunctor": "ndshare.functors",
-    "ProcessContext": "ndshare.contexts",
-    "ProcessPoolExecutor": "ndshare.executor",
-    "Queue": "ndshare.queues",
+    "ProcessContext": "ndshare._map.contexts",
+    "ProcessPoolExecutor": "ndshare._pool.executor",
+    "Queue": "ndshare._queue.queue",
     "SequenceFunctor": "ndshare.functors",
-    "SerialContext": "ndshare.contexts",
-    "SharedDict": "ndshare.shared_dict",
-    "ThreadContext": "ndshare.contexts",
-    "WorkerDiedError": "ndshare._pool_errors",
-    "Workspace": "ndshare.workspace",
+    "SerialContext": "ndshare._map.contexts",
+    "SharedDict": "ndshare._dict.shared_dict",
+    "ThreadContext": "ndshare._map.contexts",
+    "WorkerDiedError": "ndshare._pool.pool_errors",
+    "Workspace": "ndshare._workspace.workspace",
     "alloc": "ndshare.default_context",
     "get_default_context": "ndshare.default_context",
-    "item_rng": "ndshare.randomness",
-    "lock": "ndshare.locks",
+    "item_rng": "ndshare._map.randomness",
+    "lock": "ndshare._locks.lock",
     "map": "ndshare.default_context",
-    "prune": "ndshare._dict_list",
-    "register_wrapper": "ndshare.wrappers",
+    "prune": "ndshare._dict.listing",
+    "register_wrapper": "ndshare._pickling.wrappers",
     "set_default_context": "ndshare.default_context",
-    "share": "ndshare.sharing",
-    "shutdown": "ndshare.crew",
+    "share": "ndshare._transport.sharing",
+    "shutdown": "ndshare._processes.crew",
 }
 
 

@@ -34,8 +34,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ndshare._pool_errors import InitializerError as InitializerError
-    from ndshare._pool_errors import WorkerDiedError as WorkerDiedError
+    from ndshare._pool.pool_errors import InitializerError as InitializerError
+    from ndshare._pool.pool_errors import WorkerDiedError as WorkerDiedError
 
 
 class NdshareError(Exception):
@@ -378,7 +378,7 @@ else:
 def __getattr__(name: str) -> Any:
     # These two derive from a class whose module takes longer to import than ndshare.
     if name in {"WorkerDiedError", "InitializerError"}:
-        from ndshare import _pool_errors
+        from ndshare._pool import pool_errors as _pool_errors
 
         return getattr(_pool_errors, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

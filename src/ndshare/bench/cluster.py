@@ -17,8 +17,8 @@ from ndshare.bench.dask_cluster import Load, load_of, opened
 from ndshare.bench.goal import Goal, Result
 from ndshare.bench.simulation import Costs, Machines, Work, simulate
 from ndshare.bench.timing import Contestant, alternate
-from ndshare.cluster import ClusterContext
-from ndshare.cpus import processors
+from ndshare._cluster.context import ClusterContext
+from ndshare._system.cpus import processors
 
 _ITEM_BYTES = 1 << 20
 _ITEMS, _QUICK_ITEMS = 1000, 40

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._cluster_cargo import Cargo
-from ndshare._twins import Change
+from ndshare._cluster.cargo import Cargo
+from ndshare._node.twins import Change
 from ndshare.bench.dask_cluster import load_of
 from ndshare.bench.goal import Result
 from ndshare.bench.simulation import Costs
-from ndshare.cluster import ClusterContext
+from ndshare._cluster.context import ClusterContext
 
 _SHARES = 200
 _ROW_BYTES = 1 << 20

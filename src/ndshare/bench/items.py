@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ndshare import _loop
-from ndshare._board import DONE, Board
+from ndshare._map import _loop
+from ndshare._system.board import DONE, Board
 from ndshare.bench.goal import Goal, Result
 from ndshare.bench.timing import Contestant, alternate
 

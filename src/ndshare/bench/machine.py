@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from ndshare import cpus
+from ndshare._system import cpus
 
 
 def facts() -> dict[str, object]:

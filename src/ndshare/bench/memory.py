@@ -108,7 +108,7 @@ def _count_messages() -> list[int]:
     All traffic of a pool has this process at one end. Must run before the modules that use the
     two functions are imported.
     """
-    from ndshare import _wire
+    from ndshare._system import _wire
 
     counted = [0]
     send, receive = _wire.send_message, _wire.recv_message

@@ -6,7 +6,7 @@
       one thing at a time: it sends,        one share at a time,           receives, merges,
       receives and merges                   on all of its cores            sends the next ones
 
-The shares have the sizes that the library gives them: by `ndshare._share_size.ShareSize` itself, which
+The shares have the sizes that the library gives them: by `ndshare._cluster.share_size.ShareSize` itself, which
 learns here too what an item takes.
 
 Not simulated: kernels of different lengths, and networks between nodes and caller that are slower than the
@@ -23,7 +23,7 @@ import math
 import random
 from typing import Any
 
-from ndshare._share_size import DEPTH, ShareSize
+from ndshare._cluster.share_size import DEPTH, ShareSize
 
 _GB = 1e9
 

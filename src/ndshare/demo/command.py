@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ndshare import cpus
+from ndshare._system import cpus
 from ndshare.demo import digits, plot, ridge
 from ndshare.demo.grid import BLAS_THREADS, Grid, Search, pickled_bytes, search_parallel, search_serial
 from ndshare.demo.options import add_size_and_place, add_workers

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ndshare import cpus
+from ndshare._system import cpus
 from ndshare.demo import tiles
 from ndshare.demo.cleaning import Cleaned, clean
 from ndshare.demo.denoise import MARGIN

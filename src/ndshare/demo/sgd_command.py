@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from ndshare import cpus
+from ndshare._system import cpus
 from ndshare.demo import digits, sgd_plot
 from ndshare.demo.options import add_size_and_place, add_workers
 from ndshare.demo.sgd import Course, run

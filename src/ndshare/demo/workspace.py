@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from ndshare import cpus
+from ndshare._system import cpus
 from ndshare.demo import digits, widths
 from ndshare.demo.grid import BLAS_THREADS
 from ndshare.demo.options import add_size_and_place, add_workers

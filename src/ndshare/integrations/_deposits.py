@@ -39,9 +39,10 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from ndshare import _platform, segments
+from ndshare._memory import segments
+from ndshare._system import platform
 from ndshare.errors import SegmentError, SegmentGoneError
-from ndshare.parcel import close_all
+from ndshare._transport.parcel import close_all
 
 _SLOTS = 1 << 20  # messages under way at most; pages of the ledger exist once they are used
 _TOKEN_BYTES = 16
@@ -212,7 +213,7 @@ def take(ticket: Ticket, what: str) -> segments.Block:
     except SegmentError:
         raise
     except OSError as error:
-        zombie = error.errno in (errno.EACCES, errno.EPERM) and not _platform.is_alive(ticket.pid)
+        zombie = error.errno in (errno.EACCES, errno.EPERM) and not platform.is_alive(ticket.pid)
         if error.errno in (errno.ENOENT, errno.ESRCH) or zombie:
             _gone(ticket, what, "has ended")
         raise SegmentError(error.errno or errno.EIO, f"receive {what} from process {ticket.pid}") from error

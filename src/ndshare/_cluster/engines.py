@@ -1,0 +1,249 @@
+"""Engines: what runs tasks on other machines, seen through four verbs.
+
+::
+
+    Engine ── FuturesEngine    anything with the interface of `concurrent.futures.Executor`
+           └─ DaskEngine       a `distributed.Client`: bulk data goes straight between client and workers
+"""
+
+from __future__ import annotations
+
+import abc
+import concurrent.futures
+import contextlib
+import itertools
+import operator
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from ndshare._node.node import run_task, stop_map
+from ndshare._node.shares import CallTask, TaskResult
+
+#: A Dask task with more bytes than this is sent past the scheduler.
+_SCATTER_MIN = 256 * 1024
+
+
+class Engine(abc.ABC):
+    """Where shares run."""
+
+    @abc.abstractmethod
+    def processes(self) -> int:
+        """How many processes run shares, as far as that is known now; at least 1."""
+
+    @abc.abstractmethod
+    def threads(self) -> int:
+        """How many workers each of them should have."""
+
+    @abc.abstractmethod
+    def submit(self, task: CallTask, tell: Callable[[Any], object], address: Any = None, /) -> Any:
+        """Send a task, to where `address` says if the engine can.
+
+        `tell` is called with the future when it is done, in any thread.
+        """
+
+    @abc.abstractmethod
+    def result(self, future: Any) -> TaskResult:
+        """Return what became of a share that is done, or raise what the engine says."""
+
+    def submit_all(self, tasks: list[Any], tell: Callable[[Any], object]) -> list[Any]:
+        """Send several tasks; returns their futures."""
+        return [self.submit(task, tell) for task in tasks]
+
+    def results(self, futures: list[Any]) -> list[TaskResult | BaseException]:
+        """Return what became of several tasks that are done: results, or what the engine says."""
+        found: list[TaskResult | BaseException] = []
+        for future in futures:
+            try:
+                found.append(self.result(future))
+            except (Exception, concurrent.futures.CancelledError) as error:
+                found.append(error)
+        return found
+
+    def cancel(self, futures: list[Any]) -> None:
+        """Give shares up: those that have not begun do not run."""
+        for future in futures:
+            future.cancel()
+
+    def revoke(self, future: Any) -> bool:
+        """Keep one task from running; False if it has begun, as far as that is known, or is done."""
+        return bool(future.cancel())
+
+    def stop(self, map_id: str) -> None:  # noqa: B027 - most engines have no way to reach all processes
+        """End what still runs of a map, and let nodes drop its memory."""
+
+    def close(self) -> None:  # noqa: B027 - what the user has made, the user closes
+        """Close what was made for this engine."""
+
+
+class FuturesEngine(Engine):
+    """An executor with the interface of `concurrent.futures`.
+
+    Parameters
+    ----------
+    executor : Executor
+        Its workers must be able to import ndshare.
+    processes : int, optional
+        How many it has, if it does not say.
+    """
+
+    def __init__(self, executor: Any, processes: int | None = None) -> None:
+        if not callable(getattr(executor, "submit", None)):
+            raise TypeError(
+                f"ClusterContext: engine is {executor!r} ({type(executor).__name__}); give a Dask client, "
+                "the address of a Dask scheduler, or an executor with the interface of concurrent.futures"
+            )
+        self._executor = executor
+        self._processes = processes
+
+    def processes(self) -> int:
+        """See `Engine`."""
+        if self._processes is not None:
+            return self._processes
+        for name in ("num_workers", "_max_workers", "max_workers"):
+            try:
+                count = operator.index(getattr(self._executor, name))
+            except (AttributeError, TypeError):
+                continue
+            if count > 0:
+                return count
+        raise ValueError(
+            f"ClusterContext: {type(self._executor).__name__} does not say how many processes it has; pass "
+            "processes=n"
+        )
+
+    def threads(self) -> int:
+        """See `Engine`."""
+        return 1
+
+    def submit(self, task: CallTask, tell: Callable[[Any], object], _address: Any = None) -> Any:
+        """See `Engine`."""
+        future = self._executor.submit(run_task, task)
+        future.add_done_callback(tell)
+        return future
+
+    def result(self, future: Any) -> TaskResult:
+        """See `Engine`."""
+        result: TaskResult = future.result()
+        return result
+
+
+class DaskEngine(Engine):
+    """A client of a Dask cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connected, and not asynchronous.
+    own : bool
+        Whether it was made for this engine.
+    """
+
+    def __init__(self, client: Any, *, own: bool = False) -> None:
+        if client.asynchronous:
+            raise ValueError(
+                "ClusterContext: the Dask client is asynchronous; make one with asynchronous=False"
+            )
+        self._client = client
+        self._own = own
+        self._numbers = itertools.count()
+        self._session = uuid.uuid4().hex[:12]
+
+    def _workers(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._client.scheduler_info(n_workers=-1)["workers"]
+        return found
+
+    def processes(self) -> int:
+        """See `Engine`."""
+        workers = self._workers()
+        if not workers:
+            self._client.wait_for_workers(1)
+            workers = self._workers()
+        return len(workers)
+
+    def threads(self) -> int:
+        """See `Engine`."""
+        return max((worker["nthreads"] for worker in self._workers().values()), default=1)
+
+    def _key(self) -> str:
+        # Short: it is in every message about a task. What is before the number is its group on the dashboard.
+        return f"ndshare-{self._session}-{next(self._numbers)}"
+
+    def submit_all(self, tasks: list[Any], tell: Callable[[Any], object]) -> list[Any]:
+        """See `Engine`; small ones in one message."""
+        if len(tasks) < 2 or any(task.nbytes() > _SCATTER_MIN for task in tasks):
+            return super().submit_all(tasks, tell)
+        keys = [self._key() for _ in tasks]
+        futures: list[Any] = self._client.map(_run_on_dask, tasks, key=keys, pure=False)
+        for future in futures:
+            future.add_done_callback(tell)
+        return futures
+
+    def submit(self, task: CallTask, tell: Callable[[Any], object], address: Any = None) -> Any:
+        """See `Engine`."""
+        key = self._key()
+        content: Any = task
+        if task.nbytes() > _SCATTER_MIN:
+            content = self._client.scatter(task, workers=address, direct=True, hash=False)
+        options = {} if address is None else {"workers": address, "allow_other_workers": True}
+        future = self._client.submit(_run_on_dask, content, key=key, pure=False, **options)
+        future.add_done_callback(tell)
+        return future
+
+    def result(self, future: Any) -> TaskResult:
+        """See `Engine`."""
+        error = future.exception() if future.status == "error" else None
+        if error is not None:
+            raise error
+        result: TaskResult = self._client.gather(future, direct=True)
+        return result
+
+    def results(self, futures: list[Any]) -> list[TaskResult | BaseException]:
+        """See `Engine`; one message to each worker for all of them."""
+        if all(future.status == "finished" for future in futures):
+            with contextlib.suppress(Exception):  # one by one, then: some of them are lost
+                found: list[TaskResult | BaseException] = self._client.gather(futures, direct=True)
+                return found
+        return super().results(futures)
+
+    def cancel(self, futures: list[Any]) -> None:
+        """See `Engine`."""
+        self._client.cancel(futures, force=True)
+
+    def revoke(self, future: Any) -> bool:
+        """See `Engine`; it may have begun."""
+        if future.done():
+            return False
+        self.cancel([future])
+        return True
+
+    def stop(self, map_id: str) -> None:
+        """See `Engine`."""
+        with contextlib.suppress(Exception):  # workers that are gone just now have nothing to stop
+            self._client.run(stop_map, map_id, on_error="ignore")
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self._own:
+            self._client.close()
+
+
+def _run_on_dask(task: CallTask) -> TaskResult:
+    """Run a task in a Dask worker."""
+    import distributed
+
+    result = run_task(task)
+    result.address = distributed.get_worker().address
+    return result
+
+
+def find_engine(engine: Any, processes: int | None) -> Engine:
+    """Return the engine of what a user has given."""
+    if isinstance(engine, str):
+        import distributed
+
+        client: Any = distributed.Client
+        return DaskEngine(client(engine), own=True)
+    if type(engine).__module__.partition(".")[0] == "distributed" and hasattr(engine, "scheduler_info"):
+        return DaskEngine(engine)
+    return FuturesEngine(engine, processes)

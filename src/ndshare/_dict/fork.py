@@ -1,0 +1,64 @@
+"""SharedDicts and forks: the child of a fork is a user of its own.
+
+A fork copies the descriptor but not the file description behind it, which holds the locks: the child would
+keep its parent's locks alive, and closing would take the lock of both. So before a fork each open dict gets a
+second description with a lock of its own. The child keeps that one and closes the other; the parent the
+reverse. From the first instant both are counted.
+
+What the C library forks without Python's knowledge is not seen here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+from ndshare._dict import file as _dict_file
+
+if TYPE_CHECKING:
+    from ndshare._dict._store import Store
+
+_lock = threading.RLock()
+_stores: weakref.WeakKeyDictionary[Store, tuple[int, int]] = weakref.WeakKeyDictionary()
+_tokens: list[tuple[Store, int]] = []
+
+
+def watch(store: Store, file: tuple[int, int]) -> None:
+    """From now on, see to it that forked children have this one too; `file` is its device and inode."""
+    with _lock:
+        _stores[store] = file
+
+
+def _before() -> None:
+    _lock.acquire()
+    for store, file in list(_stores.items()):
+        if store.fd >= 0:
+            store.recall()
+            token = -1
+            with contextlib.suppress(OSError):  # short of descriptors: the child will find it closed
+                token = _dict_file.reopen(store.fd)
+            if token >= 0 and _dict_file.identity(token) != file:
+                os.close(token)  # another thread has closed it meanwhile, and the number is another file's
+                token = -1
+            _tokens.append((store, token))
+
+
+def _in_parent() -> None:
+    for _, token in _tokens:
+        if token >= 0:
+            os.close(token)
+    _tokens.clear()
+    _lock.release()
+
+
+def _in_child() -> None:
+    for store, token in _tokens:
+        store.adopt(token)
+    _tokens.clear()
+    _lock.release()
+
+
+os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -1,0 +1,196 @@
+"""The writing half of a `SharedDict`: write, update, locked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ndshare._dict import _store as _dict
+from ndshare._memory import segments
+from ndshare._dict.locked import Locked, Locks, checked_timeout
+from ndshare._dict.reading import ReadableDict
+from ndshare._dict.values import Array, fitting, refused
+from ndshare.errors import KeyLockError
+
+_dict.set_memory(segments.value_handler())
+
+
+class WritableDict(ReadableDict):
+    """What takes the locks of keys."""
+
+    # Writing ------------------------------------------------------------------------------------------
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.write({key: value})
+
+    def write(self, new: Mapping[Any, Any], *, atomic: bool = False, timeout: float | None = None) -> None:
+        """Store new values of some keys.
+
+        Parameters
+        ----------
+        new : mapping
+            Keys and what to store, cast and broadcast as NumPy does it (``same_kind``).
+        atomic : bool
+            Whether all of them become visible at one instant, or none if this process dies before.
+        timeout : float, optional
+            Seconds to wait for a lock at most.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a value cannot be cast or broadcast; nothing is written then.
+        KeyTimeoutError
+            If somebody has a lock for too long.
+        """
+        self._check_open()
+        limit = checked_timeout(timeout)
+        values = {}
+        for key, value in new.items():
+            number = self._number(key)
+            values[number] = fitting(self._store, key, number, self._specs[key], value)
+        store, keys = self._store, self._keys
+        if atomic:
+            numbers = sorted(values)
+            with Locks(store, keys, numbers, limit):
+                store.put(numbers, [values[number] for number in numbers])
+            return
+        for number, array in values.items():
+            with Locks(store, keys, [number], limit):
+                store.put((number,), (array,))
+
+    def update(
+        self,
+        new: Mapping[Any, Any],
+        func: Callable[[Any, Any], Any],
+        *,
+        atomic: bool = False,
+        copy: bool = True,
+        timeout: float | None = None,
+    ) -> dict[Any, Array]:
+        """Replace values by a function of them, which nobody else changes meanwhile.
+
+        Parameters
+        ----------
+        new : mapping
+            Keys to update and what `func` gets for each.
+        func : callable
+            Called as ``func(new, old)`` once per key, with the lock of the key held; what it returns is
+            stored, cast and broadcast as NumPy does it (``same_kind``). If it raises, the key is left as it
+            was.
+        atomic : bool
+            Whether the locks of all keys are held throughout, and all new values become visible at one
+            instant. Otherwise the keys are updated one after the other, so that several processes pipeline.
+        copy : bool
+            Whether `old` and what is returned are private copies. With False they are read-only views, valid
+            until the second update from now begins (see `view`).
+        timeout : float, optional
+            Seconds to wait for a lock at most.
+
+        Returns
+        -------
+        dict
+            Key to what was stored, in the order of `new`.
+
+        Raises
+        ------
+        KeyTimeoutError
+            If somebody has a lock for too long.
+        KeyLockError
+            If `func` asks for a lock in an order that could deadlock.
+
+        Examples
+        --------
+        >>> import ndshare
+        >>> with ndshare.SharedDict({"a": [1.0, 2.0]}) as d:
+        ...     d.update({"a": 10.0}, lambda new, old: 0.1 * new + 0.5 * old)
+        {'a': array([1.5, 2. ])}
+        """
+        self._check_open()
+        limit = checked_timeout(timeout)
+        numbers = [self._number(key) for key in new]
+        if atomic:
+            return self._update_together(new, numbers, func, copy, limit)
+        results: dict[Any, Array] = {}
+        for (key, given), number in zip(new.items(), numbers, strict=True):
+            result = self._store.update(number, given, func, copy, limit)
+            if isinstance(result, tuple):
+                raise refused(self._keys, [number], result, limit)
+            results[key] = result
+        return results
+
+    def _update_together(
+        self,
+        new: Mapping[Any, Any],
+        numbers: list[int],
+        func: Callable[[Any, Any], Any],
+        copy: bool,
+        limit: float,
+    ) -> dict[Any, Array]:
+        store, ordered = self._store, sorted(numbers)
+        look = store.load if copy else store.view
+        with Locks(store, self._keys, ordered, limit), segments.recycled_memory():
+            values = {
+                number: fitting(store, key, number, self._specs[key], func(given, look(number)))
+                for number, (key, given) in zip(numbers, new.items(), strict=True)
+            }
+            store.put(ordered, [values[number] for number in ordered])
+            if not copy:
+                return {key: store.view(number) for key, number in zip(new, numbers, strict=True)}
+            return {
+                key: _own(values[number], given)
+                for number, (key, given) in zip(numbers, new.items(), strict=True)
+            }
+
+    def locked(self, *keys: Any, timeout: float | None = None) -> Locked:
+        """Work on values in place, with their locks held.
+
+        Parameters
+        ----------
+        *keys : keys
+            Which ones, one at least.
+        timeout : float, optional
+            Seconds to wait for a lock at most.
+
+        Returns
+        -------
+        context manager
+            Its value is a writable array with the current value, or a tuple of them for several keys. Left
+            normally, the block publishes all of them at one instant; left by an exception, or by death, none.
+            Afterwards the arrays are read-only.
+
+        Raises
+        ------
+        KeyLockError
+            If this thread has one of the keys already, or one that comes later: that could deadlock.
+        KeyTimeoutError
+            If somebody has a lock for too long.
+
+        Examples
+        --------
+        >>> import ndshare
+        >>> with ndshare.SharedDict({"from": [3.0], "to": [0.0]}) as d:
+        ...     with d.locked("from", "to") as (a, b):
+        ...         a -= 1
+        ...         b += 1
+        ...     float(d["from"][0]), float(d["to"][0])
+        (2.0, 1.0)
+        """
+        self._check_open()
+        if not keys:
+            raise TypeError("locked() takes at least one key and got none; name the keys to lock")
+        numbers = [self._number(key) for key in keys]
+        if len(set(numbers)) < len(numbers):
+            raise KeyLockError(", ".join(map(repr, keys)), "the same key, named twice", "name each key once")
+        return Locked(self._store, self._keys, numbers, checked_timeout(timeout))
+
+    def __delitem__(self, key: Any) -> NoReturn:
+        raise TypeError("keys of a SharedDict cannot be deleted: they are fixed when it is made")
+
+
+def _own(value: Array, given: Any) -> Array:
+    """Return what the caller may keep: what the function made, but not what it was given, nor a part."""
+    if value is given or value.base is not None or type(value) is not np.ndarray:
+        return np.array(value, order="C")
+    return value

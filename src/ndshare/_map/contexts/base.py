@@ -1,0 +1,252 @@
+"""`MapContext`: _arrays to write to, maps, reduction; its subclasses say with which workers."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ndshare import _arrays, functors
+from ndshare._map import mapping
+from ndshare._system.arguments import check_callable, check_count, check_seconds
+from ndshare._system.board import Board
+from ndshare._map.driving import Progress
+from ndshare._map.job import Job
+from ndshare._map.workers.base import MapWorkers
+from ndshare._map.contexts.layouts import Shape, resolved
+from ndshare._map.progress import Bar
+from ndshare._map.reduction import reduce_rows
+from ndshare._map.report.report import MapReport
+from ndshare._map.rows import rows
+
+Kernel = Callable[..., object]
+
+
+class MapContext(abc.ABC):
+    """Where maps run. Subclasses say with which workers.
+
+    Parameters
+    ----------
+    num_workers : int
+        How many workers a map has at most; the rows of an array with ``per_worker=True``.
+    """
+
+    #: Whether one item can be ended without ending the program.
+    can_kill = False
+    #: Whether `ndshare.lock` works in kernels: on one machine it does.
+    can_lock = True
+
+    def __init__(self, num_workers: int) -> None:
+        check_count("num_workers", num_workers, 1)
+        self.num_workers = int(num_workers)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_workers={self.num_workers})"
+
+    @abc.abstractmethod
+    def make_workers(self, job: Job, tell: Callable[[], None], /) -> tuple[MapWorkers, str]:
+        """Make the workers of one map, and say why they are what they are if that is not as usual.
+
+        Parameters
+        ----------
+        job : Job
+            The map.
+        tell : callable
+            To be called now and then by workers that keep the calling thread.
+        """
+
+    def make_board(self, items: int) -> Board:
+        """Make the board of a map."""
+        memory = np.zeros(Board.nbytes(self.num_workers, items), np.uint8)
+        return Board(memory, self.num_workers, items)
+
+    def drop_board(self, board: Board) -> None:  # noqa: B027 - there is nothing to do as a rule
+        """Take the board of a map back that has come to its end: no worker uses it any more."""
+
+    # ------------------------------------------------------------------ alloc
+
+    def alloc(
+        self,
+        shape: Shape | None = None,
+        dtype: npt.DTypeLike | None = None,
+        *,
+        order: Literal["C", "F"] | None = None,
+        fill: object = None,
+        like: Any = None,
+        per_worker: bool = False,
+        per_block: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """Make an array that kernels write their results to.
+
+        Parameters
+        ----------
+        shape : int or iterable of int
+            Its shape; may be ``()`` or contain zeros.
+        dtype : dtype-like, optional
+            By default float64.
+        order : {"C", "F"}, optional
+            Memory layout; by default "C".
+        fill : scalar or array_like, optional
+            What it is filled with, by NumPy's rules of broadcasting. By default zeros.
+        like : array, optional
+            Where shape, dtype and order are taken from, as far as they are not given.
+        per_worker : bool, optional
+            Make one such array for each worker: along the first axis of the result for order "C", along the
+            last for "F". The kernel writes to that of its `worker_id`.
+        per_block : int, optional
+            The first number of `shape` is the number of items, and the result has one row for each block of
+            so many of them: the kernel writes to row ``index // per_block``. A block is never split between
+            workers.
+
+        Returns
+        -------
+        numpy.ndarray
+            A shared array, see `ndshare.empty`.
+
+        Raises
+        ------
+        TypeError
+            If neither `shape` nor `like` is given; for object dtypes.
+        ValueError
+            For an unknown order; if `per_worker` and `per_block` are given together.
+
+        Notes
+        -----
+        Arrays of every context are the same: what one has made, every other can map over.
+        """
+        given, kind, layout = resolved(shape, dtype, order, like)
+        if per_worker and per_block is not None:
+            raise ValueError("alloc: per_worker and per_block exclude each other; give one of them")
+        if per_worker:
+            given = (self.num_workers, *given) if layout == "C" else (*given, self.num_workers)
+        if per_block is not None:
+            check_count("per_block", per_block, 1)
+            if not given:
+                raise ValueError(
+                    "alloc: with per_block the first number of shape is the number of items; it is ()"
+                )
+            given = (-(-given[0] // per_block), *given[1:])
+        array = self._alloc(given, kind, layout)
+        if fill is not None:
+            array[...] = fill
+        if per_worker or per_block is not None:
+            rows.note(array, layout, per_block)
+        return array
+
+    def _alloc(self, shape: tuple[int, ...], dtype: np.dtype[Any], order: str) -> npt.NDArray[Any]:
+        """Make an array of zeros that all workers can write to."""
+        return _arrays.zeros(shape, dtype, cast("Literal['C', 'F']", order))
+
+    # ------------------------------------------------------------------ map
+
+    def map(
+        self,
+        kernel: Kernel,
+        functor: object,
+        *,
+        progress: bool | Progress = False,
+        on_error: Literal["raise", "collect"] = "raise",
+        timeout: float | None = None,
+        retries: int = 0,
+        seed: int | None = None,
+        shares: int | None = None,
+        trace: bool = False,
+    ) -> MapReport:
+        """Call ``kernel(worker_id, index, value)`` for every item of a collection.
+
+        Parameters
+        ----------
+        kernel : callable
+            Any callable; what it returns is dropped. It writes its results to _arrays from `alloc`.
+        functor : Functor or collection
+            What to map over; see `ndshare.functors`.
+        progress : bool or callable, optional
+            Show a progress bar, or call ``progress(finished, all)``.
+        on_error : {"raise", "collect"}, optional
+            After the first error, begin nothing more and raise it; or go on and put the errors in the report.
+        timeout : float, optional
+            Seconds for one item. A worker that takes longer is killed; the item fails with `TimeoutError`.
+        retries : int, optional
+            How often an item is tried again whose *worker died*. One that raises is never tried again.
+        seed : int, optional
+            Of `ndshare.item_rng`.
+        shares : int, optional
+            Cut the collection into so many shares of equal length, instead of by the time that items take.
+        trace : bool, optional
+            Note when each share ran, for `MapReport.plot`.
+
+        Returns
+        -------
+        MapReport
+
+        Raises
+        ------
+        Exception
+            What the kernel raised for the first item that failed, with a note of its index.
+        TypeError
+            If the kernel uses something that cannot be sent to workers.
+        """
+        check_callable("kernel", kernel)
+        if on_error not in ("raise", "collect"):
+            raise ValueError(f"on_error must be 'raise' or 'collect', got {on_error!r}")
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+            if not self.can_kill:
+                raise ValueError(
+                    f"timeout={timeout!r}: a {type(self).__name__} cannot end an item that takes too long; "
+                    "use a ProcessContext"
+                )
+        check_count("retries", retries, 0)
+        if shares is not None:
+            check_count("shares", shares, 1)
+        if seed is not None:
+            check_count("seed", seed, 0)
+        options = mapping.Options(on_error, timeout, retries, seed, shares, trace, _progress(progress))
+        return mapping.run(self, kernel, functors.find(functor), options)
+
+    def reduce(self, array: npt.NDArray[Any], op: Callable[[Any, Any], Any] = np.add) -> Any:
+        """Combine the rows of an array made with ``per_worker`` or ``per_block``.
+
+        Parameters
+        ----------
+        array : ndarray
+            From `alloc`.
+        op : ufunc or callable, optional
+            Takes two rows and returns one; by default they are added.
+
+        Returns
+        -------
+        ndarray or scalar
+            An ordinary array without the axis of the rows.
+
+        Raises
+        ------
+        ValueError
+            If `array` was not made with ``per_worker`` or ``per_block``, or is only a part of it.
+
+        Notes
+        -----
+        Rows per block are combined as a fixed tree: the bits of the result depend on neither the number of
+        workers nor timing. Those of floating-point rows per worker do, in the last places.
+        """
+        noted = rows.of(array)
+        if noted is None:
+            raise ValueError(
+                "reduce takes a whole array that alloc(per_worker=True) or alloc(per_block=n) has made; for "
+                "others use the ufunc's own reduce, such as np.add.reduce(array)"
+            )
+        order, per_block = noted
+        axis = array.ndim - 1 if per_block is None and order == "F" else 0
+        return reduce_rows(array, op, axis, tree=per_block is not None)
+
+
+def _progress(progress: bool | Progress) -> Progress | None:
+    if progress is True:
+        return Bar()
+    if not progress:
+        return None
+    check_callable("progress", progress)
+    return progress

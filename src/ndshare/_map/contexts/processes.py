@@ -1,0 +1,126 @@
+"""`ProcessContext`: maps run in warm workers, or in processes forked for each map.
+
+::
+
+    map ──► asked to fork, or only a fork shows all of the program's state ──► forked workers
+        ──► else workers of the pool ──► what cannot be sent to them ──► forked workers, if that is safe
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from ndshare import _arrays
+from ndshare._map.watch import captured
+from ndshare._system import cpus
+from ndshare._system.board import Board, keep_spare, spare_size, take_spare
+from ndshare._map.workers.forked import Forked, may_fork
+from ndshare._map.job import Job
+from ndshare._map.workers.base import MapWorkers
+from ndshare._map.watch.own_state import brings_its_state
+from ndshare._map.workers.pooled import PoolWorkers
+from ndshare._pool.settings import Environment
+from ndshare._map.contexts.base import MapContext
+from ndshare.errors import CapacityError
+from ndshare._pool.executor import ProcessPoolExecutor
+from ndshare._pool.pool import Pool
+
+
+class ProcessContext(MapContext):
+    """Maps run in warm worker processes, or in processes forked for each map.
+
+    Parameters
+    ----------
+    num_workers : int, optional
+        By default the smaller of the CPU affinity and the container's CPU quota, at least 1.
+    start : {"pool", "fork", "auto"}, optional
+        Where the workers come from. Workers of the pool are forked from a clean process and sent the kernel;
+        forked ones have everything that the caller has, at the price of a fork per map. With "auto" all
+        kernels see the state of the program at the time of the map where a fork is safe: workers are
+        forked if no threads but ndshare's run, unless those of the pool would see the same.
+    threads_per_worker, env, preload
+        As of `ndshare.ProcessPoolExecutor`.
+    """
+
+    can_kill = True
+
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        *,
+        start: Literal["pool", "fork", "auto"] = "pool",
+        threads_per_worker: int | None = None,
+        env: Environment = None,
+        preload: Sequence[str] = (),
+    ) -> None:
+        super().__init__(cpus.default_workers() if num_workers is None else num_workers)
+        if start not in ("pool", "fork", "auto"):
+            raise ValueError(f"start must be 'pool', 'fork' or 'auto', got {start!r}")
+        self.start = start
+        self._options: dict[str, Any] = {
+            "threads_per_worker": threads_per_worker,
+            "env": env,
+            "preload": preload,
+        }
+        self._executor: ProcessPoolExecutor | None = None
+        self._lock = os.getpid(), threading.Lock()
+
+    def make_board(self, items: int) -> Board:
+        """See `MapContext`."""
+        nbytes = Board.nbytes(self.num_workers, items)
+        memory = take_spare(nbytes)
+        if memory is None:
+            memory = _arrays.empty(spare_size(nbytes), np.uint8)
+        memory[:nbytes] = 0
+        return Board(memory[:nbytes], self.num_workers, items)
+
+    def drop_board(self, board: Board) -> None:
+        """See `MapContext`."""
+        keep_spare(board.memory.base)
+
+    def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+        """See `MapContext`."""
+        if self._is_to_fork(job):
+            return self._forked(job), ""
+        workers = PoolWorkers(job, self.pool())
+        try:
+            workers.pack()
+        except (CapacityError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            reason = captured.unsendable(job.kernel, job.functor, error)
+            if not may_fork():
+                raise TypeError(
+                    f"{reason}; workers cannot be forked for this map either, because other threads run in "
+                    "this process. Open it inside the kernel, pass what is needed of it, or ask for "
+                    'ProcessContext(start="fork") if these threads hold no locks'
+                ) from error
+            return self._forked(job), reason
+        return workers, ""
+
+    def _is_to_fork(self, job: Job) -> bool:
+        if self.start == "auto":
+            return not brings_its_state(job.kernel, job.functor) and may_fork()
+        return self.start == "fork"
+
+    def _forked(self, job: Job) -> MapWorkers:
+        threads = self._options["threads_per_worker"] or max(1, cpus.default_workers() // self.num_workers)
+        return Forked(job, threads)
+
+    def _own_lock(self) -> threading.Lock:
+        """Return the lock of this process: one that is inherited by a fork may be held for ever."""
+        if self._lock[0] != os.getpid():
+            self._lock = os.getpid(), threading.Lock()
+        return self._lock[1]
+
+    def pool(self) -> Pool:
+        """Return the pool that its workers belong to."""
+        with self._own_lock():
+            if self._executor is None or not self._executor.usable:
+                self._executor = ProcessPoolExecutor(self.num_workers, **self._options)
+            return self._executor._pool

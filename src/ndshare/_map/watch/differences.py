@@ -1,0 +1,118 @@
+"""How an object is compared with what it was: by its bytes, or element by element.
+
+`watch_array` and `watch_container` note an object and return a question: was it changed since?
+"""
+
+from __future__ import annotations
+
+import array as arrays
+import collections
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ndshare._memory import _heap
+from ndshare._memory.layout import span
+
+_COPY_MAX = 1 << 20  # bytes; of larger arrays 128 bits are kept instead of a copy
+_DETACH_MIN = 1 << 20  # bytes; from here on mapping anew costs less than looking at everything
+
+Question = Callable[[], bool]
+
+BUFFERS = (bytearray, arrays.array)
+"""Containers that are compared by their bytes."""
+
+
+def watch_array(array: np.ndarray[Any, Any]) -> Question:
+    """Note the bytes of an array.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        Of any layout and dtype; of objects the identity is compared, not their content.
+
+    Returns
+    -------
+    callable
+        Tells whether any byte of it is another one now.
+    """
+    dense = span(array.shape, array.strides, array.itemsize) == array.nbytes
+    if dense and not array.dtype.hasobject:
+        altered = _heap.altered(array)
+        if altered is None and array.nbytes >= _DETACH_MIN and _heap.detach(array):
+            altered = _heap.altered(array)
+        if altered is False:  # else it was written to before: the file is no picture of it
+            return lambda: bool(_heap.altered(array))
+        if array.nbytes > _COPY_MAX:
+            digest = _heap.digest(array)
+            return lambda: _heap.digest(array) != digest
+    kept = array.copy()  # of objects the pointers are compared; the copy keeps them alive
+    return lambda: array.tobytes() != kept.tobytes()
+
+
+def watch_container(value: Any) -> Question:
+    """Note the elements of a list, deque, dict, set, bytearray or `array.array`.
+
+    Returns
+    -------
+    callable
+        Tells whether elements came, went or were replaced by others; what is inside of them is not looked at.
+    """
+    if isinstance(value, BUFFERS):
+        return functools.partial(_buffer_differs, value, bytes(value))
+    if isinstance(value, dict):
+        return functools.partial(_dict_differs, value, elements(value), list(dict.values(value)))
+    return functools.partial(
+        _set_differs if isinstance(value, set) else _items_differ, value, elements(value)
+    )
+
+
+def elements(value: Any) -> list[Any]:
+    """Return the elements of a container, or keys of a dict, whatever a subclass makes of iteration."""
+    base = next(base for base in (list, tuple, dict, set, collections.deque) if isinstance(value, base))
+    return list(base.__iter__(value))
+
+
+def same(old: Any, new: Any) -> bool:
+    """Tell whether two objects are the same, or equal so that nobody could tell them apart."""
+    if old is new:
+        return True
+    if type(old) is not type(new):
+        return False
+    if isinstance(old, np.ndarray):
+        if old.shape != new.shape or old.dtype != new.dtype:
+            return False
+        return bool(old.tobytes() == new.tobytes())
+    try:
+        return bool(old == new) or bool(old != old and new != new)  # NaN
+    except Exception:
+        return False
+
+
+def _items_differ(value: Any, kept: list[Any]) -> bool:
+    now = value if type(value) is list else elements(value)
+    return _differ(now, kept)
+
+
+def _differ(now: list[Any], kept: list[Any]) -> bool:
+    if len(now) != len(kept):
+        return True
+    try:
+        equal = now == kept  # in C, and by identity first
+    except Exception:  # an element's __eq__ raised, as that of arrays does: one by one, then
+        equal = False
+    return not equal and not all(map(same, kept, now))
+
+
+def _dict_differs(value: dict[Any, Any], keys: list[Any], contents: list[Any]) -> bool:
+    return _differ(elements(value), keys) or _differ(list(dict.values(value)), contents)
+
+
+def _set_differs(value: set[Any], kept: list[Any]) -> bool:
+    return set(map(id, elements(value))) != set(map(id, kept))
+
+
+def _buffer_differs(value: Any, kept: bytes) -> bool:
+    return bytes(value) != kept

@@ -1,0 +1,216 @@
+"""Workers of a map that are forked from the caller for this one map: nothing is pickled but their reports.
+
+::
+
+    caller ──fork──► child: has everything the caller has, runs shares
+       ▲               │
+       └── report ─────┘   one message; the end of the socket without one is a death
+
+Guarantees
+----------
+- Children are killed with the thread that forked them, and when the map is given up.
+- They draw other random numbers than the caller and each other, and have their part of the processors.
+
+Not guaranteed: a fork copies locks that other threads hold. `may_fork` says whether there are any; ndshare's
+own thread holds none at that moment.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Any
+
+from ndshare._map.watch import captured
+from ndshare._processes import hub
+from ndshare._system import _wire, cpus
+from ndshare._transport import transport
+from ndshare._map.job import Job
+from ndshare._map.workers.base import Lost, Outcome, Ranges
+from ndshare._pool.pool_errors import WorkerDiedError, code_or_signal
+from ndshare._map.runner import run_watched
+from ndshare._map.watch.captured import Traffic
+from ndshare.errors import TransportError
+from ndshare._transport.failures import pack_failure
+from ndshare._pool.tasks import describe
+
+_REPORT, _FAILURE = b"\0", b"\1"
+_DELIVERY_S = 2.0  # for messages in queues, once a worker is done
+_BUFFER_BYTES = transport.INLINE_MAX + 4096
+
+#: How many modules were imported, and the libraries with threads that were found then.
+_known: tuple[int, Any] | None = None
+
+
+def may_fork() -> bool:
+    """Whether no thread but ndshare's own and the calling one runs in this process."""
+    me = threading.current_thread()
+    return all(thread is me or thread.name == hub.THREAD_NAME for thread in threading.enumerate())
+
+
+def _controller() -> Any:
+    """Return what sets the threads of the BLAS and OpenMP libraries of this process.
+
+    To look for them takes up to 15 ms, so children are not to do it, nor every map: libraries come with
+    modules.
+    """
+    global _known
+    if _known is None or _known[0] != len(sys.modules):
+        import threadpoolctl
+
+        _known = len(sys.modules), threadpoolctl.ThreadpoolController()
+    return _known[1]
+
+
+class Forked:
+    """Children of this process.
+
+    Parameters
+    ----------
+    job : Job
+        The map.
+    threads : int
+        BLAS and OpenMP threads of each.
+    """
+
+    start_method = "fork"
+    captured: Mapping[str, Traffic] = MappingProxyType({})  # nothing is sent
+
+    def __init__(self, job: Job, threads: int) -> None:
+        self._limit = _controller().limit
+        self._job = job
+        self._threads = threads
+        self._children: dict[int, tuple[int, socket.socket]] = {}  # descriptor -> (process, socket)
+        self._buffer = bytearray(_BUFFER_BYTES)
+
+    @property
+    def running(self) -> int:
+        """See `MapWorkers`."""
+        return len(self._children)
+
+    def start(self, count: int, ranges: Ranges = ()) -> None:
+        """See `MapWorkers`."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()  # else every child writes it again
+        for _ in range(count):
+            _wire.shield()
+            try:
+                self._fork(ranges)
+            finally:
+                _wire.unshield()
+
+    def _fork(self, ranges: Ranges) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # the other thread is ours, see may_fork
+                pid = os.fork()
+            if pid == 0:
+                self._live(theirs, ranges)
+        self._children[ours.fileno()] = pid, ours
+
+    def _live(self, link: socket.socket, ranges: Ranges) -> None:
+        """Be the child; never returns."""
+        code = 1
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides
+            _wire.unshield()
+            _wire.die_with_parent(signal.SIGKILL)
+            for _, other in self._children.values():
+                other.close()
+            os.register_at_fork(after_in_child=link.close)  # its end is this process's alone to show
+            if (random := sys.modules.get("numpy.random")) is not None:
+                random.seed()
+            cpus.set_inside_worker(self._threads)
+            self._limit(limits=self._threads)
+            try:
+                report = run_watched(self._job, ranges, captured.globals_of(self._job.kernel))
+                _deliver_messages()
+                parcel, kind = transport.pack(report).settle(), _REPORT
+            except BaseException as error:
+                parcel, kind = pack_failure(error), _FAILURE
+            fds = parcel.descriptors()
+            _wire.send_message(link.fileno(), [kind, parcel.data], fds, 0)
+            code = 0
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(Exception):
+                    stream.flush()
+            os._exit(code)
+
+    # ------------------------------------------------------------------ waiting
+
+    def wait(self, seconds: float | None) -> list[Outcome]:
+        """See `MapWorkers`."""
+        poll = select.poll()
+        for fd in self._children:
+            poll.register(fd, select.POLLIN)
+        outcomes = []
+        for fd, _ in poll.poll(None if seconds is None else max(0, int(seconds * 1000))):
+            _wire.shield()
+            try:
+                outcomes.append(self._hear(fd))
+            finally:
+                _wire.unshield()
+        return outcomes
+
+    def _hear(self, fd: int) -> Outcome:
+        received = None
+        with suppress(OSError):
+            received = _wire.recv_message(fd, self._buffer, 0)
+        pid, link = self._children.pop(fd)
+        link.close()
+        code, peak = None, 0
+        with suppress(ChildProcessError):  # SIGCHLD is ignored: nobody knows
+            _, status, usage = os.wait4(pid, 0)
+            code, peak = os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
+        if received is None or not received[0]:
+            return Lost(pid, WorkerDiedError(describe(self._job.kernel), pid, *code_or_signal(code), peak))
+        size, fds = received
+        content = transport.unpack(bytes(self._buffer[1:size]), fds)
+        if self._buffer[:1] == _REPORT:
+            outcome: Outcome = content
+            return outcome
+        return Lost(0, content[0])
+
+    def kill(self, pid: int) -> None:
+        """See `MapWorkers`."""
+        if any(pid == child for child, _ in self._children.values()):
+            with suppress(ProcessLookupError):  # SIGCHLD is ignored: it has just ended
+                os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+
+    def close(self) -> None:
+        """See `MapWorkers`."""
+        _wire.shield()
+        try:
+            for pid, _ in self._children.values():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for pid, link in self._children.values():
+                link.close()
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+            self._children.clear()
+        finally:
+            _wire.unshield()
+
+
+def _deliver_messages() -> None:
+    """Let what the kernel put into queues get there: this process ends with the map."""
+    queues = sys.modules.get("ndshare._queue.exit")
+    left = queues.finish_within(_DELIVERY_S) if queues is not None else 0
+    if left:
+        raise TransportError(
+            "what a kernel put into a queue could not be delivered",
+            f"{left} messages still waited for room in a worker of this map, which ends with it",
+            "take messages out while the map runs, in a thread or another process, or put fewer",
+        )

@@ -1,0 +1,166 @@
+/* ndshare._memory._heap: recycled shared memory, counted by the kernel, under NumPy's allocator interface.
+ *
+ *   segment.c   one memfd and its mapping           pool.c     whole segments by size class
+ *   table.c     address -> segment                  slab.c     many small blocks in one segment
+ *   counting.c  arrays and handles per block        receive.c  segments of other processes
+ *   handler.c   NEP 49                              adopt.c    arrays on existing memory
+ *   block.c     the Python handle                   obtain.c   the ways to get one
+ *   fork.c      what a fork does
+ *   limits.c    does it fit                         ledger.c   reservations of a pool
+ *   stats.c     figures                             heap.c     lock, identity, reaping
+ *   altered.c   was an array written to     copying.c  large copies
+ */
+#include "array_api.h"
+
+static PyObject *
+configure(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 3) {
+        return PyErr_Format(PyExc_TypeError, "configure takes three exception classes, got %zd", nargs);
+    }
+    Py_XSETREF(ndshare_heap.capacity_error, Py_NewRef(args[0]));
+    Py_XSETREF(ndshare_heap.segment_error, Py_NewRef(args[1]));
+    Py_XSETREF(ndshare_heap.gone_error, Py_NewRef(args[2]));
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+trim(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    ndshare_heap_lock();
+    ndshare_fork_tidy();
+    size_t bytes = ndshare_pool_trim();
+    ndshare_receive_trim(0, 0);
+    ndshare_heap_unlock();
+    return PyLong_FromSize_t(bytes);
+}
+
+static bool
+read_size(PyObject *number, size_t *out)
+{
+    Py_ssize_t value = PyNumber_AsSsize_t(number, NULL);
+    if (value < 0 && !PyErr_Occurred()) {
+        PyErr_Format(PyExc_ValueError, "a limit of %zd bytes was given; it cannot be negative", value);
+    }
+    *out = (size_t)value;
+    return value >= 0;
+}
+
+static PyObject *
+set_idle_limit(PyObject *Py_UNUSED(module), PyObject *number)
+{
+    size_t limit;
+    if (!read_size(number, &limit)) {
+        return NULL;
+    }
+    ndshare_heap_lock();
+    size_t before = ndshare_heap.idle_limit;
+    ndshare_heap.idle_limit = limit;
+    ndshare_pool_shrink(limit);
+    ndshare_heap_unlock();
+    return PyLong_FromSize_t(before);
+}
+
+static PyObject *
+set_threshold(PyObject *Py_UNUSED(module), PyObject *number)
+{
+    size_t threshold;
+    if (!read_size(number, &threshold)) {
+        return NULL;
+    }
+    size_t before = ndshare_heap.threshold;
+    ndshare_heap.threshold = threshold > NDSHARE_PAGE ? threshold : NDSHARE_PAGE;
+    return PyLong_FromSize_t(before);
+}
+
+static PyObject *
+owner_prefix(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return PyLong_FromUnsignedLongLong(ndshare_heap.prefix);
+}
+
+#define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL
+
+static PyMethodDef methods[] = {
+    {"configure", FAST(configure), PyDoc_STR("configure(capacity_error, segment_error, gone_error)\n--\n\n"
+                                             "The exception classes to raise.")},
+    {"stage", ndshare_block_stage, METH_O,
+     PyDoc_STR("stage(nbytes)\n--\n\nA by-value block to fill and lend.")},
+    {"allocate", FAST(ndshare_block_allocate), PyDoc_STR("allocate(nbytes, zero)\n--\n\nA shared block.")},
+    {"seal", ndshare_block_seal, METH_O,
+     PyDoc_STR("seal(buffer)\n--\n\nA copy of the buffer that nobody can write to.")},
+    {"block_of", ndshare_block_of, METH_O,
+     PyDoc_STR("block_of(array)\n--\n\n(Block, offset of the lowest byte), or None for ordinary memory.")},
+    {"is_shared", ndshare_block_is_shared, METH_O, PyDoc_STR("is_shared(array)\n--\n\n"
+        "Tell whether the memory of an array is shared.\n\n"
+        "Parameters\n----------\n"
+        "array : object\n    Anything; what is no ndarray is not shared.\n\n"
+        "Returns\n-------\n"
+        "bool\n    True for arrays in shared memory and for views of them, however they were made.\n")},
+    {"attach", FAST(ndshare_receive_attach),
+     PyDoc_STR("attach(uid, size, kind, fd)\n--\n\nBlock of a received segment; takes over `fd`.")},
+    {"should_copy_out", ndshare_receive_should_copy_out, METH_O,
+     PyDoc_STR("should_copy_out(block)\n--\n\nTrue when keeping the block costs more than copying it.")},
+    {"forget_owner", ndshare_receive_forget_owner, METH_O,
+     PyDoc_STR("forget_owner(prefix)\n--\n\nUnmap what is kept of a process that is gone.")},
+    {"owner_prefix", owner_prefix, METH_NOARGS, PyDoc_STR("owner_prefix()\n--\n\nUpper half of own uids.")},
+    {"make_handler", ndshare_handler_make, METH_O,
+     PyDoc_STR("make_handler(kind)\n--\n\nA capsule for set_handler.")},
+    {"set_handler", ndshare_handler_set, METH_O,
+     PyDoc_STR("set_handler(capsule)\n--\n\nNumPy's allocator in this context; returns the one before.")},
+    {"current_handler", ndshare_handler_current, METH_NOARGS, PyDoc_STR("current_handler()\n--\n\n")},
+    {"altered", ndshare_altered, METH_O,
+     PyDoc_STR("altered(array)\n--\n\nWhether copy-on-write memory differs from what was sent; None for other memory.")},
+    {"detach", ndshare_detach, METH_O,
+     PyDoc_STR("detach(array)\n--\n\nMap by-value memory copy-on-write in place; False for other memory.")},
+    {"digest", ndshare_digest, METH_O,
+     PyDoc_STR("digest(array)\n--\n\n128 bits of the bytes from the first to the last, gaps included.")},
+    {"copy", FAST(ndshare_copy),
+     PyDoc_STR("copy(target, source, threads)\n--\n\nCopy an array that lies dense, like the target; False for others.")},
+    {"trim", trim, METH_NOARGS, PyDoc_STR("trim()\n--\n\nGive idle memory back; bytes.")},
+    {"stats", ndshare_stats, METH_NOARGS, PyDoc_STR("stats()\n--\n\n")},
+    {"set_idle_limit", set_idle_limit, METH_O, PyDoc_STR("set_idle_limit(nbytes)\n--\n\nReturns the former one.")},
+    {"set_threshold", set_threshold, METH_O, PyDoc_STR("set_threshold(nbytes)\n--\n\nReturns the former one.")},
+    {"ledger_create", ndshare_ledger_create, METH_O, PyDoc_STR("ledger_create(slots)\n--\n\nA descriptor.")},
+    {"ledger_detach", ndshare_ledger_detach, METH_NOARGS,
+     PyDoc_STR("ledger_detach()\n--\n\nLeave the ledger of a pool.")},
+    {"ledger_attach", FAST(ndshare_ledger_attach), PyDoc_STR("ledger_attach(fd, slot)\n--\n\n")},
+    {"ledger_clear", ndshare_ledger_clear, METH_O, PyDoc_STR("ledger_clear(slot)\n--\n\n")},
+    {NULL, NULL, 0, NULL},
+};
+
+static int
+module_exec(PyObject *module)
+{
+    import_array1(-1);
+    if (ndshare_heap_start() < 0) {
+        PyErr_SetString(PyExc_OSError, "ndshare cannot register its fork handlers");
+        return -1;
+    }
+    if (ndshare_handler_start(module) < 0 || ndshare_block_start(module) < 0) {
+        return -1;
+    }
+    return PyModule_AddIntConstant(module, "VALUE", NDSHARE_VALUE) < 0
+        || PyModule_AddIntConstant(module, "SHARED", NDSHARE_SHARED) < 0
+        || PyModule_AddIntConstant(module, "SEALED", NDSHARE_SEALED) < 0
+        || PyModule_AddIntConstant(module, "COPY", NDSHARE_COPY) < 0 ? -1 : 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "ndshare._memory._heap",
+    .m_doc = PyDoc_STR("Recycled shared memory."),
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC
+PyInit__heap(void)
+{
+    return PyModuleDef_Init(&definition);
+}

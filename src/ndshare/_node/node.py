@@ -1,0 +1,243 @@
+"""One process of an engine: runs shares that come from another machine on warm workers of its own.
+
+::
+
+    ShareTask ──► contents here?  no ──► TaskResult(lacks=…), the caller sends the share again with them
+                      │ yes
+                  twins of the arrays ──► workers of this process ──► what changed ──► TaskResult
+                      ▲                                                    │
+                      └──────────────── reset ◄────────────────────────────┘
+
+One share runs at a time, on all workers of the process: others of the engine's threads wait, with their
+message already here.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import functools
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ndshare._memory import segments
+from ndshare._transport import failures
+from ndshare._system.board import Board
+from ndshare._map.driving import Drive
+from ndshare._transport.freight import BLOCK, Crate, Piece, arrays_of, reply
+from ndshare._map.job import Job
+from ndshare._node.crew import MapStoppedError, ShareWorkers, never
+from ndshare._node.link import machine_name
+from ndshare._node.store import Store
+from ndshare._node.worker import Named, call_function, call_items
+from ndshare._node.workspace import NodeWorkspaces
+from ndshare._node.shares import BatchTask, CallTask, NamedTask, ShareTask, TaskResult
+from ndshare._node.twins import Change, Patch, Twin
+from ndshare._map.contexts import ProcessContext
+from ndshare._pool.executor import ProcessPoolExecutor
+from ndshare._transport.failures import RemoteTracebackError
+from ndshare.functors import Functor
+from ndshare._memory.layout import decode_dtype
+from ndshare._transport.parcel import READ_ONLY
+from ndshare._pickling.recording import CopyOnWrite, Placed
+
+#: So many maps and workspaces are remembered that were given up.
+_STOPPED_MOST = 100
+
+
+class Node:
+    """What this process keeps from share to share."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.pid = os.getpid()
+        self.name = socket.gethostname()
+        self.machine = f"{self.name}{machine_name()}"
+        self.store = Store()
+        self._map_id = ""
+        self._twins: dict[int, Twin] = {}
+        self._contexts: dict[int, ProcessContext] = {}
+        self._executor: ProcessPoolExecutor | None = None
+        self._workspaces = NodeWorkspaces(self.store)
+        self._stopped: collections.deque[str] = collections.deque(maxlen=_STOPPED_MOST)
+
+    def run(self, task: ShareTask) -> TaskResult:
+        """Run a share."""
+        self._check(task)
+        if lacks := self._take_in(task):
+            return TaskResult(self.name, self.machine, lacks)
+        if self._map_id != task.map_id:
+            self.forget()
+            self._map_id = task.map_id
+            self.store.make_room(task.needed())
+        twins = self._bring_in(task)
+        try:
+            mask, outcome = self._work(task)
+            changes: list[Change] = []
+            for twin in twins:
+                changes += twin.changes()
+        except BaseException:
+            self.forget()  # workers that were killed may not have ended yet: they have the memory mapped
+            raise
+        for twin in twins:
+            twin.reset()
+        return TaskResult(self.name, self.machine, [], mask, changes, outcome)
+
+    def call(self, task: CallTask) -> TaskResult:
+        """Call a function in a worker; any number of threads may."""
+        with self.lock:
+            if isinstance(task, NamedTask):
+                self._check(task)
+                self._workspaces.make_room(task)
+            if lacks := self._take_in(task):
+                return TaskResult(self.name, self.machine, lacks)
+            self.store.make_room(task.needed())
+            twins = {
+                number: Twin(number, nbytes, None if base is None else self.store.get(base))
+                for number, (nbytes, base) in task.blocks.items()
+            }
+            called = self._begin(task, functools.partial(self._place, twins))
+        try:
+            answer = called.result()
+            changes = list(answer.changes)
+            for twin in twins.values():
+                changes += twin.changes()
+            return TaskResult(
+                self.name,
+                self.machine,
+                changes=changes,
+                outcome=answer.outcome,
+                failure=answer.failure,
+                unopened=answer.unopened,
+            )
+        finally:
+            for twin in twins.values():
+                twin.close()
+
+    def _begin(self, task: CallTask, place: Callable[[Piece], Any]) -> concurrent.futures.Future[Any]:
+        if isinstance(task, NamedTask):
+            workspace = self._workspaces.find(task, place)
+            here = functools.partial(workspace.place, other=place)
+            return workspace.call(task, [(crate.stream, arrays_of(crate, here)) for crate in task.crates])
+        crates = [(crate.stream, arrays_of(crate, place)) for crate in task.crates]
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor()
+        function = call_items if isinstance(task, BatchTask) else call_function
+        return self._executor.submit(Named(function, task.name), crates)
+
+    def _check(self, task: CallTask) -> None:
+        if task.map_id in self._stopped:
+            raise MapStoppedError(f"{task.name} was given up by its caller")
+
+    def _take_in(self, task: CallTask) -> list[bytes]:
+        """Keep the contents that a task brings; returns what is still lacking."""
+        return self.store.lacks(task.needed(), task.contents)
+
+    def stop(self, map_id: str) -> None:
+        """End a map or a workspace; called in any thread, also while a share of it runs."""
+        self._stopped.append(map_id)
+        workspace = self._workspaces.end(map_id)
+        if self.lock.acquire(blocking=False):  # else the share that runs sees it soon
+            try:
+                if workspace is not None:
+                    workspace.forget()
+                elif self._map_id == map_id:
+                    self.forget()
+            finally:
+                self.lock.release()
+
+    def forget(self) -> None:
+        """Let go of the arrays of the last map."""
+        self._map_id = ""
+        for twin in self._twins.values():
+            twin.close()
+        self._twins.clear()
+
+    def _bring_in(self, task: ShareTask) -> list[Twin]:
+        patches: dict[int, list[Patch]] = {}
+        for number, start, content in task.patches:
+            patches.setdefault(number, []).append((start, content))
+        for number, (nbytes, base) in task.blocks.items():
+            if number not in self._twins:
+                memory = None if base is None else self.store.get(base)
+                self._twins[number] = Twin(number, nbytes, memory)
+            self._twins[number].begin(patches.get(number, []))
+        return [self._twins[number] for number in task.blocks]
+
+    def _place(self, twins: dict[int, Twin], piece: Piece) -> Any:
+        where, key, offset, code, shape, steps, flags = piece
+        if where == BLOCK:
+            return twins[key].view(offset, decode_dtype(code), shape, steps)
+        memory = self.store.get(key)
+        found = segments.block_of(memory)
+        assert found is not None
+        itemsize = decode_dtype(code).itemsize
+        strides: Any = steps  # None is C order in a piece
+        writeable = not flags & READ_ONLY
+        return CopyOnWrite(Placed(found[0], offset, code, itemsize, shape, strides, writeable, private=True))
+
+    def _work(self, task: ShareTask) -> tuple[bytes, Crate]:
+        context = self._contexts.get(task.workers)
+        if context is None:
+            context = self._contexts[task.workers] = ProcessContext(task.workers)
+        items = task.end - task.start
+        board: Board = context.make_board(items)
+        job = Job(Named(never, task.name), Functor(), board, **task.options)
+        place = functools.partial(self._place, self._twins)
+        crates = [(crate.stream, arrays_of(crate, place)) for crate in task.crates]
+        workers = ShareWorkers(job, context.pool(), task, crates, self._stopped)
+        drive = Drive(job, workers, timeout=job.timeout, retries=job.retries)
+        drive.run(min(items, task.workers))
+        mask = board.mask.tobytes()
+        context.drop_board(board)
+        reported = {index for report in drive.reports for index, _, _ in report.errors}
+        errors = [(index, error, _text(error)) for index, error in drive.errors if index not in reported]
+        return mask, reply((drive.reports, errors, drive.deaths))
+
+
+def _text(error: BaseException) -> str:
+    cause = error.__cause__
+    return cause.text if isinstance(cause, RemoteTracebackError) else ""
+
+
+_node: Node | None = None
+_make = threading.Lock()
+
+
+def this_node() -> Node:
+    """Return the node of this process; a forked child gets one of its own."""
+    global _node
+    with _make:
+        if _node is None or _node.pid != os.getpid():
+            _node = Node()
+        return _node
+
+
+def run_task(task: CallTask) -> TaskResult:
+    """Run a share or a call in this process of an engine; what goes wrong comes back as a failure.
+
+    Parameters
+    ----------
+    task : CallTask
+        What to run.
+
+    Returns
+    -------
+    TaskResult
+    """
+    node = this_node()
+    try:
+        if not isinstance(task, ShareTask):
+            return node.call(task)
+        with node.lock:
+            return node.run(task)
+    except Exception as error:
+        return TaskResult(node.name, node.machine, failure=reply(failures.portable(error)))
+
+
+def stop_map(map_id: str) -> None:
+    """End a map or a workspace in this process of an engine, and let go of its memory."""
+    this_node().stop(map_id)

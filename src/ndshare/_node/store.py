@@ -1,0 +1,132 @@
+"""Contents by hash: each is once on this machine, in memory that workers map copy-on-write.
+
+A large one lies there in one piece, and comes in chunks: only those that no other content here has.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from ndshare._memory import segments
+from ndshare._transport.chunks import Bytes, Chunks, Content
+from ndshare._node.link import Link, Offer
+from ndshare._node.twins import make_segment
+
+#: What is not needed by the share that runs is dropped beyond this, the oldest first.
+_KEPT_BYTES = 4 << 30
+
+
+class Store:
+    """Contents that this process has mapped. Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._held: collections.OrderedDict[bytes, Bytes] = collections.OrderedDict()
+        self._chunks: dict[bytes, Chunks] = {}  # of those that have several
+        self._link = Link(self._offers)
+
+    def _offers(self) -> Iterator[Offer]:
+        for digest, memory in list(self._held.items()):
+            block = _block_of(memory)
+            yield digest, block.lend(), memory.size, block.uid
+            block.release()
+
+    def lacks(self, needed: Iterable[bytes], brought: Mapping[bytes, Content]) -> list[bytes]:
+        """Return what to send of some contents, or of their chunks; all others are mapped here now.
+
+        Parameters
+        ----------
+        needed : iterable of bytes
+            Hashes of contents.
+        brought : mapping of bytes to Content
+            What has come with them.
+        """
+        lacks: list[bytes] = []
+        # In one order everywhere: else two processes that fetch one each would wait for each other.
+        for digest in sorted(set(needed) - self._held.keys()):
+            content = brought.get(digest)
+            if isinstance(content, Chunks):
+                lacks += self._assemble(digest, content, brought)
+            elif content is not None:
+                self._add(digest, content.size, [(slice(None), content)])
+            elif not self._fetch(digest):
+                lacks.append(digest)
+        return lacks
+
+    def _assemble(self, digest: bytes, chunks: Chunks, brought: Mapping[bytes, Content]) -> list[bytes]:
+        """Put a content together, from what has come and what contents here have in common with it.
+
+        Returns the chunks to send, if some are neither: those that have come now once more, because the next
+        process that is asked may not be this one.
+        """
+        came = brought.keys() & set(chunks.parts)
+        if not came and self._fetch(digest):
+            self._chunks[digest] = chunks
+            return []
+        known = {
+            part: self._held[whole][place]
+            for whole, others in self._chunks.items()
+            for part, place in others.places()
+        }
+        known |= {part: brought[part] for part in came}  # type: ignore[misc]
+        lacks = set(chunks.parts) - known.keys()
+        if lacks:
+            return sorted(lacks | came)
+        self._add(digest, chunks.size, [(place, known[part]) for part, place in chunks.places()])
+        self._chunks[digest] = chunks
+        return []
+
+    def _fetch(self, digest: bytes) -> bool:
+        found = self._link.find(digest)
+        if found is None:
+            return False
+        fd, size, uid = found
+        self._keep(digest, segments.attach(uid, os.fstat(fd).st_size, segments.SHARED, fd), size)
+        return True
+
+    def _keep(self, digest: bytes, block: segments.Block, size: int) -> Bytes:
+        memory = self._held[digest] = block.array(np.uint8, (size,))
+        block.release()
+        return memory
+
+    def _add(self, digest: bytes, size: int, pieces: list[tuple[slice, Bytes]]) -> None:
+        """Keep a content, for all of this machine."""
+        memory = self._keep(digest, make_segment(size, filled=True), size)
+        for place, content in pieces:
+            memory[place] = content
+        block = _block_of(memory)
+        fd = block.lend()
+        try:
+            self._link.offer(digest, fd, size, block.uid)
+        finally:
+            os.close(fd)
+            block.release()
+
+    def get(self, digest: bytes) -> Bytes:
+        """Return the memory of a content."""
+        self._held.move_to_end(digest)
+        return self._held[digest]
+
+    def drop(self, digest: bytes) -> None:
+        """Let go of a content; who uses its memory keeps it."""
+        self._chunks.pop(digest, None)
+        if self._held.pop(digest, None) is not None:
+            self._link.withdraw(digest)
+
+    def make_room(self, needed: set[bytes]) -> None:
+        """Drop the oldest of what is not needed, as far as there is too much."""
+        total = sum(memory.size for memory in self._held.values())
+        for digest in [digest for digest in self._held if digest not in needed]:
+            if total <= _KEPT_BYTES:
+                return
+            total -= self._held[digest].size
+            self.drop(digest)
+
+
+def _block_of(memory: Bytes) -> segments.Block:
+    found = segments.block_of(memory)
+    assert found is not None
+    return found[0]

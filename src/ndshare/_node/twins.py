@@ -1,0 +1,228 @@
+"""A node's copy of the arrays that a map writes to, and what a share has changed in them.
+
+::
+
+    Twin ── work    what kernels see and write to, in shared memory of all workers of the node
+        ├── base    what it held when the map began: zeros, or a content of the node's store
+        └── patches what came with this share: rows per worker, items of a shared collection
+
+    begin(patches) ──► kernels write ──► changes() ──► [Change] ──► the caller merges ──► reset()
+
+A copy is a file with holes: what a share does not touch takes no memory and is not looked at. Where the base
+is not zeros, all of it is compared.
+
+References
+----------
+Twins and diffs, several writers to one page: Keleher et al., TreadMarks, USENIX Winter 1994.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import mmap
+import os
+import secrets
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ndshare._memory import segments
+from ndshare._node import _twin
+from ndshare._transport.chunks import Bytes
+from ndshare.errors import CapacityError
+
+_PAGE = mmap.PAGESIZE
+#: Compared at a time: what is found is sent in pieces of at most this size.
+_PIECE_BYTES = 4 << 20
+#: Shorter runs than this, on average, are those of counts, labels and masks, which compress well.
+_SHORT_RUN_BYTES = 16
+
+
+def make_segment(nbytes: int, *, filled: bool) -> segments.Block:
+    """Make a block of shared memory that takes none until it is written to.
+
+    Parameters
+    ----------
+    nbytes : int
+        Its size.
+    filled : bool
+        Whether all of it will be.
+
+    Raises
+    ------
+    CapacityError
+        If that does not fit.
+    """
+    if filled and (room := segments.stats()).available < nbytes:
+        raise CapacityError(nbytes, room.available, room.limit)
+    fd = os.memfd_create("ndshare-node", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    size = max(-(-nbytes // _PAGE) * _PAGE, _PAGE)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except BaseException:
+        os.close(fd)
+        raise
+    return segments.attach(secrets.randbits(63), size, segments.SHARED, fd)
+
+
+@dataclasses.dataclass(slots=True)
+class Change:
+    """What changed in a stretch of a block.
+
+    Attributes
+    ----------
+    block, start, length : int
+        Which stretch.
+    runs : bytes
+        Lengths of unchanged and changed runs, see `ndshare._node._twin`.
+    data : ndarray of uint8
+        The bytes of the changed ones.
+    packed : int
+        Which of the two are compressed: 1 the runs, 2 the data.
+    """
+
+    block: int
+    start: int
+    length: int
+    runs: bytes
+    data: Any
+    packed: int
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in a message."""
+        return len(self.runs) + len(self.data)
+
+    def merge(self, memory: Bytes) -> int:
+        """Write what changed into a block; returns the number of bytes."""
+        runs = zlib.decompress(self.runs) if self.packed & 1 else self.runs
+        data = zlib.decompress(self.data) if self.packed & 2 else self.data
+        return _twin.merge(memory[self.start : self.start + self.length].data, runs, data)
+
+
+def find_changes(block: int, start: int, now: Bytes, before: Bytes | None) -> Change | None:
+    """Compare a stretch with what it was (None: zeros); None if nothing has changed."""
+    runs, data = _twin.changes(now.data, None if before is None else before.data)
+    if not runs:
+        return None
+    packed = 0
+    if len(data) < len(runs) * (_SHORT_RUN_BYTES // 2):
+        packed = 3
+        data = zlib.compress(data, 1)
+    elif len(runs) * 50 > len(data):
+        packed = 1
+    if packed:
+        runs = zlib.compress(runs, 1)
+    return Change(block, start, now.size, runs, np.frombuffer(data, np.uint8), packed)
+
+
+Patch = tuple[int, Bytes]  # where, what
+
+
+class Twin:
+    """A node's copy of one block.
+
+    Parameters
+    ----------
+    number : int
+        Of the block.
+    nbytes : int
+        Its size.
+    base : ndarray of uint8 or None
+        What it holds when a share begins; None: zeros.
+    """
+
+    def __init__(self, number: int, nbytes: int, base: Bytes | None) -> None:
+        self.number = number
+        self.base = base
+        self.block = make_segment(nbytes, filled=base is not None)
+        self.work: Bytes = self.block.array(np.uint8, (nbytes,))
+        self._file = self.block.lend()
+        self._patches: list[Patch] = []
+        if base is not None:
+            self.work[:] = base
+
+    def view(
+        self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...] | None
+    ) -> np.ndarray[Any, Any]:
+        """Return an array in it, by its lowest byte."""
+        return self.block.array(dtype, shape, strides, offset)
+
+    def begin(self, patches: list[Patch]) -> None:
+        """Bring in what a share brings along."""
+        self._patches = sorted(patches, key=lambda patch: patch[0])
+        for start, content in self._patches:
+            self.work[start : start + content.size] = content
+
+    def changes(self) -> list[Change]:
+        """Return what has changed since `begin`."""
+        found = []
+        for start, end in self._touched():
+            for low, high, before in self._pieces(start, end):
+                change = find_changes(self.number, low, self.work[low:high], before)
+                if change is not None:
+                    found.append(change)
+        return found
+
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[int, int, Bytes | None]]:
+        """Cut a stretch where patches begin and end; yield each part and what it held before."""
+        at = start
+        for patch_start, content in [*self._patches, (end, np.empty(0, np.uint8))]:
+            patch_end = patch_start + content.size
+            while at < min(patch_start, end):
+                high = min(patch_start, end, at + _PIECE_BYTES)
+                yield at, high, None if self.base is None else self.base[at:high]
+                at = high
+            while patch_start <= at < min(patch_end, end):
+                high = min(patch_end, end, at + _PIECE_BYTES)
+                yield at, high, content[at - patch_start : high - patch_start]
+                at = high
+
+    def _touched(self) -> Iterator[tuple[int, int]]:
+        """Yield the stretches that have memory at all."""
+        size = self.work.size
+        if self.base is not None:
+            yield 0, size
+            return
+        at = 0
+        while at < size:
+            try:
+                start = os.lseek(self._file, at, os.SEEK_DATA)
+            except OSError:  # ENXIO: nothing behind
+                return
+            at = os.lseek(self._file, start, os.SEEK_HOLE)
+            if start < size:
+                yield start, min(at, size)
+
+    def reset(self) -> None:
+        """Bring it back to the base."""
+        if self.base is None:
+            try:
+                _punch(self._file, self.block.size)
+            except OSError:  # the pages stay, then
+                self.work[:] = 0
+            return
+        for change in self.changes():
+            stretch = slice(change.start, change.start + change.length)
+            self.work[stretch] = self.base[stretch]
+        for start, content in self._patches:
+            self.work[start : start + content.size] = self.base[start : start + content.size]
+        self._patches = []
+
+    def close(self) -> None:
+        """Give its memory back, also that of workers which still have it mapped."""
+        with contextlib.suppress(OSError):
+            _punch(self._file, self.block.size)
+        os.close(self._file)
+        del self.work
+        self.block.release()
+
+
+def _punch(fd: int, size: int) -> None:
+    with mmap.mmap(fd, size) as memory:
+        memory.madvise(mmap.MADV_REMOVE)

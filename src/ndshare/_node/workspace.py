@@ -1,0 +1,169 @@
+"""A workspace in one process of an engine: its workers, which know the names, and the memory of the values.
+
+The values are contents of the machine's store, held once there; each worker maps them copy-on-write. When
+they have changed in the caller, workers stay, and bring in what is different (`ndshare._node.names`).
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import functools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ndshare._memory import segments
+from ndshare._transport.chunks import Bytes
+from ndshare._transport.freight import BLOCK, Piece, arrays_of
+from ndshare._node.names import Content, Give, Spot, Table, call_named
+from ndshare._node.store import Store
+from ndshare._node.worker import Named, Opened
+from ndshare._node.shares import NamedTask, Script
+from ndshare._node.twins import make_segment
+from ndshare._pool.executor import ProcessPoolExecutor
+from ndshare._pickling.recording import CopyOnWrite, Placed
+
+#: So many workspaces are kept, beside those that are at work.
+_KEPT_MOST = 2
+
+
+class NodeWorkspace:
+    """What a process keeps of a workspace.
+
+    Parameters
+    ----------
+    task : NamedTask
+        The first one; the store has all that it needs.
+    store : Store
+        Of this process.
+    place : callable
+        Makes the arrays of crates that are not in blocks of the values.
+    """
+
+    def __init__(self, task: NamedTask, store: Store, place: Callable[[Piece], Any]) -> None:
+        script: Script = pickle.loads(store.get(task.setting.script).tobytes())
+        self.table: Table = script.table
+        self._store = store
+        self._first = [base for _, base in task.setting.images]
+        self._bases = self._first
+        self._running: set[concurrent.futures.Future[Any]] = set()
+        memory = [
+            (_zeros(nbytes) if base is None else store.get(base), base is not None)
+            for nbytes, base in task.setting.images
+        ]
+        here = functools.partial(self.place, other=place)
+
+        def content() -> Content:
+            crates = [(crate.stream, arrays_of(crate, here)) for crate in script.crates]
+            images = [
+                (_copy_on_write(image), _read_only(image) if filled else None) for image, filled in memory
+            ]
+            return crates, images, self.table
+
+        self._executor = ProcessPoolExecutor(initializer=Give(content, script.called), **script.options)
+
+    def place(self, piece: Piece, other: Callable[[Piece], Any]) -> Any:
+        """Return what stands for an array of a crate."""
+        where, key, offset, code, shape, strides, _ = piece
+        return (
+            Spot(key, offset, code, shape, strides) if where == BLOCK and key in self.table else other(piece)
+        )
+
+    def call(self, task: NamedTask, crates: Opened) -> concurrent.futures.Future[Any]:
+        """Have a worker call a function; called under the node's lock."""
+        bases = [base for _, base in task.setting.images]
+        if bases != self._bases:
+            self._drop({*self._bases} - {*bases, *self._first})
+            self._bases = bases
+        new = {
+            image: None if base is None else _read_only(self._store.get(base))
+            for image, (base, first) in enumerate(zip(bases, self._first, strict=True))
+            if base != first
+        }
+        call = self._executor.submit(Named(call_named, task.name), tuple(bases), new, crates)
+        self._running.add(call)
+        call.add_done_callback(self._running.discard)
+        return call
+
+    @property
+    def idle(self) -> bool:
+        """Whether no call is under way."""
+        return not self._running
+
+    def end(self) -> None:
+        """End its workers, whatever they do; returns at once. Called in any thread."""
+        if self.idle:
+            self._executor.shutdown(wait=False)
+        else:
+            self._executor.kill_workers()
+
+    def forget(self) -> None:
+        """Let go of the values; called under the node's lock."""
+        self._drop({*self._first, *self._bases})
+
+    def _drop(self, bases: set[bytes | None]) -> None:
+        for base in bases:
+            if base is not None:
+                self._store.drop(base)
+
+
+class NodeWorkspaces:
+    """The workspaces of a process: the last few, because most engines do not tell when one is left.
+
+    Parameters
+    ----------
+    store : Store
+        Of this process.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._open: collections.OrderedDict[str, NodeWorkspace] = collections.OrderedDict()
+
+    def make_room(self, task: NamedTask) -> None:
+        """End others, before it is looked what the store has for a task; called under the node's lock."""
+        if task.map_id not in self._open:
+            while len(self._open) >= _KEPT_MOST and self._end_idle():
+                pass
+
+    def find(self, task: NamedTask, place: Callable[[Piece], Any]) -> NodeWorkspace:
+        """Return the workspace of a task; called under the node's lock."""
+        found = self._open.get(task.map_id)
+        if found is None:
+            found = self._open[task.map_id] = NodeWorkspace(task, self._store, place)
+        self._open.move_to_end(task.map_id)
+        return found
+
+    def _end_idle(self) -> bool:
+        idle = next((number for number, workspace in self._open.items() if workspace.idle), None)
+        if idle is None or (found := self.end(idle)) is None:
+            return False
+        found.forget()
+        return True
+
+    def end(self, number: str) -> NodeWorkspace | None:
+        """End a workspace, if it is there, and return it. Called in any thread."""
+        found = self._open.pop(number, None)
+        if found is not None:
+            found.end()
+        return found
+
+
+def _zeros(nbytes: int) -> Bytes:
+    return make_segment(nbytes, filled=False).array(np.uint8, (nbytes,))
+
+
+def _read_only(memory: Bytes) -> Bytes:
+    view = memory[:]
+    view.flags.writeable = False
+    return view
+
+
+def _copy_on_write(memory: Bytes) -> CopyOnWrite:
+    found = segments.block_of(memory)
+    assert found is not None
+    block, low = found
+    return CopyOnWrite(Placed(block, low, "|u1", 1, memory.shape, (1,), True, private=True))

@@ -1,0 +1,175 @@
+"""The second attempt: what pickle cannot do, cloudpickle can.
+
+Imported, and cloudpickle with it (20 ms), when the first object turns up that needs it: a class made
+in a function, a lambda of an importable module, a class of ``__main__`` that is sent by definition.
+Functions of ``__main__`` still go the way of `ndshare._pickling.functions`, so that they share one namespace.
+
+A class that is sent by value carries its attributes, and rebuilding it sets them on the class the
+receiver has by the same tracker id. Towards a worker that is right. Back to the caller it would
+overwrite the caller's own class with what a worker did to its copy, so a class that came from the
+caller goes back as its id alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import cloudpickle.cloudpickle as _impl
+import numpy as np
+
+from ndshare._pickling import cells
+from ndshare._pickling.session import Session
+from ndshare._system._wire import selective
+from ndshare._pickling.codes import reduce_code
+from ndshare.errors import TransportError
+from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
+from ndshare._pickling.pickler import FOUND_BY_NAME
+from ndshare._pickling.recording import Recording
+
+if TYPE_CHECKING:
+    from ndshare._transport.inputs import Inputs
+
+_MAKERS = (_impl._make_skeleton_class, _impl._make_skeleton_enum)
+
+# Classes this process was sent by its caller; those it was sent by its own workers are not in here.
+_from_caller: weakref.WeakSet[type] = weakref.WeakSet()
+
+
+class _CloudSession(Session):
+    """A session that takes apart what `Session` gives up."""
+
+    def __init__(self, pickler: Any) -> None:
+        super().__init__()
+        self.pickler = pickler
+        ours = dict(self.table)
+        self.table.update(_impl.Pickler._dispatch_table)
+        self.table.update(ours)
+        self.table[types.CodeType] = reduce_code
+        self.look_for_late()
+
+    def on_named(self, obj: Any) -> Any:
+        reduced = super().on_named(obj)
+        if reduced is NotImplemented and obj.__module__ not in MAIN_NAMES and not _is_found_by_name(obj):
+            reduced = _impl.Pickler.reducer_override(self.pickler, obj)
+            if type(reduced) is not tuple:
+                return reduced
+            if reduced[0] in _MAKERS:
+                return self.beyond(obj)
+            if isinstance(obj, types.FunctionType) and obj.__globals__ is main_namespace():
+                return self.on_unnamed(obj)  # its decorator gave it the name of something else
+            if isinstance(obj, types.FunctionType):
+                return self.on_dynamic(obj, reduced)
+        return reduced
+
+    def beyond(self, obj: Any) -> Any:
+        if isinstance(obj, type):
+            return _reduce_class(obj, reply=self.lend)
+        if isinstance(obj, types.FunctionType):
+            return self.on_dynamic(obj, self.pickler._dynamic_function_reduce(obj))
+        if isinstance(obj, types.ModuleType):
+            facts = {name: value for name, value in vars(obj).items() if name != "__builtins__"}
+            return types.ModuleType, (obj.__name__,), facts, None, None, _fill_module
+        return _impl.Pickler._dispatch_table[type(obj)](obj)
+
+    def on_dynamic(self, function: types.FunctionType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Have cells of a closure arrive as those of `Session` do, which may be the same ones.
+
+        Leaves out what the receiver has of the globals.
+        """
+        make, facts, (attributes, slots), *_ = reduced
+        if self.withheld:
+            for name in self.withheld & slots["__globals__"].keys():
+                del slots["__globals__"][name]
+        if function.__closure__ is None:
+            return reduced
+        self.note_cells(function)
+        state = attributes, {**slots, "__closure__": None}, cells.cell_contents(function, self.given)
+        return make, (*facts[:-1], function.__closure__), state, None, None, fill_dynamic
+
+
+class _CloudPickler(_impl.Pickler):  # type: ignore[misc, unused-ignore]
+    session: ClassVar[None]
+    reducer_override: Callable[[Any], Any]
+
+
+def record(
+    obj: object,
+    *,
+    lend: bool,
+    defining: frozenset[str],
+    withheld: frozenset[str],
+    inputs: Inputs | None,
+) -> Recording:
+    """Pickle an object as `ndshare._pickling.pickler.record` does, with cloudpickle's help."""
+    pickler = _CloudPickler.__new__(_CloudPickler)
+    session = _CloudSession(pickler)
+    session.lend = lend
+    session.defining = defining
+    session.withheld = withheld
+    session.inputs = inputs
+    # Read by __init__, and by nobody later: cloudpickle's class attribute hides the C pickler's member.
+    pickler.dispatch_table = session.table
+    pickler.__init__(session, 5, buffer_callback=session.notes.append)  # type: ignore[misc]
+    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass, FOUND_BY_NAME)
+    try:
+        pickler.dump(obj)
+        return session.finish()
+    finally:
+        pickler.clear_memo()
+        session.close()
+        session.pickler = None  # a cycle: nothing of this message may wait for the garbage collector
+
+
+def _is_found_by_name(obj: Any) -> bool:
+    """Whether an object is what its module has under its name; cloudpickle takes longer to see it."""
+    module = sys.modules.get(obj.__module__)
+    return (
+        module is not None
+        and not _impl._PICKLE_BY_VALUE_MODULES  # `cloudpickle.register_pickle_by_value`
+        and module.__dict__.get(obj.__qualname__) is obj
+    )
+
+
+def _reduce_class(cls: type, *, reply: bool) -> tuple[Any, ...]:
+    if reply and cls in _from_caller:
+        return find_class, (_impl._get_or_create_tracker_id(cls), cls.__qualname__)
+    make, facts, state, *_ = _impl._dynamic_class_reduce(cls)
+    # cloudpickle drops it: Outer.Inner would become Inner.
+    state[0].setdefault("__qualname__", cls.__qualname__)
+    return make_class, (make, facts, reply), state, None, None, _impl._class_setstate
+
+
+def make_class(make: Callable[..., type], facts: tuple[Any, ...], reply: bool) -> type:
+    """Return the class of `_reduce_class`, still without its attributes."""
+    cls = make(*facts)
+    if not reply:
+        _from_caller.add(cls)
+    return cls
+
+
+def find_class(tracker_id: str, name: str) -> type:
+    """Return the class that this process once sent under a tracker id."""
+    cls = _impl._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)
+    if cls is None:
+        raise TransportError(
+            f"an instance of class {name} came back",
+            "but the class itself no longer exists here",
+            "keep a reference to the class while its tasks run",
+        )
+    found: type = cls
+    return found
+
+
+def fill_dynamic(function: types.FunctionType, state: tuple[Any, ...]) -> None:
+    """Give a function of `_CloudSession.on_dynamic` its state."""
+    *facts, contents = state
+    _impl._function_setstate(function, facts)
+    cells.fill_cells(function, contents)
+
+
+def _fill_module(module: types.ModuleType, facts: dict[str, Any]) -> None:
+    vars(module).update(facts)

@@ -1,0 +1,156 @@
+"""Functions of the caller's ``__main__``: by name where they have one, else by their code.
+
+A function that can be found as ``__main__.name`` travels as that name: sender and receiver share
+one namespace (see `ndshare._transport.mainspace`), so the receiver has it already. What cannot be found by
+name - a lambda, a closure, a function replaced by its decorated self - travels as its code and is
+given the receiver's ``__main__`` as its globals. cloudpickle makes a new, private namespace for
+every message instead, so that ``global model`` in an initializer never reaches a task.
+
+Guarantees
+----------
+* Closures may refer to themselves and share cells; both survive.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+import types
+from collections.abc import Callable, Container, Iterator
+from typing import Any
+
+from ndshare._pickling.cells import cell_contents, fill_cells
+from ndshare._pickling.codes import CACHE_MAX, dumped, load_code, names_used
+from ndshare._pickling.namespace import main_namespace
+
+_HERE = 0  # in place of "__main__": a pickle with that word in it is searched for names, which takes longer
+
+_imported: dict[tuple[str, frozenset[str]], tuple[int, tuple[str, ...]]] = {}  # valid for so many modules
+
+
+def needs_of(function: types.FunctionType) -> Iterator[str]:
+    """Yield what a function needs of its caller's ``__main__``.
+
+    Plain names, and full names of submodules: ``import xml.etree`` binds only ``xml``, and a
+    receiver that imports ``xml`` has no ``xml.etree``.
+    """
+    names = names_used(function.__code__)
+    yield from names.globals
+    namespace = function.__globals__
+    for name in names.globals:
+        yield from _submodules(namespace.get(name), names.attributes)
+    for value in itertools.chain(*cell_contents(function)):
+        yield from _submodules(value, names.attributes)
+
+
+def is_package(value: object) -> bool:
+    """Tell whether something is a module that has submodules."""
+    return type(value) is types.ModuleType and hasattr(value, "__path__")
+
+
+def _submodules(package: Any, attributes: frozenset[str]) -> tuple[str, ...]:
+    if not is_package(package):
+        return ()
+    key = package.__name__, attributes
+    count, found = _imported.get(key, (0, ()))
+    if count != len(sys.modules):
+        prefix = package.__name__ + "."
+        count = len(sys.modules)
+        found = tuple(
+            name
+            for name in list(sys.modules)
+            if name.startswith(prefix) and attributes.issuperset(name[len(prefix) :].split("."))
+        )
+        if len(_imported) >= CACHE_MAX:
+            _imported.clear()
+        _imported[key] = count, found
+    return found
+
+
+def reduce_function(function: types.FunctionType, given: Container[int] = ()) -> tuple[Any, ...]:
+    """Return how to make the function anew in the receiver's ``__main__``.
+
+    The cells of its closure must be pickled *empty* (`make_cell`): their contents follow in the
+    state, after the function has been memoized, so that a closure may contain itself. The cells
+    whose ids are in `given` are filled by the receiver (`given_cell`).
+    """
+    closure = function.__closure__
+    state = (
+        _HERE if function.__module__ == "__main__" else function.__module__,
+        function.__qualname__,
+        function.__doc__,
+        function.__defaults__,
+        function.__kwdefaults__,
+        function.__annotations__,
+        function.__dict__,
+        getattr(function, "__type_params__", ()),
+        cell_contents(function, given),
+    )
+    facts = (dumped(function.__code__), function.__name__, closure)
+    return make_function, facts, state, None, None, fill_function
+
+
+def make_function(code: bytes, name: str, closure: tuple[types.CellType, ...] | None) -> types.FunctionType:
+    """Return the function of `reduce_function`, still without its state."""
+    return types.FunctionType(load_code(code), main_namespace(), name, None, closure)
+
+
+def fill_function(function: Any, state: tuple[Any, ...]) -> None:
+    """Give a function made by `make_function` its state."""
+    module, qualname, doc, defaults, kwdefaults, annotations, attributes, type_params, contents = state
+    function.__module__ = "__main__" if module == _HERE else module
+    function.__qualname__ = qualname
+    function.__doc__ = doc
+    function.__defaults__ = defaults
+    function.__kwdefaults__ = kwdefaults
+    function.__annotations__ = annotations
+    function.__dict__.update(attributes)
+    if type_params:
+        function.__type_params__ = type_params
+    fill_cells(function, contents)
+
+
+def reduce_cached(cached: Any) -> tuple[Any, ...]:
+    """Return how to make a `functools.lru_cache` of a function anew."""
+    parameters = cached.cache_parameters()
+    attributes = {
+        name: value
+        for name, value in cached.__dict__.items()
+        if name not in ("__wrapped__", "cache_parameters")  # lru_cache sets these itself
+    }
+    return remake_cached, (cached.__wrapped__, parameters["maxsize"], parameters["typed"], attributes)
+
+
+def remake_cached(
+    wrapped: Callable[..., Any], maxsize: int | None, typed: bool, attributes: dict[str, Any]
+) -> Any:
+    """Return the cached function of `reduce_cached`; its cache is empty."""
+    cached = functools.lru_cache(maxsize, typed)(wrapped)
+    cached.__dict__.update(attributes)
+    return cached
+
+
+_DISPATCHING: types.CodeType = vars(types.FunctionType)["__code__"].__get__(functools.singledispatch(len))
+
+
+def is_dispatching(function: types.FunctionType) -> bool:
+    """Tell whether a function was made by `functools.singledispatch`."""
+    return function.__code__ is _DISPATCHING and hasattr(function, "registry")
+
+
+def reduce_dispatching(function: Any) -> tuple[Any, ...]:
+    """Return how to make a `functools.singledispatch` function anew; its cache cannot be pickled."""
+    return (
+        functools.singledispatch,
+        (function.registry[object],),
+        dict(function.registry),
+        None,
+        None,
+        _register,
+    )
+
+
+def _register(function: Any, registry: dict[type, Callable[..., Any]]) -> None:
+    for cls, implementation in registry.items():
+        function.register(cls, implementation)

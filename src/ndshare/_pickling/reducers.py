@@ -1,0 +1,173 @@
+"""How types that NumPy and others pickle in band are taken apart into plain arrays.
+
+`numpy.ndarray` itself is handled by `ndshare._pickling.pickler`. What is here turns something that *wraps*
+an array into ``(rebuild, (plain array, facts))``; the plain array inside is then noted like any
+other, so its bytes move through segments and shared memory stays shared.
+
+Masked arrays, matrices and other subclasses of ndarray put all of their bytes into the pickle when
+left to themselves (protocol 5 notwithstanding): tested with NumPy 2.5.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ndshare._memory.layout import decode_dtype, dense_strides, encode_dtype
+from ndshare._pickling.memmaps import MEMMAP_ATTRIBUTES
+
+_plain_reduce = np.ndarray.__reduce__
+_plain_reduce_ex = np.ndarray.__reduce_ex__
+_plain_setstate = np.ndarray.__setstate__
+
+
+def same(obj: Any) -> Any:
+    """Return its argument: the pickle opcode for an out-of-band object needs a call around it."""
+    return obj
+
+
+def reduce_small(array: np.ndarray[Any, Any]) -> Any:
+    """Pickle a small array in band, in the layout of ``copy(order="K")``."""
+    shape = array.shape
+    if array.flags.c_contiguous:
+        return make_small, (array.tobytes(), encode_dtype(array.dtype), shape)
+    strides = dense_strides(shape, array.strides, array.itemsize)
+    in_memory_order = array.transpose(sorted(range(array.ndim), key=lambda axis: -strides[axis]))
+    return make_small, (in_memory_order.tobytes(), encode_dtype(array.dtype), shape, strides)
+
+
+def make_small(
+    data: bytes, code: str | bytes, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
+) -> np.ndarray[Any, Any]:
+    """Return the array of `reduce_small`, in memory of its own."""
+    array: np.ndarray[Any, Any] = np.ndarray(shape, decode_dtype(code), data, 0, strides)
+    return array.copy("C" if strides is None else "K")
+
+
+def reduce_subclass(array: np.ndarray[Any, Any]) -> Any:
+    """Take an instance of a subclass of ndarray apart, or answer NotImplemented."""
+    cls = type(array)
+    if cls is np.ma.MaskedArray:
+        return _reduce_masked(array)
+    if (
+        cls.__reduce__ is _plain_reduce
+        and cls.__reduce_ex__ is _plain_reduce_ex
+        and cls.__setstate__ is _plain_setstate
+    ) or cls is np.recarray:
+        return view_as, (cls, np.ndarray.view(array, np.ndarray))
+    return NotImplemented  # it has its own way to be pickled, and its own reasons
+
+
+def view_as(cls: type[np.ndarray[Any, Any]], array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the memory of a plain array as a subclass."""
+    return np.ndarray.view(array, cls)
+
+
+def _reduce_masked(array: Any) -> Any:
+    state = array.__dict__
+    attributes = {name: state[name] for name in ("_baseclass", "_fill_value", "_hardmask") if name in state}
+    # A copy of the attributes of what was masked; a mapped file among them is found again by its data.
+    attributes["_optinfo"] = {
+        name: value for name, value in state.get("_optinfo", {}).items() if name not in MEMMAP_ATTRIBUTES
+    }
+    if array._baseclass is not np.ndarray:
+        attributes["_baseclass"] = array._baseclass  # the type of `array.data`
+    mask = array._mask
+    return make_masked, (
+        np.ndarray.view(array, np.ndarray),
+        None if mask is np.ma.nomask else mask,
+        attributes,
+    )
+
+
+def make_masked(data: np.ndarray[Any, Any], mask: Any, attributes: dict[str, Any]) -> Any:
+    """Return a masked array over plain data and mask, without copying either."""
+    masked: Any = np.ndarray.view(data, np.ma.MaskedArray)
+    masked._mask = np.ma.nomask if mask is None else mask
+    masked._sharedmask = False
+    masked.__dict__.update(attributes)
+    return masked
+
+
+def reduce_datetime_array(array: Any) -> Any:
+    """Take a pandas DatetimeArray, TimedeltaArray or PeriodArray apart.
+
+    Their Cython base class pickles a view that shares its dtype with nothing: the values go in band.
+    """
+    return make_datetime_array, (type(array), array._ndarray, array.dtype, getattr(array, "_freq", None))
+
+
+def make_datetime_array(cls: Any, values: np.ndarray[Any, Any], dtype: Any, freq: Any) -> Any:
+    """Return a pandas datetime-like array over the given values."""
+    array = cls._simple_new(values, dtype=dtype)
+    if freq is not None and hasattr(array, "_freq"):
+        array._freq = freq
+    return array
+
+
+def reduce_tensor(tensor: Any) -> Any:
+    """Take a dense torch tensor on the CPU apart through its NumPy view; others as torch does it."""
+    import torch
+
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided or tensor.is_quantized:
+        return tensor.__reduce_ex__(5)
+    try:
+        array = tensor.detach().numpy()
+    except (TypeError, RuntimeError):  # bfloat16, conjugate views: no NumPy equivalent
+        return tensor.__reduce_ex__(5)
+    return make_tensor, (array, tensor.requires_grad, type(tensor) is torch.nn.Parameter)
+
+
+def make_tensor(array: np.ndarray[Any, Any], requires_grad: bool, parameter: bool) -> Any:
+    """Return a tensor over the memory of an array."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    if parameter:
+        return torch.nn.Parameter(tensor, requires_grad)
+    return tensor.requires_grad_(requires_grad)
+
+
+def _pandas_types(pandas: Any) -> dict[type, Callable[[Any], Any]]:
+    arrays = pandas.arrays
+    return dict.fromkeys(
+        (arrays.DatetimeArray, arrays.TimedeltaArray, arrays.PeriodArray), reduce_datetime_array
+    )
+
+
+def _torch_types(torch: Any) -> dict[type, Callable[[Any], Any]]:
+    return {torch.Tensor: reduce_tensor, torch.nn.Parameter: reduce_tensor}
+
+
+def _lock_types(locks: Any) -> dict[type, Callable[[Any], Any]]:
+    return {locks.Lock: locks.reduce_lock}
+
+
+def _queue_types(queues: Any) -> dict[type, Callable[[Any], Any]]:
+    return {queues.Queue: queues.reduce_queue}
+
+
+_LATE: dict[str, Callable[[types.ModuleType], dict[type, Callable[[Any], Any]]]] = {
+    "ndshare._locks.lock": _lock_types,
+    "ndshare._queue.queue": _queue_types,
+    "pandas": _pandas_types,
+    "torch": _torch_types,
+}
+LATE_COUNT = len(_LATE)
+
+
+def late_reducers(known: set[str]) -> dict[type, Callable[[Any], Any]]:
+    """Return the reducers of libraries that were imported since the names in `known`, and add them."""
+    found: dict[type, Callable[[Any], Any]] = {}
+    for name, types_of in _LATE.items():
+        if name not in known and name in sys.modules:
+            try:
+                found.update(types_of(sys.modules[name]))
+            except AttributeError:  # another thread is in the middle of importing it
+                continue
+            known.add(name)
+    return found

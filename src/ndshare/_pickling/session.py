@@ -1,0 +1,298 @@
+"""What one pickler notes while it works, and the decisions it asks for.
+
+::
+
+    pickler ──┬─ array           ──► notes  (an array to copy, or a place in a segment), or in band
+              ├─ open file       ──► notes
+              ├─ function, class ──► by name; by its code; needs, if it is a name of __main__
+              └─ anything else   ──► pickle itself, in C
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import importlib
+import pickle
+import sys
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ndshare._memory import scratch as _scratch, segments
+from ndshare._pickling import cells, functions, local_functions, memmaps, wrappers
+from ndshare._pickling.descriptors import Descriptor
+from ndshare._memory.layout import encode_dtype, is_movable, may_overlap_itself
+from ndshare._pickling.named import NAME_ONLY, names_in_pickle
+from ndshare._pickling.namespace import MAIN_NAMES, find_in_main, main_namespace
+from ndshare._pickling.recording import SLOT, CopyOnWrite, Placed, Recording
+from ndshare._pickling.reducers import LATE_COUNT, late_reducers, reduce_small, reduce_subclass, same
+
+if TYPE_CHECKING:
+    from ndshare._transport.inputs import Inputs
+
+#: Arrays up to this many bytes are part of the pickle: noting, staging and finding one again costs
+#: as much as copying 4 KiB a few times.
+IN_BAND_MAX = 4096
+#: So are larger ones while all of them in a message have not more bytes than this: then nothing of it may
+#: have to be staged, which saves more.
+IN_BAND_ROOM = 24 * 1024
+
+by_value_modules: set[str] = set()
+"""Modules the receivers cannot import: their functions and classes are sent by value."""
+
+_MARKED = _scratch.marked  # empty in most programs: then nothing is looked up per array
+
+_NOTHING: frozenset[str] = frozenset()
+_CACHED = type(functools.lru_cache(len))
+
+
+class BeyondPickle(pickle.PicklingError):
+    """Something that only cloudpickle can take apart."""
+
+
+class _Table(dict[type, Callable[[Any], Any]]):
+    """A dispatch table that falls through to copyreg's, live and in C."""
+
+    __missing__ = copyreg.dispatch_table.__getitem__
+
+
+class _WrapperTable(_Table):
+    """The same where classes are registered as wrappers: by class, not by exact type, so in Python."""
+
+    def __missing__(self, cls: type) -> Callable[[Any], Any]:
+        if wrappers.attribute_of(cls) is None:
+            return copyreg.dispatch_table[cls]
+        self[cls] = wrappers.reduce_wrapper
+        return wrappers.reduce_wrapper
+
+
+class Session:
+    """What one pickler notes while it works, and the decisions it asks for."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.write = self.parts.append  # this makes the session the pickler's file
+        self.notes: list[Any] = []
+        self.needs: set[str] = set()
+        self.cells: set[int] = set()  # cells whose content the function they belong to brings
+        self.room = IN_BAND_ROOM  # bytes of arrays that may still go in band
+        self.lend = False
+        self.defining = _NOTHING
+        self.withheld = _NOTHING
+        self.inputs: Inputs | None = None
+        self.given: dict[int, str] = {}  # cells that the receiver fills: id, name
+        self.late: set[str] = set()
+        self.marked: object = None  # the scratch array that is being taken apart
+        self.modules = 0  # imported, and wrappers registered, when late reducers were looked for
+        self.table = _Table(
+            {
+                np.ndarray: self.on_array,
+                types.CellType: self.on_cell,
+                types.ModuleType: self.on_module,
+                **dict.fromkeys(NAME_ONLY, self.on_name_only),
+                _CACHED: self.on_cached,
+                CopyOnWrite: self.on_copy_on_write,
+                Descriptor: self.on_descriptor,
+            }
+        )
+
+    def clear(self) -> None:
+        """Forget everything noted."""
+        self.parts.clear()
+        self.room = IN_BAND_ROOM
+        if self.notes:
+            self.notes.clear()
+        if self.needs:
+            self.needs.clear()
+        if self.cells:
+            self.cells.clear()
+            self.given.clear()
+
+    def close(self) -> None:
+        """Forget everything, and break the cycle of the session with the methods in its table."""
+        self.clear()
+        self.table.clear()
+
+    def look_for_late(self) -> None:
+        """Add the reducers of libraries that have been imported meanwhile."""
+        self.modules = len(sys.modules) + len(wrappers.registered)
+        if wrappers.registered:
+            self.table.__class__ = _WrapperTable
+        if len(self.late) < LATE_COUNT:
+            self.table.update(late_reducers(self.late))
+
+    # ---- arrays
+
+    def on_array(self, array: np.ndarray[Any, Any]) -> Any:
+        """Note a plain array, or pickle it in band when it is small."""
+        if _MARKED and array is not self.marked and _scratch.is_scratch(array):
+            self.marked = array
+            try:
+                return _scratch.reduce_marked(self.on_array(array))
+            finally:
+                self.marked = None
+        dtype = array.dtype
+        if not is_movable(dtype):
+            return array.__reduce_ex__(5)
+        nbytes = array.nbytes
+        in_band = nbytes <= IN_BAND_MAX or nbytes <= self.room
+        found = segments.block_of(array)
+        if found is not None:
+            block, low = found
+            kind = block.kind
+            if kind in (segments.SHARED, segments.SEALED) or (
+                self.lend
+                and kind == segments.VALUE
+                and not in_band
+                and not may_overlap_itself(array.shape, array.strides, array.itemsize)
+            ):
+                self.notes.append(
+                    Placed(
+                        block,
+                        low,
+                        encode_dtype(dtype),
+                        array.itemsize,
+                        array.shape,
+                        array.strides,
+                        array.flags.writeable,
+                    )
+                )
+                return same, (SLOT,)
+        if found is None and array.base is not None:
+            root = memmaps.find_memmap(array)
+            if root is not None:
+                mapped = memmaps.reduce_memmap(array, root)
+                if mapped is not None:
+                    return mapped
+        if in_band:
+            if nbytes > IN_BAND_MAX:
+                self.room -= nbytes
+            return reduce_small(array)
+        placed = self.inputs.place(array) if self.inputs is not None else None
+        self.notes.append(array if placed is None else placed)
+        return same, (SLOT,)
+
+    def on_descriptor(self, descriptor: Descriptor) -> Any:
+        """Note an open file."""
+        self.notes.append(descriptor)
+        return same, (SLOT,)
+
+    def on_copy_on_write(self, stand_in: CopyOnWrite) -> Any:
+        """Note the place of an array that stays where it is."""
+        self.notes.append(stand_in.note)
+        return same, (SLOT,)
+
+    def on_subclass(self, array: np.ndarray[Any, Any]) -> Any:
+        """Take a subclass of ndarray apart."""
+        root = memmaps.find_memmap(array) if type(array) is np.memmap else None
+        if root is not None:
+            mapped = memmaps.reduce_memmap(array, root)
+            if mapped is not None:
+                return mapped
+        reduced = reduce_subclass(array)
+        return _scratch.reduce_marked(reduced) if _MARKED and _scratch.is_scratch(array) else reduced
+
+    # ---- functions, classes, modules
+
+    def on_named(self, obj: Any) -> Any:
+        """Decide about a function or class."""
+        module = obj.__module__
+        if module in MAIN_NAMES:
+            return self.on_main(obj)
+        if by_value_modules and isinstance(module, str) and _is_by_value(module):
+            return self.beyond(obj)
+        if type(obj) is types.FunctionType and local_functions.is_plain_local(obj, self.withheld):
+            self.note_cells(obj)
+            return local_functions.reduce_local(obj, self.given)
+        return NotImplemented
+
+    def on_main(self, obj: Any) -> Any:
+        """Decide about a function or class of the caller's ``__main__``."""
+        qualname = obj.__qualname__
+        root = qualname.partition(".")[0]
+        if root not in self.defining and find_in_main(qualname) is obj:
+            self.needs.add(root)
+            return NotImplemented
+        if type(obj) is types.FunctionType and obj.__globals__ is main_namespace():
+            return self.on_unnamed(obj)
+        if type(obj) is types.FunctionType and functions.is_dispatching(obj):
+            return functions.reduce_dispatching(obj)
+        return self.beyond(obj)
+
+    def on_unnamed(self, function: types.FunctionType) -> Any:
+        """Pickle a function on the globals of ``__main__`` by its code."""
+        self.needs.update(functions.needs_of(function))
+        self.note_cells(function)
+        return functions.reduce_function(function, self.given)
+
+    def note_cells(self, function: types.FunctionType) -> None:
+        """Note the cells of a closure: they travel empty, and are filled by the function or the receiver."""
+        if function.__closure__:
+            self.cells.update(map(id, function.__closure__))
+            if self.withheld:
+                self.given.update(cells.cells_given(function, self.withheld))
+
+    def on_cell(self, obj: Any) -> Any:
+        """Pickle the cell of a closure empty: its function fills it, or the receiver."""
+        if id(obj) in self.given:
+            return cells.given_cell, (self.given[id(obj)],)
+        if id(obj) in self.cells:
+            return cells.make_cell, ()
+        return self.beyond(obj)
+
+    def on_cached(self, obj: Any) -> Any:
+        """Pickle a `functools.lru_cache` by name, or define it."""
+        if obj.__module__ in MAIN_NAMES and self.is_defined_here(obj):
+            return functions.reduce_cached(obj)
+        return obj.__reduce__()
+
+    def on_name_only(self, obj: Any) -> Any:
+        """Pickle what pickle knows only by its name, or have it defined."""
+        module = obj.__module__
+        if module in MAIN_NAMES:
+            by_value = self.is_defined_here(obj)
+        else:  # the parameters of `def f[T]` say that they are of typing, where nobody finds them
+            by_value = getattr(sys.modules.get(module), obj.__name__, None) is not obj
+        return NAME_ONLY[type(obj)](obj) if by_value else obj.__reduce__()
+
+    def is_defined_here(self, obj: Any) -> bool:
+        """Tell whether this message has to define a named object of ``__main__``; else note the need."""
+        qualname = getattr(obj, "__qualname__", None) or obj.__name__
+        root = qualname.partition(".")[0]
+        if root in self.defining or find_in_main(qualname) is not obj:
+            return True
+        self.needs.add(root)
+        return False
+
+    def on_module(self, obj: Any) -> Any:
+        """Pickle a module as an import."""
+        name = obj.__name__
+        if obj is sys.modules.get("__main__"):
+            return importlib.import_module, ("__main__",)
+        if sys.modules.get(name) is not obj or (by_value_modules and _is_by_value(name)):
+            return self.beyond(obj)
+        return importlib.import_module, (name,)
+
+    def beyond(self, obj: Any) -> Any:
+        """Give up: `ndshare._pickling.cloud` tries again."""
+        raise BeyondPickle(f"{obj!r} has no name it can be found by")
+
+    def finish(self) -> Recording:
+        """Return what was noted."""
+        parts = tuple(self.parts)
+        if not self.notes and not self.needs and (self.lend or b"__main__" not in parts[0]):
+            return Recording(parts)
+        notes = tuple([note for note in self.notes if note is not SLOT]) if self.notes else ()
+        if self.needs:
+            return Recording(parts, notes, frozenset(self.needs))
+        if not self.lend and b"__main__" in parts[0]:
+            # Something reduces itself to its name in __main__, which no callback sees.
+            return Recording(parts, notes, names_in_pickle(parts[0]) - self.defining)
+        return Recording(parts, notes, _NOTHING)
+
+
+def _is_by_value(module: str) -> bool:
+    return module in by_value_modules or module.partition(".")[0] in by_value_modules

@@ -1,0 +1,278 @@
+"""How tasks get to a worker: everything it lacks first, then as many tasks as one message takes.
+
+::
+
+    batch ─► settings changed? STATE  ─► names of __main__ it lacks? MAIN ─► function of a map? FUNCTION
+          ─► pickle, copy or lend     ─► TASKS
+
+Guarantees
+----------
+- What was not sent stays in `rest`; an error of one task does not touch the others.
+- Descriptors are closed and parcels released whatever happens.
+- Ctrl-C is let through only while the user's objects are pickled and copied.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+import weakref
+from typing import Any
+
+from ndshare._processes import frames
+from ndshare._system import _wire
+from ndshare._transport import mainspace, transport
+from ndshare._transport.inputs import Inputs
+from ndshare._pool.pool_errors import InitializerError
+from ndshare._pool.settings import PoolSettings
+from ndshare._processes.crew import Crew
+from ndshare._pool.items_tasks import MapRun
+from ndshare._transport.parcel import close_all
+from ndshare._pool.tasks import Task
+from ndshare._processes.worker_handle import Worker, WorkerGoneError
+
+Rest = collections.deque[Task]
+Failures = list[tuple[Task, BaseException]]
+
+#: More descriptors than this are not gathered for one message.
+_MESSAGE_FDS = 64
+#: A worker is sent no more tasks at once than make this much memory: what waits is not copied yet.
+_COPIED_BYTES = 4 << 20
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Tell Ctrl-C of the user from a KeyboardInterrupt or SystemExit that somebody's pickling code raises.
+
+    Python delivers signals to the main thread alone; there, the interrupt wins.
+    """
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
+class _RunReference(weakref.ref["MapRun"]):
+    """Notices the end of a map."""
+
+    __slots__ = ("token",)
+    token: int
+
+
+class Delivery:
+    """Sends the tasks of one pool.
+
+    Parameters
+    ----------
+    crew : Crew
+        Whose workers they are.
+    settings : PoolSettings
+        What the workers must be like.
+    """
+
+    def __init__(self, crew: Crew, settings: PoolSettings) -> None:
+        self._crew = crew
+        self._settings = settings
+        self._lock = crew.hub.lock
+        self._state = crew.state
+        self._threads = settings.threads_each
+        self._threads_asked = settings.threads is not None
+        self._runs: dict[int, _RunReference] = {}  # maps whose function workers may have
+        self._runs_over: collections.deque[_RunReference] = collections.deque()
+        self.inputs: Inputs | None = None  # arrays that many tasks have in common are copied once
+        self.bytes_copied = 0
+        self.bytes_sent = 0
+
+    def send(self, worker: Worker, rest: Rest, failed: Failures) -> None:
+        """Send tasks to a worker.
+
+        Parameters
+        ----------
+        worker : Worker
+            No other thread may be sending to it.
+        rest : deque of Task
+            What to send; what is sent, or has failed, is taken out. What would hold too much memory at
+            once stays.
+        failed : list of (Task, BaseException)
+            Where tasks are put that cannot be sent, with the reason.
+
+        Raises
+        ------
+        WorkerGoneError
+            If the worker has ended.
+        """
+        parcels: list[transport.Parcel] = []
+        try:
+            self._prepare(worker, rest, failed)
+            copied = 0
+            while rest and copied < _COPIED_BYTES:
+                copied += self._send_some(worker, rest, failed, parcels)
+        finally:
+            for parcel in parcels:
+                parcel.release()
+
+    def _send_some(
+        self, worker: Worker, rest: Rest, failed: Failures, parcels: list[transport.Parcel]
+    ) -> int:
+        """Send as many of the rest as one message takes; in `rest` remains what was not sent.
+
+        Returns how many bytes of arrays were copied for them.
+        """
+        records: list[tuple[Task, transport.Parcel, int]] = []
+        fds: list[int] = []
+        size = copied = 0
+        room = frames.MESSAGE_MAX_BYTES - transport.INLINE_MAX
+        try:
+            while rest and size < room and len(fds) < _MESSAGE_FDS and copied < _COPIED_BYTES:
+                task = rest[0]
+                try:
+                    parcel = self._parcel(worker, task)
+                    own = parcel.descriptors() if parcel.blocks else ()
+                except WorkerGoneError:
+                    raise
+                except BaseException as error:
+                    if _is_ctrl_c(error):
+                        raise
+                    if records and isinstance(error, OSError | MemoryError):
+                        break  # what the others hold may be what is missing: they go first
+                    failed.append((task, error))
+                    rest.popleft()
+                    continue
+                fds += own
+                records.append((task, parcel, len(own)))
+                rest.popleft()
+                size += len(parcel.data)
+                copied += parcel.nbytes_copied
+                if parcel.blocks and task.parcel is None:
+                    parcels.append(parcel)
+            if records:
+                self._send_records(worker, records, fds)
+        except BaseException:  # the worker is gone; Ctrl-C while an argument was pickled
+            rest.extendleft(task for task, _, _ in reversed(records))
+            raise
+        finally:
+            close_all(fds)
+        return copied
+
+    def _prepare(self, worker: Worker, rest: Rest, failed: Failures) -> None:
+        """Bring a worker to the caller's directory, environment and so on; run the initializer first."""
+        self._forget_functions(worker)
+        state = self._state.refresh()
+        version = (state.version, self._threads, self._threads_asked)
+        if worker.state_version == version:
+            return
+        fresh = worker.state_version is None
+        try:
+            message = state.message(
+                overlay=worker.overlay, threads=self._threads, threads_asked=self._threads_asked
+            )
+            if len(message) < frames.MESSAGE_MAX_BYTES:
+                self._send_bytes(worker, frames.STATE, int(fresh), message)
+            else:  # a large environment
+                self._send_parcel(worker, frames.STATE, int(fresh), self._pack(message), frames.PARCEL)
+            if fresh and self._settings.initializer is not None:
+                self._send_initializer(worker)
+            worker.state_version = version
+        except WorkerGoneError:
+            raise
+        except Exception as error:  # the initializer cannot be pickled: nothing can run
+            failed.extend((task, error) for task in rest)
+            rest.clear()
+
+    def _send_initializer(self, worker: Worker) -> None:
+        try:
+            parcel = self._pack((self._settings.initializer, self._settings.initargs))
+            self._send_names(worker, parcel.needs)
+        except WorkerGoneError:
+            raise
+        except Exception as error:
+            text = f"it cannot be sent to a worker: {type(error).__name__}: {error}"
+            raise InitializerError(self._settings.setup, text) from error
+        self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
+
+    def follow(self, run: MapRun) -> None:
+        """Have the workers forget the function of a map once it is over.
+
+        What the garbage collector calls is a method in C: it may run anywhere, so it must take no
+        lock, and Ctrl-C in a finalizer would be lost.
+        """
+        reference = _RunReference(run, self._runs_over.append)
+        reference.token = run.token
+        self._runs[run.token] = reference
+
+    def _forget_functions(self, worker: Worker) -> None:
+        if self._runs_over:
+            with self._lock:
+                while self._runs_over:
+                    token = self._runs_over.popleft().token
+                    del self._runs[token]
+                    for other in self._crew.workers.values():
+                        if token in other.functions:
+                            other.stale.append(token)
+        while worker.stale:
+            worker.functions.discard(token := worker.stale.pop())
+            self._send_bytes(worker, frames.FORGET, token, b"")
+
+    def _pack(self, content: Any) -> transport.Parcel:
+        """Pickle and copy; Ctrl-C is let through, as this may take long."""
+        if (parcel := transport.pack_plain(content)) is not None:
+            return parcel
+        opening = _wire.window()
+        try:
+            return transport.pack(content, withheld=self._settings.withheld, inputs=self.inputs).settle()
+        finally:
+            _wire.curtain(opening)
+
+    def _parcel(self, worker: Worker, task: Task) -> transport.Parcel:
+        """What a task sends to this worker; sends first what the worker lacks for it."""
+        parcel = task.parcel or self._pack(task.content)
+        if task.token and task.token not in worker.functions:
+            function = self._pack(task.function)
+            self._send_names(worker, function.needs)
+            self._send_parcel(worker, frames.FUNCTION, task.token, function)
+            worker.functions.add(task.token)
+        if parcel.needs:
+            self._send_names(worker, parcel.needs, task.brings)
+        self.bytes_copied += parcel.nbytes_copied
+        return parcel
+
+    def _send_names(
+        self, worker: Worker, needs: frozenset[str], brought: frozenset[str] = frozenset()
+    ) -> None:
+        if not needs:
+            return
+        draft = mainspace.deliver(needs, worker.known_main, self._settings.withheld, brought)
+        if draft is not None:
+            self._send_parcel(worker, frames.MAIN, 0, draft.settle())
+            worker.known_main.update(draft.delivers or {})
+
+    def _send_parcel(
+        self, worker: Worker, kind: int, number: int, parcel: transport.Parcel, status: int = 0
+    ) -> None:
+        fds = parcel.descriptors()
+        try:
+            worker.send([frames.HEAD.pack(kind, status, 0, number, 0.0), parcel.data], fds)
+            self.bytes_sent += len(parcel.data)
+        finally:
+            close_all(fds)
+            parcel.release()
+
+    def _send_bytes(self, worker: Worker, kind: int, number: int, content: bytes) -> None:
+        worker.send([frames.HEAD.pack(kind, 0, 0, number, 0.0), content])
+        self.bytes_sent += len(content)
+
+    def _send_records(
+        self, worker: Worker, records: list[tuple[Task, transport.Parcel, int]], fds: list[int]
+    ) -> None:
+        """Send tasks; from the moment they are on the worker's books, `records` is empty."""
+        parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0, 0.0)]
+        numbered: list[tuple[int, Task]] = []
+        with self._lock:
+            for task, parcel, nfds in records:
+                seq = worker.next_task()
+                numbered.append((seq, task))
+                data = parcel.data
+                kind = frames.ITEMS if task.token else frames.CALL
+                parts += (frames.RECORD.pack(seq, len(data), task.token, nfds, kind), data)
+            message = b"".join(parts)
+            worker.inflight.update(numbered)
+            worker.sent += len(records)
+            records.clear()
+        self.bytes_sent += len(message)
+        worker.send((message,), fds)

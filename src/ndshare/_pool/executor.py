@@ -1,0 +1,312 @@
+"""`ProcessPoolExecutor`: the interface of `concurrent.futures`, on warm workers and shared memory."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import functools
+import itertools
+import os
+import signal
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeVar
+
+# `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
+# that moment would leave the child an import lock that nobody releases.
+from ndshare._processes import errstate
+from ndshare._transport import sharing  # noqa: F401
+from ndshare._system.arguments import check_callable, check_count, check_seconds
+from ndshare._system.callers import warn_caller
+from ndshare._pool.repeats import Repeats
+from ndshare._pool.settings import Environment, PoolSettings, checked_settings
+from ndshare._processes.crew import CrewClosedError, crew
+from ndshare.errors import InheritedError, RepeatedCopyWarning
+from ndshare._pool.futures import TaskFuture
+from ndshare._pool.items_tasks import ItemsTask, MapRun
+from ndshare._pool.pool import Pool
+
+_T = TypeVar("_T")
+
+
+class ProcessPoolExecutor(concurrent.futures.Executor):
+    """Run calls in a pool of worker processes; arrays do not go through pickle.
+
+    Parameters
+    ----------
+    max_workers : int, optional
+        Number of processes at most. By default the smaller of the CPU affinity and the container's CPU
+        quota, at least 1.
+    mp_context : optional
+        Accepted for compatibility and ignored with a warning: workers are always forked from a clean
+        process that has never run the caller's code.
+    initializer : callable, optional
+        Called with `initargs` in each worker before its first task.
+    initargs : tuple, optional
+        Arguments of the initializer.
+    max_tasks_per_child : int, optional
+        A worker ends after so many tasks and is replaced.
+    snapshot : {"start", "submit"}, optional
+        When ordinary arguments are read: when the task is sent to a worker, as the standard library
+        does, or before `submit` returns.
+    threads_per_worker : int, optional
+        BLAS and OpenMP threads in each worker. By default the number of processors divided by
+        `max_workers`, at least 1; variables like ``OMP_NUM_THREADS`` in the environment take precedence
+        over the default for libraries that read them.
+    env : mapping, sequence of mappings or callable, optional
+        Environment variables on top of the caller's: for all workers, one mapping per worker, or a
+        function of the worker's number. At most 32 kB for each.
+    preload : iterable of str, optional
+        Names of modules that are imported once, before workers are forked.
+    retries : int, optional
+        How often a task whose *worker died* is tried again. A task that raises is never tried again.
+
+    Notes
+    -----
+    Shared arrays (`ndshare.share` and its like) arrive as the same memory, at the price of one
+    descriptor. Ordinary arrays are copied once; the worker has a private, writable copy. A result costs
+    no copy if nothing in the worker refers to it any more.
+
+    A worker that dies fails the task it was running with `WorkerDiedError`, which is a
+    `concurrent.futures.process.BrokenProcessPool`; the pool goes on. This is the one intended difference
+    from the standard library. Works without ``if __name__ == "__main__"``, from a notebook and from
+    threads.
+
+    References
+    ----------
+    The interface is that of `concurrent.futures.ProcessPoolExecutor` of Python 3.14.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ndshare
+    >>> with ndshare.ProcessPoolExecutor(2) as executor:
+    ...     future = executor.submit(np.add, np.arange(3), 1)
+    ...     future.result()
+    array([1, 2, 3])
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: object = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        snapshot: Literal["start", "submit"] = "start",
+        threads_per_worker: int | None = None,
+        env: Environment = None,
+        preload: Iterable[str] = (),
+        retries: int = 0,
+    ) -> None:
+        settings = checked_settings(
+            "max_workers",
+            max_workers,
+            initializer=initializer,
+            initargs=initargs,
+            max_tasks_per_child=max_tasks_per_child,
+            snapshot=snapshot,
+            threads_per_worker=threads_per_worker,
+            env=env,
+            preload=preload,
+            retries=retries,
+        )
+        if mp_context is not None:
+            warnings.warn(
+                f"mp_context={mp_context!r} is ignored: ndshare forks its workers from a clean process of "
+                "its own",
+                stacklevel=2,
+            )
+        self._pool = new_pool(settings)
+        self._max_workers = settings.max_workers
+        self._snapshot = snapshot
+        self._repeats = Repeats()
+        self._finalizer = weakref.finalize(self, self._pool.abandon)
+        self._finalizer.atexit = False
+
+    # ------------------------------------------------------------------ submit
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[_T]:
+        """Schedule ``fn(*args, **kwargs)`` and return its future.
+
+        Parameters
+        ----------
+        fn : callable
+            Anything that can be pickled, and lambdas, closures, functions of a notebook or a script.
+        *args, **kwargs
+            Arguments. Ordinary arrays are copied once, shared arrays arrive as the same memory. Do not
+            change them before the future is done, unless ``snapshot="submit"``.
+
+        Returns
+        -------
+        concurrent.futures.Future
+
+        Raises
+        ------
+        TypeError
+            If `fn` is not callable.
+        RuntimeError
+            After `shutdown`.
+        InheritedError
+            In a forked child of the process that made the executor.
+        """
+        self._check_usable()
+        check_callable("fn", fn)
+        if not self._repeats.told:
+            warn_of_copies(self._repeats, fn, args, kwargs)
+        if (errors := errstate.current()) is not None:
+            fn, args = errstate.call, (errors, fn, *args)
+        task = TaskFuture(self._pool, fn, args, kwargs)
+        if self._snapshot == "submit":
+            task.read_now(private=self._pool.settings.retries > 0)
+        self._pool.submit(task)
+        return task
+
+    def map(
+        self,
+        fn: Callable[..., _T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[_T]:
+        """Apply `fn` to the items of the iterables, in order.
+
+        Parameters
+        ----------
+        fn : callable
+            Takes as many arguments as there are iterables. Sent once to each worker, not with each item.
+        *iterables : iterable
+            The shortest one decides.
+        timeout : float, optional
+            Seconds from this call after which ``__next__`` raises `TimeoutError`.
+        chunksize : int, optional
+            Items per task.
+        buffersize : int, optional
+            How many tasks (of `chunksize` items) may be submitted whose results have not been yielded;
+            the iterables are read no further than that. By default all are submitted at once.
+
+        Returns
+        -------
+        iterator
+            Of results, in the order of the items. An error of an item is raised where its result would be.
+        """
+        self._check_usable()
+        check_callable("fn", fn)
+        check_count("chunksize", chunksize, 1)
+        if buffersize is not None:
+            check_count("buffersize", buffersize, 1)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if (errors := errstate.current()) is not None:
+            fn = functools.partial(errstate.call, errors, fn)
+        run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
+        self._pool.delivery.follow(run)
+        groups = _chunks(zip(*iterables, strict=False), chunksize)
+
+        def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
+            if not self._repeats.told:
+                for args in group:
+                    warn_of_copies(self._repeats, fn, args, {})
+            task = ItemsTask(run, group)
+            if self._snapshot == "submit":
+                task.read_now(private=self._pool.settings.retries > 0)
+            return task
+
+        tasks = collections.deque(map(task_of, itertools.islice(groups, buffersize)))
+        self._pool.submit_all(tasks)
+        more = map(task_of, groups) if buffersize else iter(())
+        return _results(self._pool, tasks, more, deadline)
+
+    # ------------------------------------------------------------------ the end
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks, and end when those that were submitted are finished.
+
+        Parameters
+        ----------
+        wait : bool, optional
+            Return only when all futures are done.
+        cancel_futures : bool, optional
+            Cancel the futures that have not started.
+        """
+        self._pool.shutdown(wait=wait, cancel=cancel_futures)
+
+    def terminate_workers(self) -> None:
+        """End the workers by SIGTERM: futures that run fail, those that wait are cancelled."""
+        self._end_workers(signal.SIGTERM)
+
+    def kill_workers(self) -> None:
+        """End the workers by SIGKILL: futures that run fail, those that wait are cancelled."""
+        self._end_workers(signal.SIGKILL)
+
+    def _end_workers(self, number: int) -> None:
+        if self._pool.hub.pid == os.getpid():
+            self._pool.kill(number)
+        self._pool.shutdown(wait=False, cancel=True)
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        # After Ctrl-C nobody wants the rest of the queue to be computed first.
+        interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
+        if interrupted:
+            self._pool.interrupt()
+        self.shutdown(wait=True, cancel_futures=interrupted)
+
+    # ------------------------------------------------------------------ checks
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes tasks: it was made in this process and has not been shut down."""
+        return self._pool.hub.pid == os.getpid() and not self._pool.closed
+
+    def _check_usable(self) -> None:
+        pool = self._pool
+        if pool.hub.pid != os.getpid():
+            raise InheritedError("this ProcessPoolExecutor", pool.hub.pid, os.getpid())
+        if pool.closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if sys.is_finalizing():
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+
+def warn_of_copies(repeats: Repeats, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Say once that a large ordinary array is copied again and again."""
+    if (text := repeats.look(fn, args, kwargs)) is not None:
+        warn_caller(RepeatedCopyWarning(text))
+
+
+def new_pool(settings: PoolSettings) -> Pool:
+    """Make a pool on the workers of this process."""
+    while True:
+        try:
+            return Pool(crew(), settings)
+        except CrewClosedError:  # another thread was just shutting it down
+            continue
+
+
+def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def _results(
+    pool: Pool, tasks: collections.deque[ItemsTask], more: Iterator[ItemsTask], deadline: float | None
+) -> Iterator[Any]:
+    try:
+        while tasks:
+            results = tasks[0].result(None if deadline is None else deadline - time.monotonic())
+            tasks.popleft()
+            results.reverse()
+            while results:
+                if len(results) == 1 and (task := next(more, None)) is not None:
+                    tasks.append(task)
+                    pool.submit(task)
+                yield results.pop()
+    finally:
+        for task in tasks:
+            task.cancel()

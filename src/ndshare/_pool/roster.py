@@ -1,0 +1,156 @@
+"""The workers of one pool: who is there, who can take how much, how long tasks take.
+
+Everything here is called under the hub's lock.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import weakref
+from typing import TYPE_CHECKING
+
+from ndshare._processes import frames
+from ndshare._pool.settings import PoolSettings
+from ndshare._processes.crew import Crew
+from ndshare._pool.tasks import Task
+from ndshare._processes.worker_handle import Worker
+
+if TYPE_CHECKING:
+    from ndshare._pool.pool import Pool
+
+#: A message carries about this much work; enough that its price does not matter, little enough to wait for.
+_BATCH_S = 1e-3
+_BATCH_TASKS = 60
+#: Tasks longer than this are sent only to idle workers: arguments are read as late as possible.
+_PREFETCH_S = 20e-3
+#: Shorter ones are tiny: a busy worker gets more of them only by the dozen.
+TINY_S = 200e-6
+BURST_TASKS = 32
+
+
+class Roster:
+    """Workers of a pool.
+
+    Parameters
+    ----------
+    crew : Crew
+        Where workers come from.
+    pool : Pool
+        Whose they are.
+    settings : PoolSettings
+        How many they may be, and what they must be like.
+    """
+
+    def __init__(self, crew: Crew, pool: Pool, settings: PoolSettings) -> None:
+        self._crew = crew
+        self._pool = weakref.ref(pool)  # no cycle: a pool that is over gives its initializer's arrays back
+        self._settings = settings
+        self.workers: list[Worker] = []
+        self.free: dict[Worker, None] = {}  # those that could take more
+        self.seconds: float | None = None  # what a task takes, smoothed
+        self.stillborn = 0  # workers in a row that ended before they had answered anything
+        self._numbers: list[int] = []  # worker numbers that are free again
+        self._next_number = 0
+        self._number_of: dict[Worker, int] = {}
+
+    @property
+    def saturated(self) -> bool:
+        """Whether nobody can take anything at once."""
+        return not self.free and len(self.workers) >= self._settings.max_workers
+
+    @property
+    def tiny(self) -> bool:
+        """Whether tasks are so short that sending one costs more than running it."""
+        return self.seconds is not None and self.seconds < TINY_S
+
+    @property
+    def short(self) -> bool:
+        """Whether the result of a task comes before it pays to sleep."""
+        return self.seconds is not None and self.seconds * 1e6 < frames.SPIN_ALONE_US
+
+    @property
+    def working(self) -> int:
+        """How many workers have something to do, or are about to get it."""
+        return sum([bool(worker.inflight) or worker.sending for worker in self.workers])
+
+    def busy(self) -> Worker | None:
+        """Return a worker that has something to do; takes no lock."""
+        for worker in tuple(self.workers):
+            if worker.inflight:
+                return worker
+        return None
+
+    def choose(self, waiting: int) -> Worker | None:
+        """Who gets the next of `waiting` tasks: an idle worker, a new one, or one that has little left."""
+        for worker in reversed(self.free):  # the one that has worked last is the warmest
+            if not worker.inflight:
+                return worker
+        if len(self.workers) < self._settings.max_workers:
+            return self.hire()
+        if self.seconds is None or self.seconds > _PREFETCH_S:
+            return None
+        if self.seconds > TINY_S or waiting >= BURST_TASKS:
+            return next(iter(self.free), None)
+        return None
+
+    def batch_size(self, worker: Worker, waiting: int) -> int:
+        """How many tasks to send to it at once."""
+        if (
+            waiting == 1
+            or self.seconds is None
+            or (self._settings.initializer is not None and not worker.proved)
+        ):
+            return 1
+        fair = math.ceil(waiting / max(1, len(self.workers)))
+        size = max(1, min(_BATCH_TASKS, fair, int(_BATCH_S / max(self.seconds, 1e-6))))
+        return min(size, self._settings.limit - worker.sent) if self._settings.limit else size
+
+    def take_back(self, queue: collections.deque[Task]) -> bool:
+        """If a worker is idle and the queue empty: what other workers have not begun."""
+        if not any(not w.inflight for w in self.free):
+            return False
+        loaded = max(self.workers, key=lambda w: len(w.inflight), default=None)
+        if loaded is None or len(loaded.inflight) < 2:
+            return False
+        seqs = list(loaded.inflight)
+        for seq in reversed(seqs[1 + (len(seqs) - 1) // 2 :]):
+            if loaded.recall(seq):
+                loaded.sent -= 1
+                queue.appendleft(loaded.inflight.pop(seq))
+        return bool(queue)
+
+    def hire(self) -> Worker:
+        """Get a worker more."""
+        number = self._numbers.pop() if self._numbers else self._next_number
+        if number == self._next_number:
+            self._next_number += 1
+        pool = self._pool()
+        assert pool is not None  # it is the one that asks
+        worker = self._crew.lease(pool, self._settings.overlay(number))
+        self._number_of[worker] = number
+        self.workers.append(worker)
+        return worker
+
+    def dismiss(self, worker: Worker) -> None:
+        """Take a worker off the books."""
+        if worker in self._number_of:
+            self._numbers.append(self._number_of.pop(worker))
+            self.workers.remove(worker)
+        self.free.pop(worker, None)
+
+    def offer(self, worker: Worker) -> None:
+        """Note that a worker can take more, or let it go when its time is over."""
+        if worker.leaving or worker.sending or worker not in self._number_of:
+            return
+        if self._settings.limit and worker.sent >= self._settings.limit:
+            if not worker.inflight:
+                self.dismiss(worker)
+                worker.quit()
+        elif len(worker.inflight) < max(2, worker.batch // 2 + 1):
+            self.free[worker] = None
+
+    def took(self, seconds: float) -> None:
+        """Note how long a task took."""
+        self.stillborn = 0
+        self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds

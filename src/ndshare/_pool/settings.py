@@ -1,0 +1,110 @@
+"""What a pool was asked to be: fixed when its executor is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ndshare._memory import segments
+from ndshare._system import cpus
+from ndshare._system.arguments import (
+    check_callable,
+    check_count,
+    check_environment,
+    module_names,
+    tuple_of,
+    variables,
+)
+from ndshare._pool.tasks import describe
+
+Environment = Mapping[str, str] | Sequence[Mapping[str, str]] | Callable[[int], Mapping[str, str]] | None
+
+#: Idle memory that a worker may keep at least.
+_IDLE_LEAST_BYTES = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """Options of a pool, checked; `ndshare.ProcessPoolExecutor` says what they mean."""
+
+    max_workers: int
+    initializer: Callable[..., object] | None = None
+    initargs: tuple[Any, ...] = ()
+    limit: int | None = None  # tasks per worker
+    env: Environment = None
+    preload: tuple[str, ...] = ()
+    threads: int | None = None
+    retries: int = 0
+    withheld: frozenset[str] = frozenset()  # variables whose values the initializer brings
+
+    @property
+    def own(self) -> bool:
+        """Whether the workers are of no use to other pools."""
+        return bool(self.initializer or self.limit or self.env or self.preload)
+
+    @property
+    def threads_each(self) -> int:
+        """BLAS and OpenMP threads of a worker."""
+        return self.threads or max(1, cpus.default_workers() // self.max_workers)
+
+    @property
+    def idle_limit(self) -> int:
+        """Bytes of idle memory that a worker may keep."""
+        return max(_IDLE_LEAST_BYTES, segments.stats().idle_limit // max(2, self.max_workers))
+
+    @property
+    def setup(self) -> str:
+        """Name of the initializer; empty if there is none."""
+        return describe(self.initializer) if self.initializer is not None else ""
+
+    def overlay(self, number: int) -> dict[str, str]:
+        """Environment variables of the worker with this number, on top of the caller's."""
+        env = self.env
+        if env is None:
+            return {}
+        if callable(env):
+            env = env(number)
+        elif not isinstance(env, Mapping):
+            env = env[number % len(env)]
+        return variables(env)
+
+
+def checked_settings(
+    name: str,
+    workers: int | None,
+    *,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+    max_tasks_per_child: int | None,
+    snapshot: str,
+    threads_per_worker: int | None,
+    env: Environment,
+    preload: Iterable[str],
+    retries: int,
+) -> PoolSettings:
+    """Check what a user asks for; `name` is what the number of workers is called there."""
+    if workers is None:
+        workers = cpus.default_workers()
+    check_count(name, workers, 1)
+    if max_tasks_per_child is not None:
+        check_count("max_tasks_per_child", max_tasks_per_child, 1)
+    if threads_per_worker is not None:
+        check_count("threads_per_worker", threads_per_worker, 1)
+    check_count("retries", retries, 0)
+    if initializer is not None:
+        check_callable("initializer", initializer)
+    initargs = tuple_of("initargs", initargs)
+    if not (isinstance(snapshot, str) and snapshot in {"start", "submit"}):
+        raise ValueError(f"snapshot must be 'start' or 'submit', got {snapshot!r}")
+    check_environment(env)
+    return PoolSettings(
+        int(workers),
+        initializer=initializer,
+        initargs=initargs,
+        limit=max_tasks_per_child,
+        env=env,
+        preload=module_names(preload),
+        threads=threads_per_worker,
+        retries=retries,
+    )

@@ -1,0 +1,318 @@
+"""All workers and zygotes of this process.
+
+::
+
+    Crew ── zygotes, by what must be set before they start
+      └──── workers: leased by a pool, or idle and warm for the next one
+
+Workers without an initializer, environment or task limit of their own are *shared*: a pool that ends
+gives them back warm. `shutdown` ends them and the zygotes; the next use starts them again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import itertools
+import mmap
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ndshare._processes import frames
+from ndshare._memory import segments
+from ndshare._processes import zygote as _zygote
+from ndshare._system import _wire
+from ndshare._system.board import drop_spares
+from ndshare._processes.caller_state import CallerState
+from ndshare._processes.launcher import Zygote, ZygoteSpec
+from ndshare._processes.hub import Hub, Todo
+from ndshare._processes.worker_handle import LEDGER_SLOTS, Worker, WorkerGoneError
+
+if TYPE_CHECKING:
+    from ndshare._pool.pool import Pool
+
+#: An idle shared worker ends after this time.
+_IDLE_S = 300.0
+
+
+class CrewClosedError(Exception):
+    """Another thread has ended the crew; the next call of `crew` makes a new one."""
+
+
+class Crew:
+    """All workers and zygotes of this process."""
+
+    def __init__(self) -> None:
+        self.hub = Hub()
+        self.ids: Iterator[int] = itertools.count(1)
+        self.tokens: Iterator[int] = itertools.count(1)
+        self.state = CallerState()
+        self.zygotes: dict[ZygoteSpec, _Ear] = {}
+        self.workers: dict[int, Worker] = {}
+        self.idle: list[Worker] = []
+        self.pools: set[Pool] = set()
+        self.closed = False
+        self.buffer = bytearray(frames.BUFFER_BYTES)
+        self.ledger = segments.ledger_create(LEDGER_SLOTS)
+        segments.ledger_attach(self.ledger, 0)
+        self.hub.flush = self._flush
+        self._boards: list[tuple[int, mmap.mmap]] = []
+        self._rows: list[tuple[int, int]] = []
+        self.hub.start()
+
+    def join(self, pool: Pool) -> None:
+        """Take a pool on.
+
+        Raises
+        ------
+        CrewClosedError
+            If the crew has just been shut down by another thread.
+        """
+        with self.hub.lock:
+            if self.closed:
+                raise CrewClosedError
+            self.pools.add(pool)
+
+    def _flush(self) -> None:
+        for pool in list(self.pools):
+            if pool.held:
+                pool.pump()
+
+    # ------------------------------------------------------------------ boards
+
+    def row(self) -> tuple[mmap.mmap, int, int, Callable[[], None]]:
+        """A free row: its board, its offset there, the board's descriptor, how to give it back."""
+        if not self._rows:
+            fd = os.memfd_create("ndshare-board", os.MFD_CLOEXEC)
+            os.ftruncate(fd, frames.BOARD_ROWS * frames.ROW_BYTES)
+            self._boards.append((fd, mmap.mmap(fd, frames.BOARD_ROWS * frames.ROW_BYTES)))
+            self._rows = [
+                (len(self._boards) - 1, n * frames.ROW_BYTES) for n in reversed(range(frames.BOARD_ROWS))
+            ]
+        which, offset = self._rows.pop()
+        fd, board = self._boards[which]
+        _wire.store_u64(board, offset + frames.OWNER_AT, 0)
+        _wire.store_u64(board, offset + frames.PID_AT, 0)
+        return board, offset, fd, lambda: self._rows.append((which, offset))
+
+    # ------------------------------------------------------------------ leasing
+
+    def lease(self, pool: Pool, overlay: dict[str, str]) -> Worker:
+        """Get a worker for a pool: a warm one, or a new one (under the hub's lock)."""
+        worker = None
+        while not pool.settings.own and self.idle:
+            worker = self.idle.pop()
+            worker.hear_sources()
+            if not worker.outdated():
+                break
+            worker.quit()
+            worker = None
+        if worker is None:
+            worker = self._spawn(
+                ZygoteSpec.of(overlay, pool.settings.preload), overlay, pool.settings.idle_limit
+            )
+        worker.pool = pool
+        worker.sent = 0
+        worker.state_version = None
+        worker.known_main.clear()
+        worker.overlay = overlay
+        return worker
+
+    def release(self, worker: Worker) -> None:
+        """Take a worker back from its pool (under the hub's lock)."""
+        pool, worker.pool = worker.pool, None
+        if worker.leaving:
+            return
+        # Of a killed pool the signal may be still on its way: it is nobody's next worker.
+        if not worker.proved or (pool is not None and (pool.settings.own or pool.killed)):
+            worker.quit()
+            return
+        worker.idle_since = time.monotonic()
+        worker.functions.clear()
+        worker.stale.clear()
+        worker.sources_asked = True
+        with suppress(WorkerGoneError):
+            worker.send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0)])
+        self.idle.append(worker)
+        self.hub.later(_IDLE_S + 1, self._reap)
+
+    def _reap(self) -> None:
+        limit = time.monotonic() - _IDLE_S
+        with self.hub.lock:
+            for worker in [w for w in self.idle if w.idle_since < limit]:
+                self.idle.remove(worker)
+                worker.quit()
+
+    def _spawn(self, spec: ZygoteSpec, overlay: dict[str, str], idle_limit: int) -> Worker:
+        """Start a worker, and its zygote if there is none or somebody has just killed it."""
+        ear = self.zygotes.get(spec)
+        if ear is not None:
+            try:
+                return Worker(self, ear.zygote, overlay, idle_limit)
+            except ConnectionError:
+                todo: Todo = collections.deque()
+                self.on_zygote_end(ear, todo)
+                for action in todo:
+                    self.hub.put_off(action)
+        ear = self.zygotes[spec] = _Ear(self, Zygote(spec))
+        self.hub.listen(ear)
+        return Worker(self, ear.zygote, overlay, idle_limit)
+
+    # ------------------------------------------------------------------ deaths
+
+    def on_exit(self, worker: Worker, pid: int, code: int | None, peak: int, done: Todo) -> None:
+        """A worker's process has ended (under the hub's lock)."""
+        worker.drain(done)
+        del self.workers[worker.id]
+        segments.forget_owner(_wire.load_u64(worker.board, worker.row + frames.OWNER_AT))
+        segments.ledger_clear(worker.ledger_slot)
+        if worker in self.idle:
+            self.idle.remove(worker)
+        if worker.pool is not None:
+            worker.pool.on_death(worker, pid, code, peak, done)
+        worker.close()
+
+    def on_zygote_end(self, ear: _Ear, done: Todo) -> None:
+        """A zygote has ended, and its workers with it (under the hub's lock)."""
+        self.hub.ignore(ear)
+        if self.zygotes.get(ear.zygote.spec) is ear:
+            del self.zygotes[ear.zygote.spec]
+        ear.zygote.close()
+        for worker in [w for w in self.workers.values() if w.zygote is ear.zygote]:
+            self.on_exit(worker, worker.pid, None, 0, done)
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self, *, ended_by_interrupt: bool = False) -> None:
+        """Let all pools finish what they have begun, then end every worker and zygote.
+
+        What Ctrl-C has interrupted is not finished: the interpreter shall end.
+        """
+        while (pool := self._last_pool()) is not None:
+            interrupted = pool.interrupted or ended_by_interrupt
+            if interrupted:
+                pool.interrupt()
+            pool.shutdown(wait=True, cancel=interrupted)
+        with self.hub.lock:
+            for worker in self.workers.values():
+                self.hub.ignore(worker)
+                worker.quit()
+            ears = list(self.zygotes.values())
+            self.zygotes.clear()
+            for ear in ears:
+                self.hub.ignore(ear)
+        for ear in ears:
+            ear.zygote.close()
+        with self.hub.lock:
+            for worker in list(self.workers.values()):
+                worker.close()
+            self.workers.clear()
+            self.idle.clear()
+        self.hub.close()
+        self._close_boards()
+
+    def _last_pool(self) -> Pool | None:
+        with self.hub.lock:
+            for pool in self.pools:
+                return pool
+            self.closed = True
+            return None
+
+    def _close_boards(self) -> None:
+        for fd, board in self._boards:
+            os.close(fd)
+            with suppress(BufferError):
+                board.close()
+        self._boards.clear()
+        os.close(self.ledger)
+        segments.ledger_detach()
+
+    def forget(self) -> None:
+        """In a forked child: close what belongs to the parent, without a word to anybody."""
+        for ear in self.zygotes.values():
+            ear.zygote.forget()
+        for worker in self.workers.values():
+            worker.socket.close()
+        self._close_boards()
+        self.hub.forget()
+
+
+class _Ear:
+    """Hears a zygote for the crew."""
+
+    def __init__(self, crew: Crew, zygote: Zygote) -> None:
+        self.crew = crew
+        self.zygote = zygote
+
+    def fileno(self) -> int:
+        return self.zygote.fileno()
+
+    def on_ready(self, done: Todo) -> None:
+        for message in self.zygote.read():
+            if not message:
+                self.crew.on_zygote_end(self, done)
+            elif (worker := self.crew.workers.get(message[1])) is None:
+                continue
+            elif message[0] == _zygote.EXITED:
+                self.crew.on_exit(worker, message[2], message[3], message[4], done)
+            elif message[0] == _zygote.FAILED:
+                self.crew.on_exit(worker, 0, None, 0, done)
+
+
+_crew: Crew | None = None
+_crew_lock = threading.Lock()
+_registered = False
+
+
+def crew() -> Crew:
+    """The crew of this process, made when first asked for."""
+    global _crew, _registered
+    with _crew_lock:
+        if _crew is None:
+            _crew = Crew()
+            if not _registered:
+                _registered = True
+                os.register_at_fork(after_in_child=_after_fork_in_child)
+                atexit.register(_at_exit)
+        return _crew
+
+
+def shutdown() -> None:
+    """End the shared workers and the process they are forked from.
+
+    Executors that are still open finish what was submitted to them first, and are shut down. The next
+    use of ndshare starts new workers. Without effect if none are running. Arrays stay valid.
+
+    Examples
+    --------
+    >>> import ndshare
+    >>> ndshare.shutdown()
+    """
+    drop_spares()
+    _end(ended_by_interrupt=False)
+
+
+def _at_exit() -> None:
+    # Set when an error ends a script: a script that Ctrl-C has ended does not want its queue to be computed.
+    _end(ended_by_interrupt=getattr(sys, "last_type", None) is KeyboardInterrupt)
+
+
+def _end(*, ended_by_interrupt: bool) -> None:
+    global _crew
+    with _crew_lock:
+        crew, _crew = _crew, None
+    if crew is not None:
+        crew.close(ended_by_interrupt=ended_by_interrupt)
+
+
+def _after_fork_in_child() -> None:
+    global _crew, _crew_lock
+    _crew_lock = threading.Lock()
+    crew, _crew = _crew, None
+    if crew is not None:
+        crew.forget()

@@ -1,0 +1,88 @@
+"""The messages between a process and its workers, as both ends read them.
+
+::
+
+    caller ──► worker   TASKS   records of (seq, kind, function, payload)
+                        STATE   sys.path, working directory, environment, filters, threads, log levels
+                        MAIN    names of the caller's __main__
+                        FUNCTION  what later records of kind ITEMS call
+                        FORGET  functions that are not needed any more
+                        PLACED  the processors that it may run on again (`ndshare._processes.placing`)
+                        INITIALIZER, FDS, QUIT
+    worker ──► caller   RESULT  seq, status, seconds, payload
+                        INITIALIZED, FDS, SOURCES
+                        LOG     a log record
+
+A message is one SOCK_SEQPACKET datagram. Its descriptors are those of its records, in order. More
+descriptors than one message may carry (253) go ahead of it in FDS messages.
+
+Beside the socket each worker has a row on a *board* in shared memory: the prefix of the segments it owns,
+its process number, then one byte per task in flight (`cell`): `PENDING` until the worker takes the task by
+compare-and-swap (`STARTED`), or the caller takes it back the same way (`REVOKED`) or stops it
+(`INTERRUPTED`). So a task runs exactly once, a batch can be given to somebody else while its head is slow,
+Ctrl-C hits the task it was meant for, and after a death it is known which task was running.
+"""
+
+from __future__ import annotations
+
+import struct
+
+# Kinds of messages, the first byte.
+TASKS = 1
+STATE = 2
+MAIN = 3
+FUNCTION = 4
+FORGET = 5
+INITIALIZER = 6
+FDS = 7
+QUIT = 8
+SOURCES = 9
+RESULT = 10
+INITIALIZED = 11
+LOG = 12
+PLACED = 13
+
+HEAD = struct.Struct("<BBHIf")  # kind, status, number of records, seq or token, seconds it took
+RECORD = struct.Struct("<IIIHH")  # seq, payload length, function token, descriptors, kind of record
+
+# Status of a STATE: whether its bytes are in a parcel, as they may be too many for one message.
+PARCEL = 1
+
+# Kinds of records.
+CALL = 0  # payload: (function, args, kwargs)
+ITEMS = 1  # payload: list of argument tuples for the function of that token
+
+# Status of a result.
+OK = 0
+ERROR = 1  # payload: (exception, traceback text)
+NO_MODULE = 2  # payload: the same; the worker lacks a module the payload names
+NO_MAIN = 3  # payload: the same; a name of __main__ could not be rebuilt
+
+# Bytes of a board row.
+PENDING = 0
+STARTED = 1
+REVOKED = 2
+INTERRUPTED = 3
+ROW_BYTES = 1024
+BOARD_ROWS = 64
+OWNER_AT = 0
+PID_AT = 8
+_CELLS_AT = 64
+CELLS = ROW_BYTES - _CELLS_AT
+
+
+def cell(row: int, seq: int) -> int:
+    """Where on the board the byte of a task is, for the row that begins at `row`."""
+    return row + _CELLS_AT + seq % CELLS
+
+
+# A message stays well below the socket buffer of 208 kB that many systems allow at most, so that two
+# are in the socket without blocking the sender.
+MESSAGE_MAX_BYTES = 64 * 1024
+BUFFER_BYTES = 256 * 1024
+FDS_MAX = 250
+
+#: How long both ends look for the next message before they sleep, in microseconds: a moment, and longer where
+#: one short task follows the other, each waited for, so that nobody else wants the processor.
+SPIN_US = 30
+SPIN_ALONE_US = 400

@@ -1,0 +1,325 @@
+"""The worker: receives tasks from one socket, runs them one at a time, answers on the same socket.
+
+::
+
+    TASKS ──► claim (board) ──► unpack ──► call ──► pack ──► drop everything ──► lend or copy ──► RESULT
+
+Guarantees
+----------
+- Whatever a task raises, returns or fails to return reaches the caller as that task's outcome.
+- What a task returns is in shared memory already (NumPy allocates large blocks there) and is lent
+  without a copy if nothing in this process can reach it any more.
+- SIGINT interrupts a running task once, if its caller has marked it; otherwise it is ignored.
+- Directory, environment, ``sys.path``, warning filters and log levels are the caller's as of the task's
+  dispatch; log records go to the caller's handlers.
+
+Not guaranteed: module state that tasks leave behind stays until the worker ends, as under the standard
+library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import marshal
+import math
+import mmap
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+from ndshare._processes import frames
+from ndshare._memory import segments
+from ndshare._system import _wire
+from ndshare._transport import mainspace, transport
+from ndshare._processes.sources import Sources
+from ndshare._processes.surroundings import Surroundings
+from ndshare._transport.failures import pack_failure
+from ndshare._transport.parcel import close_all
+
+
+def main(fds: tuple[int, ...], options: dict[str, Any]) -> None:
+    """Serve until told to quit, or until the caller's end of the socket is closed."""
+    _Worker(fds, options).serve()
+
+
+class _Worker:
+    def __init__(self, fds: tuple[int, ...], options: dict[str, Any]) -> None:
+        self.socket_fd, board_fd, ledger_fd = fds
+        self.board = mmap.mmap(board_fd, frames.BOARD_ROWS * frames.ROW_BYTES)
+        os.close(board_fd)
+        self.row = options["row"] * frames.ROW_BYTES
+        self.buffer = bytearray(frames.BUFFER_BYTES)
+        self.functions: dict[int, Any] = {}
+        self.early_fds: tuple[int, ...] = ()
+        self.main_failure: tuple[BaseException, str] | None = None
+        self.interruptible = False
+        self.cell = -1  # of the last task on the board; none: before, and in the initializer
+        self.spin_us = frames.SPIN_US
+        self.waited_us = math.inf
+        self.surroundings = Surroundings(options["overlay"], self._send_record)
+
+        signal.signal(signal.SIGINT, self._interrupt)
+        os.register_at_fork(after_in_child=self._leave_to_parent)
+        if (reseed := sys.modules.get("numpy.random")) is not None:
+            reseed.seed()  # else all workers draw the numbers of the zygote's generator
+        segments.ledger_attach(ledger_fd, options["ledger_slot"])
+        os.close(ledger_fd)
+        segments.set_idle_limit(options["idle_limit"])
+        segments.install_handler()
+        _wire.store_u64(self.board, self.row + frames.OWNER_AT, segments.owner_prefix())
+        _wire.store_u64(self.board, self.row + frames.PID_AT, os.getpid())
+        mainspace.install()
+        os.environ.update(options["overlay"])
+        self._preload(options["preload"])
+        self.sources = Sources()
+
+    def _preload(self, names: tuple[str, ...]) -> None:
+        try:
+            for name in names:
+                importlib.import_module(name)
+        except BaseException as error:
+            self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, pack_failure(error))
+            raise SystemExit(1) from None
+
+    # ------------------------------------------------------------------ receiving
+
+    def serve(self) -> None:
+        handlers: dict[int, Callable[[int, int, int, memoryview, tuple[int, ...]], None]] = {
+            frames.TASKS: self._on_tasks,
+            frames.STATE: self._on_state,
+            frames.MAIN: self._on_main,
+            frames.FUNCTION: self._on_function,
+            frames.FORGET: self._on_forget,
+            frames.INITIALIZER: self._on_initializer,
+            frames.SOURCES: self._on_sources,
+            frames.PLACED: self._on_placed,
+        }
+        view = memoryview(self.buffer)
+        while True:
+            received = self._receive()
+            if received is None or received[0] == 0:
+                return
+            size, fds = received
+            kind, status, count, number, _ = frames.HEAD.unpack_from(self.buffer)
+            if kind == frames.FDS:
+                self.early_fds += fds
+                continue
+            if kind == frames.QUIT:
+                self._leave()
+                return
+            fds, self.early_fds = self.early_fds + fds, ()
+            handlers[kind](status, count, number, view[frames.HEAD.size : size], fds)
+
+    def _receive(self) -> tuple[int, tuple[int, ...]] | None:
+        began = time.perf_counter()
+        _wire.spin(self.socket_fd, self.spin_us)
+        while True:
+            try:
+                received = _wire.recv_message(self.socket_fd, self.buffer, 0)
+            except OSError as error:
+                if error.errno != errno.EMFILE:  # the message waits in the socket until there is room
+                    return None
+            else:
+                self.waited_us = (time.perf_counter() - began) * 1e6
+                return received
+            segments.trim()
+            time.sleep(0.01)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        # Not every SIGINT is meant for this task: one from the terminal, or a late one, may find the next.
+        if self.interruptible and (self.cell < 0 or self._is_wanted_to_stop()):
+            self.interruptible = False
+            raise KeyboardInterrupt
+
+    def _is_wanted_to_stop(self) -> bool:
+        return _wire.load_u8(self.board, self.cell) == frames.INTERRUPTED
+
+    def _leave_to_parent(self) -> None:
+        """In a process that a task forked: the socket is the worker's alone."""
+        with contextlib.suppress(OSError):
+            os.close(self.socket_fd)
+        self.socket_fd = -1
+
+    def _leave(self) -> None:
+        import atexit
+
+        atexit._run_exitfuncs()
+
+    # ------------------------------------------------------------------ tasks
+
+    def _on_tasks(self, _status: int, count: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        soon = count == 1 and self.waited_us < frames.SPIN_ALONE_US  # so will be the next, most likely
+        self.spin_us = frames.SPIN_ALONE_US if soon else frames.SPIN_US
+        at = 0
+        used = 0
+        for _ in range(count):
+            seq, length, token, nfds, kind = frames.RECORD.unpack_from(body, at)
+            at += frames.RECORD.size
+            payload = body[at : at + length]
+            at += length
+            own = fds[used : used + nfds]
+            used += nfds
+            self.cell = frames.cell(self.row, seq)
+            if _wire.cas_u8(self.board, self.cell, frames.PENDING, frames.STARTED):
+                self._run(seq, kind, token, payload, own)
+            else:
+                close_all(own)
+                if self._is_wanted_to_stop():  # before it began
+                    self._answer(frames.RESULT, frames.ERROR, seq, 0.0, pack_failure(KeyboardInterrupt()))
+
+    def _run(self, seq: int, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> None:
+        began = time.perf_counter()
+        status = frames.OK
+        try:
+            try:
+                draft = self._call(kind, token, payload, fds)
+            finally:
+                self.interruptible = False
+            # Here nothing of the task is referenced any more, except by what the task itself kept.
+            parcel = draft if isinstance(draft, transport.Parcel) else draft.settle()
+            del draft
+        except BaseException as error:
+            status = frames.ERROR
+            if isinstance(error, _UnreadableError):
+                status, error = error.status, error.cause
+            parcel = pack_failure(error)
+            del error
+        self.sources.note()
+        seconds = time.perf_counter() - began
+        self._answer(frames.RESULT, status, seq, seconds, parcel)
+
+    def _call(
+        self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]
+    ) -> transport.Draft | transport.Parcel:
+        self.interruptible = True
+        if self.main_failure is not None:
+            close_all(fds)
+            error, self.main_failure = self.main_failure, None
+            raise _UnreadableError(frames.NO_MAIN, error[0])
+        try:
+            work = transport.unpack(payload, fds)
+        except ModuleNotFoundError as error:
+            raise _UnreadableError(frames.NO_MODULE, error) from None
+        if kind == frames.CALL:
+            function, args, kwargs = work
+            del work
+            result = function(*args, **kwargs)
+            del args, kwargs
+        else:
+            function = self.functions[token]
+            if isinstance(function, _UnreadableError):
+                raise function
+            result = [function(*args) for args in work]
+            del work
+        self.interruptible = False
+        del function
+        return transport.pack_plain(result) or transport.pack(result, lend_values=True)
+
+    # ------------------------------------------------------------------ everything else
+
+    def _on_main(self, _status: int, _count: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        try:
+            mainspace.apply(transport.unpack(body, fds))
+        except BaseException as error:
+            self.main_failure = (error, "")
+
+    def _on_function(self, _s: int, _count: int, token: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        try:
+            if self.main_failure is not None:
+                raise self.main_failure[0]
+            self.functions[token] = transport.unpack(body, fds)
+        except ModuleNotFoundError as error:
+            self.functions[token] = _UnreadableError(frames.NO_MODULE, error)
+        except BaseException as error:
+            self.functions[token] = _UnreadableError(frames.ERROR, error)
+
+    def _on_forget(self, _s: int, _count: int, token: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
+        self.functions.pop(token, None)
+
+    def _on_initializer(self, _s: int, _c: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        try:
+            try:
+                self.cell = -1
+                self.interruptible = True
+                if self.main_failure is not None:
+                    raise self.main_failure[0]
+                function, args = transport.unpack(body, fds)
+                function(*args)
+            finally:
+                self.interruptible = False
+        except BaseException as error:
+            self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, pack_failure(error))
+            raise SystemExit(1) from None
+        self._answer(frames.INITIALIZED, frames.OK, 0, 0.0, transport.pack(None).settle())
+
+    def _on_state(self, status: int, _count: int, fresh: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        if fresh:
+            self.functions.clear()
+            mainspace.install()  # as for a process forked from the caller now: no globals of earlier tasks
+            self.main_failure = None
+        state = transport.unpack(body, fds) if status == frames.PARCEL else body
+        self.surroundings.apply(pickle.loads(state), fresh=bool(fresh))
+
+    def _on_sources(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
+        """Say from which files of the user's the modules here come, and how old the files were."""
+        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(self.sources.found())], ())
+
+    def _on_placed(self, _s: int, _c: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
+        """Run anywhere again, after having been woken on the caller's processor (`ndshare._processes.placing`)."""
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, marshal.loads(body))
+
+    # ------------------------------------------------------------------ sending
+
+    def _answer(self, kind: int, status: int, seq: int, seconds: float, parcel: transport.Parcel) -> None:
+        if self.socket_fd < 0:  # a process that the task forked, and that has come back from it as well
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+            os._exit(0)
+        head = frames.HEAD.pack(kind, status, 0, seq, seconds)
+        if not parcel.blocks:
+            self._send_one((head, parcel.data), ())
+            return
+        fds = parcel.descriptors()
+        try:
+            self._send([head, parcel.data], fds)
+        finally:
+            close_all(fds)
+            parcel.release()
+
+    def _send_record(self, data: bytes) -> bool:
+        if self.socket_fd < 0:  # a process that a task forked
+            return False
+        self._send_one((frames.HEAD.pack(frames.LOG, 0, 0, 0, 0.0), data), ())
+        return True
+
+    def _send(self, parts: Sequence[bytes], fds: Sequence[int]) -> None:
+        while len(fds) > frames.FDS_MAX:
+            self._send_one([frames.HEAD.pack(frames.FDS, 0, 0, 0, 0.0)], fds[: frames.FDS_MAX])
+            fds = fds[frames.FDS_MAX :]
+        self._send_one(parts, fds)
+
+    def _send_one(self, parts: Sequence[bytes], fds: Sequence[int]) -> None:
+        while True:
+            try:
+                if _wire.send_message(self.socket_fd, parts, fds, 0):
+                    return
+            except OSError:
+                os._exit(1)  # the caller's process is gone or has given this worker up
+            time.sleep(0.001)  # too many descriptors in flight for this user
+
+
+class _UnreadableError(Exception):
+    """What a task needs could not be rebuilt here."""
+
+    def __init__(self, status: int, cause: BaseException) -> None:
+        super().__init__(status, cause)
+        self.status = status
+        self.cause = cause

@@ -1,0 +1,276 @@
+"""A worker process as its caller sees it: socket, row on a board, what it was sent and has not answered."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import functools
+import marshal
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ndshare._processes import frames
+from ndshare._memory import segments
+from ndshare._processes import records
+from ndshare._system import _wire
+from ndshare._transport import parcel
+from ndshare._processes.launcher import Zygote
+from ndshare._processes.hub import Todo
+
+if TYPE_CHECKING:
+    from ndshare._processes.crew import Crew
+    from ndshare._pool.pool import Pool
+    from ndshare._pool.tasks import Task
+
+#: Slots in the ledger of memory that is about to be allocated.
+LEDGER_SLOTS = 1024
+#: A warm worker that does not say within this time which sources it has imported is not used again.
+_SOURCES_MS = 200
+#: How often to try and make room for the last words of a dead worker.
+_DRAIN_TRIES = 20
+#: What the socket buffers are set to where the system allows; the usual default is 208 kB.
+_SOCKET_BYTES = 1 << 20
+_SEQ_MASK = 0xFFFFFFFF  # of the numbers of tasks
+
+
+#: A task, the status, the payload and the descriptors of its result.
+Answer = tuple["Task", int, bytes, tuple[int, ...]]
+
+
+class WorkerGoneError(Exception):
+    """A message could not be sent because the worker has ended; its death is reported by the zygote."""
+
+
+class Worker:
+    """One worker process: its socket, its row on a board, what it was sent and has not answered."""
+
+    def __init__(self, crew: Crew, zygote: Zygote, overlay: dict[str, str], idle_limit: int) -> None:
+        self.crew = crew
+        self.zygote = zygote
+        self.id = next(crew.ids)
+        self.pool: Pool | None = None
+        self.inflight: dict[int, Task] = {}
+        self.next_seq = 0
+        self.answered = -1  # it has looked at all tasks up to this one
+        self.sending = False
+        self.batch = 1  # tasks in the last message
+        self.sent = 0  # tasks in all
+        self.proved = False  # it has answered something
+        self.leaving = False
+        self.gone = False
+        self.known_main: dict[str, object] = {}
+        self.functions: set[int] = set()  # tokens of what it has been sent
+        self.stale: list[int] = []  # those it can forget
+        self.state_version: tuple[int, int, bool] | None = None
+        self.overlay = overlay
+        self.sources: list[tuple[str, int]] = []
+        self.sources_asked = False  # and it has not said
+        self.idle_since = 0.0
+        self._early_fds: tuple[int, ...] = ()
+        self._heard: list[Any] = []
+        self.board, self.row, board_fd, self._give_row_back = crew.row()
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            for end in (self.socket, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+            options = {
+                "row": self.row // frames.ROW_BYTES,
+                "ledger_slot": self.ledger_slot,
+                "overlay": overlay,
+                "idle_limit": idle_limit,
+            }
+            try:
+                zygote.spawn(self.id, options, (theirs.fileno(), board_fd, crew.ledger))
+            except BaseException:
+                self.socket.close()
+                self._give_row_back()
+                raise
+        crew.workers[self.id] = self
+        crew.hub.listen(self)
+
+    def fileno(self) -> int:
+        """Descriptor of its socket."""
+        return self.socket.fileno()
+
+    @property
+    def pid(self) -> int:
+        """Its process number; 0 before it runs."""
+        return _wire.load_u64(self.board, self.row + frames.PID_AT)
+
+    @property
+    def ledger_slot(self) -> int:
+        """Its line in the ledger of memory; the first one is this process's own."""
+        return self.id % (LEDGER_SLOTS - 1) + 1
+
+    # ------------------------------------------------------------------ sending
+
+    def send(self, parts: Sequence[bytes], fds: Sequence[int] = ()) -> None:
+        """Send one message; descriptors stay the caller's. Waits while the socket is full."""
+        while len(fds) > frames.FDS_MAX:
+            self.send([frames.HEAD.pack(frames.FDS, 0, 0, 0, 0.0)], fds[: frames.FDS_MAX])
+            fds = fds[frames.FDS_MAX :]
+        try:
+            while not _wire.send_message(self.socket.fileno(), parts, fds, socket.MSG_DONTWAIT):
+                self._wait_for_room()
+        except (OSError, ValueError) as error:
+            self.leaving = True
+            raise WorkerGoneError(str(error)) from error
+
+    def _wait_for_room(self) -> None:
+        """Wait until the socket takes more; read meanwhile, as the worker may be waiting for that."""
+        opening = _wire.window()
+        try:
+            poll = select.poll()
+            poll.register(self.socket, select.POLLOUT | select.POLLIN)
+            events = poll.poll(20)
+            if not events or not events[0][1] & select.POLLIN:
+                time.sleep(0.0005)  # there is room, but too many descriptors are in flight
+        except BaseException:  # Ctrl-C: half of a message may be in the socket
+            self.leaving = True
+            self.signal(signal.SIGKILL)
+            raise
+        finally:
+            _wire.curtain(opening)
+        if self.crew.hub.hears(self):
+            self.crew.hub.read(self)
+
+    def next_task(self) -> int:
+        """Number of a new task; its byte on the board says that nobody has taken it."""
+        seq = self.next_seq
+        self.next_seq = (seq + 1) & _SEQ_MASK
+        self.board[frames.cell(self.row, seq)] = frames.PENDING
+        return seq
+
+    def take_back(self, seq: int) -> bool:
+        """Take a task back that the worker has not begun."""
+        return _wire.cas_u8(self.board, frames.cell(self.row, seq), frames.PENDING, frames.REVOKED)
+
+    def recall(self, seq: int) -> bool:
+        """Take a task back to give it to another worker, or to nobody.
+
+        Refused while so many lie in its socket, unread, that their bytes on the board would be needed again.
+        """
+        unread = (self.next_seq - self.answered - 1) & _SEQ_MASK
+        return unread < frames.CELLS // 2 and self.take_back(seq)
+
+    def interrupt(self, seq: int) -> None:
+        """Stop a task that the worker has begun or is to begin; another one is not hit."""
+        cell = frames.cell(self.row, seq)
+        for state in (frames.PENDING, frames.STARTED):  # in the order in which it changes
+            _wire.cas_u8(self.board, cell, state, frames.INTERRUPTED)
+        self.signal(signal.SIGINT)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, through the zygote that knows whether it is still there."""
+        self.zygote.kill(self.id, number)
+
+    # ------------------------------------------------------------------ receiving
+
+    def on_ready(self, done: Todo) -> None:
+        """Read its messages (under the hub's lock)."""
+        heard = self._heard
+        ended = _wire.recv_answers(self.socket.fileno(), self.crew.buffer, 64, heard)
+        answers: collections.deque[Answer] = collections.deque()
+        for kind, status, seq, seconds, body, fds in heard:
+            if kind == frames.LOG:  # may come between descriptors and the message they belong to
+                records.waiting.append(body)
+                done.append(records.handle_waiting)
+                continue
+            if self._early_fds:
+                fds, self._early_fds = self._early_fds + fds, ()
+            if kind == frames.RESULT:
+                self.answered = seq
+                if (task := self.inflight.get(seq)) is not None:
+                    answers.append((task, status, body, fds))
+                    self.pool.roster.took(seconds)  # type: ignore[union-attr]  # it has one as long as tasks are in flight
+                    del self.inflight[seq]
+            elif kind == frames.FDS:
+                self._early_fds = fds
+            elif kind == frames.INITIALIZED:
+                if self.pool is None:  # which did not wait for it
+                    parcel.close_all(fds)
+                else:
+                    self.pool.on_initialized(self, status, body, fds, done)
+            elif kind == frames.SOURCES:
+                self.sources = marshal.loads(body)
+                self.sources_asked = False
+            self.proved = True
+        if answers and (pool := self.pool) is not None:
+            pool.roster.offer(self)
+            if pool.queue or pool.pending - len(answers) > 1 or pool.closed:
+                done.append(pool.pump)  # first the next task, then the last results
+            done.append(functools.partial(pool.resolve, self, answers))
+        heard.clear()
+        if ended == errno.EMFILE:  # the next message waits in the socket until there is room
+            done.append(_make_room)
+        elif ended not in {0, errno.EAGAIN}:  # it ended, or closed its socket: then it is of no use
+            self.crew.hub.ignore(self)
+            self.signal(signal.SIGKILL)
+
+    def drain(self, done: Todo) -> None:
+        """Read all that a dead worker left in its socket (under the hub's lock)."""
+        patience = _DRAIN_TRIES
+        while self.crew.hub.hears(self):
+            heard: Todo = collections.deque()  # of its own: other threads empty the hub's without the lock
+            self.on_ready(heard)
+            if heard and heard[-1] is _make_room:  # what is left needs descriptors that this process lacks
+                heard.pop()
+                _make_room()
+                patience -= 1
+            elif not heard:
+                return
+            done.extend(heard)
+            if not patience:
+                return  # lost: the tasks fail with the worker
+
+    def close(self) -> None:
+        """Give its descriptors and its row back; put off while a thread is sending to it."""
+        if self.sending:
+            self.gone = True
+            return
+        self.crew.hub.ignore(self)
+        self.socket.close()
+        self._give_row_back()
+        for fd in self._early_fds:
+            os.close(fd)
+
+    # ------------------------------------------------------------------ between pools
+
+    def quit(self) -> None:
+        """Ask it to end after what it has been sent."""
+        self.leaving = True
+        with suppress(WorkerGoneError):
+            self.send([frames.HEAD.pack(frames.QUIT, 0, 0, 0, 0.0)])
+
+    def hear_sources(self) -> None:
+        """Read its answer about source files, if it has not come yet (under the hub's lock)."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        done: Todo = collections.deque()
+        while self.sources_asked and self.crew.hub.hears(self) and poll.poll(_SOURCES_MS):
+            self.on_ready(done)
+        for action in done:
+            self.crew.hub.put_off(action)
+
+    def outdated(self) -> bool:
+        """Whether a source file that it has imported has changed since, or it does not say."""
+        if self.sources_asked:
+            return True
+        for path, mtime in self.sources:
+            try:
+                if os.stat(path).st_mtime_ns != mtime:
+                    return True
+            except OSError:
+                return True
+        return False
+
+
+def _make_room() -> None:
+    segments.trim()
+    time.sleep(0.005)

@@ -1,0 +1,93 @@
+"""What the processes of a queue have in common: five open files, and how the memory among them is laid out.
+
+::
+
+    out ──────── messages ───────▶ in        a pair of SOCK_SEQPACKET sockets; everybody has both ends
+    out ◀──── late messages ────── in        the other direction, after the queue was shut down
+    memory                                   flags, counters, sizes; its file bears the locks
+    bell_in ◀──── rings ────────── bell_out  a pipe: a slot is free; also tells who is left
+
+`_wire/queue.h` is the other half of this layout.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from typing import NamedTuple
+
+from ndshare._system import platform
+
+# Begins every message: kind, whether its descriptors are in an envelope, slot and one.
+HEAD = struct.Struct("<BBHI")
+PLAIN, NAMED = 0, 1
+# A NAMED message: lengths of the list of names and of the parcel that defines them, its descriptors.
+NAMES = struct.Struct("<III")
+
+FLAGS, WAITERS, SLOTS, MAX_BYTES, MAXSIZE, PUT, GOT, SIZES = 0, 8, 16, 24, 32, 64, 128, 192
+SHUT, IMMEDIATE, WORKERS = 1, 2, 4
+
+# Bytes of the memory's file that are locked.
+BACKLOG_BYTE = 1  # shared, by every process that has accepted messages the socket had no room for
+SLOT_BYTE = 1 << 40
+
+SLOTS_OF_BYTES = 1024  # of a queue that is bounded by bytes only: a message counts for a fair share at least
+MAXSIZE_MAX = 1 << 20
+
+_BELL_BYTES = 4096
+_BUFFER_BYTES = 212_992  # what every Linux allows; it counts double
+
+
+class Files(NamedTuple):
+    """The open files of a queue in one process."""
+
+    out: int
+    into: int
+    memory: int
+    bell_out: int
+    bell_in: int
+
+
+def create(maxsize: int, maxbytes: int | None) -> Files:
+    """Make the files of a new queue.
+
+    Raises
+    ------
+    OSError
+        If there are too many open files.
+    """
+    slots = maxsize or (SLOTS_OF_BYTES if maxbytes else 0)
+    opened: list[int] = []
+    try:
+        out, into = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (out, into):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        opened += out.detach(), into.detach()
+        memory = os.memfd_create("ndshare-queue", os.MFD_CLOEXEC)
+        opened.append(memory)
+        os.ftruncate(memory, SIZES + 8 * slots)
+        os.pwrite(memory, struct.pack("<QQQ", slots, maxbytes or 0, maxsize), SLOTS)
+        bell_in, bell_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        opened += bell_in, bell_out
+        # A waiter that died may leave rings nobody waits for: not too many.
+        fcntl.fcntl(bell_out, fcntl.F_SETPIPE_SZ, _BELL_BYTES)
+        return Files(opened[0], opened[1], memory, bell_out, bell_in)
+    except BaseException:
+        for fd in opened:
+            os.close(fd)
+        raise
+
+
+def keep_slot(keep_fd: int, slot_fd: int, slot: int) -> None:
+    """Let another description hold a slot as well; no instant passes at which it is free."""
+    platform.lock_byte(slot_fd, SLOT_BYTE + slot, shared=True)
+    platform.lock_byte(keep_fd, SLOT_BYTE + slot, shared=True)
+
+
+def hold_again(memory_fd: int, slot: int) -> int:
+    """Return a new description that holds a slot this process keeps."""
+    fd = platform.reopen(memory_fd)
+    platform.lock_byte(fd, SLOT_BYTE + slot, shared=True)
+    return fd

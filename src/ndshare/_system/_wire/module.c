@@ -1,0 +1,189 @@
+/* ndshare._system._wire: what goes between processes, in C because every microsecond of it is paid per task.
+ *
+ * messages.c        whole messages with descriptors
+ * queue_messages.c  into a queue and out of it
+ * queue_slots.c     the slots of a bounded queue
+ * spin.c            waiting without sleeping
+ * shield.c          no Ctrl-C between two lines that belong together
+ * atomics.c         cells in shared memory
+ * resting.c         sleep while another thread is at it
+ * here              `selective`, a filter for picklers; `die_with_parent`, `here`, `processor`
+ *
+ * The module has no state but one hint about descriptor numbers, and needs no lock.
+ */
+#include "wire.h"
+
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+
+/* Pickler.reducer_override is called for every object that is not a plain builtin: in Python it would
+ * make the pickling of 100,000 small objects twice as slow. Only functions, classes and subclasses of
+ * one more type (arrays) need a decision. */
+static PyObject *
+selective_call(PyObject *rules, PyObject *obj)
+{
+    if (PyFunction_Check(obj) || PyType_Check(obj)) {
+        if (PyFunction_Check(obj) || PyType_CheckExact(obj)) { /* another metaclass may have a hash of its own */
+            int known = PySet_Contains(PyTuple_GET_ITEM(rules, 3), obj);
+            if (known < 0) {
+                return NULL;
+            }
+            if (known) {
+                Py_RETURN_NOTIMPLEMENTED;
+            }
+        }
+        return PyObject_CallOneArg(PyTuple_GET_ITEM(rules, 0), obj);
+    }
+    PyTypeObject *base = (PyTypeObject *)PyTuple_GET_ITEM(rules, 1);
+    if (Py_TYPE(obj) != base && PyType_IsSubtype(Py_TYPE(obj), base)) {
+        return PyObject_CallOneArg(PyTuple_GET_ITEM(rules, 2), obj);
+    }
+    Py_RETURN_NOTIMPLEMENTED;
+}
+
+static PyMethodDef selective_def = {
+    "selective_filter", selective_call, METH_O,
+    PyDoc_STR("Call back for functions, classes and subclasses of a type; NotImplemented for anything else."),
+};
+
+static PyObject *
+selective(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 4) {
+        return PyErr_Format(PyExc_TypeError, "selective takes 4 arguments, got %zd", nargs);
+    }
+    if (!PyCallable_Check(args[0]) || !PyType_Check(args[1]) || !PyCallable_Check(args[2]) || !PyAnySet_Check(args[3])) {
+        return PyErr_Format(PyExc_TypeError, "selective takes (callable, type, callable, set), got (%R, %R, %R, %R)",
+                            args[0], args[1], args[2], args[3]);
+    }
+    PyObject *rules = PyTuple_Pack(4, args[0], args[1], args[2], args[3]);
+    if (rules == NULL) {
+        return NULL;
+    }
+    PyObject *filter = PyCFunction_New(&selective_def, rules);
+    Py_DECREF(rules);
+    return filter;
+}
+
+static PyObject *
+die_with_parent(PyObject *Py_UNUSED(module), PyObject *number)
+{
+    int signal_number = PyLong_AsInt(number);
+    if (signal_number == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (prctl(PR_SET_PDEATHSIG, signal_number) != 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
+/* Identity of the working directory. os.getcwd() gives up the GIL and walks the tree: too dear per message. */
+static PyObject *
+here(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    struct stat status;
+    if (stat(".", &status) != 0) {
+        Py_RETURN_NONE;
+    }
+    return Py_BuildValue("(KK)", (unsigned long long)status.st_dev, (unsigned long long)status.st_ino);
+}
+
+/* Number of the processor that the calling thread runs on. */
+static PyObject *
+processor(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromLong(sched_getcpu());
+}
+
+static PyMethodDef methods[] = {
+    {"send_message", (PyCFunction)(void (*)(void))ndshare_message_send, METH_FASTCALL,
+     PyDoc_STR("send_message(sock_fd, parts, fds, flags) -> bool\n\nOne message; False if it would block.")},
+    {"recv_message", (PyCFunction)(void (*)(void))ndshare_message_recv, METH_FASTCALL,
+     PyDoc_STR("recv_message(sock_fd, buffer, flags) -> (nbytes, fds) | None\n\n"
+               "One message into `buffer`; None if it would block, (0, ()) at the end of the stream.")},
+    {"recv_answers", (PyCFunction)(void (*)(void))ndshare_message_recv_all, METH_FASTCALL,
+     PyDoc_STR("recv_answers(sock_fd, buffer, most, out) -> int\n\n"
+               "Append up to `most` waiting messages (kind, status, number, seconds, body, fds) to the list `out`.\n"
+               "0: that was all; EAGAIN: there may be more; EPIPE: the end; else an errno.")},
+    {"queue_take", (PyCFunction)(void (*)(void))ndshare_queue_take, METH_FASTCALL,
+     PyDoc_STR("queue_take(memory_fd, memory, nbytes, doubt) -> (slot, fd) | None\n\n"
+               "A free slot of a bounded queue and the descriptor that holds it; None if the queue is full.\n"
+               "In doubt slots of dead processes are looked for.")},
+    {"queue_send", (PyCFunction)(void (*)(void))ndshare_queue_send, METH_FASTCALL,
+     PyDoc_STR("queue_send(sock_fd, memory_fd, memory, stream, nbytes) -> bool\n\n"
+               "Send one pickle, with a slot if the queue is bounded; False if that cannot be done at once.")},
+    {"queue_recv", (PyCFunction)(void (*)(void))ndshare_queue_recv, METH_FASTCALL,
+     PyDoc_STR("queue_recv(sock_fd, memory, bell_fd) -> (message, fds) | stream | None\n\n"
+               "The next message, its slot given back; bytes if it is one pickle and nothing else.\n"
+               "None if there is none, (b'', ()) at the end, b'' if it was dropped: the queue was shut down at once.")},
+    {"queue_spin", (PyCFunction)(void (*)(void))ndshare_queue_spin, METH_FASTCALL,
+     PyDoc_STR("queue_spin(memory, microseconds) -> bool\n\n"
+               "Return when a slot looks free, or the time is over: whether one does.")},
+    {"queue_used", (PyCFunction)(void (*)(void))ndshare_queue_used, METH_FASTCALL,
+     PyDoc_STR("queue_used(memory_fd, memory) -> int\n\nHow many slots somebody holds.")},
+    {"rest", (PyCFunction)(void (*)(void))ndshare_rest, METH_FASTCALL,
+     PyDoc_STR("rest(fd, count, period_ms, most_ms)\n\n"
+               "Return when `fd` is readable, or the number at `count` has not changed for a period.")},
+    {"spin", (PyCFunction)(void (*)(void))ndshare_message_spin, METH_FASTCALL,
+     PyDoc_STR("spin(fd, microseconds)\n\n"
+               "Return when `fd` is readable, the time is over, or another thread wanted the processor.")},
+    {"cas_u8", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u8, METH_FASTCALL,
+     PyDoc_STR("cas_u8(buffer, offset, expected, new) -> bool")},
+    {"cas_u64", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u64, METH_FASTCALL,
+     PyDoc_STR("cas_u64(buffer, offset, expected, new) -> bool")},
+    {"load_u8", (PyCFunction)(void (*)(void))ndshare_atomic_load_u8, METH_FASTCALL,
+     PyDoc_STR("load_u8(buffer, offset) -> int")},
+    {"store_u8", (PyCFunction)(void (*)(void))ndshare_atomic_store_u8, METH_FASTCALL,
+     PyDoc_STR("store_u8(buffer, offset, value)")},
+    {"add_u64", (PyCFunction)(void (*)(void))ndshare_atomic_add_u64, METH_FASTCALL,
+     PyDoc_STR("add_u64(buffer, offset, n) -> int\n\nThe value before.")},
+    {"load_u64", (PyCFunction)(void (*)(void))ndshare_atomic_load_u64, METH_FASTCALL,
+     PyDoc_STR("load_u64(buffer, offset) -> int")},
+    {"store_u64", (PyCFunction)(void (*)(void))ndshare_atomic_store_u64, METH_FASTCALL,
+     PyDoc_STR("store_u64(buffer, offset, value)")},
+    {"die_with_parent", die_with_parent, METH_O,
+     PyDoc_STR("die_with_parent(signal)\n\nThe signal this process gets when the *thread* that forked it ends.")},
+    {"shield_main", ndshare_shield_main, METH_O,
+     PyDoc_STR("shield_main(ident)\n\nSay which thread is the main thread.")},
+    {"shield", ndshare_shield_up, METH_NOARGS,
+     PyDoc_STR("shield()\n\nFrom here on Ctrl-C is only noted.")},
+    {"unshield", ndshare_shield_down, METH_NOARGS,
+     PyDoc_STR("unshield()\n\nEnd of a shield; may raise what was held back.")},
+    {"window", ndshare_shield_window, METH_NOARGS,
+     PyDoc_STR("window() -> int\n\nLet Ctrl-C through for a while; may raise what was held back.")},
+    {"curtain", ndshare_shield_curtain, METH_O,
+     PyDoc_STR("curtain(n)\n\nEnd of a window; n is what window() gave.")},
+    {"here", here, METH_NOARGS,
+     PyDoc_STR("here() -> (device, inode) | None\n\nIdentity of the working directory.")},
+    {"processor", processor, METH_NOARGS,
+     PyDoc_STR("processor() -> int\n\nNumber of the processor that the calling thread runs on; -1: not known.")},
+    {"selective", (PyCFunction)(void (*)(void))selective, METH_FASTCALL,
+     PyDoc_STR("selective(on_named, base, on_subclass, known)\n\n"
+               "A fast filter for Pickler.reducer_override: on_named gets functions and classes but those of\n"
+               "the set `known`, on_subclass gets instances of subclasses of base.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "ndshare._system._wire",
+    .m_doc = PyDoc_STR("Messages, descriptors and atomics between processes."),
+    .m_size = 0,
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC
+PyInit__wire(void)
+{
+    return PyModuleDef_Init(&definition);
+}

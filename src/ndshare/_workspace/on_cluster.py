@@ -1,0 +1,154 @@
+"""Who does the calls of a workspace on a cluster.
+
+::
+
+    values ──► images ──► each machine once ──► workers there map them copy-on-write
+      ▲                                               │
+      └────────── merged, before the future is done ◄─┘ what a call has changed
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import pickle
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ndshare._workspace.calls import Handle
+from ndshare._cluster.calls import Calls, Packed, crates_of
+from ndshare._cluster.engines import find_engine
+from ndshare._transport.freight import Manifest
+from ndshare._pool.settings import PoolSettings
+from ndshare._node.shares import NamedTask, Script, Setting
+from ndshare._workspace.images import Images
+from ndshare.errors import InheritedError
+from ndshare._pool.tasks import describe
+
+
+class ClusterHandle(Handle):
+    """One call of a registered function on a cluster."""
+
+    def __init__(self, calls: Calls, pack: Callable[[], Packed], name: str) -> None:
+        concurrent.futures.Future.__init__(self)
+        self.name = name
+        self.pack: Callable[[], Packed] | None = pack
+        self._calls = calls
+
+    def cancel(self) -> bool:
+        """Cancel the call if no node has begun it, as far as the engine knows."""
+        if self.cancelled():
+            return True
+        if self.done() or not self._calls.revoke(self):
+            return False
+        return self.cancelled() or self._cancel()
+
+    def _cancel(self) -> bool:
+        if not concurrent.futures.Future.cancel(self):
+            return False
+        self.set_running_or_notify_cancel()
+        return True
+
+    def drop(self) -> None:
+        """Cancel the call even if a node has begun it: what it writes is not merged."""
+        if not self.cancel():
+            self._cancel()
+
+
+class ClusterStaff:
+    """Workers on the nodes of a cluster.
+
+    Parameters
+    ----------
+    engine : distributed.Client, str or Executor
+        As of `ndshare.ClusterContext`.
+    settings : PoolSettings
+        What the workers are like.
+    values : dict
+        Names and what they stand for, shared.
+    """
+
+    def __init__(self, engine: Any, settings: PoolSettings, values: dict[str, Any]) -> None:
+        self._pid = os.getpid()
+        self._id = uuid.uuid4().hex
+        self._names = frozenset(values)
+        self._manifest = Manifest()
+        content = values, settings.initializer, settings.initargs
+        crates = [*crates_of(content, self._manifest, self._names)]
+        self._images = Images(self._manifest)
+        self._engine = find_engine(engine, None)
+        options = {
+            "max_workers": self._engine.threads(),
+            "max_tasks_per_child": settings.limit,
+            "threads_per_worker": settings.threads,
+            "env": settings.env,
+            "preload": settings.preload,
+            "retries": settings.retries,
+        }
+        script = Script(crates, self._images.table, settings.setup, options)
+        self._script = self._manifest.add(np.frombuffer(pickle.dumps(script, 5), np.uint8))
+        self._others = frozenset[bytes]().union(*(crate.contents() for crate in crates))
+        self._calls = Calls(self._engine)
+        self._setting: Setting | None = None  # of the round
+
+    def check(self, _what: str) -> None:
+        """See `Staff`."""
+        if self._pid != os.getpid():
+            raise InheritedError("this Workspace", self._pid, os.getpid())
+
+    @property
+    def num_workers(self) -> int:
+        """Workers of the cluster, as far as it is known now."""
+        return self._engine.processes() * self._engine.threads()
+
+    def handle(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ClusterHandle:
+        """See `Staff`."""
+
+        def pack() -> Packed:
+            if self._setting is None:
+                with self._calls.merging:
+                    self._setting = Setting(self._script, self._images.look(), self._others)
+            manifest = self._manifest.extended()
+            manifest.contents |= self._images.contents
+            crates = [*crates_of((function, args, kwargs), manifest, self._names)]
+            manifest.keep_all()
+            blocks = manifest.blocks_of(crates)
+            for number in self._images.table.keys() & blocks.keys():
+                del blocks[number]
+            return NamedTask(self._id, describe(function), crates, blocks, {}, self._setting), manifest
+
+        return ClusterHandle(self._calls, pack, describe(function))
+
+    def submit(self, handle: ClusterHandle) -> None:
+        """See `Staff`."""
+        assert handle.pack is not None
+        pack, handle.pack = handle.pack, None
+        self._calls.submit(handle, pack)
+
+    def begin_round(self) -> None:
+        """See `Staff`; functions see what was merged until the next call."""
+        self._setting = None
+
+    def give_up(self, handles: list[ClusterHandle]) -> None:
+        """See `Staff`; on a plain executor what has begun runs to its end, and nobody hears of it."""
+        for handle in handles:
+            handle.drop()
+        self._engine.stop(self._id)  # calls that come late are refused
+        self._id = uuid.uuid4().hex
+
+    def abandon(self) -> None:
+        """See `Staff`; nodes let go of it when others come."""
+
+    def close(self, exc_type: type[BaseException] | None) -> None:
+        """See `Staff`."""
+        if exc_type is not None:
+            self._calls.cancel()
+        if exc_type is None or not issubclass(exc_type, KeyboardInterrupt):
+            self._calls.wait()
+        self._engine.stop(self._id)
+        self._engine.close()

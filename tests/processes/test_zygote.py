@@ -1,0 +1,35 @@
+"""The process that workers are forked from, by itself."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import socket
+
+from tests.dict.dict_tasks import ended, forked
+from ndshare._processes import zygote as _zygote
+
+_COUNT = 4000  # far more than a socket holds
+
+
+def test_zygote_hears_while_nobody_listens_to_it() -> None:
+    """A parent that is saying something itself reads later: none of the two waits for the other."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+
+    def serve() -> None:
+        ours.close()
+        zygote = _zygote._Zygote(theirs, parent)
+        for number in range(_COUNT):
+            zygote._tell((_zygote.EXITED, number))
+        zygote.run(())
+
+    pid = forked(serve)
+    theirs.close()
+    with ours:
+        ours.settimeout(60)
+        for number in range(_COUNT):
+            ours.send(marshal.dumps((_zygote.KILL, number, 0)))
+        heard = [marshal.loads(ours.recv(1000)) for _ in range(_COUNT + 1)]
+    assert heard == [*((_zygote.EXITED, number) for number in range(_COUNT)), (_zygote.READY, pid)]
+    assert ended(pid) == 0
