@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 _SOURCE = Path(__file__).parent.parent / "src" / "ndshare"
 
 # From the top to the ground. A module may import from its own layer and from those below it.

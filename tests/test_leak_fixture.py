@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 _TESTS = Path(__file__).parent
 
 # One demo leak per resource: the text that must be reported, and how to leak it.
@@ -55,7 +57,7 @@ def _run_pytest(tmp_path: Path, source: str) -> subprocess.CompletedProcess[str]
         timeout=60,
         stdin=subprocess.DEVNULL,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(_TESTS), *sys.path))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(_TESTS.parent), *sys.path))},
         check=False,
     )
 

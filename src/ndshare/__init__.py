@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys as _sys
 import typing as _typing
 
-from ndshare._memory.scratch import scratch
 from ndshare._arrays import (
     array,
     empty,
@@ -21,6 +20,8 @@ from ndshare._arrays import (
     zeros,
     zeros_like,
 )
+from ndshare._memory.scratch import scratch
+from ndshare._memory.segments import Stats, is_shared, shared_memory, stats, trim
 from ndshare.errors import (
     CapacityError,
     InheritedError,
@@ -40,22 +41,29 @@ from ndshare.errors import (
     UnsendableGlobalError,
     WorkerError,
 )
-from ndshare._memory.segments import Stats, is_shared, shared_memory, stats, trim
 
 if _typing.TYPE_CHECKING:
-    from ndshare._dict.listing import prune
-    from ndshare._pool.pool_errors import InitializerError, WorkerDiedError
     from ndshare._cluster.context import ClusterContext
     from ndshare._cluster.executor import ClusterExecutor
+    from ndshare._dict.listing import prune
+    from ndshare._dict.shared_dict import SharedDict
+    from ndshare._locks.lock import Lock, lock
     from ndshare._map.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
+    from ndshare._map.randomness import item_rng
+    from ndshare._map.report.report import MapReport
+    from ndshare._pickling.wrappers import register_wrapper
+    from ndshare._pool.executor import ProcessPoolExecutor
+    from ndshare._pool.pool_errors import InitializerError, WorkerDiedError
     from ndshare._processes.crew import shutdown
+    from ndshare._queue.queue import Queue
+    from ndshare._transport.sharing import share
+    from ndshare._workspace.workspace import Workspace
     from ndshare.default_context import (
         alloc,
         get_default_context,
         map,  # noqa: A004 - the word of the field
         set_default_context,
     )
-    from ndshare._pool.executor import ProcessPoolExecutor
     from ndshare.functors import (
         DataArrayFunctor,
         ExtraDataFunctor,
@@ -63,14 +71,6 @@ if _typing.TYPE_CHECKING:
         NdarrayFunctor,
         SequenceFunctor,
     )
-    from ndshare._locks.lock import Lock, lock
-    from ndshare._queue.queue import Queue
-    from ndshare._map.randomness import item_rng
-    from ndshare._map.report.report import MapReport
-    from ndshare._dict.shared_dict import SharedDict
-    from ndshare._transport.sharing import share
-    from ndshare._workspace.workspace import Workspace
-    from ndshare._pickling.wrappers import register_wrapper
 
 __version__ = "0.1.0"
 

@@ -16,6 +16,8 @@ from ndshare.bench.goal import Goal, Result
 from ndshare.bench.memory import pss, tree
 from ndshare.bench.timing import Contestant, alternate
 
+pytestmark = pytest.mark.once
+
 
 def _result(*goals: Goal) -> Result:
     values = {"bare": [1.0, 2.0, 9.0], "ndshare": [3.0, 2.0, 40.0], "loky": [8.0]}

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.once
+
 
 def test_bench_compat_quick_run_measures_every_case(run_ndshare, tmp_path: Path) -> None:
     """A run with one round fills the JSON file; originals that are not installed are named."""

@@ -14,6 +14,8 @@ from ndshare.bench.command import main
 from ndshare.bench.mappers import MAPPERS, Work
 from ndshare.bench.work import spin, triple
 
+pytestmark = pytest.mark.once
+
 
 def test_makespan_gives_the_next_item_to_who_is_free_first() -> None:
     """Greedy list scheduling by hand: 3 and 1 begin, 2 follows 1, the last waits for either."""

@@ -13,6 +13,8 @@ from ndshare.bench import costs, plan, report
 from ndshare.bench.command import main
 from ndshare.bench.simulation import Costs, Machines, Work, simulate, useful_nodes
 
+pytestmark = pytest.mark.once
+
 _FREE = Costs(*[0.0] * len(dataclasses.fields(Costs)))
 
 
@@ -115,5 +117,5 @@ def test_table_of_the_documentation_is_that_of_the_default_costs() -> None:
     work, machines = Work(1_000_000, 0.1, 8e3), Machines(1, 64)
     sizes = (1, 10, 100, 1000)
     forecasts = {nodes: simulate(work, dataclasses.replace(machines, nodes=nodes)) for nodes in sizes}
-    page = (Path(__file__).parent.parent / "docs" / "cluster.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
     assert plan.table(work, machines, forecasts) in page

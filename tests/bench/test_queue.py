@@ -9,6 +9,8 @@ import pytest
 
 from ndshare.bench import queues
 
+pytestmark = pytest.mark.once
+
 
 def test_wrong_results_are_noticed() -> None:
     """A lost or damaged message ends the benchmark."""

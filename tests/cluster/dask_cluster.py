@@ -14,6 +14,5 @@ from ndshare.bench.dask_cluster import started
 
 def dask_cluster(workers: int, threads: int = 1) -> contextlib.AbstractContextManager[str]:
     """Start a cluster; yields the address of its scheduler."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    paths = [here, *(os.path.abspath(path) for path in sys.path if path)]
+    paths = [os.path.abspath(path) for path in sys.path if path]
     return started(workers, threads, PYTHONPATH=os.pathsep.join(paths))

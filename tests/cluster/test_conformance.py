@@ -13,7 +13,7 @@ import ndshare
 from ndshare.testing import ContextConformance
 
 # Nodes keep their workers warm from test to test; test_cluster.py looks at what is left when an engine ends.
-pytestmark = pytest.mark.leaves("child process", "open descriptor", "thread")
+pytestmark = [pytest.mark.once, pytest.mark.leaves("child process", "open descriptor", "thread")]
 
 _engines: dict[str, Any] = {}
 

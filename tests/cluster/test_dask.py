@@ -19,13 +19,16 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.cluster.dask_cluster import dask_cluster
 from ndshare.testing import ContextConformance
+from tests.cluster.dask_cluster import dask_cluster
 
 distributed = pytest.importorskip("distributed")
 
 # Nodes keep their workers warm from test to test, and so does the client its threads.
-pytestmark = pytest.mark.leaves("child process", "open descriptor", "thread", "/dev/shm entry")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.leaves("child process", "open descriptor", "thread", "/dev/shm entry"),
+]
 
 _engines: dict[str, Any] = {}
 

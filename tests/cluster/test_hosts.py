@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 _HERE = Path(__file__).parent
 _NAMESPACE = ["unshare", "--net", "--mount"]
 
@@ -25,7 +27,7 @@ def _may_make_hosts() -> bool:
 
 
 def _run(*words: str, timeout: float = 110) -> str:
-    search = os.pathsep.join([str(_HERE), *(os.path.abspath(path) for path in sys.path if path)])
+    search = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
     done = subprocess.run(
         words,
         capture_output=True,

@@ -6,6 +6,8 @@ import pytest
 
 from ndshare._cluster.share_size import DEPTH, ShareSize
 
+pytestmark = pytest.mark.once
+
 
 def _all(sizes: ShareSize, items: int) -> list[int]:
     taken = []

@@ -5,7 +5,7 @@
     first host: caller, scheduler, workers ──lo      second host: workers
                         └───────── first ═════ second ─────────┘
 
-Started as ``unshare --net --mount python two_hosts.py`` by test_cluster_hosts.py; prints what it finds.
+Started as ``unshare --net --mount python two_hosts.py`` by test_hosts.py; prints what it finds.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 import ndshare
-from tests.cluster.cluster_suite import run_suite
 from ndshare._cluster.engines import DaskEngine
 from ndshare.bench.memory import pss, tree
+from tests.cluster.cluster_suite import run_suite
 
 _FIRST, _SECOND = "10.99.0.1", "10.99.0.2"
 _ITEMS = 64

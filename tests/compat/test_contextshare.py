@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests import seed_programs
 from ndshare.bench.memory import tree
 from ndshare.compat import contextshare as shared
+from tests import seed_programs
 
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 # The other systems are too ill-conditioned for their solutions to be compared.

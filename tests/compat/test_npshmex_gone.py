@@ -15,6 +15,8 @@ import ndshare
 from ndshare._memory import segments
 from ndshare.compat import _npshmex_keys, npshmex
 
+pytestmark = pytest.mark.once
+
 
 class Wrapper:
     """Something with an array in it."""

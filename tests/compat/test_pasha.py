@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -14,11 +13,10 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests import seed_programs
 from ndshare.compat import pasha as psh
 from ndshare.compat.pasha import context, functor
+from tests import seed_programs
 
-_TESTS = str(Path(__file__).parent)
 _CONTEXTS = [psh.SerialContext, psh.ThreadContext, psh.ProcessContext]
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -164,7 +162,7 @@ def test_keep_kernel_sees_the_state_at_the_time_of_map(run_script: RunScript) ->
         pasha_user.SETTINGS["scale"] = 11
         assert pasha_user.scaled(np.ones(3)).tolist() == [11] * 3
     """
-    run_script(textwrap.dedent(script), PYTHONPATH=_search_path())
+    run_script(textwrap.dedent(script))
 
 
 def test_keep_captured_arrays_are_private_to_each_worker(run_script: RunScript) -> None:
@@ -209,7 +207,7 @@ def test_kernels_run_beside_threads_of_the_program(run_script: RunScript) -> Non
         assert out.tolist() == [5, 4, 3, 2, 1] and report.start_method == "pool"
         done.set(); thread.join()
     """
-    run_script(textwrap.dedent(script), PYTHONPATH=_search_path())
+    run_script(textwrap.dedent(script))
 
 
 # ---------------------------------------------------------------------- alloc
@@ -391,10 +389,6 @@ def test_keep_labelled_libraries_are_not_imported(run_script: RunScript) -> None
 # ---------------------------------------------------------------------- install and code of others
 
 
-def _search_path() -> str:
-    return os.pathsep.join([_TESTS, os.environ.get("PYTHONPATH", "")])
-
-
 def test_install_third_party_module_runs(run_script: RunScript) -> None:
     """Subclasses of Functor, MapContext, the pool contexts; `_alloc` and `run_worker` of their own."""
     script = """
@@ -427,7 +421,7 @@ def test_install_third_party_module_runs(run_script: RunScript) -> None:
         psh.set_default_context(user.LoudContext())
         assert psh.alloc(3, per_worker=True).shape == (2, 3)
     """
-    run_script(textwrap.dedent(script), interpreter_args=("-W", "error"), PYTHONPATH=_search_path())
+    run_script(textwrap.dedent(script), interpreter_args=("-W", "error"))
 
 
 def test_install_comes_too_late_after_the_original(run_script: RunScript, tmp_path: Path) -> None:

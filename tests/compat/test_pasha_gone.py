@@ -14,6 +14,8 @@ import pytest
 import ndshare
 from ndshare.compat import pasha as psh
 
+pytestmark = pytest.mark.once
+
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 

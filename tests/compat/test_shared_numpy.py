@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.compat import snp_tasks
 from ndshare.compat import shared_numpy as snp
+from tests.compat import snp_tasks
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 _SPAWN = multiprocessing.get_context("spawn")

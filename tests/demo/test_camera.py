@@ -10,6 +10,8 @@ import pytest
 import ndshare
 from ndshare.demo import camera, scene
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def small() -> scene.Scene:

@@ -15,6 +15,8 @@ from ndshare.demo import digits, plot, ridge, softmax
 from ndshare.demo.grid import Grid, Search, pickled_bytes, search_parallel, search_serial
 from ndshare.demo.table import size, table
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def points() -> np.ndarray:

@@ -12,6 +12,8 @@ import ndshare
 from ndshare.demo import denoise, images, tiles
 from ndshare.demo.cleaning import MARKS, Cleaned, clean
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def photographs() -> np.ndarray:

@@ -10,6 +10,8 @@ import pytest
 
 from ndshare.demo import digits, main, widths
 
+pytestmark = pytest.mark.once
+
 
 def test_fit_solves_the_system_of_its_width() -> None:
     """The coefficients give back what was wanted."""

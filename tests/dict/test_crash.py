@@ -11,9 +11,22 @@ import time
 import numpy as np
 import pytest
 
-from tests.dict import dict_tasks
-from tests.dict.dict_tasks import KEYS, accounts, check, ended, forked, killed_at, running, transfer, until, work
 from ndshare import SharedDict
+from tests.dict import dict_tasks
+from tests.dict.dict_tasks import (
+    KEYS,
+    accounts,
+    check,
+    ended,
+    forked,
+    killed_at,
+    running,
+    transfer,
+    until,
+    work,
+)
+
+pytestmark = pytest.mark.once
 
 _MOST_STEPS = 200  # more than any action has
 

@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.dict.dict_tasks import ended, forked
 from ndshare import SharedDict
-from ndshare._dict import _store, directory as _dict_directory, file as _dict_file, layout
+from ndshare._dict import _store, layout
+from ndshare._dict import directory as _dict_directory
+from ndshare._dict import file as _dict_file
 from ndshare._dict.directory import Spec
+from tests.dict.dict_tasks import ended, forked
+
+pytestmark = pytest.mark.once
 
 _ARRAYS = {
     "a": np.arange(100.0),

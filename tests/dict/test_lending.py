@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.dict.dict_tasks import LARGE, ended, forked
 from ndshare import SharedDict
+from tests.dict.dict_tasks import LARGE, ended, forked
+
+pytestmark = pytest.mark.once
 
 N = LARGE
 

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.dict.dict_tasks import ended, forked, running, until
 from ndshare import SharedDict
-from ndshare._dict import file as _dict_file, listing
-from ndshare.cli import ls as _command_ls, prune as _command_prune
+from ndshare._dict import file as _dict_file
+from ndshare._dict import listing
+from ndshare.cli import ls as _command_ls
+from ndshare.cli import prune as _command_prune
+from tests.dict.dict_tasks import ended, forked, running, until
 
 
 def _file(name: str) -> str:

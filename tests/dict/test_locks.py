@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.dict.dict_tasks import ended, forked, running, until
 from ndshare import SharedDict
 from ndshare._dict import listing
+from tests.dict.dict_tasks import ended, forked, running, until
 
 
 @pytest.fixture

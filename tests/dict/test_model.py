@@ -11,12 +11,15 @@ import threading
 import hypothesis
 import hypothesis.stateful as st
 import numpy as np
+import pytest
 from hypothesis import strategies as some
 
 import ndshare
-from tests.dict.dict_tasks import ended, forked
 from ndshare import SharedDict
 from ndshare._dict import listing
+from tests.dict.dict_tasks import ended, forked
+
+pytestmark = pytest.mark.once
 
 _KEYS = ("a", "b", ("c", 1))
 _SHAPES = {"a": (3,), "b": (2, 2), ("c", 1): ()}
@@ -26,8 +29,7 @@ _numbers = some.integers(-1000, 1000)
 _CHILD = """
 import pickle, sys
 from ndshare import SharedDict
-sys.path.insert(0, sys.argv[1])
-import test_shared_dict_model as model
+from tests.dict import test_model as model
 for line in sys.stdin.buffer:
     name, step = pickle.loads(bytes.fromhex(line.decode()))
     with SharedDict.attach(name) as d:
@@ -189,10 +191,8 @@ class SharedDictMachine(st.RuleBasedStateMachine):
 
 def test_shared_dict_behaves_as_a_dict_with_a_lock():
     """The machine above, with one spawned process for all its runs."""
-    from pathlib import Path
-
     process = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(Path(__file__).parent)],
+        [sys.executable, "-c", _CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.dict.dict_tasks import ended, forked, until
 from ndshare import SharedDict
+from tests.dict.dict_tasks import ended, forked, until
+
+pytestmark = pytest.mark.once
 
 
 def _add(new, old):

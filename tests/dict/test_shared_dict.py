@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.dict.dict_tasks import ended, forked
 from ndshare import SharedDict
+from tests.dict.dict_tasks import ended, forked
 
 _DTYPES = [
     "?",

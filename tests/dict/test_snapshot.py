@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.dict.dict_tasks import ended, forked, running, until
 from ndshare import SharedDict
 from ndshare._dict import snapshot as _dict_snapshot
+from tests.dict.dict_tasks import ended, forked, running, until
+
+pytestmark = pytest.mark.once
 
 _ARRAYS = {
     "a": np.arange(6.0).reshape(2, 3),

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.functors.functor_tasks import all_shared, entries, sums, travelled, write_everywhere
 from ndshare.functors import IteratorFunctor, NdarrayFunctor, SequenceFunctor, find, values_of
+from tests.functors.functor_tasks import all_shared, entries, sums, travelled, write_everywhere
+
+pytestmark = pytest.mark.once
 
 _ARRAYS = {
     "1d": np.arange(6.0),

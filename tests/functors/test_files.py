@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.functors.functor_tasks import entries, sums, travelled
 from ndshare.functors import HDF5Functor, find, slabs
+from tests.functors.functor_tasks import entries, sums, travelled
+
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture
@@ -270,10 +272,6 @@ for make, error in ((lambda: find(zarr.zeros(shape=(), dtype="i4")), ValueError)
 def test_zarr_array_entries_and_travel(run_script, tmp_path):
     """Arrays in files and in memory, here and in a worker; what has no items is refused."""
     pytest.importorskip("zarr", reason="zarr is not installed", exc_type=ImportError)
-    done = run_script(_ZARR, str(tmp_path), PYTHONPATH=_search_path())
+    done = run_script(_ZARR, str(tmp_path))
     assert "ZarrFunctor: the array has no dimensions" in done.stdout
     assert "ZarrFunctor: needs a zarr.Array, got list" in done.stdout
-
-
-def _search_path() -> str:
-    return os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.functors.functor_tasks import entries
 from ndshare import functors
 from ndshare.functors import Functor, count_items, find, gen_split_slices, values_of
+from tests.functors.functor_tasks import entries
 
-pytestmark = pytest.mark.usefixtures("functor_types")
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("functor_types")]
 
 
 class Numbers:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.functors.functor_tasks import entries
 from ndshare import functors
 from ndshare.functors import Functor, count_items, find, gen_split_slices, values_of
+from tests.functors.functor_tasks import entries
 
-pytestmark = pytest.mark.usefixtures("functor_types")
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("functor_types")]
 
 
 # ---- shares

@@ -8,7 +8,6 @@ import pytest
 import xarray as xr
 
 import ndshare
-from tests.functors.functor_tasks import all_shared, entries, travelled
 from ndshare.functors import (
     DataArrayFunctor,
     DataFrameFunctor,
@@ -19,6 +18,9 @@ from ndshare.functors import (
     find,
     values_of,
 )
+from tests.functors.functor_tasks import all_shared, entries, travelled
+
+pytestmark = pytest.mark.once
 
 
 def _cube() -> xr.DataArray:

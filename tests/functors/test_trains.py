@@ -6,13 +6,13 @@ Each test runs in a process of its own: EXtra-data raises the limit of open file
 from __future__ import annotations
 
 import importlib.util
-import os
-from pathlib import Path
 
 import pytest
 
 import ndshare
 from ndshare.functors import ExtraDataFunctor
+
+pytestmark = pytest.mark.once
 
 _FILES = """
 import gc, os, sys
@@ -44,8 +44,7 @@ position = run["SA1_XTD2_XGM/DOOCS/MAIN", "beamPosition.ixPos.value"]
 def _run(run_script, script: str) -> str:
     if importlib.util.find_spec("extra_data") is None:
         pytest.skip("EXtra-data is not installed")
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    output: str = run_script(_FILES + script, PYTHONPATH=path).stdout
+    output: str = run_script(_FILES + script).stdout
     return output
 
 

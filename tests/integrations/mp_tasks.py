@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tests import array_tasks
 import ndshare
+from tests import array_tasks
 
 BIG = 300_000  # elements: a segment of its own
 

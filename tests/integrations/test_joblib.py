@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.once
+
 joblib = pytest.importorskip("joblib")
 
+import joblib_tasks as tasks  # noqa: E402
 from joblib import Parallel, delayed  # noqa: E402
 from joblib.parallel import ParallelBackendBase  # noqa: E402
 
-import joblib_tasks as tasks  # noqa: E402
 import ndshare  # noqa: E402
 import ndshare.integrations.joblib as integration  # noqa: E402
 from ndshare._transport.inputs import Inputs  # noqa: E402

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.once
+
 joblib = pytest.importorskip("joblib")
 
+import joblib_tasks as tasks  # noqa: E402
 from joblib import Parallel, delayed  # noqa: E402
 
-import joblib_tasks as tasks  # noqa: E402
 import ndshare  # noqa: E402
 import ndshare.integrations.joblib as integration  # noqa: E402
 from ndshare.integrations._joblib_backend import NdshareBackend  # noqa: E402

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+import ndshare
+from ndshare.integrations import multiprocessing as integration
 from tests import array_tasks
 from tests.integrations import mp_tasks
-import ndshare
 from tests.integrations.mp_tasks import BIG
-from ndshare.integrations import multiprocessing as integration
 from tests.pool.test_any_array import _recipes
 
 METHODS = ("fork", "forkserver", "spawn")

@@ -12,6 +12,8 @@ import pytest
 import ndshare
 from ndshare.functors import find
 
+pytestmark = pytest.mark.once
+
 _CONTEXTS: dict[str, Callable[[], ndshare.MapContext]] = {
     "serial": ndshare.SerialContext,
     "threads": lambda: ndshare.ThreadContext(2),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import ndshare
-from ndshare._system import _wire
 from ndshare._map.randomness import Stream
+from ndshare._system import _wire
 
 _RUNNING = 1
 

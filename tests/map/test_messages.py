@@ -12,11 +12,11 @@ import pytest
 
 from ndshare import SerialContext, zeros
 from ndshare._map import _loop
+from ndshare._map.job import Job, WorkerReport
+from ndshare._map.runner import run_job
 from ndshare._map.watch import captured
 from ndshare._pickling import pickler
 from ndshare._system.board import Board
-from ndshare._map.job import Job, WorkerReport
-from ndshare._map.runner import run_job
 from ndshare.functors import SequenceFunctor
 from tests.peer import to_oneself
 

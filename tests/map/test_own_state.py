@@ -12,6 +12,8 @@ import pytest
 import ndshare
 from ndshare._map.watch.own_state import brings_its_state
 
+pytestmark = pytest.mark.once
+
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 _HEAD = """

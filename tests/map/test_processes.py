@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests import seed_programs
 from ndshare import default_context
+from tests import seed_programs
 
 _DEATHS = {
     "os._exit": (lambda: os._exit(3), None, 3),

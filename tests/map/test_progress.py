@@ -20,6 +20,8 @@ import pytest
 import ndshare
 from ndshare._system.board import Board
 
+pytestmark = pytest.mark.once
+
 _CONTEXTS: dict[str, Callable[[], ndshare.MapContext]] = {
     "serial": ndshare.SerialContext,
     "threads": lambda: ndshare.ThreadContext(2),

@@ -21,6 +21,8 @@ import pytest
 import ndshare
 from ndshare._map.job import WorkerReport
 
+pytestmark = pytest.mark.once
+
 _CONTEXTS: dict[str, Callable[[], ndshare.MapContext]] = {
     "serial": ndshare.SerialContext,
     "threads": lambda: ndshare.ThreadContext(2),

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import ndshare
+from ndshare._map.watch.watching import MAPPED, Watch
 from ndshare._memory import _heap
 from ndshare._transport import transport
-from ndshare._map.watch.watching import MAPPED, Watch
 
-pytestmark = pytest.mark.usefixtures("fresh_heap")
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("fresh_heap")]
 
 MB = 1 << 20
 

@@ -16,6 +16,8 @@ import ndshare
 from ndshare._memory import _heap
 from ndshare._memory.copying import copy_array
 
+pytestmark = pytest.mark.once
+
 _LARGE = 3 << 20  # items of eight bytes: three threads' worth and more
 
 

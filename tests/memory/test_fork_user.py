@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.memory import fork_tasks
 import ndshare
+from tests.memory import fork_tasks
 
-pytestmark = pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning")]
 
 _STORY = (Path(__file__).parent / "fork_story.py").read_text()
 

@@ -17,7 +17,7 @@ from ndshare._memory import segments
 from ndshare.errors import CapacityError
 from tests.peers import Peer, staged
 
-pytestmark = pytest.mark.usefixtures("fresh_heap")
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("fresh_heap")]
 
 MB = 1 << 20
 GROUP = Path("/sys/fs/cgroup/memory")

@@ -14,7 +14,7 @@ from ndshare._memory import segments
 from ndshare.errors import CapacityError, SegmentError, SegmentGoneError
 from tests.peers import Peer, staged, take, ticket, uid_of
 
-pytestmark = pytest.mark.usefixtures("fresh_heap")
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("fresh_heap")]
 
 MB = 1 << 20
 

@@ -8,6 +8,8 @@ import pytest
 
 from ndshare._node.store import Store
 
+pytestmark = pytest.mark.once
+
 _HEAD = """
 import gc, os, signal, threading, time
 import numpy as np

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from ndshare._memory import _heap
+from ndshare._node.link import Link
+from ndshare._node.store import Store
 from ndshare._transport import chunks as _chunks
 from ndshare._transport.chunks import Chunks, Content
 from ndshare._transport.freight import Manifest
-from ndshare._node.link import Link
-from ndshare._node.store import Store
+
+pytestmark = pytest.mark.once
 
 _CHUNK = 4096
 

@@ -10,6 +10,8 @@ import pytest
 from ndshare._node import _twin
 from ndshare._node.twins import Twin, find_changes
 
+pytestmark = pytest.mark.once
+
 
 def _bytes(*values: int) -> np.ndarray:
     return np.array(values, np.uint8)

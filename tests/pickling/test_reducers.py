@@ -18,10 +18,12 @@ import xarray as xr
 from ndshare import _arrays
 from ndshare._memory import segments
 from ndshare._pickling import memmaps
+from ndshare._pickling.pickler import record
 from ndshare._transport import transport
 from ndshare.errors import TransportError
-from ndshare._pickling.pickler import record
 from tests.peer import Peer, to_oneself
+
+pytestmark = pytest.mark.once
 
 N = 40_000  # rows: more bytes per column than a message takes in band
 PICKLE_MAX = 8_000  # bytes of the pickle itself

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import array_tasks
 import ndshare
+from tests import array_tasks
 from tests.array_tasks import echo, fingerprint, type_name
+
+pytestmark = pytest.mark.once
 
 _MESSAGES_MAX_BYTES = 60_000  # for both ways, of objects of some megabytes
 

@@ -12,6 +12,8 @@ import pytest
 import ndshare
 from tests.array_tasks import echo
 
+pytestmark = pytest.mark.once
+
 N = 300_000
 _MESSAGES_MAX_BYTES = 60_000  # for all ways of some megabytes
 

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests.array_tasks import echo
 from ndshare._pickling import wrappers
-from ndshare._transport import transport
 from ndshare._pickling.pickler import record
+from ndshare._transport import transport
+from tests.array_tasks import echo
 from tests.pickling.wrapper_tasks import Frozen, Image, Locked, Private, Thumbnail, add_one
+
+pytestmark = pytest.mark.once
 
 N = 50_000
 _PICKLE_MAX = 2000

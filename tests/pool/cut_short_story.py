@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 import ndshare
-from tests.dict.dict_tasks import forked
-from ndshare._node.node import run_task
 from ndshare._node.link import Link
+from ndshare._node.node import run_task
+from tests.dict.dict_tasks import forked
 
 _STORM_S = 0.3
 

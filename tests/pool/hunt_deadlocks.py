@@ -22,8 +22,8 @@ import warnings
 
 import numpy as np
 
-from tests import misdeeds
 import ndshare
+from tests import misdeeds
 
 warnings.simplefilter("ignore", ndshare.RepeatedCopyWarning)
 
@@ -190,9 +190,9 @@ def books() -> None:
 
     Most hangs are a task that nobody has; who stands at the same line both times is the one that hangs.
     """
+    from ndshare._pool.pool import Pool
     from ndshare._processes import frames
     from ndshare._processes.crew import Crew
-    from ndshare._pool.pool import Pool
 
     faulthandler.dump_traceback()
     for thing in gc.get_objects():

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tests import misdeeds
 import ndshare
+from tests import misdeeds
 
 warnings.simplefilter("ignore", ndshare.RepeatedCopyWarning)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import array_tasks
 import ndshare
+from tests import array_tasks
 from tests.array_tasks import Record, echo, fingerprint, layout
 
 # Sizes between which something else happens inside: in the pickle, in the message, in a segment
@@ -120,7 +120,7 @@ def _check_ordinary(got: np.ndarray, sent: np.ndarray, before: array_tasks.Finge
 
 
 # Shrinking sends the same large array again and again.
-pytestmark = pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning")]
 
 
 @pytest.fixture

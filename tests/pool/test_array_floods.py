@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 
+import flood_tasks as tasks
 import numpy as np
 import pytest
 
-import flood_tasks as tasks
 import ndshare
 from tests.array_tasks import echo
 from tests.pool.semantics_tasks import is_pattern, pattern
 
-pytestmark = pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning")]
 
 _MIXED = (0, 8, 1000, 4096, 4104, 20_000, 65_536, 70_000, 262_144, 300_000)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pool import cut_short_story
 import ndshare
-from tests.dict.dict_tasks import ended, forked
 from ndshare._queue.opened import Opened
+from tests.dict.dict_tasks import ended, forked
+from tests.pool import cut_short_story
 
 
 @pytest.mark.parametrize("name", cut_short_story.STORIES)

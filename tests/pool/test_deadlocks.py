@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import misdeeds
 import ndshare
+from tests import misdeeds
 
 _HERE = Path(__file__).parent
 _PLAY_S = 5

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import jobs
 import ndshare
 from ndshare import ProcessPoolExecutor
+from tests import jobs
 
 _HANG_S = 60  # nothing here takes so long; a guard, not a measurement
 

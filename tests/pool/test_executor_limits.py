@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
-_HERE = Path(__file__).parent
+pytestmark = pytest.mark.once
+
 _NOBODY = 65534
 _MB = 1 << 20
 
-_HEAD = f"""
+_HEAD = """
 import os, sys, threading, time
 import resource
-sys.path.insert(0, {str(_HERE)!r})
 import numpy as np
-import misdeeds, ndshare
+from tests import misdeeds
+import ndshare
 """
 
 needs_root = pytest.mark.skipif(

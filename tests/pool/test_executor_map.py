@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import jobs
 import ndshare
 from ndshare import ProcessPoolExecutor
+from tests import jobs
 
 
 @pytest.fixture

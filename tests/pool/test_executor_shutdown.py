@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import jobs
 import ndshare
 from ndshare import ProcessPoolExecutor, WorkerDiedError
+from tests import jobs
 from tests.processes import gone
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]

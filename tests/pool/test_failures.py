@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import misdeeds
 import ndshare
 from ndshare._processes import crew
+from tests import misdeeds
 from tests.processes import gone, state
 
 _SOON_S = 2.0

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from tests import misdeeds
 import ndshare
-from ndshare._pool import muster, results as _pool_results
+from ndshare._pool import muster
+from ndshare._pool import results as _pool_results
 from ndshare._processes.hub import Hub
+from tests import misdeeds
 
 #: Far longer than any of it takes.
 _LATE_S = 20.0

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 _HERE = Path(__file__).parent
 _SOON_S = 1.0
 _END_S = 3.0
@@ -20,8 +22,8 @@ _END_S = 3.0
 _HEAD = """
 import concurrent.futures, os, signal, sys, time
 import numpy as np
-sys.path.insert(0, {here!r})
-import misdeeds, ndshare
+from tests import misdeeds
+import ndshare
 def ready():
     os.write(1, b"r")
 """
@@ -47,7 +49,7 @@ class _Script:
 
     def __init__(self, tmp_path: Path, source: str) -> None:
         path = tmp_path / "program.py"
-        path.write_text(_HEAD.format(here=str(_HERE)) + source)
+        path.write_text(_HEAD + source)
         self.process = subprocess.Popen(
             [sys.executable, "-X", "faulthandler", str(path)],
             stdin=subprocess.DEVNULL,
@@ -213,10 +215,10 @@ with ndshare.ProcessPoolExecutor(2) as executor:
 
 def test_user_handler_of_sigint_stays_in_force(run_script: Callable[..., Any]) -> None:
     """A handler of the user's gets every SIGINT, also one that comes while the pool is busy; it is put back."""
-    run_script(f"""
+    run_script("""
 import os, signal, sys, threading, time
-sys.path.insert(0, {str(_HERE)!r})
-import misdeeds, ndshare
+from tests import misdeeds
+import ndshare
 seen = []
 signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
 sent = 0

@@ -11,6 +11,8 @@ import pytest
 import ndshare
 from tests.array_tasks import echo
 
+pytestmark = pytest.mark.once
+
 
 def _shape(a: np.ndarray) -> tuple[int, ...]:
     return a.shape

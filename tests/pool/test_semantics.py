@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 import ndshare
-import semantics_tasks as tasks
 from tests.array_tasks import echo
+from tests.pool import semantics_tasks as tasks
 from tests.pool.semantics_tasks import is_pattern, pattern
 
-pytestmark = pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning")]
 
 KB, MB = 1024, 1024 * 1024
 SIZES = (0, 1 * KB, 64 * KB, 1 * MB, 64 * MB)

@@ -18,22 +18,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import leaks
-from tests import misdeeds
 import ndshare
 from ndshare._processes import crew
+from tests import leaks, misdeeds
 
-_HERE = Path(__file__).parent
+pytestmark = pytest.mark.once
+
 _GONE_S = 2.0
 
 # Busy in all ways: tiny tasks, arrays both ways, tasks in C code, recycled workers, shared arrays, nested pools.
 _BUSY = """
 import random, sys, threading, time
-sys.path.insert(0, {here!r})
 import os
 print("r", end="", flush=True)
 import numpy as np
-import misdeeds, ndshare
+from tests import misdeeds
+import ndshare
 rng = random.Random({seed})
 def work():
     while True:
@@ -84,7 +84,7 @@ def _kill_one_parent(seed: int, number: int) -> None:
     # From the first moment of the zygote to a busy pool of long standing.
     pause = rng.choice((0.05, 0.15, 0.3, 0.5, 1.0, 2.0)) * rng.random()
     victim = subprocess.Popen(
-        [sys.executable, "-c", _BUSY.format(here=str(_HERE), seed=seed, threads=rng.random() < 0.3)],
+        [sys.executable, "-c", _BUSY.format(seed=seed, threads=rng.random() < 0.3)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -119,10 +119,10 @@ def test_parent_killed_at_random_moments_leaves_nothing(chaos_seed: int, chaos_r
 def test_parent_killed_while_workers_are_stopped_or_stubborn_leaves_nothing() -> None:
     """Workers in C code, stopped by SIGSTOP, ignoring SIGTERM and SIGHUP: all die with the user's process."""
     token = f"stubborn-{os.getpid()}"
-    source = f"""
+    source = """
 import sys, signal, os
-sys.path.insert(0, {str(_HERE)!r})
-import misdeeds, ndshare
+from tests import misdeeds
+import ndshare
 executor = ndshare.ProcessPoolExecutor(3)
 executor.submit(misdeeds.in_c, 10**11)
 executor.submit(misdeeds.deaf, 100)
@@ -321,10 +321,10 @@ def test_interpreter_that_ends_with_open_executors_leaves_nothing(run_script: Ca
     """Without ``shutdown`` the interpreter waits for what was submitted, prints nothing, leaves no process."""
     token = f"open-{os.getpid()}"
     done = run_script(
-        f"""
+        """
 import sys
-sys.path.insert(0, {str(_HERE)!r})
-import misdeeds, ndshare
+from tests import misdeeds
+import ndshare
 executor = ndshare.ProcessPoolExecutor(2)
 futures = [executor.submit(misdeeds.nap, 0.2) for _ in range(5)]
 kept = executor.submit(misdeeds.filled, 1_000_000, 1.0).result()

@@ -15,6 +15,8 @@ import pytest
 
 import ndshare
 
+pytestmark = pytest.mark.once
+
 _LOGGER = logging.getLogger("tests.records")
 
 

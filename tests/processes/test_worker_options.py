@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import jobs
 import ndshare
 from ndshare import ProcessPoolExecutor, RepeatedCopyWarning, WorkerDiedError
+from tests import jobs
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -6,8 +6,8 @@ import marshal
 import os
 import socket
 
-from tests.dict.dict_tasks import ended, forked
 from ndshare._processes import zygote as _zygote
+from tests.dict.dict_tasks import ended, forked
 
 _COUNT = 4000  # far more than a socket holds
 

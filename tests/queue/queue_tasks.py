@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tests import array_tasks
 import ndshare
+from tests import array_tasks
 
 
 class Plain:

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import array_tasks
 import ndshare
-from tests.queue import queue_tasks
-from tests.array_tasks import fingerprint, layout
 from ndshare._memory import segments
+from tests import array_tasks
+from tests.array_tasks import fingerprint, layout
 from tests.pool.test_any_array import _check_ordinary, _here, _recipes
+from tests.queue import queue_tasks
+
+pytestmark = pytest.mark.once
 
 _PARTIES = 8
 _EACH = 100_000  # messages per producer, in the whole test

@@ -18,10 +18,10 @@ import time
 import numpy as np
 import pytest
 
-from tests import jobs
 import ndshare
-from tests.queue import queue_tasks
 from ndshare._memory import segments
+from tests import jobs
+from tests.queue import queue_tasks
 from tests.queue.queue_tasks import Plain
 
 START_METHODS = ("fork", "forkserver", "spawn")

@@ -12,8 +12,10 @@ import time
 import pytest
 
 import ndshare
-from ndshare._system import _wire
 from ndshare._processes.hub import Hub
+from ndshare._system import _wire
+
+pytestmark = pytest.mark.once
 
 
 def test_rest_lasts_while_somebody_counts() -> None:

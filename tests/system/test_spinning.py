@@ -14,6 +14,8 @@ import pytest
 import ndshare
 from ndshare._system import _wire
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def one_processor() -> Iterator[None]:

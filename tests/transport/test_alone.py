@@ -12,9 +12,11 @@ import ndshare
 from ndshare._memory import segments
 from ndshare._transport import transport
 from ndshare._transport.alone import settle_alone
-from ndshare.errors import TransportError
 from ndshare._transport.parcel import ALONE, COPIED_BELOW
 from ndshare._transport.staging import OWN_MIN
+from ndshare.errors import TransportError
+
+pytestmark = pytest.mark.once
 
 _SIDE = 512  # squares of float64 of so many are two megabytes
 _RECORD = np.dtype([("a", "u1"), (("title", "b"), ">f8"), ("c", "i4", (2,))], align=True)

@@ -33,7 +33,7 @@ def script(tmp_path: Path) -> Script:
             cwd=tmp_path,
             env={
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             },
             check=False,
         )
@@ -559,7 +559,7 @@ def test_relative_import_in_a_function_works(tmp_path: Path) -> None:
         "def task(x):\n    from .other import value\n    return value + x\n"
         "with Peer(PYTHONPATH=':'.join(sys.path)) as peer:\n    print(peer.call(task, 1))\n"
     )
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    path = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "package.module"],
         capture_output=True,

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 
 from ndshare import _arrays
 from ndshare._memory import segments
+from ndshare._memory.layout import dense_strides
 from ndshare._transport import mainspace, transport
 from ndshare.errors import TransportError
-from ndshare._memory.layout import dense_strides
 from tests.peer import Peer
+
+pytestmark = pytest.mark.once
 
 KB, MB = 1 << 10, 1 << 20
 

@@ -18,16 +18,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from tests import leaks
-import ndshare
-from tests import seed_programs
 import workspace_tasks as tasks
+
+import ndshare
+from tests import leaks, seed_programs
 from tests.workspace.workspace_places import make_workspace, two_processes  # noqa: F401 - fixtures
+
+pytestmark = pytest.mark.once
 
 RunScript = Callable[..., Any]
 Make = Callable[..., ndshare.Workspace]
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
 
 
 def _pids(ws: ndshare.Workspace) -> set[int]:

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import workspace_tasks as tasks
 
 import ndshare
-import workspace_tasks as tasks
 from ndshare._transport.chunks import CHUNK_BYTES
 from tests.workspace.workspace_places import ON_A_CLUSTER, two_processes  # noqa: F401 - a fixture
 
-pytestmark = ON_A_CLUSTER
+pytestmark = [pytest.mark.once, ON_A_CLUSTER]
 
 _BIG = 300_000  # items: 2.4 MB, an image of its own
 

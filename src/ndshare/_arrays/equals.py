@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ndshare._memory import segments
-from ndshare._arrays.making import checked
 from ndshare._arrays.creation import array
+from ndshare._arrays.making import checked
+from ndshare._memory import segments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

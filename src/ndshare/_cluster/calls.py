@@ -21,14 +21,14 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ndshare._locks import lock
-from ndshare._transport import mainspace, transport
 from ndshare._cluster.engines import Engine
 from ndshare._cluster.flights import LOST_MOST, Carriage, Flight
-from ndshare._transport.freight import Crate, Manifest, open_reply
+from ndshare._locks import lock
 from ndshare._node.shares import CallTask, TaskResult
-from ndshare._transport.failures import with_traceback
 from ndshare._pickling.recording import Recording
+from ndshare._transport import mainspace, transport
+from ndshare._transport.failures import with_traceback
+from ndshare._transport.freight import Crate, Manifest, open_reply
 
 Packed = tuple[CallTask, Manifest]
 _Future = concurrent.futures.Future[Any]

@@ -18,22 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._locks import lock
-from ndshare._map.watch import captured
-from ndshare._memory import segments
-from ndshare._transport import mainspace, transport
 from ndshare._cluster.traffic import Tally
-from ndshare._transport.freight import Crate, Manifest
+from ndshare._locks import lock
 from ndshare._map.job import Job
+from ndshare._map.mapping import Batch
+from ndshare._map.rows import rows
+from ndshare._map.watch import captured
+from ndshare._map.watch.captured import Traffic
+from ndshare._memory import segments
 from ndshare._node.shares import ShareTask
 from ndshare._node.twins import Change
-from ndshare._map.watch.captured import Traffic
-from ndshare.functors import values_of
-from ndshare._map.mapping import Batch
 from ndshare._pickling.pickler import record
 from ndshare._pickling.recording import Recording
-from ndshare._map.rows import rows
 from ndshare._pool.tasks import describe
+from ndshare._transport import mainspace, transport
+from ndshare._transport.freight import Crate, Manifest
+from ndshare.functors import values_of
 
 _OPTIONS = ("errors", "on_error", "share_items", "block", "timed", "trace", "seed", "timeout", "retries")
 

@@ -25,13 +25,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ndshare._map.watch import captured
-from ndshare._system.arguments import check_count
-from ndshare._cluster.workers import Remote
 from ndshare._cluster.engines import find_engine
-from ndshare._map.job import Job
-from ndshare._map.workers.base import MapWorkers
+from ndshare._cluster.workers import Remote
 from ndshare._map.contexts import MapContext
+from ndshare._map.job import Job
+from ndshare._map.watch import captured
+from ndshare._map.workers.base import MapWorkers
+from ndshare._system.arguments import check_count
 from ndshare.errors import CapacityError
 
 __all__ = ["ClusterContext"]

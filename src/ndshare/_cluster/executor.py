@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from ndshare._system.arguments import check_callable, check_count, check_seconds
 from ndshare._cluster.calls import Calls, Packed, crates_of
-from ndshare._cluster.items import Items
 from ndshare._cluster.engines import find_engine
-from ndshare._transport.freight import Manifest
+from ndshare._cluster.items import Items
 from ndshare._node.shares import CallTask
 from ndshare._pool.tasks import describe
+from ndshare._system.arguments import check_callable, check_count, check_seconds
+from ndshare._transport.freight import Manifest
 
 __all__ = ["ClusterExecutor"]
 

@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ndshare._transport import transport
 from ndshare._cluster.calls import Calls, Packed, crates_of
-from ndshare._transport.freight import Manifest
-from ndshare._pool.pool_errors import WorkerDiedError
 from ndshare._cluster.share_size import ShareSize
 from ndshare._node.shares import BatchTask
-from ndshare._transport.failures import with_traceback
+from ndshare._pool.pool_errors import WorkerDiedError
 from ndshare._pool.tasks import describe
+from ndshare._transport import transport
+from ndshare._transport.failures import with_traceback
+from ndshare._transport.freight import Manifest
 
 #: What makes every item fail, not one of them.
 _OF_ALL = (concurrent.futures.CancelledError, concurrent.futures.BrokenExecutor)

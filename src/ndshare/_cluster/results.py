@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 
-from ndshare._system import _wire
-from ndshare._transport.freight import open_reply
 from ndshare._map.job import Death, Job
 from ndshare._map.workers.base import ItemError, Outcome
 from ndshare._node.shares import TaskResult
+from ndshare._system import _wire
 from ndshare._transport.failures import with_traceback
+from ndshare._transport.freight import open_reply
 
 
 class Results:

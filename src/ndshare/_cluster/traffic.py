@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from ndshare._map.watch import captured
+from ndshare._map.watch.captured import Traffic
+from ndshare._node.shares import ShareTask
+from ndshare._pickling.pickler import record
 from ndshare._transport.chunks import Bytes, Content, parts_of
 from ndshare._transport.freight import CONTENT, Crate, Manifest
-from ndshare._node.shares import ShareTask
-from ndshare._map.watch.captured import Traffic
-from ndshare._pickling.pickler import record
 
 
 class Tally:

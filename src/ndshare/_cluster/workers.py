@@ -26,18 +26,18 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from ndshare._transport import transport
 from ndshare._cluster.cargo import Cargo
-from ndshare._cluster.results import Results
 from ndshare._cluster.engines import Engine
 from ndshare._cluster.flights import LOST_MOST, Carriage, Flight, Landing
-from ndshare._transport.freight import open_reply
-from ndshare._map.job import Death, Job, WorkerReport
-from ndshare._map.workers.base import Outcome, Ranges
+from ndshare._cluster.results import Results
 from ndshare._cluster.share_size import DEPTH, ShareSize
-from ndshare._node.shares import ShareTask, TaskResult
+from ndshare._map.job import Death, Job, WorkerReport
 from ndshare._map.watch.captured import Traffic
+from ndshare._map.workers.base import Outcome, Ranges
+from ndshare._node.shares import ShareTask, TaskResult
+from ndshare._transport import transport
 from ndshare._transport.failures import with_traceback
+from ndshare._transport.freight import open_reply
 
 #: Results of shares that land within so long of each other are fetched together: each time costs the caller,
 #: and the node, as much as an engine takes for an empty task.

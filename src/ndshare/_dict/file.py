@@ -24,8 +24,8 @@ import stat
 from typing import Final
 
 from ndshare._dict import layout as _dict_layout
-from ndshare._memory import _heap
 from ndshare._dict.layout import Layout
+from ndshare._memory import _heap
 from ndshare.errors import CapacityError, LayoutError
 
 DIRECTORY: Final = "/dev/shm"

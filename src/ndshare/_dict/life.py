@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self
 
-from ndshare._dict import file as _dict_file, layout as _dict_layout, snapshot as _dict_snapshot
+from ndshare._dict import file as _dict_file
+from ndshare._dict import layout as _dict_layout
+from ndshare._dict import snapshot as _dict_snapshot
 from ndshare._dict.writing import WritableDict
 from ndshare.errors import KeyLockError
 

@@ -9,7 +9,8 @@ import os
 import time
 from collections.abc import Iterator
 
-from ndshare._dict import file as _dict_file, layout as _dict_layout
+from ndshare._dict import file as _dict_file
+from ndshare._dict import layout as _dict_layout
 from ndshare.errors import LayoutError
 
 __all__ = ["DictInfo", "infos", "prune"]

@@ -30,7 +30,10 @@ import weakref
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from ndshare._dict import file as _dict_file, fork, layout as _dict_layout, life as _dict_life
+from ndshare._dict import file as _dict_file
+from ndshare._dict import fork
+from ndshare._dict import layout as _dict_layout
+from ndshare._dict import life as _dict_life
 from ndshare._dict._store import Store
 from ndshare._dict.life import ClosableDict
 from ndshare._dict.values import check_same, first_values, initial, own_keys, specs_of

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ndshare._dict import directory as _dict_directory, snapshot as _dict_snapshot
-from ndshare._system import platform
+from ndshare._dict import directory as _dict_directory
+from ndshare._dict import snapshot as _dict_snapshot
 from ndshare._dict._store import Store
 from ndshare._dict.directory import Spec
+from ndshare._system import platform
 from ndshare.errors import KeyLockError, KeyTimeoutError
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ndshare._dict import _store as _dict
-from ndshare._memory import segments
 from ndshare._dict.locked import Locked, Locks, checked_timeout
 from ndshare._dict.reading import ReadableDict
 from ndshare._dict.values import Array, fitting, refused
+from ndshare._memory import segments
 from ndshare.errors import KeyLockError
 
 _dict.set_memory(segments.value_handler())

@@ -18,12 +18,12 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import numpy.typing as npt
 
-from ndshare._system.board import FAILED, UNDONE
 from ndshare._map.job import Death, Job, WorkerReport
-from ndshare._map.workers.base import ItemError, Lost, MapWorkers, Ranges
 from ndshare._map.runner import KernelMemory
-from ndshare.errors import RemoteError
+from ndshare._map.workers.base import ItemError, Lost, MapWorkers, Ranges
+from ndshare._system.board import FAILED, UNDONE
 from ndshare._transport.failures import with_traceback
+from ndshare.errors import RemoteError
 
 Progress = Callable[[int, int], object]
 

@@ -10,19 +10,19 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ndshare._map import runner
-from ndshare._processes import errstate
-from ndshare._system.board import Board
-from ndshare._system.callers import warn_caller
 from ndshare._map.driving import Drive, Progress, usual_ns
 from ndshare._map.job import Job, WorkerReport
-from ndshare._map.workers.local import Caller
-from ndshare._map.workers.base import MapWorkers
-from ndshare._map.watch.captured import Traffic
-from ndshare.errors import SilentWriteWarning
-from ndshare.functors import Functor, IteratorFunctor, SequenceFunctor, count_items
 from ndshare._map.progress import Bar
 from ndshare._map.report.report import MapReport
 from ndshare._map.rows import rows
+from ndshare._map.watch.captured import Traffic
+from ndshare._map.workers.base import MapWorkers
+from ndshare._map.workers.local import Caller
+from ndshare._processes import errstate
+from ndshare._system.board import Board
+from ndshare._system.callers import warn_caller
+from ndshare.errors import SilentWriteWarning
+from ndshare.functors import Functor, IteratorFunctor, SequenceFunctor, count_items
 
 Kernel = Callable[..., object]
 

@@ -20,14 +20,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from ndshare._map import _loop
+from ndshare._map.job import TINY_NS, Job, WorkerReport
+from ndshare._map.randomness import Stream
 from ndshare._map.watch import captured
+from ndshare._map.watch.watching import Watch
+from ndshare._pickling.codes import CodeMemory
 from ndshare._processes import errstate
 from ndshare._transport import failures, mainspace
-from ndshare._map.job import TINY_NS, Job, WorkerReport
-from ndshare._pickling.codes import CodeMemory
 from ndshare.functors import Functor, numbers_of, values_of
-from ndshare._map.randomness import Stream
-from ndshare._map.watch.watching import Watch
 
 _T = TypeVar("_T")
 

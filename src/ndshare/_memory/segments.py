@@ -35,7 +35,6 @@ from typing import TYPE_CHECKING, Any
 from numpy._core.multiarray import get_handler_name
 
 from ndshare._memory import _heap
-from ndshare._system import platform
 from ndshare._memory._heap import (
     COPY,
     SEALED,
@@ -56,6 +55,7 @@ from ndshare._memory._heap import (
     should_copy_out,
     stage,
 )
+from ndshare._system import platform
 from ndshare.errors import CapacityError, SegmentError, SegmentGoneError
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ import time
 from collections.abc import Container
 from typing import Any
 
-from ndshare._transport import transport
 from ndshare._map.job import Job
+from ndshare._map.watch.captured import Traffic
 from ndshare._map.workers.base import Outcome, Ranges
-from ndshare._node.worker import run_part
 from ndshare._map.workers.pooled import PoolWorkers
 from ndshare._node.shares import ShareTask
-from ndshare._map.watch.captured import Traffic
+from ndshare._node.worker import run_part
 from ndshare._pool.pool import Pool
+from ndshare._transport import transport
 
 #: How often a share looks whether its map was given up.
 _LOOK_S = 0.25

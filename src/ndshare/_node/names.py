@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ndshare._memory import _heap
+from ndshare._memory.layout import decode_dtype, view_of
+from ndshare._node.twins import Change, find_changes
+from ndshare._node.worker import Answer, Opened, call_function
+from ndshare._pickling.cells import give
+from ndshare._processes.injection import invoke
 from ndshare._transport import mainspace
 from ndshare._transport.chunks import Bytes
 from ndshare._transport.freight import open_crate
-from ndshare._processes.injection import invoke
-from ndshare._node.worker import Answer, Opened, call_function
-from ndshare._node.twins import Change, find_changes
-from ndshare._pickling.cells import give
-from ndshare._memory.layout import decode_dtype, view_of
 
 #: Compared at a time.
 _PIECE_BYTES = 1 << 20

@@ -23,26 +23,26 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ndshare._memory import segments
-from ndshare._transport import failures
-from ndshare._system.board import Board
+from ndshare._map.contexts import ProcessContext
 from ndshare._map.driving import Drive
-from ndshare._transport.freight import BLOCK, Crate, Piece, arrays_of, reply
 from ndshare._map.job import Job
+from ndshare._memory import segments
+from ndshare._memory.layout import decode_dtype
 from ndshare._node.crew import MapStoppedError, ShareWorkers, never
 from ndshare._node.link import machine_name
+from ndshare._node.shares import BatchTask, CallTask, NamedTask, ShareTask, TaskResult
 from ndshare._node.store import Store
+from ndshare._node.twins import Change, Patch, Twin
 from ndshare._node.worker import Named, call_function, call_items
 from ndshare._node.workspace import NodeWorkspaces
-from ndshare._node.shares import BatchTask, CallTask, NamedTask, ShareTask, TaskResult
-from ndshare._node.twins import Change, Patch, Twin
-from ndshare._map.contexts import ProcessContext
-from ndshare._pool.executor import ProcessPoolExecutor
-from ndshare._transport.failures import RemoteTracebackError
-from ndshare.functors import Functor
-from ndshare._memory.layout import decode_dtype
-from ndshare._transport.parcel import READ_ONLY
 from ndshare._pickling.recording import CopyOnWrite, Placed
+from ndshare._pool.executor import ProcessPoolExecutor
+from ndshare._system.board import Board
+from ndshare._transport import failures
+from ndshare._transport.failures import RemoteTracebackError
+from ndshare._transport.freight import BLOCK, Crate, Piece, arrays_of, reply
+from ndshare._transport.parcel import READ_ONLY
+from ndshare.functors import Functor
 
 #: So many maps and workspaces are remembered that were given up.
 _STOPPED_MOST = 100

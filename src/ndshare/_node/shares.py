@@ -8,9 +8,9 @@ import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from ndshare._node.twins import Change
 from ndshare._transport.chunks import Bytes, Chunks, Content
 from ndshare._transport.freight import INLINE_MAX, Crate
-from ndshare._node.twins import Change
 
 
 @functools.cache

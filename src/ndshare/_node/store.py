@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from ndshare._memory import segments
-from ndshare._transport.chunks import Bytes, Chunks, Content
 from ndshare._node.link import Link, Offer
 from ndshare._node.twins import make_segment
+from ndshare._transport.chunks import Bytes, Chunks, Content
 
 #: What is not needed by the share that runs is dropped beyond this, the oldest first.
 _KEPT_BYTES = 4 << 30

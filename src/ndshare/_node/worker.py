@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ndshare._transport import failures, mainspace
-from ndshare._system.board import Board
-from ndshare._transport.freight import Crate, open_crate, reply
 from ndshare._map.job import Job
 from ndshare._map.runner import run_in_worker
 from ndshare._node.twins import Change
+from ndshare._system.board import Board
+from ndshare._transport import failures, mainspace
+from ndshare._transport.freight import Crate, open_crate, reply
 from ndshare.functors import Functor
 
 Opened = list[tuple[bytes, list[tuple[Any, int]]]]

@@ -22,13 +22,13 @@ import cloudpickle.cloudpickle as _impl
 import numpy as np
 
 from ndshare._pickling import cells
-from ndshare._pickling.session import Session
-from ndshare._system._wire import selective
 from ndshare._pickling.codes import reduce_code
-from ndshare.errors import TransportError
 from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
 from ndshare._pickling.pickler import FOUND_BY_NAME
 from ndshare._pickling.recording import Recording
+from ndshare._pickling.session import Session
+from ndshare._system._wire import selective
+from ndshare.errors import TransportError
 
 if TYPE_CHECKING:
     from ndshare._transport.inputs import Inputs

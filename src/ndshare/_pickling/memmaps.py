@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ndshare.errors import TransportError
 from ndshare._memory.layout import decode_dtype, encode_dtype, lead_in, span
+from ndshare.errors import TransportError
 
 MEMMAP_ATTRIBUTES = ("_mmap", "filename", "offset", "mode")
 """What a `numpy.memmap` has beyond an array."""

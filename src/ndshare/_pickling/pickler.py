@@ -33,12 +33,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ndshare._memory import scratch, segments
-from ndshare._pickling import cells, functions, local_functions, wrappers
-from ndshare._pickling.session import IN_BAND_ROOM, Session
-from ndshare._system._wire import selective
 from ndshare._memory.layout import encode_dtype, is_movable
+from ndshare._pickling import cells, functions, local_functions, wrappers
 from ndshare._pickling.recording import SLOT, Placed, Recording
 from ndshare._pickling.reducers import make_small, same
+from ndshare._pickling.session import IN_BAND_ROOM, Session
+from ndshare._system._wire import selective
 
 if TYPE_CHECKING:
     from ndshare._transport.inputs import Inputs

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ndshare._memory import scratch as _scratch, segments
+from ndshare._memory import scratch as _scratch
+from ndshare._memory import segments
+from ndshare._memory.layout import encode_dtype, is_movable, may_overlap_itself
 from ndshare._pickling import cells, functions, local_functions, memmaps, wrappers
 from ndshare._pickling.descriptors import Descriptor
-from ndshare._memory.layout import encode_dtype, is_movable, may_overlap_itself
 from ndshare._pickling.named import NAME_ONLY, names_in_pickle
 from ndshare._pickling.namespace import MAIN_NAMES, find_in_main, main_namespace
 from ndshare._pickling.recording import SLOT, CopyOnWrite, Placed, Recording

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ndshare._processes import frames
-from ndshare._transport import transport
 from ndshare._pool.pool_errors import InitializerError, WorkerDiedError, code_or_signal
-from ndshare._processes.hub import Todo
-from ndshare._transport.parcel import close_all
 from ndshare._pool.tasks import Task
+from ndshare._processes import frames
+from ndshare._processes.hub import Todo
 from ndshare._processes.worker_handle import Worker
+from ndshare._transport import transport
+from ndshare._transport.parcel import close_all
 
 if TYPE_CHECKING:
     from ndshare._pool.pool import Pool

@@ -19,17 +19,17 @@ import threading
 import weakref
 from typing import Any
 
+from ndshare._pool.items_tasks import MapRun
+from ndshare._pool.pool_errors import InitializerError
+from ndshare._pool.settings import PoolSettings
+from ndshare._pool.tasks import Task
 from ndshare._processes import frames
+from ndshare._processes.crew import Crew
+from ndshare._processes.worker_handle import Worker, WorkerGoneError
 from ndshare._system import _wire
 from ndshare._transport import mainspace, transport
 from ndshare._transport.inputs import Inputs
-from ndshare._pool.pool_errors import InitializerError
-from ndshare._pool.settings import PoolSettings
-from ndshare._processes.crew import Crew
-from ndshare._pool.items_tasks import MapRun
 from ndshare._transport.parcel import close_all
-from ndshare._pool.tasks import Task
-from ndshare._processes.worker_handle import Worker, WorkerGoneError
 
 Rest = collections.deque[Task]
 Failures = list[tuple[Task, BaseException]]

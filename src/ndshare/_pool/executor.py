@@ -15,19 +15,20 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
-# `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
-# that moment would leave the child an import lock that nobody releases.
-from ndshare._processes import errstate
-from ndshare._transport import sharing  # noqa: F401
-from ndshare._system.arguments import check_callable, check_count, check_seconds
-from ndshare._system.callers import warn_caller
-from ndshare._pool.repeats import Repeats
-from ndshare._pool.settings import Environment, PoolSettings, checked_settings
-from ndshare._processes.crew import CrewClosedError, crew
-from ndshare.errors import InheritedError, RepeatedCopyWarning
 from ndshare._pool.futures import TaskFuture
 from ndshare._pool.items_tasks import ItemsTask, MapRun
 from ndshare._pool.pool import Pool
+from ndshare._pool.repeats import Repeats
+from ndshare._pool.settings import Environment, PoolSettings, checked_settings
+
+# `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
+# that moment would leave the child an import lock that nobody releases.
+from ndshare._processes import errstate
+from ndshare._processes.crew import CrewClosedError, crew
+from ndshare._system.arguments import check_callable, check_count, check_seconds
+from ndshare._system.callers import warn_caller
+from ndshare._transport import sharing  # noqa: F401
+from ndshare.errors import InheritedError, RepeatedCopyWarning
 
 _T = TypeVar("_T")
 

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ndshare._system import _wire
 from ndshare._pool.tasks import Task
+from ndshare._system import _wire
 
 if TYPE_CHECKING:
     from ndshare._pool.pool import Pool

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ndshare._system import _wire
 from ndshare._pool.futures import TaskFuture
 from ndshare._pool.pool import Pool
+from ndshare._system import _wire
 
 
 def start_workers(pool: Pool) -> None:

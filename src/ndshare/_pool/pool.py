@@ -23,15 +23,17 @@ import threading
 import time
 from collections.abc import Iterable
 
-from ndshare._pool import deaths as _pool_deaths, end as _pool_end, interrupts, results
-from ndshare._processes import placing
-from ndshare._system import _wire, cpus
+from ndshare._pool import deaths as _pool_deaths
+from ndshare._pool import end as _pool_end
+from ndshare._pool import interrupts, results
 from ndshare._pool.delivery import Delivery
 from ndshare._pool.roster import BURST_TASKS, Roster
 from ndshare._pool.settings import PoolSettings
-from ndshare._processes.crew import Crew
 from ndshare._pool.tasks import Task
+from ndshare._processes import placing
+from ndshare._processes.crew import Crew
 from ndshare._processes.worker_handle import Worker, WorkerGoneError
+from ndshare._system import _wire, cpus
 
 #: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
 _BURST_S = 100e-6

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._pickling import memmaps
 from ndshare._memory.segments import is_shared
+from ndshare._pickling import memmaps
 
 _LEAST_BYTES = 1 << 20  # smaller ones cost less than the trouble of sharing them
 _TIMES = 3

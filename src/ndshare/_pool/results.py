@@ -11,12 +11,11 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ndshare._processes import frames
-from ndshare._processes import records
+from ndshare._pool.tasks import Task
+from ndshare._processes import frames, records
+from ndshare._processes.worker_handle import Answer, Worker
 from ndshare._transport import transport
 from ndshare._transport.failures import with_traceback
-from ndshare._pool.tasks import Task
-from ndshare._processes.worker_handle import Answer, Worker
 
 if TYPE_CHECKING:
     from ndshare._pool.pool import Pool

@@ -10,10 +10,10 @@ import math
 import weakref
 from typing import TYPE_CHECKING
 
-from ndshare._processes import frames
 from ndshare._pool.settings import PoolSettings
-from ndshare._processes.crew import Crew
 from ndshare._pool.tasks import Task
+from ndshare._processes import frames
+from ndshare._processes.crew import Crew
 from ndshare._processes.worker_handle import Worker
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ndshare._memory import segments
+from ndshare._pool.tasks import describe
 from ndshare._system import cpus
 from ndshare._system.arguments import (
     check_callable,
@@ -16,7 +17,6 @@ from ndshare._system.arguments import (
     tuple_of,
     variables,
 )
-from ndshare._pool.tasks import describe
 
 Environment = Mapping[str, str] | Sequence[Mapping[str, str]] | Callable[[int], Mapping[str, str]] | None
 

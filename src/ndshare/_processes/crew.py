@@ -23,15 +23,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ndshare._processes import frames
 from ndshare._memory import segments
+from ndshare._processes import frames
 from ndshare._processes import zygote as _zygote
+from ndshare._processes.caller_state import CallerState
+from ndshare._processes.hub import Hub, Todo
+from ndshare._processes.launcher import Zygote, ZygoteSpec
+from ndshare._processes.worker_handle import LEDGER_SLOTS, Worker, WorkerGoneError
 from ndshare._system import _wire
 from ndshare._system.board import drop_spares
-from ndshare._processes.caller_state import CallerState
-from ndshare._processes.launcher import Zygote, ZygoteSpec
-from ndshare._processes.hub import Hub, Todo
-from ndshare._processes.worker_handle import LEDGER_SLOTS, Worker, WorkerGoneError
 
 if TYPE_CHECKING:
     from ndshare._pool.pool import Pool

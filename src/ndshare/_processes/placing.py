@@ -17,8 +17,8 @@ import marshal
 import os
 
 from ndshare._processes import frames
-from ndshare._system import _wire
 from ndshare._processes.worker_handle import Worker, WorkerGoneError
+from ndshare._system import _wire
 
 
 def bring_here(worker: Worker) -> None:

@@ -34,12 +34,12 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from ndshare._processes import frames
 from ndshare._memory import segments
-from ndshare._system import _wire
-from ndshare._transport import mainspace, transport
+from ndshare._processes import frames
 from ndshare._processes.sources import Sources
 from ndshare._processes.surroundings import Surroundings
+from ndshare._system import _wire
+from ndshare._transport import mainspace, transport
 from ndshare._transport.failures import pack_failure
 from ndshare._transport.parcel import close_all
 

@@ -15,18 +15,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ndshare._processes import frames
 from ndshare._memory import segments
-from ndshare._processes import records
+from ndshare._processes import frames, records
+from ndshare._processes.hub import Todo
+from ndshare._processes.launcher import Zygote
 from ndshare._system import _wire
 from ndshare._transport import parcel
-from ndshare._processes.launcher import Zygote
-from ndshare._processes.hub import Todo
 
 if TYPE_CHECKING:
-    from ndshare._processes.crew import Crew
     from ndshare._pool.pool import Pool
     from ndshare._pool.tasks import Task
+    from ndshare._processes.crew import Crew
 
 #: Slots in the ledger of memory that is about to be allocated.
 LEDGER_SLOTS = 1024

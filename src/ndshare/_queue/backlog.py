@@ -19,11 +19,11 @@ import types
 
 from ndshare._memory import segments
 from ndshare._queue import exit
-from ndshare._system import platform
 from ndshare._queue.memory import BACKLOG_BYTE, IMMEDIATE, SHUT, SLOT_BYTE, hold_again, keep_slot
 from ndshare._queue.messages import Message, short_of_files
 from ndshare._queue.slots import Slots
 from ndshare._queue.wire import Wire
+from ndshare._system import platform
 from ndshare.errors import CapacityError, SegmentError, ShutDown
 
 _PAUSE_S = 0.002  # between two attempts when the kernel cannot say when there is room: descriptors in flight

@@ -21,11 +21,11 @@ import collections
 import os
 import threading
 
-from ndshare._system import _wire
 from ndshare._queue.backlog import Backlog
 from ndshare._queue.memory import SHUT
 from ndshare._queue.messages import Message, short_of_files
 from ndshare._queue.wire import Wire
+from ndshare._system import _wire
 from ndshare.errors import SegmentError, ShutDown
 
 

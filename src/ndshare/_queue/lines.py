@@ -7,10 +7,10 @@ import threading
 import weakref
 
 from ndshare._queue import exit
-from ndshare._system import _wire
 from ndshare._queue.line import Line
 from ndshare._queue.memory import Files
 from ndshare._queue.wire import Wire
+from ndshare._system import _wire
 
 _lines: weakref.WeakValueDictionary[tuple[int, int], Line] = weakref.WeakValueDictionary()
 _all: weakref.WeakSet[Line] = weakref.WeakSet()  # also those closed that still send

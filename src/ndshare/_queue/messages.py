@@ -17,12 +17,12 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+from ndshare._pickling.namespace import main_namespace
+from ndshare._queue.memory import HEAD, NAMED, NAMES, PLAIN
 from ndshare._system import _wire
 from ndshare._transport import mainspace, transport
-from ndshare._queue.memory import HEAD, NAMED, NAMES, PLAIN
-from ndshare.errors import SegmentError, TransportError, UnsendableGlobalError
-from ndshare._pickling.namespace import main_namespace
 from ndshare._transport.parcel import BARE_TAG, Parcel, close_all
+from ndshare.errors import SegmentError, TransportError, UnsendableGlobalError
 
 FDS_MAX = 250  # per message, below the kernel's 253
 

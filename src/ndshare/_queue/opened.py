@@ -13,7 +13,6 @@ import os
 import select
 import socket
 
-from ndshare._system import _wire, platform
 from ndshare._queue.memory import (
     BACKLOG_BYTE,
     FLAGS,
@@ -28,6 +27,7 @@ from ndshare._queue.memory import (
     WAITERS,
     Files,
 )
+from ndshare._system import _wire, platform
 
 
 class Opened:

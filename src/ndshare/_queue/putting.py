@@ -8,13 +8,13 @@ from __future__ import annotations
 import pickle
 import queue
 
-from ndshare._system import _wire
 from ndshare._queue.handle import Handle, deadline_of, left_of
 from ndshare._queue.line import Line
 from ndshare._queue.memory import SHUT, WAITERS, WORKERS
 from ndshare._queue.messages import Message
-from ndshare.errors import ShutDown
+from ndshare._system import _wire
 from ndshare._transport.parcel import INLINE_MAX
+from ndshare.errors import ShutDown
 
 # They need no look at what is in them.
 _PLAIN = frozenset((bytes, str, int, float, bool, type(None)))

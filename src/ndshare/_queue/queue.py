@@ -30,14 +30,14 @@ import weakref
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, NoReturn
 
+from ndshare._pickling.descriptors import Descriptor
 from ndshare._queue import memory as _queue_memory
-from ndshare._system import _wire
 from ndshare._queue.getting import Getting
 from ndshare._queue.line import Line
 from ndshare._queue.lines import line_of
 from ndshare._queue.memory import GOT, MAXSIZE_MAX, PUT, SHUT, WORKERS, Files
 from ndshare._queue.putting import Putting
-from ndshare._pickling.descriptors import Descriptor
+from ndshare._system import _wire
 from ndshare.errors import SegmentError, ShutDown
 
 __all__ = ["Queue", "ShutDown", "reduce_queue"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import threading
 
-from ndshare._system import _wire
 from ndshare._queue.memory import SHUT
 from ndshare._queue.messages import Message
 from ndshare._queue.wire import Wire
+from ndshare._system import _wire
 from ndshare.errors import ShutDown
 
 

@@ -7,9 +7,9 @@ import os
 import select
 import time
 
-from ndshare._system import _wire
 from ndshare._queue.memory import SHUT, Files
 from ndshare._queue.opened import Opened, ready_within
+from ndshare._system import _wire
 
 _DEATHS_MS = 100.0  # how often a waiter looks for participants that died
 _NEVER_MS = 3_600_000.0

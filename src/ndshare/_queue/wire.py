@@ -17,12 +17,12 @@ import resource
 import socket
 
 from ndshare._memory import segments
-from ndshare._system import _wire, platform
 from ndshare._queue.memory import HEAD, IMMEDIATE, PLAIN, SHUT, Files
 from ndshare._queue.messages import FDS_MAX, Message, envelope
 from ndshare._queue.waiting import Waiting
-from ndshare.errors import SegmentError, ShutDown
+from ndshare._system import _wire, platform
 from ndshare._transport.parcel import BARE_TAG, INLINE_MAX, close_all
+from ndshare.errors import SegmentError, ShutDown
 
 Received = bytes | tuple[bytes, tuple[int, ...]]
 """A pickle, or a message and its descriptors."""

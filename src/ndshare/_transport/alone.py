@@ -16,6 +16,8 @@ import numpy as np
 
 from ndshare._memory import segments
 from ndshare._memory.layout import decode_dtype, encode_dtype, view_of
+from ndshare._pickling.pickler import ALONE_STREAM
+from ndshare._pickling.recording import Placed
 from ndshare._transport.parcel import (
     ALONE,
     ALONE_HEAD,
@@ -27,8 +29,6 @@ from ndshare._transport.parcel import (
     release,
     take_descriptor,
 )
-from ndshare._pickling.pickler import ALONE_STREAM
-from ndshare._pickling.recording import Placed
 from ndshare._transport.staging import OWN_MIN, copy_into, copy_strides
 
 _TABLE_MAX = 4096  # bytes; more than what describes one array, unless its dtype is pickled

@@ -24,14 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ndshare._memory import _heap, segments
-from ndshare._transport.chunks import Bytes, Chunks, Content
-from ndshare._pickling.descriptors import Descriptor
-from ndshare.errors import TransportError
 from ndshare._memory.layout import decode_dtype, encode_dtype, view_of
-from ndshare._transport.parcel import RAW, READ_ONLY
+from ndshare._pickling.descriptors import Descriptor
 from ndshare._pickling.pickler import record
 from ndshare._pickling.recording import Placed, Recording
+from ndshare._transport.chunks import Bytes, Chunks, Content
+from ndshare._transport.parcel import RAW, READ_ONLY
 from ndshare._transport.staging import aligned, copy_into, copy_strides
+from ndshare.errors import TransportError
 
 BLOCK, CONTENT, INLINE = "block", "content", "inline"
 

@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import segments
 from ndshare._arrays import share_array
-from ndshare.errors import CapacityError
+from ndshare._memory import segments
 from ndshare._memory.layout import encode_dtype
 from ndshare._pickling.recording import Placed
+from ndshare.errors import CapacityError
 
 #: Smaller arrays are copied each time: to map one costs as much as to copy some 100 kB.
 _LEAST_BYTES = 1 << 20

@@ -44,12 +44,12 @@ from typing import Any
 import numpy as np
 
 from ndshare._pickling.cells import CODE_TYPES, expect_gifts
-from ndshare.errors import UnsendableGlobalError
 from ndshare._pickling.named import names_in_pickle
 from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
 from ndshare._pickling.pickler import record
 from ndshare._pickling.recording import Placed, Recording
 from ndshare._transport.transport import Draft
+from ndshare.errors import UnsendableGlobalError
 
 _COMPARED_MAX = 16 * 1024  # bytes of pickle up to which a mutable value is compared by content
 _SCANNED_MAX = 64 * 1024  # bytes of pickle that are searched for names no callback sees

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ndshare._memory import segments
-from ndshare._pickling.descriptors import Descriptor
 from ndshare._memory.layout import decode_dtype, encode_dtype, span, view_of
+from ndshare._pickling.descriptors import Descriptor
+from ndshare._pickling.recording import Placed
 from ndshare._transport.parcel import (
     INLINE,
     INLINE_MAX,
@@ -28,7 +29,6 @@ from ndshare._transport.parcel import (
     Parcel,
     Piece,
 )
-from ndshare._pickling.recording import Placed
 from ndshare._transport.staging import aligned, copy_into, copy_strides, stage_arrays, stage_bytes
 
 _COLLECT_MIN = 1 << 20  # held bytes that are worth a collection of the young generation

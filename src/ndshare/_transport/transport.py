@@ -10,9 +10,9 @@
     parcel.data, parcel.descriptors() ──► SEQPACKET socket ──► unpack(data, fds) ─► obj
 
 Shared arrays go by reference: the message names segment, offset and strides. Ordinary arrays are
-copied once, into recycled segments (`ndshare._transport.staging`). A worker's result lies in a by-value segment
-already (NumPy in a worker allocates there); it is lent without any copy if nothing in the worker can
-still reach it.
+copied once, into recycled segments (`ndshare._transport.staging`). A worker's result lies in a by-value
+segment already (NumPy in a worker allocates there); it is lent without any copy if nothing in the worker
+can still reach it.
 
 Guarantees
 ----------
@@ -37,11 +37,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ndshare._memory import segments
+from ndshare._memory.layout import decode_dtype, view_of
+from ndshare._pickling.descriptors import FILE, Descriptor
+from ndshare._pickling.pickler import record, record_alone
+from ndshare._pickling.recording import Recording
 from ndshare._pickling.session import by_value_modules
 from ndshare._transport.alone import rebuild_alone, settle_alone
-from ndshare._pickling.descriptors import FILE, Descriptor
-from ndshare.errors import CapacityError, SegmentError, TransportError
-from ndshare._memory.layout import decode_dtype, view_of
 from ndshare._transport.parcel import (
     ALONE,
     BARE,
@@ -62,9 +63,8 @@ from ndshare._transport.parcel import (
     release,
     take_descriptor,
 )
-from ndshare._pickling.pickler import record, record_alone
-from ndshare._pickling.recording import Recording
 from ndshare._transport.settling import Settling, settle_references
+from ndshare.errors import CapacityError, SegmentError, TransportError
 
 if TYPE_CHECKING:
     from ndshare._transport.inputs import Inputs

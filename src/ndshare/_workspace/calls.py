@@ -8,9 +8,9 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ndshare._processes.injection import invoke
 from ndshare._pool.futures import TaskFuture
 from ndshare._pool.tasks import describe
+from ndshare._processes.injection import invoke
 
 if TYPE_CHECKING:
     from ndshare._pool.pool import Pool

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
-from ndshare._workspace.calls import Handle, PoolHandle
-from ndshare._processes.injection import SetUp
+from ndshare._pool.executor import new_pool, warn_of_copies
 from ndshare._pool.muster import start_workers
 from ndshare._pool.repeats import Repeats
 from ndshare._pool.settings import PoolSettings
+from ndshare._processes.injection import SetUp
+from ndshare._workspace.calls import Handle, PoolHandle
 from ndshare._workspace.waiting import wait_for
 from ndshare.errors import InheritedError
-from ndshare._pool.executor import new_pool, warn_of_copies
 
 #: A worker that does not react to Ctrl-C is killed after 0.6 s; it may have begun another call by then.
 _GIVE_UP_S = 3.0

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ndshare.errors import CapacityError
 from ndshare._transport.sharing import share
+from ndshare.errors import CapacityError
 
 
 def checked_values(values: object) -> dict[str, Any]:

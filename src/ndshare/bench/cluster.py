@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ndshare._cluster.context import ClusterContext
+from ndshare._system.cpus import processors
 from ndshare.bench import costs
 from ndshare.bench.dask_cluster import Load, load_of, opened
 from ndshare.bench.goal import Goal, Result
 from ndshare.bench.simulation import Costs, Machines, Work, simulate
 from ndshare.bench.timing import Contestant, alternate
-from ndshare._cluster.context import ClusterContext
-from ndshare._system.cpus import processors
 
 _ITEM_BYTES = 1 << 20
 _ITEMS, _QUICK_ITEMS = 1000, 40

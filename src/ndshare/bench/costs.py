@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from ndshare._cluster.cargo import Cargo
+from ndshare._cluster.context import ClusterContext
 from ndshare._node.twins import Change
 from ndshare.bench.dask_cluster import load_of
 from ndshare.bench.goal import Result
 from ndshare.bench.simulation import Costs
-from ndshare._cluster.context import ClusterContext
 
 _SHARES = 200
 _ROW_BYTES = 1 << 20

@@ -6,8 +6,8 @@
       one thing at a time: it sends,        one share at a time,           receives, merges,
       receives and merges                   on all of its cores            sends the next ones
 
-The shares have the sizes that the library gives them: by `ndshare._cluster.share_size.ShareSize` itself, which
-learns here too what an item takes.
+The shares have the sizes that the library gives them: by `ndshare._cluster.share_size.ShareSize` itself,
+which learns here too what an item takes.
 
 Not simulated: kernels of different lengths, and networks between nodes and caller that are slower than the
 caller's own.

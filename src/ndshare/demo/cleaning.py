@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ndshare import MapContext, MapReport
+from ndshare._map.progress import Bar
 from ndshare.demo.denoise import MARGIN, denoise, psnr, sharpness
 from ndshare.demo.tiles import Pixels
-from ndshare._map.progress import Bar
 
 MARKS = ("PSNR noisy", "PSNR denoised", "sharpness original", "sharpness noisy", "sharpness denoised")
 """What is measured of each tile: decibels, and brightness per pixel squared."""

@@ -41,8 +41,8 @@ import numpy as np
 
 from ndshare._memory import segments
 from ndshare._system import platform
-from ndshare.errors import SegmentError, SegmentGoneError
 from ndshare._transport.parcel import close_all
+from ndshare.errors import SegmentError, SegmentGoneError
 
 _SLOTS = 1 << 20  # messages under way at most; pages of the ledger exist once they are used
 _TOKEN_BYTES = 16

@@ -1,7 +1,8 @@
 """The backend that joblib talks to: `ndshare.integrations.joblib` registers it.
 
 joblib hands over batches of calls and wants a future for each; the futures are those of an
-`ndshare.ProcessPoolExecutor`. Arrays that many batches have in common are copied once (`ndshare._transport.inputs`).
+`ndshare.ProcessPoolExecutor`. Arrays that many batches have in common are copied once (
+`ndshare._transport.inputs`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import joblib
 from joblib._parallel_backends import AutoBatchingMixin, FallbackToBackend, SequentialBackend
 from joblib.parallel import ParallelBackendBase
 
-from ndshare._transport.inputs import Inputs
 from ndshare._pool.executor import ProcessPoolExecutor
+from ndshare._transport.inputs import Inputs
 
 #: Options of `ProcessPoolExecutor` that are of use here.
 _OPTIONS = frozenset({"initializer", "initargs", "max_tasks_per_child", "env", "preload", "retries"})

@@ -35,12 +35,12 @@ from typing import Any
 import numpy as np
 
 from ndshare._memory import segments
+from ndshare._memory.layout import decode_dtype, encode_dtype, is_movable
+from ndshare._pickling.reducers import late_reducers, reduce_subclass
 from ndshare._system.arguments import check_seconds
 from ndshare.integrations._deposits import Deposits, Ticket, take
 from ndshare.integrations._family import Family
 from ndshare.integrations._lingering import linger as _linger
-from ndshare._memory.layout import decode_dtype, encode_dtype, is_movable
-from ndshare._pickling.reducers import late_reducers, reduce_subclass
 
 __all__ = ["register", "unregister"]
 

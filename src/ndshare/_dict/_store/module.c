@@ -108,7 +108,7 @@ struct PyModuleDef ndshare_dict_definition = {
 };
 
 PyMODINIT_FUNC
-PyInit__dict(void)
+PyInit__store(void)
 {
     return PyModuleDef_Init(&ndshare_dict_definition);
 }

@@ -11,16 +11,16 @@ import numpy.typing as npt
 
 from ndshare import _arrays, functors
 from ndshare._map import mapping
-from ndshare._system.arguments import check_callable, check_count, check_seconds
-from ndshare._system.board import Board
+from ndshare._map.contexts.layouts import Shape, resolved
 from ndshare._map.driving import Progress
 from ndshare._map.job import Job
-from ndshare._map.workers.base import MapWorkers
-from ndshare._map.contexts.layouts import Shape, resolved
 from ndshare._map.progress import Bar
 from ndshare._map.reduction import reduce_rows
 from ndshare._map.report.report import MapReport
 from ndshare._map.rows import rows
+from ndshare._map.workers.base import MapWorkers
+from ndshare._system.arguments import check_callable, check_count, check_seconds
+from ndshare._system.board import Board
 
 Kernel = Callable[..., object]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ndshare._system import cpus
-from ndshare._map.job import Job
-from ndshare._map.workers.local import Caller, Threads
-from ndshare._map.workers.base import MapWorkers
 from ndshare._map.contexts.base import MapContext
+from ndshare._map.job import Job
+from ndshare._map.workers.base import MapWorkers
+from ndshare._map.workers.local import Caller, Threads
+from ndshare._system import cpus
 
 
 class SerialContext(MapContext):

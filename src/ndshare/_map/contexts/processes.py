@@ -16,19 +16,19 @@ from typing import Any, Literal
 import numpy as np
 
 from ndshare import _arrays
-from ndshare._map.watch import captured
-from ndshare._system import cpus
-from ndshare._system.board import Board, keep_spare, spare_size, take_spare
-from ndshare._map.workers.forked import Forked, may_fork
-from ndshare._map.job import Job
-from ndshare._map.workers.base import MapWorkers
-from ndshare._map.watch.own_state import brings_its_state
-from ndshare._map.workers.pooled import PoolWorkers
-from ndshare._pool.settings import Environment
 from ndshare._map.contexts.base import MapContext
-from ndshare.errors import CapacityError
+from ndshare._map.job import Job
+from ndshare._map.watch import captured
+from ndshare._map.watch.own_state import brings_its_state
+from ndshare._map.workers.base import MapWorkers
+from ndshare._map.workers.forked import Forked, may_fork
+from ndshare._map.workers.pooled import PoolWorkers
 from ndshare._pool.executor import ProcessPoolExecutor
 from ndshare._pool.pool import Pool
+from ndshare._pool.settings import Environment
+from ndshare._system import cpus
+from ndshare._system.board import Board, keep_spare, spare_size, take_spare
+from ndshare.errors import CapacityError
 
 
 class ProcessContext(MapContext):

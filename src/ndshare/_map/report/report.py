@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ndshare._map.report import text as _report_text, timeline
 from ndshare._map.job import Death, WorkerReport
+from ndshare._map.report import text as _report_text
+from ndshare._map.report import timeline
 from ndshare._map.watch.captured import Traffic
-from ndshare.errors import RemoteError
 from ndshare._transport.failures import RemoteTracebackError
+from ndshare.errors import RemoteError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

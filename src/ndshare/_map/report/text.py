@@ -14,8 +14,8 @@ import numpy as np
 from ndshare._memory.segments import _readable
 
 if TYPE_CHECKING:
-    from ndshare._map.watch.captured import Traffic
     from ndshare._map.report.report import MapReport
+    from ndshare._map.watch.captured import Traffic
 
 #: So many errors, workers and variables are shown; the report itself has them all.
 _ERRORS_MOST = 3

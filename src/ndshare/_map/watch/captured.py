@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ndshare._locks.lock import Lock
+from ndshare._map.watch.contents import function_of, parameters
 from ndshare._memory import segments
 from ndshare._pickling import cells, functions, pickler
-from ndshare._map.watch.contents import function_of, parameters
 from ndshare._pickling.codes import names_used
-from ndshare._locks.lock import Lock
 from ndshare._pickling.namespace import main_namespace
 from ndshare._pickling.recording import Placed
 

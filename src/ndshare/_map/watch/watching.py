@@ -35,9 +35,9 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import segments
 from ndshare._map.watch.contents import attributes, first, function_of, parameters
 from ndshare._map.watch.differences import BUFFERS, Question, elements, same, watch_array, watch_container
+from ndshare._memory import segments
 from ndshare._memory.scratch import is_scratch
 from ndshare._pickling.memmaps import find_memmap
 

@@ -29,18 +29,18 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
+from ndshare._map.job import Job
+from ndshare._map.runner import run_watched
 from ndshare._map.watch import captured
+from ndshare._map.watch.captured import Traffic
+from ndshare._map.workers.base import Lost, Outcome, Ranges
+from ndshare._pool.pool_errors import WorkerDiedError, code_or_signal
+from ndshare._pool.tasks import describe
 from ndshare._processes import hub
 from ndshare._system import _wire, cpus
 from ndshare._transport import transport
-from ndshare._map.job import Job
-from ndshare._map.workers.base import Lost, Outcome, Ranges
-from ndshare._pool.pool_errors import WorkerDiedError, code_or_signal
-from ndshare._map.runner import run_watched
-from ndshare._map.watch.captured import Traffic
-from ndshare.errors import TransportError
 from ndshare._transport.failures import pack_failure
-from ndshare._pool.tasks import describe
+from ndshare.errors import TransportError
 
 _REPORT, _FAILURE = b"\0", b"\1"
 _DELIVERY_S = 2.0  # for messages in queues, once a worker is done

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from ndshare._map.job import Job
-from ndshare._map.workers.base import Lost, Outcome, Ranges
 from ndshare._map.runner import run_job
 from ndshare._map.watch.captured import Traffic
+from ndshare._map.workers.base import Lost, Outcome, Ranges
 
 #: How long after Ctrl-C threads are given to finish their item.
 _PATIENCE_S = 0.5

@@ -9,15 +9,15 @@ from __future__ import annotations
 import signal
 import threading
 
-from ndshare._system import _wire
-from ndshare._transport import mainspace, transport
 from ndshare._map.job import Job, WorkerReport
-from ndshare._map.workers.base import Lost, Outcome, Ranges
 from ndshare._map.runner import KernelMemory, run_facts
 from ndshare._map.watch.captured import Traffic, account, module_data
+from ndshare._map.workers.base import Lost, Outcome, Ranges
 from ndshare._pickling.pickler import FOUND_BY_NAME
 from ndshare._pool.pool import Pool
 from ndshare._pool.tasks import QuietTask, Task
+from ndshare._system import _wire
+from ndshare._transport import mainspace, transport
 
 #: Which global data kernels used last time, so that they are pickled once.
 _globals_of: KernelMemory[frozenset[str]] = KernelMemory(frozenset())
