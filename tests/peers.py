@@ -25,7 +25,7 @@ import ndshare
 from ndshare import _arrays
 from ndshare._memory import segments
 channel = socket.socket(fileno=int(sys.argv[1]))
-names = {"np": np, "segments": segments, "arrays": _arrays, "os": os}
+names = {"np": np, "ndshare": ndshare, "segments": segments, "_arrays": _arrays, "os": os}
 
 def take(ticket, fd):
     uid, size, kind, dtype, shape, strides, offset = ticket

@@ -11,12 +11,12 @@ import pytest
 
 import ndshare
 from ndshare import errors
-from ndshare._pool import pool_errors
+from ndshare.errors import broken
 
 _CLASSES = sorted(
     {
         thing
-        for module in (errors, pool_errors)
+        for module in (errors, broken)
         for thing in vars(module).values()
         if isinstance(thing, type)
         and issubclass(thing, Exception)

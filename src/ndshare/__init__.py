@@ -20,8 +20,7 @@ from ndshare._arrays import (
     zeros,
     zeros_like,
 )
-from ndshare._memory.scratch import scratch
-from ndshare._memory.segments import Stats, is_shared, shared_memory, stats, trim
+from ndshare._memory import Stats, is_shared, scratch, shared_memory, stats, trim
 from ndshare.errors import (
     CapacityError,
     InheritedError,
@@ -43,27 +42,23 @@ from ndshare.errors import (
 )
 
 if _typing.TYPE_CHECKING:
-    from ndshare._cluster.context import ClusterContext
-    from ndshare._cluster.executor import ClusterExecutor
-    from ndshare._dict.listing import prune
-    from ndshare._dict.shared_dict import SharedDict
-    from ndshare._locks.lock import Lock, lock
-    from ndshare._map.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
-    from ndshare._map.randomness import item_rng
-    from ndshare._map.report.report import MapReport
-    from ndshare._pickling.wrappers import register_wrapper
-    from ndshare._pool.executor import ProcessPoolExecutor
-    from ndshare._pool.pool_errors import InitializerError, WorkerDiedError
-    from ndshare._processes.crew import shutdown
-    from ndshare._queue.queue import Queue
-    from ndshare._transport.sharing import share
-    from ndshare._workspace.workspace import Workspace
+    from ndshare._cluster import ClusterContext, ClusterExecutor
+    from ndshare._dict import SharedDict, prune
+    from ndshare._locks import Lock, lock
+    from ndshare._map import MapContext, MapReport, ProcessContext, SerialContext, ThreadContext, item_rng
+    from ndshare._pickling import register_wrapper
+    from ndshare._pool import ProcessPoolExecutor
+    from ndshare._processes import shutdown
+    from ndshare._queue import Queue
+    from ndshare._transport import share
+    from ndshare._workspace import Workspace
     from ndshare.default_context import (
         alloc,
         get_default_context,
         map,  # noqa: A004 - the word of the field
         set_default_context,
     )
+    from ndshare.errors import InitializerError, WorkerDiedError
     from ndshare.functors import (
         DataArrayFunctor,
         ExtraDataFunctor,
@@ -141,35 +136,35 @@ __all__ = [
 # Loaded when first asked for: workers, pickling and the standard library's executors take longer to import
 # than everything else here.
 _LATER = {
-    "ClusterContext": "ndshare._cluster.context",
-    "ClusterExecutor": "ndshare._cluster.executor",
+    "ClusterContext": "ndshare._cluster",
+    "ClusterExecutor": "ndshare._cluster",
     "DataArrayFunctor": "ndshare.functors",
     "ExtraDataFunctor": "ndshare.functors",
     "Functor": "ndshare.functors",
-    "InitializerError": "ndshare._pool.pool_errors",
-    "Lock": "ndshare._locks.lock",
-    "MapContext": "ndshare._map.contexts",
-    "MapReport": "ndshare._map.report.report",
+    "InitializerError": "ndshare.errors",
+    "Lock": "ndshare._locks",
+    "MapContext": "ndshare._map",
+    "MapReport": "ndshare._map",
     "NdarrayFunctor": "ndshare.functors",
-    "ProcessContext": "ndshare._map.contexts",
-    "ProcessPoolExecutor": "ndshare._pool.executor",
-    "Queue": "ndshare._queue.queue",
+    "ProcessContext": "ndshare._map",
+    "ProcessPoolExecutor": "ndshare._pool",
+    "Queue": "ndshare._queue",
     "SequenceFunctor": "ndshare.functors",
-    "SerialContext": "ndshare._map.contexts",
-    "SharedDict": "ndshare._dict.shared_dict",
-    "ThreadContext": "ndshare._map.contexts",
-    "WorkerDiedError": "ndshare._pool.pool_errors",
-    "Workspace": "ndshare._workspace.workspace",
+    "SerialContext": "ndshare._map",
+    "SharedDict": "ndshare._dict",
+    "ThreadContext": "ndshare._map",
+    "WorkerDiedError": "ndshare.errors",
+    "Workspace": "ndshare._workspace",
     "alloc": "ndshare.default_context",
     "get_default_context": "ndshare.default_context",
-    "item_rng": "ndshare._map.randomness",
-    "lock": "ndshare._locks.lock",
+    "item_rng": "ndshare._map",
+    "lock": "ndshare._locks",
     "map": "ndshare.default_context",
-    "prune": "ndshare._dict.listing",
-    "register_wrapper": "ndshare._pickling.wrappers",
+    "prune": "ndshare._dict",
+    "register_wrapper": "ndshare._pickling",
     "set_default_context": "ndshare.default_context",
-    "share": "ndshare._transport.sharing",
-    "shutdown": "ndshare._processes.crew",
+    "share": "ndshare._transport",
+    "shutdown": "ndshare._processes",
 }
 
 

@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ndshare._map.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
+from ndshare._map import MapContext, ProcessContext, SerialContext, ThreadContext
 
 
 def _cluster(*args: Any, **options: Any) -> MapContext:
-    from ndshare._cluster.context import ClusterContext  # here: only those who have a cluster need it
+    from ndshare._cluster import ClusterContext  # here: only those who have a cluster need it
 
     return ClusterContext(*args, **options)
 

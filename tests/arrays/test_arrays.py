@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import ndshare
 from ndshare import _arrays
 from ndshare._memory import segments
 
@@ -39,7 +40,7 @@ def same(ours, theirs):
     assert ours.flags.aligned
     if theirs.size:
         assert ours.strides == theirs.strides
-    assert _arrays.is_shared(ours)
+    assert ndshare.is_shared(ours)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -153,13 +154,13 @@ def test_views_of_a_shared_array_are_shared_and_copies_are_not():
         a.view("u1"),
         a[..., None],
     ):
-        assert _arrays.is_shared(view)
-    assert _arrays.is_shared(np.broadcast_to(a, (3, 20, 30)))
-    assert not _arrays.is_shared(a.copy())
-    assert not _arrays.is_shared(a + 1)
-    assert not _arrays.is_shared(np.ones(3))
-    assert not _arrays.is_shared([1, 2])
-    assert not _arrays.is_shared(None)
+        assert ndshare.is_shared(view)
+    assert ndshare.is_shared(np.broadcast_to(a, (3, 20, 30)))
+    assert not ndshare.is_shared(a.copy())
+    assert not ndshare.is_shared(a + 1)
+    assert not ndshare.is_shared(np.ones(3))
+    assert not ndshare.is_shared([1, 2])
+    assert not ndshare.is_shared(None)
 
 
 def test_empty_view_at_the_end_belongs_to_its_own_array():
@@ -178,7 +179,7 @@ def test_arrays_own_their_data_and_can_be_resized():
     assert a.base is None
     for n in (1000, 10, 300_000, 5, 2_000_000, 0, 3):
         a.resize(n)
-        assert _arrays.is_shared(a)
+        assert ndshare.is_shared(a)
     a = _arrays.array(np.arange(1000))
     a.resize(200_000)
     assert (a[:1000] == np.arange(1000)).all()
@@ -202,7 +203,7 @@ def test_shared_array_pickled_outside_of_ndshare_is_an_ordinary_copy():
     """pickle.dumps makes plain bytes of it."""
     a = _arrays.ones(5)
     b = pickle.loads(pickle.dumps(a))
-    assert not _arrays.is_shared(b)
+    assert not ndshare.is_shared(b)
     b[0] = 3
     assert a[0] == 1
 
@@ -243,14 +244,14 @@ def test_share_array_read_only_keeps_content_and_layout(a):
     assert sealed.shape == a.shape
     assert (sealed == a).all()
     assert not sealed.flags.writeable
-    assert _arrays.is_shared(sealed)
+    assert ndshare.is_shared(sealed)
     if a.size:
         assert sealed.strides == a.copy(order="K").strides
 
 
 def test_shared_memory_context_shares_whatever_makes_arrays():
     """Every array of any size, made by any code, and nothing after it."""
-    with _arrays.shared_memory():
+    with ndshare.shared_memory():
         made = [
             np.arange(3),
             np.ones((400, 400)) + 1,
@@ -259,24 +260,24 @@ def test_shared_memory_context_shares_whatever_makes_arrays():
         ]
         made.append(np.array([1, 2]).astype("f8").copy())
         odd = np.array([None, 1])
-    assert all(map(_arrays.is_shared, made))
+    assert all(map(ndshare.is_shared, made))
     assert odd.tolist() == [None, 1]
-    assert not _arrays.is_shared(np.arange(3))
-    with _arrays.shared_memory(), _arrays.shared_memory():
+    assert not ndshare.is_shared(np.arange(3))
+    with ndshare.shared_memory(), ndshare.shared_memory():
         pass
-    assert not _arrays.is_shared(np.arange(3))
+    assert not ndshare.is_shared(np.arange(3))
 
 
 def test_shared_memory_context_left_by_an_exception_is_left():
     """The allocator is put back whatever happens."""
-    with pytest.raises(KeyError), _arrays.shared_memory():
+    with pytest.raises(KeyError), ndshare.shared_memory():
         raise KeyError
-    assert not _arrays.is_shared(np.arange(3))
+    assert not ndshare.is_shared(np.arange(3))
 
 
 def test_shared_memory_context_object_is_used_once():
     """An object that was entered cannot be entered again."""
-    context = _arrays.shared_memory()
+    context = ndshare.shared_memory()
     with context:
         pass
     with pytest.raises(RuntimeError, match="entered already"), context:
@@ -287,7 +288,7 @@ def test_shared_memory_left_out_of_order_raises_and_leaks_nothing():
     """Generators suspended inside `with` and closed in the order of creation."""
 
     def generator():
-        with _arrays.shared_memory():
+        with ndshare.shared_memory():
             yield np.ones(3)
 
     first, second = generator(), generator()
@@ -296,7 +297,7 @@ def test_shared_memory_left_out_of_order_raises_and_leaks_nothing():
     with pytest.raises(RuntimeError, match="another context"):
         first.close()
     second.close()
-    assert not _arrays.is_shared(np.ones(3))
+    assert not ndshare.is_shared(np.ones(3))
 
 
 def test_shared_memory_is_of_its_context():
@@ -304,9 +305,9 @@ def test_shared_memory_is_of_its_context():
     said = {}
 
     def look(name):
-        said[name] = _arrays.is_shared(np.ones(3))
+        said[name] = ndshare.is_shared(np.ones(3))
 
-    with _arrays.shared_memory():
+    with ndshare.shared_memory():
         thread = threading.Thread(target=look, args=("thread",))
         thread.start()
         thread.join()
@@ -329,7 +330,7 @@ kept.append(kept)
 class Late:
     def __del__(self): print(self.a.sum(), self.b.sum())
 sys.late = Late(); sys.late.a = _arrays.ones(1 << 20); sys.late.b = np.ones(1 << 18)
-handler = _arrays.shared_memory(); handler.__enter__()
+handler = ndshare.shared_memory(); handler.__enter__()
 held = np.ones(100)
 """,
         PYTHONMALLOC="debug",

@@ -20,13 +20,13 @@ pytestmark = pytest.mark.once
 
 joblib = pytest.importorskip("joblib")
 
-import joblib_tasks as tasks  # noqa: E402
 from joblib import Parallel, delayed  # noqa: E402
 from joblib.parallel import ParallelBackendBase  # noqa: E402
 
 import ndshare  # noqa: E402
 import ndshare.integrations.joblib as integration  # noqa: E402
 from ndshare._transport.inputs import Inputs  # noqa: E402
+from tests.integrations import joblib_tasks as tasks  # noqa: E402
 
 BIG = 400_000  # elements: 3.2 MB
 

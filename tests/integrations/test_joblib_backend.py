@@ -23,12 +23,12 @@ pytestmark = pytest.mark.once
 
 joblib = pytest.importorskip("joblib")
 
-import joblib_tasks as tasks  # noqa: E402
 from joblib import Parallel, delayed  # noqa: E402
 
 import ndshare  # noqa: E402
 import ndshare.integrations.joblib as integration  # noqa: E402
 from ndshare.integrations._joblib_backend import NdshareBackend  # noqa: E402
+from tests.integrations import joblib_tasks as tasks  # noqa: E402
 
 GENERATORS = ("generator", "generator_unordered")
 CONTEXTS = (joblib.parallel_config, joblib.parallel_backend)

@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 
+import ndshare
 from ndshare import _arrays
 from ndshare._memory import _heap, segments
 from ndshare.errors import SegmentError
@@ -249,7 +250,7 @@ def test_fork_child_has_its_own_uids_and_owns_nothing():
         s = segments.stats()
         yield s.own_segments, s.idle_bytes, segments.owner_prefix() != prefix
         b = _arrays.zeros(3 * MB, np.uint8)
-        yield uid_of(b) >> 32 == segments.owner_prefix(), uid_of(a) == uid, _arrays.is_shared(a)
+        yield uid_of(b) >> 32 == segments.owner_prefix(), uid_of(a) == uid, ndshare.is_shared(a)
         where, fd = ticket(a)
         c = take(where, fd)
         c[0] = 77

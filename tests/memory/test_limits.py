@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ndshare
 from ndshare import _arrays
 from ndshare._memory import segments
 from ndshare.errors import CapacityError
@@ -58,19 +59,20 @@ def test_handler_falls_back_to_ordinary_memory_where_segments_do_not_fit(monkeyp
     monkeypatch.setenv("NDSHARE_MEMORY_LIMIT", "8M")
     with segments.shared_memory():
         a, b = np.ones(MB), np.zeros((4, MB))
-    assert not _arrays.is_shared(b)
+    assert not ndshare.is_shared(b)
     assert a.sum() == MB
     b.resize(10)
     del a, b
     with segments.shared_memory():
         c = np.ones(MB // 4)
-    assert _arrays.is_shared(c)
+    assert ndshare.is_shared(c)
 
 
 def test_file_size_limit_is_named(run_script):
     """RLIMIT_FSIZE stops memory files as well; it ends in an error, not in a signal."""
     done = run_script("""
 import resource, numpy as np
+import ndshare
 from ndshare import _arrays
 from ndshare._memory import segments
 from ndshare.errors import CapacityError
@@ -81,7 +83,7 @@ for make in (lambda: _arrays.empty(1 << 23, np.uint8), lambda: segments.stage(1 
     except CapacityError as error: print(error)
 with segments.shared_memory():
     c = np.ones(1 << 21)
-print(_arrays.is_shared(c), a.sum(), [_arrays.ones(700_000, np.uint8).sum() for _ in range(30)][-1])
+print(ndshare.is_shared(c), a.sum(), [_arrays.ones(700_000, np.uint8).sum() for _ in range(30)][-1])
 """)
     assert done.stdout.count("ulimit -f") == 2
     assert "False 1000.0 700000" in done.stdout
@@ -91,6 +93,7 @@ def test_address_space_limit_is_named(run_script):
     """RLIMIT_AS binds before mmap fails."""
     done = run_script("""
 import resource, numpy as np
+import ndshare
 from ndshare import _arrays
 from ndshare.errors import CapacityError
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
@@ -107,6 +110,7 @@ print(_arrays.ones(1 << 22, np.uint8).sum())
 _AS_NOBODY = """
 import os, random, resource, socket, sys
 import numpy as np
+import ndshare
 from ndshare import _arrays
 from ndshare._memory import segments
 from ndshare._system import _wire
@@ -128,7 +132,7 @@ for i in range(10_000):
     a = _arrays.empty(n, np.uint8); a[0] = a[-1] = i % 251
     kept.append(a)
 assert all(a[0] == a[-1] == i % 251 for i, a in enumerate(kept))
-assert all(map(_arrays.is_shared, kept))
+assert all(map(ndshare.is_shared, kept))
 print(len(os.listdir("/proc/self/fd")), segments.stats().own_segments)
 big = [_arrays.empty((1 << 20) + 4096 * i, np.uint8) for i in range(300)]
 for i, a in enumerate(big): a[0] = a[-1] = i % 251
@@ -195,6 +199,7 @@ def test_out_of_descriptors_is_an_error_that_says_so(run_script):
     """Nothing but descriptors missing: SegmentError with the remedy, and everything usable afterwards."""
     done = run_script("""
 import os, resource, numpy as np
+import ndshare
 from ndshare import _arrays
 from ndshare._memory import segments
 from ndshare.errors import SegmentError
@@ -209,7 +214,7 @@ for refused in (block.lend, lambda: segments.stage(1 << 20), lambda: _arrays.emp
     try: refused()
     except SegmentError as error: print(error)
 with segments.shared_memory():
-    print(_arrays.is_shared(np.ones(1 << 20)))
+    print(ndshare.is_shared(np.ones(1 << 20)))
 for fd in files: os.close(fd)
 os.close(block.lend())
 print(_arrays.ones(1 << 20).sum())
@@ -228,6 +233,7 @@ def test_ledger_counts_what_the_others_reserve(monkeypatch):
             peer.run(take_part, send=(os.dup(fd),))
             script = f"""
 import os
+import ndshare
 from ndshare import _arrays
 from ndshare._memory import segments
 from ndshare.errors import CapacityError
@@ -255,6 +261,7 @@ def test_ledger_of_processes_that_ask_at_once_admits_only_what_fits(monkeypatch)
     start, go = os.pipe()
     script = f"""
 import os, time
+import ndshare
 from ndshare import _arrays
 from ndshare._memory import segments
 segments.ledger_attach({fd}, int(os.sys.argv[1]))
@@ -312,6 +319,7 @@ def test_allocation_in_a_memory_cgroup_raises_instead_of_being_killed(small_grou
 import os, sys
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
 import numpy as np
+import ndshare
 from ndshare import _arrays
 from ndshare._memory import segments
 from ndshare.errors import CapacityError

@@ -166,7 +166,7 @@ def test_sealed_array_is_read_only_for_everybody(peer):
     with pytest.raises(OSError):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
     peer.run("x = take(where, fds[0])", send=(fd,), where=where)
-    assert peer.run("result = x.flags.writeable, float(x.sum()), _arrays.is_shared(x)") == (
+    assert peer.run("result = x.flags.writeable, float(x.sum()), ndshare.is_shared(x)") == (
         False,
         499500.0,
         True,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 
-import flood_tasks as tasks
 import numpy as np
 import pytest
 
 import ndshare
 from tests.array_tasks import echo
+from tests.pool import flood_tasks as tasks
 from tests.pool.semantics_tasks import is_pattern, pattern
 
 pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning")]

@@ -21,7 +21,7 @@ import pytest
 import ndshare
 from ndshare import ProcessPoolExecutor, WorkerDiedError
 from tests import jobs
-from tests.processes import gone
+from tests.kernel import gone
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -18,7 +18,7 @@ import pytest
 import ndshare
 from ndshare._processes import crew
 from tests import misdeeds
-from tests.processes import gone, state
+from tests.kernel import gone, state
 
 _SOON_S = 2.0
 _KILL = int(signal.SIGKILL)

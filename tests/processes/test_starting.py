@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import gone
+from tests.kernel import gone
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 

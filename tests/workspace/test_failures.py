@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import workspace_tasks as tasks
 
 import ndshare
 from tests import leaks, seed_programs
+from tests.workspace import workspace_tasks as tasks
 from tests.workspace.workspace_places import make_workspace, two_processes  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.once

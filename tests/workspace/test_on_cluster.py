@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import workspace_tasks as tasks
 
 import ndshare
 from ndshare._transport.chunks import CHUNK_BYTES
+from tests.workspace import workspace_tasks as tasks
 from tests.workspace.workspace_places import ON_A_CLUSTER, two_processes  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.once, ON_A_CLUSTER]

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import workspace_tasks as tasks
 
 import ndshare
 from ndshare._pool.futures import TaskFuture
 from ndshare._transport import transport
+from tests.workspace import workspace_tasks as tasks
 from tests.workspace.workspace_places import make_workspace, two_processes  # noqa: F401 - fixtures
 
 RunScript = Callable[..., Any]

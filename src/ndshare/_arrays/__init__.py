@@ -10,7 +10,6 @@ from __future__ import annotations
 from ndshare._arrays.creation import array, empty, full, ones, zeros
 from ndshare._arrays.equals import share_array
 from ndshare._arrays.likes import empty_like, full_like, ones_like, zeros_like
-from ndshare._memory.segments import is_shared, shared_memory
 
 __all__ = [
     "array",
@@ -18,11 +17,9 @@ __all__ = [
     "empty_like",
     "full",
     "full_like",
-    "is_shared",
     "ones",
     "ones_like",
     "share_array",
-    "shared_memory",
     "zeros",
     "zeros_like",
 ]

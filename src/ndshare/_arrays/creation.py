@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ndshare._arrays.making import create, create_like
-from ndshare._memory.copying import copy_array
+from ndshare._memory import copy_array
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray

@@ -8,7 +8,7 @@ import numpy as np
 
 from ndshare._arrays.creation import array
 from ndshare._arrays.making import checked
-from ndshare._memory import segments
+from ndshare._memory import SEALED, SHARED, block_of, seal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,17 +43,17 @@ def share_array(a: NDArray[Any], mode: Literal["rw", "r"] = "rw") -> NDArray[Any
     if not isinstance(a, np.ndarray):
         raise TypeError(f"share_array: got {type(a).__name__}, need a numpy.ndarray")
     checked(a.dtype, "ndshare.share")
-    found = segments.block_of(a)
+    found = block_of(a)
     kind = found[0].kind if found is not None else None
     if found is not None:
         found[0].release()
     if mode == "rw":
-        return a if kind == segments.SHARED and a.flags.writeable else array(a)
-    if kind == segments.SEALED:
+        return a if kind == SHARED and a.flags.writeable else array(a)
+    if kind == SEALED:
         return a
     dense = a.copy(order="K")
     flat = dense.ravel(order="K")
-    block = segments.seal(flat.view(np.uint8).data if flat.nbytes else b"")
+    block = seal(flat.view(np.uint8).data if flat.nbytes else b"")
     result = block.array(a.dtype, a.shape, dense.strides)
     block.release()
     return result

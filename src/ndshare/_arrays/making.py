@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast
 
 import numpy as np
 
-from ndshare._memory import segments
+from ndshare._memory import allocate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ def _make(
     nbytes = dtype.itemsize
     for n in shape:
         nbytes *= n
-    block = segments.allocate(nbytes, zero=zero)
+    block = allocate(nbytes, zero=zero)
     result = block.array(dtype, shape, strides)
     block.release()
     return result

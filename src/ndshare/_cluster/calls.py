@@ -23,12 +23,11 @@ from typing import Any
 
 from ndshare._cluster.engines import Engine
 from ndshare._cluster.flights import LOST_MOST, Carriage, Flight
-from ndshare._locks import lock
-from ndshare._node.shares import CallTask, TaskResult
-from ndshare._pickling.recording import Recording
-from ndshare._transport import mainspace, transport
-from ndshare._transport.failures import with_traceback
-from ndshare._transport.freight import Crate, Manifest, open_reply
+from ndshare._locks import leaving_machine
+from ndshare._node import CallTask, TaskResult
+from ndshare._pickling import Recording
+from ndshare._transport import Crate, Manifest, by_value_modules, mainspace, open_reply, with_traceback
+from ndshare._transport import pack as pack_transport
 
 Packed = tuple[CallTask, Manifest]
 _Future = concurrent.futures.Future[Any]
@@ -162,7 +161,7 @@ class Calls:
         name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         call.tries += 1
         if name in sys.modules and result.unopened and call.tries < LOST_MOST:
-            transport.by_value_modules.add(name)
+            by_value_modules.add(name)
             call.task, call.manifest = call.pack()
             self._send(call)
         elif self._merge(call, result):
@@ -241,8 +240,8 @@ def crates_of(
     Exception
         Whatever pickling raises.
     """
-    with lock.leaving_machine():
-        packed = transport.pack(content, withheld=withheld).take()
+    with leaving_machine():
+        packed = pack_transport(content, withheld=withheld).take()
         update = mainspace.deliver(packed.needs, {}, withheld)
     needed = manifest.crate(Recording((b"N.",)) if update is None else update.take())
     return needed, manifest.crate(packed)

@@ -19,20 +19,13 @@ from typing import Any
 import numpy as np
 
 from ndshare._cluster.traffic import Tally
-from ndshare._locks import lock
-from ndshare._map.job import Job
-from ndshare._map.mapping import Batch
-from ndshare._map.rows import rows
-from ndshare._map.watch import captured
-from ndshare._map.watch.captured import Traffic
-from ndshare._memory import segments
-from ndshare._node.shares import ShareTask
-from ndshare._node.twins import Change
-from ndshare._pickling.pickler import record
-from ndshare._pickling.recording import Recording
-from ndshare._pool.tasks import describe
-from ndshare._transport import mainspace, transport
-from ndshare._transport.freight import Crate, Manifest
+from ndshare._locks import leaving_machine
+from ndshare._map import Batch, Job, Traffic, module_data, rows
+from ndshare._memory import block_of, is_shared
+from ndshare._node import Change, ShareTask
+from ndshare._pickling import Recording, record
+from ndshare._pool import describe
+from ndshare._transport import Crate, Manifest, by_value_modules, mainspace
 from ndshare.functors import values_of
 
 _OPTIONS = ("errors", "on_error", "share_items", "block", "timed", "trace", "seed", "timeout", "retries")
@@ -84,11 +77,11 @@ class Cargo:
         data: dict[str, object] = {}
         arrays = {
             module: values
-            for module, values in captured.module_data(job.kernel).items()
-            if module not in transport.by_value_modules
+            for module, values in module_data(job.kernel).items()
+            if module not in by_value_modules
         }
         whole = None if _is_cut(job.functor) else job.functor
-        with lock.leaving_machine():
+        with leaving_machine():
             kernel_only = mainspace.pack_with_data((job.kernel, None, data, arrays), data).take()
             content = kernel_only
             if whole is not None:
@@ -109,11 +102,11 @@ class Cargo:
     def _find_window(self, kernel: Crate) -> None:
         """See whether the items lie in shared memory of their own, so that each share can bring its items."""
         values: Any = values_of(self._job.functor)
-        if not isinstance(values, np.ndarray) or not segments.is_shared(values):
+        if not isinstance(values, np.ndarray) or not is_shared(values):
             return
         if values.size == 0 or not values.flags.c_contiguous:
             return
-        found = segments.block_of(values)
+        found = block_of(values)
         if found is None:
             return
         number = self._manifest.block_number(found[0])
@@ -154,7 +147,7 @@ class Cargo:
         crates = list(self._crates)
         part = _part_of(job.functor, start, end)
         if part is not None:
-            with lock.leaving_machine():
+            with leaving_machine():
                 crate = manifest.crate(record(part))
             known = set().union(*(crate.blocks() for crate in self._crates))
             for number in crate.blocks() - known:
@@ -185,7 +178,7 @@ def _is_cut(functor: Any) -> bool:
         return True
     values = values_of(functor)
     if isinstance(values, np.ndarray):
-        return not segments.is_shared(values)
+        return not is_shared(values)
     return type(values) in (list, tuple, range, str, bytes)
 
 

@@ -27,11 +27,8 @@ from typing import Any
 
 from ndshare._cluster.engines import find_engine
 from ndshare._cluster.workers import Remote
-from ndshare._map.contexts import MapContext
-from ndshare._map.job import Job
-from ndshare._map.watch import captured
-from ndshare._map.workers.base import MapWorkers
-from ndshare._system.arguments import check_count
+from ndshare._map import Job, MapContext, MapWorkers, unsendable
+from ndshare._system import check_count
 from ndshare.errors import CapacityError
 
 __all__ = ["ClusterContext"]
@@ -99,5 +96,5 @@ class ClusterContext(MapContext):
         except (CapacityError, KeyboardInterrupt):
             raise
         except Exception as error:
-            raise TypeError(captured.unsendable(job.kernel, job.functor, error)) from error
+            raise TypeError(unsendable(job.kernel, job.functor, error)) from error
         return workers, ""

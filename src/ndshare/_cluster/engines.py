@@ -17,8 +17,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from ndshare._node.node import run_task, stop_map
-from ndshare._node.shares import CallTask, TaskResult
+from ndshare._node import CallTask, TaskResult, run_task, stop_map
 
 #: A Dask task with more bytes than this is sent past the scheduler.
 _SCATTER_MIN = 256 * 1024

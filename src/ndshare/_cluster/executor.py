@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 from ndshare._cluster.calls import Calls, Packed, crates_of
 from ndshare._cluster.engines import find_engine
 from ndshare._cluster.items import Items
-from ndshare._node.shares import CallTask
-from ndshare._pool.tasks import describe
-from ndshare._system.arguments import check_callable, check_count, check_seconds
-from ndshare._transport.freight import Manifest
+from ndshare._node import CallTask
+from ndshare._pool import describe
+from ndshare._system import check_callable, check_count, check_seconds
+from ndshare._transport import Manifest
 
 __all__ = ["ClusterExecutor"]
 

@@ -18,12 +18,10 @@ from typing import Any
 
 from ndshare._cluster.calls import Calls, Packed, crates_of
 from ndshare._cluster.share_size import ShareSize
-from ndshare._node.shares import BatchTask
-from ndshare._pool.pool_errors import WorkerDiedError
-from ndshare._pool.tasks import describe
-from ndshare._transport import transport
-from ndshare._transport.failures import with_traceback
-from ndshare._transport.freight import Manifest
+from ndshare._node import BatchTask
+from ndshare._pool import describe
+from ndshare._transport import Manifest, by_value_modules, with_traceback
+from ndshare.errors import WorkerDiedError
 
 #: What makes every item fail, not one of them.
 _OF_ALL = (concurrent.futures.CancelledError, concurrent.futures.BrokenExecutor)
@@ -79,7 +77,7 @@ class Items:
         self._pack_function()
 
     def _pack_function(self) -> None:
-        self._by_value = frozenset(transport.by_value_modules)
+        self._by_value = frozenset(by_value_modules)
         self._manifest = Manifest()
         self._crates = crates_of(self._function, self._manifest)
         self._manifest.keep_all()
@@ -124,7 +122,7 @@ class Items:
             answer.set_exception(error)
 
     def _pack(self, items: list[_Args]) -> Packed:
-        if self._by_value != transport.by_value_modules:
+        if self._by_value != by_value_modules:
             self._pack_function()
         manifest = self._manifest.extended()
         crates = [*self._crates, *crates_of(items, manifest)]

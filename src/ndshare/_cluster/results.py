@@ -6,12 +6,10 @@ import time
 
 import numpy as np
 
-from ndshare._map.job import Death, Job
-from ndshare._map.workers.base import ItemError, Outcome
-from ndshare._node.shares import TaskResult
+from ndshare._map import Death, ItemError, Job, Outcome
+from ndshare._node import TaskResult
 from ndshare._system import _wire
-from ndshare._transport.failures import with_traceback
-from ndshare._transport.freight import open_reply
+from ndshare._transport import open_reply, with_traceback
 
 
 class Results:

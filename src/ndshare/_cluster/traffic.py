@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._map.watch import captured
-from ndshare._map.watch.captured import Traffic
-from ndshare._node.shares import ShareTask
-from ndshare._pickling.pickler import record
-from ndshare._transport.chunks import Bytes, Content, parts_of
-from ndshare._transport.freight import CONTENT, Crate, Manifest
+from ndshare._map import Traffic
+from ndshare._map import account as account_captured
+from ndshare._node import ShareTask
+from ndshare._pickling import record
+from ndshare._transport import CONTENT, Bytes, Content, Crate, Manifest, parts_of
 
 
 class Tally:
@@ -57,7 +56,7 @@ class Tally:
             except Exception:
                 return None
 
-        return captured.account(kernel, functor, sent)
+        return account_captured(kernel, functor, sent)
 
     def _sum(self, crate: Crate, known: Manifest) -> Traffic:
         machines, shares = 0, len(crate.stream) + crate.inline.nbytes

@@ -31,13 +31,9 @@ from ndshare._cluster.engines import Engine
 from ndshare._cluster.flights import LOST_MOST, Carriage, Flight, Landing
 from ndshare._cluster.results import Results
 from ndshare._cluster.share_size import DEPTH, ShareSize
-from ndshare._map.job import Death, Job, WorkerReport
-from ndshare._map.watch.captured import Traffic
-from ndshare._map.workers.base import Outcome, Ranges
-from ndshare._node.shares import ShareTask, TaskResult
-from ndshare._transport import transport
-from ndshare._transport.failures import with_traceback
-from ndshare._transport.freight import open_reply
+from ndshare._map import Death, Job, Outcome, Ranges, Traffic, WorkerReport
+from ndshare._node import ShareTask, TaskResult
+from ndshare._transport import by_value_modules, open_reply, with_traceback
 
 #: Results of shares that land within so long of each other are fetched together: each time costs the caller,
 #: and the node, as much as an engine takes for an empty task.
@@ -251,11 +247,11 @@ class Remote:
     def _fail(self, flight: _Share, error: BaseException, text: str) -> list[Outcome]:
         """Deal with a share that could not be run at all."""
         name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if name in sys.modules and name not in transport.by_value_modules:
-            transport.by_value_modules.add(name)
+        if name in sys.modules and name not in by_value_modules:
+            by_value_modules.add(name)
             self._cargo.pack()
         flight.tries += 1
-        if name in transport.by_value_modules and flight.tries < LOST_MOST:
+        if name in by_value_modules and flight.tries < LOST_MOST:
             self._send(flight)
             return []
         raise with_traceback(error, text)

@@ -25,7 +25,7 @@ from typing import Final
 
 from ndshare._dict import layout as _dict_layout
 from ndshare._dict.layout import Layout
-from ndshare._memory import _heap
+from ndshare._memory import stats
 from ndshare.errors import CapacityError, LayoutError
 
 DIRECTORY: Final = "/dev/shm"
@@ -152,9 +152,9 @@ def make(layout: Layout, head: bytes) -> int:
     """
     room = os.statvfs(DIRECTORY)
     free, limit = room.f_bavail * room.f_frsize, f"size of {DIRECTORY}"
-    memory = _heap.stats()
-    if room.f_blocks == 0 or memory["available"] < free:
-        free, limit = memory["available"], memory["limit"]
+    memory = stats()
+    if room.f_blocks == 0 or memory.available < free:
+        free, limit = memory.available, memory.limit
     if layout.size > free:
         raise CapacityError(layout.size, free, limit)
     fd = os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from ndshare._dict._store import Hold, Store
 from ndshare._dict.values import refused
-from ndshare._system.arguments import check_seconds
+from ndshare._system import check_seconds
 from ndshare.errors import KeyLockError
 
 NO_LIMIT = -1.0

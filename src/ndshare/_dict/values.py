@@ -11,7 +11,7 @@ from ndshare._dict import directory as _dict_directory
 from ndshare._dict import snapshot as _dict_snapshot
 from ndshare._dict._store import Store
 from ndshare._dict.directory import Spec
-from ndshare._system import platform
+from ndshare._system import is_alive
 from ndshare.errors import KeyLockError, KeyTimeoutError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def refused(
             f"process {holder} has it and waits for what this thread has; nest dicts in one order everywhere"
         )
         return KeyLockError(names(known, [number]), mine, remedy)
-    alive = holder > 0 and platform.is_alive(holder)
+    alive = holder > 0 and is_alive(holder)
     who = f"process {holder} has it" if alive else "its holder has just changed or ended"
     return KeyTimeoutError(f"the lock of key {names(known, [number])}", timeout, who)
 

@@ -11,10 +11,10 @@ from ndshare._dict import _store as _dict
 from ndshare._dict.locked import Locked, Locks, checked_timeout
 from ndshare._dict.reading import ReadableDict
 from ndshare._dict.values import Array, fitting, refused
-from ndshare._memory import segments
+from ndshare._memory import recycled_memory, value_handler
 from ndshare.errors import KeyLockError
 
-_dict.set_memory(segments.value_handler())
+_dict.set_memory(value_handler())
 
 
 class WritableDict(ReadableDict):
@@ -130,7 +130,7 @@ class WritableDict(ReadableDict):
     ) -> dict[Any, Array]:
         store, ordered = self._store, sorted(numbers)
         look = store.load if copy else store.view
-        with Locks(store, self._keys, ordered, limit), segments.recycled_memory():
+        with Locks(store, self._keys, ordered, limit), recycled_memory():
             values = {
                 number: fitting(store, key, number, self._specs[key], func(given, look(number)))
                 for number, (key, given) in zip(numbers, new.items(), strict=True)

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from ndshare._map.job import Death, Job, WorkerReport
 from ndshare._map.runner import KernelMemory
 from ndshare._map.workers.base import ItemError, Lost, MapWorkers, Ranges
-from ndshare._system.board import FAILED, UNDONE
-from ndshare._transport.failures import with_traceback
+from ndshare._system import FAILED, UNDONE
+from ndshare._transport import with_traceback
 from ndshare.errors import RemoteError
 
 Progress = Callable[[int, int], object]

@@ -14,7 +14,7 @@ import numpy as np
 
 from ndshare._pickling import local_functions
 from ndshare._processes import errstate as _errstate
-from ndshare._system.board import Board
+from ndshare._system import Board
 from ndshare.functors import Functor, SequenceFunctor, numbers_of
 
 #: A map that took less than this last time has one worker.

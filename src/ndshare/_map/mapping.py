@@ -19,8 +19,7 @@ from ndshare._map.watch.captured import Traffic
 from ndshare._map.workers.base import MapWorkers
 from ndshare._map.workers.local import Caller
 from ndshare._processes import errstate
-from ndshare._system.board import Board
-from ndshare._system.callers import warn_caller
+from ndshare._system import Board, warn_caller
 from ndshare.errors import SilentWriteWarning
 from ndshare.functors import Functor, IteratorFunctor, SequenceFunctor, count_items
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ndshare._system._wire import load_u64
+from ndshare._system import load_u64
 
 __all__ = ["Stream", "item_rng"]
 

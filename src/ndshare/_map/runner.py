@@ -24,9 +24,10 @@ from ndshare._map.job import TINY_NS, Job, WorkerReport
 from ndshare._map.randomness import Stream
 from ndshare._map.watch import captured
 from ndshare._map.watch.watching import Watch
-from ndshare._pickling.codes import CodeMemory
+from ndshare._pickling import CodeMemory
 from ndshare._processes import errstate
-from ndshare._transport import failures, mainspace
+from ndshare._transport import mainspace
+from ndshare._transport import portable as portable_failure
 from ndshare.functors import Functor, numbers_of, values_of
 
 _T = TypeVar("_T")
@@ -284,7 +285,7 @@ class _Runner:
         if self.job.trace:
             report.failures.append((self.job.first + index, time.monotonic()))
         if self.portable:
-            report.errors.append((index, *failures.portable(error)))
+            report.errors.append((index, *portable_failure(error)))
         else:
             report.errors.append((index, error, ""))
         board.fail(report.worker_id, index)

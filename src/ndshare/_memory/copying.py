@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ndshare._memory import _heap
-from ndshare._system import cpus
+from ndshare._system import processors
 
 _PART_MIN = 4 << 20  # bytes that are worth a thread: a millisecond's copy, against 30 microseconds
 
@@ -19,5 +19,5 @@ def copy_array(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> No
     processors, at most eight; they live as long as the call.
     """
     threads = source.nbytes // _PART_MIN
-    if threads < 2 or not _heap.copy(target, source, min(threads, cpus.processors())):
+    if threads < 2 or not _heap.copy(target, source, min(threads, processors())):
         np.copyto(target, source)

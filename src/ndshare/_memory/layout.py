@@ -1,7 +1,7 @@
 """How an array lies in memory: its dtype and strides as plain values that a message can carry.
 
-The piece table of a message (see `ndshare._transport.parcel`) describes every array by a *dtype code*, a shape
-and strides. All of these are marshal-able, because building a thousand descriptions must cost less
+The piece table of a message (see `ndshare._transport.parcel`) describes every array by a *dtype code*, a
+shape and strides. All of these are marshal-able, because building a thousand descriptions must cost less
 than copying a thousand small arrays.
 
 Guarantees

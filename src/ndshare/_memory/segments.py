@@ -55,7 +55,7 @@ from ndshare._memory._heap import (
     should_copy_out,
     stage,
 )
-from ndshare._system import platform
+from ndshare._system import require_linux
 from ndshare.errors import CapacityError, SegmentError, SegmentGoneError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ __all__ = [
     "value_handler",
 ]
 
-platform.require_linux()
+require_linux()
 _heap.configure(CapacityError, SegmentError, SegmentGoneError)
 
 

@@ -6,14 +6,11 @@ import time
 from collections.abc import Container
 from typing import Any
 
-from ndshare._map.job import Job
-from ndshare._map.watch.captured import Traffic
-from ndshare._map.workers.base import Outcome, Ranges
-from ndshare._map.workers.pooled import PoolWorkers
+from ndshare._map import Job, Outcome, PoolWorkers, Ranges, Traffic
 from ndshare._node.shares import ShareTask
 from ndshare._node.worker import run_part
-from ndshare._pool.pool import Pool
-from ndshare._transport import transport
+from ndshare._pool import Pool
+from ndshare._transport import Draft, pack
 
 #: How often a share looks whether its map was given up.
 _LOOK_S = 0.25
@@ -50,11 +47,11 @@ class ShareWorkers(PoolWorkers):
             if outcomes or (deadline is not None and time.monotonic() >= deadline):
                 return outcomes
 
-    def message(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
+    def message(self, ranges: Ranges) -> tuple[Draft, frozenset[str]]:
         """See `PoolWorkers`."""
         task = self._task
         arguments = self.job.board, task.options, task.start, task.end, ranges, self._crates
-        return transport.pack((run_part, arguments, {})), frozenset()
+        return pack((run_part, arguments, {})), frozenset()
 
     def account(self) -> dict[str, Traffic]:
         """Nothing: the caller does that."""

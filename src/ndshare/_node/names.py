@@ -19,15 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ndshare._memory import _heap
-from ndshare._memory.layout import decode_dtype, view_of
+from ndshare._memory import altered as altered_heap
+from ndshare._memory import decode_dtype, view_of
 from ndshare._node.twins import Change, find_changes
 from ndshare._node.worker import Answer, Opened, call_function
-from ndshare._pickling.cells import give
-from ndshare._processes.injection import invoke
-from ndshare._transport import mainspace
-from ndshare._transport.chunks import Bytes
-from ndshare._transport.freight import open_crate
+from ndshare._pickling import give
+from ndshare._processes import invoke
+from ndshare._transport import Bytes, mainspace, open_crate
 
 #: Compared at a time.
 _PIECE_BYTES = 1 << 20
@@ -98,7 +96,7 @@ class Names:
     def changes(self) -> list[Change]:
         """Return what has changed since the call began, and put it back."""
         found: list[Change] = []
-        altered = [_heap.altered(image) is not False for image in self._images]
+        altered = [altered_heap(image) is not False for image in self._images]
         for number, (image, start, nbytes) in self._table.items():
             if altered[image]:
                 found += self._changes_of(number, image, start, start + nbytes)
@@ -109,7 +107,7 @@ class Names:
         base = self._bases[image]
         for low in range(start, end, _PIECE_BYTES):
             now = self._images[image][low : min(low + _PIECE_BYTES, end)]
-            if now.size == _PIECE_BYTES and _heap.altered(now) is False:
+            if now.size == _PIECE_BYTES and altered_heap(now) is False:
                 continue
             before = None if base is None else base[low : low + now.size]
             change = find_changes(number, low - start, now, before)

@@ -23,11 +23,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ndshare._map.contexts import ProcessContext
-from ndshare._map.driving import Drive
-from ndshare._map.job import Job
-from ndshare._memory import segments
-from ndshare._memory.layout import decode_dtype
+from ndshare._map import Drive, Job, ProcessContext
+from ndshare._memory import block_of, decode_dtype
 from ndshare._node.crew import MapStoppedError, ShareWorkers, never
 from ndshare._node.link import machine_name
 from ndshare._node.shares import BatchTask, CallTask, NamedTask, ShareTask, TaskResult
@@ -35,13 +32,19 @@ from ndshare._node.store import Store
 from ndshare._node.twins import Change, Patch, Twin
 from ndshare._node.worker import Named, call_function, call_items
 from ndshare._node.workspace import NodeWorkspaces
-from ndshare._pickling.recording import CopyOnWrite, Placed
-from ndshare._pool.executor import ProcessPoolExecutor
-from ndshare._system.board import Board
-from ndshare._transport import failures
-from ndshare._transport.failures import RemoteTracebackError
-from ndshare._transport.freight import BLOCK, Crate, Piece, arrays_of, reply
-from ndshare._transport.parcel import READ_ONLY
+from ndshare._pickling import CopyOnWrite, Placed
+from ndshare._pool import ProcessPoolExecutor
+from ndshare._system import Board
+from ndshare._transport import (
+    BLOCK,
+    READ_ONLY,
+    Crate,
+    Piece,
+    RemoteTracebackError,
+    arrays_of,
+    portable,
+    reply,
+)
 from ndshare.functors import Functor
 
 #: So many maps and workspaces are remembered that were given up.
@@ -172,7 +175,7 @@ class Node:
         if where == BLOCK:
             return twins[key].view(offset, decode_dtype(code), shape, steps)
         memory = self.store.get(key)
-        found = segments.block_of(memory)
+        found = block_of(memory)
         assert found is not None
         itemsize = decode_dtype(code).itemsize
         strides: Any = steps  # None is C order in a piece
@@ -235,7 +238,7 @@ def run_task(task: CallTask) -> TaskResult:
         with node.lock:
             return node.run(task)
     except Exception as error:
-        return TaskResult(node.name, node.machine, failure=reply(failures.portable(error)))
+        return TaskResult(node.name, node.machine, failure=reply(portable(error)))
 
 
 def stop_map(map_id: str) -> None:

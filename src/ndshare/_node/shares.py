@@ -9,8 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ndshare._node.twins import Change
-from ndshare._transport.chunks import Bytes, Chunks, Content
-from ndshare._transport.freight import INLINE_MAX, Crate
+from ndshare._transport import CARRIED_MAX, Bytes, Chunks, Content, Crate
 
 
 @functools.cache
@@ -55,7 +54,7 @@ class CallTask:
             if isinstance(content, Chunks):
                 self.contents[digest] = content
                 self.contents |= {part: known[part] for part in content.parts if part in lacking}
-            elif content.nbytes <= INLINE_MAX or digest in lacking:
+            elif content.nbytes <= CARRIED_MAX or digest in lacking:
                 self.contents[digest] = content
 
     def needed(self) -> set[bytes]:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from ndshare._memory import segments
+from ndshare._memory import SHARED, Block, attach, block_of
 from ndshare._node.link import Link, Offer
 from ndshare._node.twins import make_segment
-from ndshare._transport.chunks import Bytes, Chunks, Content
+from ndshare._transport import Bytes, Chunks, Content
 
 #: What is not needed by the share that runs is dropped beyond this, the oldest first.
 _KEPT_BYTES = 4 << 30
@@ -84,10 +84,10 @@ class Store:
         if found is None:
             return False
         fd, size, uid = found
-        self._keep(digest, segments.attach(uid, os.fstat(fd).st_size, segments.SHARED, fd), size)
+        self._keep(digest, attach(uid, os.fstat(fd).st_size, SHARED, fd), size)
         return True
 
-    def _keep(self, digest: bytes, block: segments.Block, size: int) -> Bytes:
+    def _keep(self, digest: bytes, block: Block, size: int) -> Bytes:
         memory = self._held[digest] = block.array(np.uint8, (size,))
         block.release()
         return memory
@@ -126,7 +126,7 @@ class Store:
             self.drop(digest)
 
 
-def _block_of(memory: Bytes) -> segments.Block:
-    found = segments.block_of(memory)
+def _block_of(memory: Bytes) -> Block:
+    found = block_of(memory)
     assert found is not None
     return found[0]

@@ -30,9 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import segments
+from ndshare._memory import SHARED, Block, attach, stats
 from ndshare._node import _twin
-from ndshare._transport.chunks import Bytes
+from ndshare._transport import Bytes
 from ndshare.errors import CapacityError
 
 _PAGE = mmap.PAGESIZE
@@ -42,7 +42,7 @@ _PIECE_BYTES = 4 << 20
 _SHORT_RUN_BYTES = 16
 
 
-def make_segment(nbytes: int, *, filled: bool) -> segments.Block:
+def make_segment(nbytes: int, *, filled: bool) -> Block:
     """Make a block of shared memory that takes none until it is written to.
 
     Parameters
@@ -57,7 +57,7 @@ def make_segment(nbytes: int, *, filled: bool) -> segments.Block:
     CapacityError
         If that does not fit.
     """
-    if filled and (room := segments.stats()).available < nbytes:
+    if filled and (room := stats()).available < nbytes:
         raise CapacityError(nbytes, room.available, room.limit)
     fd = os.memfd_create("ndshare-node", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     size = max(-(-nbytes // _PAGE) * _PAGE, _PAGE)
@@ -67,7 +67,7 @@ def make_segment(nbytes: int, *, filled: bool) -> segments.Block:
     except BaseException:
         os.close(fd)
         raise
-    return segments.attach(secrets.randbits(63), size, segments.SHARED, fd)
+    return attach(secrets.randbits(63), size, SHARED, fd)
 
 
 @dataclasses.dataclass(slots=True)

@@ -6,12 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ndshare._map.job import Job
-from ndshare._map.runner import run_in_worker
+from ndshare._map import Job, run_in_worker
 from ndshare._node.twins import Change
-from ndshare._system.board import Board
-from ndshare._transport import failures, mainspace
-from ndshare._transport.freight import Crate, open_crate, reply
+from ndshare._system import Board
+from ndshare._transport import Crate, mainspace, open_crate, portable, reply
 from ndshare.functors import Functor
 
 Opened = list[tuple[bytes, list[tuple[Any, int]]]]
@@ -125,11 +123,11 @@ def call_function(crates: Opened, call: Callable[..., Any] = _call) -> Answer:
         mainspace.apply(open_crate(*crates[0]) or {})
         function, args, kwargs = open_crate(*crates[1])
     except BaseException as error:
-        return Answer(None, reply(failures.portable(error)), unopened=True)
+        return Answer(None, reply(portable(error)), unopened=True)
     try:
         return Answer(reply(call(function, args, kwargs)))
     except BaseException as error:
-        return Answer(None, reply(failures.portable(error)))
+        return Answer(None, reply(portable(error)))
 
 
 def call_items(crates: Opened) -> Answer:
@@ -140,14 +138,14 @@ def call_items(crates: Opened) -> Answer:
         mainspace.apply(open_crate(*crates[2]) or {})
         items = open_crate(*crates[3])
     except BaseException as error:
-        return Answer(None, reply(failures.portable(error)), unopened=True)
+        return Answer(None, reply(portable(error)), unopened=True)
     outcomes: list[tuple[Any, Any]] = []
     began = time.perf_counter()
     for args in items:
         try:
             outcomes.append((function(*args), None))
         except BaseException as error:
-            outcomes.append((None, failures.portable(error)))
+            outcomes.append((None, portable(error)))
             break
     seconds = time.perf_counter() - began
     try:
@@ -161,5 +159,5 @@ def _sendable(outcomes: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         try:
             reply(outcome)
         except Exception as error:
-            return [*outcomes[:number], (None, failures.portable(error))]
+            return [*outcomes[:number], (None, portable(error))]
     return outcomes

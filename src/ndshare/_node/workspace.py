@@ -15,16 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import segments
+from ndshare._memory import block_of
 from ndshare._node.names import Content, Give, Spot, Table, call_named
 from ndshare._node.shares import NamedTask, Script
 from ndshare._node.store import Store
 from ndshare._node.twins import make_segment
 from ndshare._node.worker import Named, Opened
-from ndshare._pickling.recording import CopyOnWrite, Placed
-from ndshare._pool.executor import ProcessPoolExecutor
-from ndshare._transport.chunks import Bytes
-from ndshare._transport.freight import BLOCK, Piece, arrays_of
+from ndshare._pickling import CopyOnWrite, Placed
+from ndshare._pool import ProcessPoolExecutor
+from ndshare._transport import BLOCK, Bytes, Piece, arrays_of
 
 #: So many workspaces are kept, beside those that are at work.
 _KEPT_MOST = 2
@@ -163,7 +162,7 @@ def _read_only(memory: Bytes) -> Bytes:
 
 
 def _copy_on_write(memory: Bytes) -> CopyOnWrite:
-    found = segments.block_of(memory)
+    found = block_of(memory)
     assert found is not None
     block, low = found
     return CopyOnWrite(Placed(block, low, "|u1", 1, memory.shape, (1,), True, private=True))

@@ -27,11 +27,11 @@ from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
 from ndshare._pickling.pickler import FOUND_BY_NAME
 from ndshare._pickling.recording import Recording
 from ndshare._pickling.session import Session
-from ndshare._system._wire import selective
+from ndshare._system import selective
 from ndshare.errors import TransportError
 
 if TYPE_CHECKING:
-    from ndshare._transport.inputs import Inputs
+    from ndshare._transport import Inputs
 
 _MAKERS = (_impl._make_skeleton_class, _impl._make_skeleton_enum)
 

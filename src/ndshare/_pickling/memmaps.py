@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ndshare._memory.layout import decode_dtype, encode_dtype, lead_in, span
+from ndshare._memory import decode_dtype, encode_dtype, lead_in, span
 from ndshare.errors import TransportError
 
 MEMMAP_ATTRIBUTES = ("_mmap", "filename", "offset", "mode")

@@ -32,16 +32,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ndshare._memory import scratch, segments
-from ndshare._memory.layout import encode_dtype, is_movable
+from ndshare._memory import VALUE, block_of, encode_dtype, is_movable, marked
 from ndshare._pickling import cells, functions, local_functions, wrappers
 from ndshare._pickling.recording import SLOT, Placed, Recording
 from ndshare._pickling.reducers import make_small, same
 from ndshare._pickling.session import IN_BAND_ROOM, Session
-from ndshare._system._wire import selective
+from ndshare._system import selective
 
 if TYPE_CHECKING:
-    from ndshare._transport.inputs import Inputs
+    from ndshare._transport import Inputs
 
 _KEEP_MAX = 1 << 13  # a session that pickled more, arrays apart, is dropped: its memo table stays large
 _IDLE_MAX = 8
@@ -154,12 +153,12 @@ ALONE_STREAM = pickle.dumps(_Alone(), 5, buffer_callback=lambda _: False)
 def record_alone(array: np.ndarray[Any, Any]) -> Recording | None:
     """Return what `record` does for a result that is one array of by-value memory; None for others."""
     dtype = array.dtype
-    if scratch.marked or array.base is not None or array.nbytes <= IN_BAND_ROOM or not is_movable(dtype):
+    if marked or array.base is not None or array.nbytes <= IN_BAND_ROOM or not is_movable(dtype):
         return None
     if not array.flags.forc:  # somebody has set its strides; its elements may overlap
         return None
-    found = segments.block_of(array)
-    if found is None or found[0].kind != segments.VALUE:
+    found = block_of(array)
+    if found is None or found[0].kind != VALUE:
         return None
     note = Placed(
         *found, encode_dtype(dtype), dtype.itemsize, array.shape, array.strides, array.flags.writeable

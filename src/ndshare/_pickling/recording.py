@@ -13,7 +13,7 @@ import math
 import pickle
 from typing import Any, NamedTuple
 
-from ndshare._memory import segments
+from ndshare._memory import Block
 
 SLOT = pickle.PickleBuffer(bytearray(1))
 """What stands for a note in the pickle; writable: a read-only one would be followed by another opcode."""
@@ -22,7 +22,7 @@ SLOT = pickle.PickleBuffer(bytearray(1))
 class Placed(NamedTuple):
     """A noted array that lies in a segment; the array itself is not kept alive."""
 
-    block: segments.Block
+    block: Block
     offset: int  # of its lowest byte, within the block
     dtype: str | bytes
     itemsize: int

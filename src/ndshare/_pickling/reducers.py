@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory.layout import decode_dtype, dense_strides, encode_dtype
+from ndshare._memory import decode_dtype, dense_strides, encode_dtype
 from ndshare._pickling.memmaps import MEMMAP_ATTRIBUTES
 
 _plain_reduce = np.ndarray.__reduce__
@@ -152,7 +152,7 @@ def _queue_types(queues: Any) -> dict[type, Callable[[Any], Any]]:
 
 
 _LATE: dict[str, Callable[[types.ModuleType], dict[type, Callable[[Any], Any]]]] = {
-    "ndshare._locks.lock": _lock_types,
+    "ndshare._locks.locking": _lock_types,
     "ndshare._queue.queue": _queue_types,
     "pandas": _pandas_types,
     "torch": _torch_types,

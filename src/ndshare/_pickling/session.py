@@ -21,9 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ndshare._memory import scratch as _scratch
-from ndshare._memory import segments
-from ndshare._memory.layout import encode_dtype, is_movable, may_overlap_itself
+from ndshare._memory import (
+    SEALED,
+    SHARED,
+    VALUE,
+    block_of,
+    encode_dtype,
+    is_movable,
+    is_scratch,
+    marked,
+    may_overlap_itself,
+    reduce_marked,
+)
 from ndshare._pickling import cells, functions, local_functions, memmaps, wrappers
 from ndshare._pickling.descriptors import Descriptor
 from ndshare._pickling.named import NAME_ONLY, names_in_pickle
@@ -32,7 +41,7 @@ from ndshare._pickling.recording import SLOT, CopyOnWrite, Placed, Recording
 from ndshare._pickling.reducers import LATE_COUNT, late_reducers, reduce_small, reduce_subclass, same
 
 if TYPE_CHECKING:
-    from ndshare._transport.inputs import Inputs
+    from ndshare._transport import Inputs
 
 #: Arrays up to this many bytes are part of the pickle: noting, staging and finding one again costs
 #: as much as copying 4 KiB a few times.
@@ -44,7 +53,7 @@ IN_BAND_ROOM = 24 * 1024
 by_value_modules: set[str] = set()
 """Modules the receivers cannot import: their functions and classes are sent by value."""
 
-_MARKED = _scratch.marked  # empty in most programs: then nothing is looked up per array
+_MARKED = marked  # empty in most programs: then nothing is looked up per array
 
 _NOTHING: frozenset[str] = frozenset()
 _CACHED = type(functools.lru_cache(len))
@@ -129,10 +138,10 @@ class Session:
 
     def on_array(self, array: np.ndarray[Any, Any]) -> Any:
         """Note a plain array, or pickle it in band when it is small."""
-        if _MARKED and array is not self.marked and _scratch.is_scratch(array):
+        if _MARKED and array is not self.marked and is_scratch(array):
             self.marked = array
             try:
-                return _scratch.reduce_marked(self.on_array(array))
+                return reduce_marked(self.on_array(array))
             finally:
                 self.marked = None
         dtype = array.dtype
@@ -140,13 +149,13 @@ class Session:
             return array.__reduce_ex__(5)
         nbytes = array.nbytes
         in_band = nbytes <= IN_BAND_MAX or nbytes <= self.room
-        found = segments.block_of(array)
+        found = block_of(array)
         if found is not None:
             block, low = found
             kind = block.kind
-            if kind in (segments.SHARED, segments.SEALED) or (
+            if kind in (SHARED, SEALED) or (
                 self.lend
-                and kind == segments.VALUE
+                and kind == VALUE
                 and not in_band
                 and not may_overlap_itself(array.shape, array.strides, array.itemsize)
             ):
@@ -194,7 +203,7 @@ class Session:
             if mapped is not None:
                 return mapped
         reduced = reduce_subclass(array)
-        return _scratch.reduce_marked(reduced) if _MARKED and _scratch.is_scratch(array) else reduced
+        return reduce_marked(reduced) if _MARKED and is_scratch(array) else reduced
 
     # ---- functions, classes, modules
 

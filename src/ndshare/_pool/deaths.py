@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ndshare._pool.pool_errors import InitializerError, WorkerDiedError, code_or_signal
 from ndshare._pool.tasks import Task
-from ndshare._processes import frames
-from ndshare._processes.hub import Todo
-from ndshare._processes.worker_handle import Worker
-from ndshare._transport import transport
-from ndshare._transport.parcel import close_all
+from ndshare._processes import Todo, Worker, frames
+from ndshare._transport import close_all, unpack
+from ndshare.errors import InitializerError, WorkerDiedError, code_or_signal
 
 if TYPE_CHECKING:
     from ndshare._pool.pool import Pool
@@ -36,7 +33,7 @@ def on_initialized(
 
 def _initializer_failed(pool: Pool, waiting: list[Task], body: bytes, fds: tuple[int, ...]) -> None:
     try:
-        cause, text = transport.unpack(body, fds)
+        cause, text = unpack(body, fds)
     except BaseException as error:
         cause, text = error, str(error)
     name = pool.settings.setup or f"preload={list(pool.settings.preload)}"

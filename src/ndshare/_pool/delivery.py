@@ -20,16 +20,12 @@ import weakref
 from typing import Any
 
 from ndshare._pool.items_tasks import MapRun
-from ndshare._pool.pool_errors import InitializerError
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import Task
-from ndshare._processes import frames
-from ndshare._processes.crew import Crew
-from ndshare._processes.worker_handle import Worker, WorkerGoneError
+from ndshare._processes import Crew, Worker, WorkerGoneError, frames
 from ndshare._system import _wire
-from ndshare._transport import mainspace, transport
-from ndshare._transport.inputs import Inputs
-from ndshare._transport.parcel import close_all
+from ndshare._transport import INLINE_MAX, Inputs, Parcel, close_all, mainspace, pack, pack_plain
+from ndshare.errors import InitializerError
 
 Rest = collections.deque[Task]
 Failures = list[tuple[Task, BaseException]]
@@ -97,7 +93,7 @@ class Delivery:
         WorkerGoneError
             If the worker has ended.
         """
-        parcels: list[transport.Parcel] = []
+        parcels: list[Parcel] = []
         try:
             self._prepare(worker, rest, failed)
             copied = 0
@@ -107,17 +103,15 @@ class Delivery:
             for parcel in parcels:
                 parcel.release()
 
-    def _send_some(
-        self, worker: Worker, rest: Rest, failed: Failures, parcels: list[transport.Parcel]
-    ) -> int:
+    def _send_some(self, worker: Worker, rest: Rest, failed: Failures, parcels: list[Parcel]) -> int:
         """Send as many of the rest as one message takes; in `rest` remains what was not sent.
 
         Returns how many bytes of arrays were copied for them.
         """
-        records: list[tuple[Task, transport.Parcel, int]] = []
+        records: list[tuple[Task, Parcel, int]] = []
         fds: list[int] = []
         size = copied = 0
-        room = frames.MESSAGE_MAX_BYTES - transport.INLINE_MAX
+        room = frames.MESSAGE_MAX_BYTES - INLINE_MAX
         try:
             while rest and size < room and len(fds) < _MESSAGE_FDS and copied < _COPIED_BYTES:
                 task = rest[0]
@@ -209,17 +203,17 @@ class Delivery:
             worker.functions.discard(token := worker.stale.pop())
             self._send_bytes(worker, frames.FORGET, token, b"")
 
-    def _pack(self, content: Any) -> transport.Parcel:
+    def _pack(self, content: Any) -> Parcel:
         """Pickle and copy; Ctrl-C is let through, as this may take long."""
-        if (parcel := transport.pack_plain(content)) is not None:
+        if (parcel := pack_plain(content)) is not None:
             return parcel
         opening = _wire.window()
         try:
-            return transport.pack(content, withheld=self._settings.withheld, inputs=self.inputs).settle()
+            return pack(content, withheld=self._settings.withheld, inputs=self.inputs).settle()
         finally:
             _wire.curtain(opening)
 
-    def _parcel(self, worker: Worker, task: Task) -> transport.Parcel:
+    def _parcel(self, worker: Worker, task: Task) -> Parcel:
         """What a task sends to this worker; sends first what the worker lacks for it."""
         parcel = task.parcel or self._pack(task.content)
         if task.token and task.token not in worker.functions:
@@ -242,9 +236,7 @@ class Delivery:
             self._send_parcel(worker, frames.MAIN, 0, draft.settle())
             worker.known_main.update(draft.delivers or {})
 
-    def _send_parcel(
-        self, worker: Worker, kind: int, number: int, parcel: transport.Parcel, status: int = 0
-    ) -> None:
+    def _send_parcel(self, worker: Worker, kind: int, number: int, parcel: Parcel, status: int = 0) -> None:
         fds = parcel.descriptors()
         try:
             worker.send([frames.HEAD.pack(kind, status, 0, number, 0.0), parcel.data], fds)
@@ -257,9 +249,7 @@ class Delivery:
         worker.send([frames.HEAD.pack(kind, 0, 0, number, 0.0), content])
         self.bytes_sent += len(content)
 
-    def _send_records(
-        self, worker: Worker, records: list[tuple[Task, transport.Parcel, int]], fds: list[int]
-    ) -> None:
+    def _send_records(self, worker: Worker, records: list[tuple[Task, Parcel, int]], fds: list[int]) -> None:
         """Send tasks; from the moment they are on the worker's books, `records` is empty."""
         parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0, 0.0)]
         numbered: list[tuple[int, Task]] = []

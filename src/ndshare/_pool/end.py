@@ -7,8 +7,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from ndshare._pool.pool_errors import WorkerDiedError
 from ndshare._system import _wire
+from ndshare.errors import WorkerDiedError
 
 if TYPE_CHECKING:
     from ndshare._pool.pool import Pool

@@ -23,11 +23,8 @@ from ndshare._pool.settings import Environment, PoolSettings, checked_settings
 
 # `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
 # that moment would leave the child an import lock that nobody releases.
-from ndshare._processes import errstate
-from ndshare._processes.crew import CrewClosedError, crew
-from ndshare._system.arguments import check_callable, check_count, check_seconds
-from ndshare._system.callers import warn_caller
-from ndshare._transport import sharing  # noqa: F401
+from ndshare._processes import CrewClosedError, crew, errstate
+from ndshare._system import check_callable, check_count, check_seconds, warn_caller
 from ndshare.errors import InheritedError, RepeatedCopyWarning
 
 _T = TypeVar("_T")

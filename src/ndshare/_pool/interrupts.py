@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from ndshare._pool.tasks import Task
-from ndshare._processes.worker_handle import Worker
+from ndshare._processes import Worker
 from ndshare._system import _wire
 
 if TYPE_CHECKING:

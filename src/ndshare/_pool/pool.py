@@ -30,10 +30,8 @@ from ndshare._pool.delivery import Delivery
 from ndshare._pool.roster import BURST_TASKS, Roster
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import Task
-from ndshare._processes import placing
-from ndshare._processes.crew import Crew
-from ndshare._processes.worker_handle import Worker, WorkerGoneError
-from ndshare._system import _wire, cpus
+from ndshare._processes import Crew, Worker, WorkerGoneError, bring_here
+from ndshare._system import _wire, processors
 
 #: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
 _BURST_S = 100e-6
@@ -189,7 +187,7 @@ class Pool:
         """Whether the next worker is to be woken, and takes the last processor."""
         if self.queue or self.hub.left_s < _ASLEEP_S:
             return False
-        return self.roster.working == cpus.processors()
+        return self.roster.working == processors()
 
     def _pick(self) -> tuple[Worker, list[Task]] | None:
         """Choose a worker and what it gets (under the hub's lock)."""
@@ -241,7 +239,7 @@ class Pool:
         rest = collections.deque(batch)
         try:
             if here:
-                placing.bring_here(worker)
+                bring_here(worker)
             self.delivery.send(worker, rest, failed)
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory.segments import is_shared
-from ndshare._pickling import memmaps
+from ndshare._memory import is_shared
+from ndshare._pickling import find_memmap
 
 _LEAST_BYTES = 1 << 20  # smaller ones cost less than the trouble of sharing them
 _TIMES = 3
@@ -44,7 +44,7 @@ class Repeats:
                 and (value.base is not None or sys.getrefcount(value) > _REFERENCES)
                 and not value.dtype.hasobject
                 and not is_shared(value)
-                and memmaps.find_memmap(value) is None
+                and find_memmap(value) is None
                 and self._count(value) == _TIMES
             ):
                 self.told = True

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ndshare._pool.tasks import Task
-from ndshare._processes import frames, records
-from ndshare._processes.worker_handle import Answer, Worker
-from ndshare._transport import transport
-from ndshare._transport.failures import with_traceback
+from ndshare._processes import Answer, Worker, frames, handle_waiting
+from ndshare._transport import by_value_modules, unpack, with_traceback
 
 if TYPE_CHECKING:
     from ndshare._pool.pool import Pool
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 def resolve(pool: Pool, worker: Worker, answers: collections.deque[Answer]) -> None:
     """Rebuild results and resolve their futures, without the lock."""
     try:
-        records.handle_waiting()  # those that came before, if another thread is at them
+        handle_waiting()  # those that came before, if another thread is at them
         while answers:
             answer = answers.popleft()
             if answer[0].has_callbacks():
@@ -46,7 +44,7 @@ def resolve(pool: Pool, worker: Worker, answers: collections.deque[Answer]) -> N
 def _resolve(pool: Pool, worker: Worker, task: Task, status: int, body: bytes, fds: tuple[int, ...]) -> None:
     try:
         pool.delivery.bytes_sent += len(body)
-        value = transport.unpack(body, fds)
+        value = unpack(body, fds)
     except BaseException as error:  # a result that cannot be rebuilt, or exits, is this task's error
         pool.fail(task, error)
         return
@@ -79,7 +77,7 @@ def _try_by_value(pool: Pool, worker: Worker, task: Task, error: BaseException) 
     if not name or name not in sys.modules or name in task.modules_tried:
         return False
     task.modules_tried |= {name}
-    transport.by_value_modules.add(name)
+    by_value_modules.add(name)
     try:
         task.read_again()
     except Exception:  # arguments that cannot be rebuilt here: the first error says enough
@@ -105,7 +103,7 @@ def _finish(pool: Pool, task: Task) -> bool:
 
 def fail(pool: Pool, task: Task, error: BaseException, text: str = "") -> None:
     """End a task by an error."""
-    records.handle_waiting()
+    handle_waiting()
     with_traceback(error, text)
     _end(pool, task, task.fail, error)
 

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import Task
-from ndshare._processes import frames
-from ndshare._processes.crew import Crew
-from ndshare._processes.worker_handle import Worker
+from ndshare._processes import Crew, Worker, frames
 
 if TYPE_CHECKING:
     from ndshare._pool.pool import Pool

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ndshare._memory import segments
+from ndshare._memory import stats
 from ndshare._pool.tasks import describe
-from ndshare._system import cpus
-from ndshare._system.arguments import (
+from ndshare._system import (
     check_callable,
     check_count,
     check_environment,
+    default_workers,
     module_names,
     tuple_of,
     variables,
@@ -46,12 +46,12 @@ class PoolSettings:
     @property
     def threads_each(self) -> int:
         """BLAS and OpenMP threads of a worker."""
-        return self.threads or max(1, cpus.default_workers() // self.max_workers)
+        return self.threads or max(1, default_workers() // self.max_workers)
 
     @property
     def idle_limit(self) -> int:
         """Bytes of idle memory that a worker may keep."""
-        return max(_IDLE_LEAST_BYTES, segments.stats().idle_limit // max(2, self.max_workers))
+        return max(_IDLE_LEAST_BYTES, stats().idle_limit // max(2, self.max_workers))
 
     @property
     def setup(self) -> str:
@@ -85,7 +85,7 @@ def checked_settings(
 ) -> PoolSettings:
     """Check what a user asks for; `name` is what the number of workers is called there."""
     if workers is None:
-        workers = cpus.default_workers()
+        workers = default_workers()
     check_count(name, workers, 1)
     if max_tasks_per_child is not None:
         check_count("max_tasks_per_child", max_tasks_per_child, 1)

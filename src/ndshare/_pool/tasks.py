@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ndshare._system import _wire
-from ndshare._transport import transport
+from ndshare._transport import Draft, Parcel, pack, unpack
 from ndshare.errors import InheritedError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Task:
 
     # What most tasks leave as it is lives in the class: a task is made in a microsecond or two.
     token = 0  # of a function that a worker is sent once; 0: the function travels with the arguments
-    parcel: transport.Parcel | None = None  # arguments that were read at submit
+    parcel: Parcel | None = None  # arguments that were read at submit
     dispatched = False  # at least once: it can be cancelled no more
     attempts = 0  # workers that died with it
     on_done: Callable[[], None] | None = None  # called before the callbacks
@@ -63,10 +63,10 @@ class Task:
         """Cancel it if it has not been sent to a worker; its arguments are let go at once."""
         raise NotImplementedError
 
-    def draft(self) -> transport.Draft:
+    def draft(self) -> Draft:
         """What travels for this task."""
         withheld = self.pool.settings.withheld if self.pool is not None else frozenset[str]()
-        return transport.pack(self.content, withheld=withheld)
+        return pack(self.content, withheld=withheld)
 
     def read_now(self, *, private: bool) -> None:
         """Read the arguments at once; `private` if they may be needed again after a worker had them."""
@@ -79,7 +79,7 @@ class Task:
         if self.parcel is not None:
             parcel, self.parcel = self.parcel, None
             try:
-                self.content = transport.unpack(parcel.data, parcel.descriptors())
+                self.content = unpack(parcel.data, parcel.descriptors())
             finally:
                 parcel.release()
 

@@ -23,18 +23,17 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ndshare._memory import segments
+from ndshare._memory import forget_owner, ledger_attach, ledger_clear, ledger_create, ledger_detach
 from ndshare._processes import frames
 from ndshare._processes import zygote as _zygote
 from ndshare._processes.caller_state import CallerState
 from ndshare._processes.hub import Hub, Todo
 from ndshare._processes.launcher import Zygote, ZygoteSpec
 from ndshare._processes.worker_handle import LEDGER_SLOTS, Worker, WorkerGoneError
-from ndshare._system import _wire
-from ndshare._system.board import drop_spares
+from ndshare._system import _wire, drop_spares
 
 if TYPE_CHECKING:
-    from ndshare._pool.pool import Pool
+    from ndshare._pool import Pool
 
 #: An idle shared worker ends after this time.
 _IDLE_S = 300.0
@@ -58,8 +57,8 @@ class Crew:
         self.pools: set[Pool] = set()
         self.closed = False
         self.buffer = bytearray(frames.BUFFER_BYTES)
-        self.ledger = segments.ledger_create(LEDGER_SLOTS)
-        segments.ledger_attach(self.ledger, 0)
+        self.ledger = ledger_create(LEDGER_SLOTS)
+        ledger_attach(self.ledger, 0)
         self.hub.flush = self._flush
         self._boards: list[tuple[int, mmap.mmap]] = []
         self._rows: list[tuple[int, int]] = []
@@ -169,8 +168,8 @@ class Crew:
         """A worker's process has ended (under the hub's lock)."""
         worker.drain(done)
         del self.workers[worker.id]
-        segments.forget_owner(_wire.load_u64(worker.board, worker.row + frames.OWNER_AT))
-        segments.ledger_clear(worker.ledger_slot)
+        forget_owner(_wire.load_u64(worker.board, worker.row + frames.OWNER_AT))
+        ledger_clear(worker.ledger_slot)
         if worker in self.idle:
             self.idle.remove(worker)
         if worker.pool is not None:
@@ -230,7 +229,7 @@ class Crew:
                 board.close()
         self._boards.clear()
         os.close(self.ledger)
-        segments.ledger_detach()
+        ledger_detach()
 
     def forget(self) -> None:
         """In a forked child: close what belongs to the parent, without a word to anybody."""

@@ -22,8 +22,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from ndshare._pickling.cells import give, given
-from ndshare._pickling.namespace import main_namespace
+from ndshare._pickling import give, given, main_namespace
 
 _ABSENT = object()
 _DEEPEST = 100  # decorators: a function may say that it wraps itself

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._system import cpus
+from ndshare._system import set_inside_worker
 
 #: Read by numerical libraries when they are loaded.
 THREAD_VARIABLES = (
@@ -67,7 +67,7 @@ class Surroundings:
         for name, value in wanted.items():
             if os.environ.get(name) != value:
                 os.environ[name] = value
-        cpus.set_inside_worker(threads)
+        set_inside_worker(threads)
         if threads != self._threads:
             import threadpoolctl
 

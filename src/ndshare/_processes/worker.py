@@ -34,14 +34,12 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from ndshare._memory import segments
+from ndshare._memory import install_handler, ledger_attach, owner_prefix, set_idle_limit, trim
 from ndshare._processes import frames
 from ndshare._processes.sources import Sources
 from ndshare._processes.surroundings import Surroundings
 from ndshare._system import _wire
-from ndshare._transport import mainspace, transport
-from ndshare._transport.failures import pack_failure
-from ndshare._transport.parcel import close_all
+from ndshare._transport import Draft, Parcel, close_all, mainspace, pack, pack_failure, pack_plain, unpack
 
 
 def main(fds: tuple[int, ...], options: dict[str, Any]) -> None:
@@ -69,11 +67,11 @@ class _Worker:
         os.register_at_fork(after_in_child=self._leave_to_parent)
         if (reseed := sys.modules.get("numpy.random")) is not None:
             reseed.seed()  # else all workers draw the numbers of the zygote's generator
-        segments.ledger_attach(ledger_fd, options["ledger_slot"])
+        ledger_attach(ledger_fd, options["ledger_slot"])
         os.close(ledger_fd)
-        segments.set_idle_limit(options["idle_limit"])
-        segments.install_handler()
-        _wire.store_u64(self.board, self.row + frames.OWNER_AT, segments.owner_prefix())
+        set_idle_limit(options["idle_limit"])
+        install_handler()
+        _wire.store_u64(self.board, self.row + frames.OWNER_AT, owner_prefix())
         _wire.store_u64(self.board, self.row + frames.PID_AT, os.getpid())
         mainspace.install()
         os.environ.update(options["overlay"])
@@ -129,7 +127,7 @@ class _Worker:
             else:
                 self.waited_us = (time.perf_counter() - began) * 1e6
                 return received
-            segments.trim()
+            trim()
             time.sleep(0.01)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
@@ -183,7 +181,7 @@ class _Worker:
             finally:
                 self.interruptible = False
             # Here nothing of the task is referenced any more, except by what the task itself kept.
-            parcel = draft if isinstance(draft, transport.Parcel) else draft.settle()
+            parcel = draft if isinstance(draft, Parcel) else draft.settle()
             del draft
         except BaseException as error:
             status = frames.ERROR
@@ -195,16 +193,14 @@ class _Worker:
         seconds = time.perf_counter() - began
         self._answer(frames.RESULT, status, seq, seconds, parcel)
 
-    def _call(
-        self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]
-    ) -> transport.Draft | transport.Parcel:
+    def _call(self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> Draft | Parcel:
         self.interruptible = True
         if self.main_failure is not None:
             close_all(fds)
             error, self.main_failure = self.main_failure, None
             raise _UnreadableError(frames.NO_MAIN, error[0])
         try:
-            work = transport.unpack(payload, fds)
+            work = unpack(payload, fds)
         except ModuleNotFoundError as error:
             raise _UnreadableError(frames.NO_MODULE, error) from None
         if kind == frames.CALL:
@@ -220,13 +216,13 @@ class _Worker:
             del work
         self.interruptible = False
         del function
-        return transport.pack_plain(result) or transport.pack(result, lend_values=True)
+        return pack_plain(result) or pack(result, lend_values=True)
 
     # ------------------------------------------------------------------ everything else
 
     def _on_main(self, _status: int, _count: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
         try:
-            mainspace.apply(transport.unpack(body, fds))
+            mainspace.apply(unpack(body, fds))
         except BaseException as error:
             self.main_failure = (error, "")
 
@@ -234,7 +230,7 @@ class _Worker:
         try:
             if self.main_failure is not None:
                 raise self.main_failure[0]
-            self.functions[token] = transport.unpack(body, fds)
+            self.functions[token] = unpack(body, fds)
         except ModuleNotFoundError as error:
             self.functions[token] = _UnreadableError(frames.NO_MODULE, error)
         except BaseException as error:
@@ -250,21 +246,21 @@ class _Worker:
                 self.interruptible = True
                 if self.main_failure is not None:
                     raise self.main_failure[0]
-                function, args = transport.unpack(body, fds)
+                function, args = unpack(body, fds)
                 function(*args)
             finally:
                 self.interruptible = False
         except BaseException as error:
             self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, pack_failure(error))
             raise SystemExit(1) from None
-        self._answer(frames.INITIALIZED, frames.OK, 0, 0.0, transport.pack(None).settle())
+        self._answer(frames.INITIALIZED, frames.OK, 0, 0.0, pack(None).settle())
 
     def _on_state(self, status: int, _count: int, fresh: int, body: memoryview, fds: tuple[int, ...]) -> None:
         if fresh:
             self.functions.clear()
             mainspace.install()  # as for a process forked from the caller now: no globals of earlier tasks
             self.main_failure = None
-        state = transport.unpack(body, fds) if status == frames.PARCEL else body
+        state = unpack(body, fds) if status == frames.PARCEL else body
         self.surroundings.apply(pickle.loads(state), fresh=bool(fresh))
 
     def _on_sources(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
@@ -272,13 +268,13 @@ class _Worker:
         self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(self.sources.found())], ())
 
     def _on_placed(self, _s: int, _c: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
-        """Run anywhere again, after having been woken on the caller's processor (`ndshare._processes.placing`)."""
+        """Run anywhere again: it was woken on the caller's processor (`ndshare._processes.placing`)."""
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, marshal.loads(body))
 
     # ------------------------------------------------------------------ sending
 
-    def _answer(self, kind: int, status: int, seq: int, seconds: float, parcel: transport.Parcel) -> None:
+    def _answer(self, kind: int, status: int, seq: int, seconds: float, parcel: Parcel) -> None:
         if self.socket_fd < 0:  # a process that the task forked, and that has come back from it as well
             with contextlib.suppress(Exception):
                 sys.stdout.flush()

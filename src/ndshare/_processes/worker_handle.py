@@ -15,16 +15,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ndshare._memory import segments
+from ndshare._memory import trim
 from ndshare._processes import frames, records
 from ndshare._processes.hub import Todo
 from ndshare._processes.launcher import Zygote
 from ndshare._system import _wire
-from ndshare._transport import parcel
+from ndshare._transport import close_all
 
 if TYPE_CHECKING:
-    from ndshare._pool.pool import Pool
-    from ndshare._pool.tasks import Task
+    from ndshare._pool import Pool, Task
     from ndshare._processes.crew import Crew
 
 #: Slots in the ledger of memory that is about to be allocated.
@@ -193,7 +192,7 @@ class Worker:
                 self._early_fds = fds
             elif kind == frames.INITIALIZED:
                 if self.pool is None:  # which did not wait for it
-                    parcel.close_all(fds)
+                    close_all(fds)
                 else:
                     self.pool.on_initialized(self, status, body, fds, done)
             elif kind == frames.SOURCES:
@@ -271,5 +270,5 @@ class Worker:
 
 
 def _make_room() -> None:
-    segments.trim()
+    trim()
     time.sleep(0.005)

@@ -17,13 +17,13 @@ import threading
 import time
 import types
 
-from ndshare._memory import segments
-from ndshare._queue import exit
+from ndshare._memory import stats
+from ndshare._queue import at_exit
 from ndshare._queue.memory import BACKLOG_BYTE, IMMEDIATE, SHUT, SLOT_BYTE, hold_again, keep_slot
 from ndshare._queue.messages import Message, short_of_files
 from ndshare._queue.slots import Slots
 from ndshare._queue.wire import Wire
-from ndshare._system import platform
+from ndshare._system import lock_byte, reopen, unlock_byte
 from ndshare.errors import CapacityError, SegmentError, ShutDown
 
 _PAUSE_S = 0.002  # between two attempts when the kernel cannot say when there is room: descriptors in flight
@@ -112,13 +112,13 @@ class Backlog(Slots):
     def _delay(self, message: Message) -> None:
         """Put a message into the backlog. Lock held."""
         if self._keep_fd < 0:
-            keep_fd = platform.reopen(self.wire.files.memory)
-            platform.lock_byte(keep_fd, BACKLOG_BYTE, shared=True)
+            keep_fd = reopen(self.wire.files.memory)
+            lock_byte(keep_fd, BACKLOG_BYTE, shared=True)
             if self.wire.flags & SHUT:  # a receiver may have looked before the lock was there
                 os.close(keep_fd)
                 raise ShutDown
             self._keep_fd = keep_fd
-            exit.expect(self)
+            at_exit.expect(self)
         if message.slot_fd >= 0:
             keep_slot(self._keep_fd, message.slot_fd, message.slot)
             self._close_slot(message)
@@ -171,14 +171,14 @@ class Backlog(Slots):
                 message.slot_fd = hold_again(self.wire.files.memory, message.slot)
                 self._slot_fds.add(message.slot_fd)
                 # Before it is sent: once the receiver has it, nobody else may hold the slot.
-                platform.unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
+                unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
             sent = self._send(message)
         except ShutDown:
             self._late = True
         except OSError:  # no descriptor for the slot
             pass
         if message.slot_fd >= 0:
-            platform.lock_byte(self._keep_fd, SLOT_BYTE + message.slot, shared=True)
+            lock_byte(self._keep_fd, SLOT_BYTE + message.slot, shared=True)
             self._close_slot(message)
         if sent:
             self.backlog.popleft()
@@ -190,12 +190,12 @@ class Backlog(Slots):
             self.backlog.popleft()
             if message.slot >= 0:
                 self.wire.clear_slot(message.slot)
-                platform.unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
+                unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
                 self.wire.ring()
         sys.unraisablehook(
             types.SimpleNamespace(
                 exc_type=CapacityError,
-                exc_value=CapacityError(message.nbytes, segments.stats().available, segments.stats().limit),
+                exc_value=CapacityError(message.nbytes, stats().available, stats().limit),
                 exc_traceback=None,
                 err_msg="a message of an ndshare.Queue was lost: there was no memory to send it",
                 object=message,
@@ -211,7 +211,7 @@ class Backlog(Slots):
         os.close(self._keep_fd)
         self._keep_fd = -1
         self._feeder = None
-        exit.forget(self)
+        at_exit.forget(self)
         self.wire.ring()
 
     def join(self, seconds: float | None = None) -> bool:

@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 
-from ndshare._queue import exit
+from ndshare._queue import at_exit
 from ndshare._queue.line import Line
 from ndshare._queue.memory import Files
 from ndshare._queue.wire import Wire
@@ -52,7 +52,7 @@ def _begin_in_child() -> None:
     global _registry_lock
     _registry_lock = threading.RLock()
     _wire.shield_main(threading.main_thread().ident or 0)
-    exit.begin_in_child()
+    at_exit.begin_in_child()
     for line in _forks.__dict__.pop("lines", ()):
         line.begin_in_child()
 

@@ -18,7 +18,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-from ndshare._system import platform
+from ndshare._system import lock_byte, reopen
 
 # Begins every message: kind, whether its descriptors are in an envelope, slot and one.
 HEAD = struct.Struct("<BBHI")
@@ -82,12 +82,12 @@ def create(maxsize: int, maxbytes: int | None) -> Files:
 
 def keep_slot(keep_fd: int, slot_fd: int, slot: int) -> None:
     """Let another description hold a slot as well; no instant passes at which it is free."""
-    platform.lock_byte(slot_fd, SLOT_BYTE + slot, shared=True)
-    platform.lock_byte(keep_fd, SLOT_BYTE + slot, shared=True)
+    lock_byte(slot_fd, SLOT_BYTE + slot, shared=True)
+    lock_byte(keep_fd, SLOT_BYTE + slot, shared=True)
 
 
 def hold_again(memory_fd: int, slot: int) -> int:
     """Return a new description that holds a slot this process keeps."""
-    fd = platform.reopen(memory_fd)
-    platform.lock_byte(fd, SLOT_BYTE + slot, shared=True)
+    fd = reopen(memory_fd)
+    lock_byte(fd, SLOT_BYTE + slot, shared=True)
     return fd

@@ -1,7 +1,8 @@
 """From an object to what goes through the socket of a queue, and back.
 
-A message is one parcel of `ndshare._transport.transport` behind a head. What it names in ``__main__`` is looked up by
-name in the receiver, as with `multiprocessing.Queue`. If the queue has been sent to workers of ndshare, which
+A message is one parcel of `ndshare._transport.transport` behind a head. What it names in ``__main__`` is
+looked up by name in the receiver, as with `multiprocessing.Queue`. If the queue has been sent to workers of
+ndshare, which
 do not import the program, definitions of those names go with it, and a receiver that lacks one takes it from
 there.
 
@@ -17,11 +18,11 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from ndshare._pickling.namespace import main_namespace
+from ndshare._pickling import main_namespace
 from ndshare._queue.memory import HEAD, NAMED, NAMES, PLAIN
 from ndshare._system import _wire
-from ndshare._transport import mainspace, transport
-from ndshare._transport.parcel import BARE_TAG, Parcel, close_all
+from ndshare._transport import BARE_TAG, Draft, Parcel, close_all, mainspace, pack
+from ndshare._transport import unpack as unpack_transport
 from ndshare.errors import SegmentError, TransportError, UnsendableGlobalError
 
 FDS_MAX = 250  # per message, below the kernel's 253
@@ -41,7 +42,7 @@ class Message:
     __slots__ = ("draft", "names", "parcel", "slot", "slot_fd")
 
     def __init__(self, obj: object, *, define: bool) -> None:
-        self.draft: transport.Draft | None = transport.pack(obj)
+        self.draft: Draft | None = pack(obj)
         self.names = _definitions(self.draft.needs) if define and self.draft.needs else ()
         self.parcel: Parcel | None = None
         self.slot = self.slot_fd = -1
@@ -133,7 +134,7 @@ def unpack(received: bytes | tuple[bytes, tuple[int, ...]]) -> Any:
         fds = tuple(_opened(fds[0]))
     body = memoryview(data)[HEAD.size :]
     if kind == PLAIN:
-        return transport.unpack(body, fds)
+        return unpack_transport(body, fds)
     names_len, definitions_len, count = NAMES.unpack_from(body)
     start = NAMES.size + names_len
     namespace = main_namespace()
@@ -141,12 +142,12 @@ def unpack(received: bytes | tuple[bytes, tuple[int, ...]]) -> Any:
         close_all(fds[:count])
     else:
         try:
-            update = transport.unpack(body[start : start + definitions_len], fds[:count])
+            update = unpack_transport(body[start : start + definitions_len], fds[:count])
         except BaseException:
             close_all(fds[count:])
             raise
         mainspace.apply({name: value for name, value in update.items() if name not in namespace})
-    return transport.unpack(body[start + definitions_len :], fds[count:])
+    return unpack_transport(body[start + definitions_len :], fds[count:])
 
 
 def envelope(fds: list[int]) -> int:

@@ -27,7 +27,7 @@ from ndshare._queue.memory import (
     WAITERS,
     Files,
 )
-from ndshare._system import _wire, platform
+from ndshare._system import _wire, is_byte_locked
 
 
 class Opened:
@@ -94,7 +94,7 @@ class Opened:
 
     def has_backlogs(self) -> bool:
         """Tell whether a process still has messages that the socket had no room for."""
-        return platform.is_byte_locked(self.files.memory, BACKLOG_BYTE)
+        return is_byte_locked(self.files.memory, BACKLOG_BYTE)
 
     def has_messages(self) -> bool:
         """Tell whether a message is there to be received."""

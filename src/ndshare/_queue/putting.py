@@ -13,7 +13,7 @@ from ndshare._queue.line import Line
 from ndshare._queue.memory import SHUT, WAITERS, WORKERS
 from ndshare._queue.messages import Message
 from ndshare._system import _wire
-from ndshare._transport.parcel import INLINE_MAX
+from ndshare._transport import INLINE_MAX
 from ndshare.errors import ShutDown
 
 # They need no look at what is in them.

@@ -30,7 +30,7 @@ import weakref
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, NoReturn
 
-from ndshare._pickling.descriptors import Descriptor
+from ndshare._pickling import Descriptor
 from ndshare._queue import memory as _queue_memory
 from ndshare._queue.getting import Getting
 from ndshare._queue.line import Line

@@ -16,12 +16,12 @@ import os
 import resource
 import socket
 
-from ndshare._memory import segments
+from ndshare._memory import trim
 from ndshare._queue.memory import HEAD, IMMEDIATE, PLAIN, SHUT, Files
 from ndshare._queue.messages import FDS_MAX, Message, envelope
 from ndshare._queue.waiting import Waiting
-from ndshare._system import _wire, platform
-from ndshare._transport.parcel import BARE_TAG, INLINE_MAX, close_all
+from ndshare._system import _wire, descriptors_in_flight
+from ndshare._transport import BARE_TAG, INLINE_MAX, close_all
 from ndshare.errors import SegmentError, ShutDown
 
 Received = bytes | tuple[bytes, tuple[int, ...]]
@@ -93,7 +93,7 @@ class Wire(Waiting):
     def _has_room(self, count: int, late: bool) -> bool:
         if count > self._budget:
             quarter = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
-            there = platform.descriptors_in_flight(self.files.out if late else self.files.into)
+            there = descriptors_in_flight(self.files.out if late else self.files.into)
             if there and there + count > quarter:
                 return False
             self._budget = max(count, (quarter - there) // 4)
@@ -124,7 +124,7 @@ class Wire(Waiting):
 
     def _receive_with_room(self) -> Received | None:
         gc.collect()
-        segments.trim()
+        trim()
         try:
             return _wire.queue_recv(*self.receiving)
         except OSError as error:

@@ -6,8 +6,8 @@
     slot     one per worker: state · items done · when the item began · share · process
     mask     one byte per item
 
-The memory is one shared byte array for processes, an ordinary one for threads. `ndshare._map._loop` writes the
-first three fields of a slot and the mask while it runs a share.
+The memory is one shared byte array for processes, an ordinary one for threads. `ndshare._map._loop` writes
+the first three fields of a slot and the mask while it runs a share.
 
 Guarantees
 ----------

@@ -1,7 +1,7 @@
 """One large array and nothing else out of band: the commonest task and result, at half of the price.
 
-`ndshare._transport.settling` and `ndshare._transport.transport` do the same for any number of arrays, with lists. Right after a
-large copy, when nothing is in the caches any more, each step that is not taken counts.
+`ndshare._transport.settling` and `ndshare._transport.transport` do the same for any number of arrays, with
+lists. Right after a large copy, when nothing is in the caches any more, each step that is not taken counts.
 
 A result that is an array has no pickle either: its stream is empty.
 """
@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import segments
-from ndshare._memory.layout import decode_dtype, encode_dtype, view_of
-from ndshare._pickling.pickler import ALONE_STREAM
-from ndshare._pickling.recording import Placed
+from ndshare._memory import VALUE, attach, decode_dtype, encode_dtype, should_copy_out, stage, view_of
+from ndshare._pickling import ALONE_STREAM, Placed
 from ndshare._transport.parcel import (
     ALONE,
     ALONE_HEAD,
@@ -75,7 +73,7 @@ def settle_alone(note: Any, stream: bytes, needs: frozenset[str]) -> Parcel | No
     code = encode_dtype(note.dtype)
     if type(code) is bytes:
         return None
-    block = segments.stage(note.nbytes)
+    block = stage(note.nbytes)
     try:
         strides = copy_strides(note)
         copy_into(block, 0, strides, note)
@@ -104,11 +102,11 @@ def rebuild_alone(data: memoryview, fds: list[int]) -> Any:
     start = ALONE_HEAD.size
     stop = start + ALONE_HEAD.unpack_from(data)[1]
     uid, size, offset, code, shape, strides = marshal.loads(data[start:stop])
-    block = segments.attach(uid, size, segments.VALUE, take_descriptor(fds))
+    block = attach(uid, size, VALUE, take_descriptor(fds))
     try:
         offset -= block.offset
         dtype = decode_dtype(code)
-        if segments.should_copy_out(block):
+        if should_copy_out(block):
             array = copied(view_of(block, offset, dtype, shape, strides))
         else:
             array = block.array(dtype, shape, strides, offset)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from ndshare._memory import _heap
+from ndshare._memory import digest as digest_heap
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -32,7 +32,7 @@ class Chunks:
     parts: tuple[bytes, ...]
 
     @classmethod
-    def of(cls, content: Bytes, digest: Callable[[Bytes], bytes] = _heap.digest) -> Chunks:
+    def of(cls, content: Bytes, digest: Callable[[Bytes], bytes] = digest_heap) -> Chunks:
         """Return those of a content; `digest` hashes each."""
         starts = range(0, max(1, content.size), CHUNK_BYTES)
         return cls(content.size, tuple(digest(content[start : start + CHUNK_BYTES]) for start in starts))
@@ -47,7 +47,7 @@ class Chunks:
         if len(self.parts) == 1:
             return self.parts[0]
         text = b"".join((b"chunks", self.size.to_bytes(8, "little"), *self.parts))
-        return _heap.digest(np.frombuffer(text, np.uint8))
+        return digest_heap(np.frombuffer(text, np.uint8))
 
     def places(self) -> Iterator[tuple[bytes, slice]]:
         """Yield hash and place of each chunk."""

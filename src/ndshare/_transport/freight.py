@@ -23,11 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ndshare._memory import _heap, segments
-from ndshare._memory.layout import decode_dtype, encode_dtype, view_of
-from ndshare._pickling.descriptors import Descriptor
-from ndshare._pickling.pickler import record
-from ndshare._pickling.recording import Placed, Recording
+from ndshare._memory import SHARED, Block, block_of, decode_dtype, encode_dtype, view_of
+from ndshare._memory import digest as digest_heap
+from ndshare._pickling import Descriptor, Placed, Recording, record
 from ndshare._transport.chunks import Bytes, Chunks, Content
 from ndshare._transport.parcel import RAW, READ_ONLY
 from ndshare._transport.staging import aligned, copy_into, copy_strides
@@ -35,7 +33,7 @@ from ndshare.errors import TransportError
 
 BLOCK, CONTENT, INLINE = "block", "content", "inline"
 
-INLINE_MAX = 64 * 1024
+CARRIED_MAX = 64 * 1024
 """Arrays up to this size travel with each share; larger ones once per node, for a hash and a message."""
 
 # One array: where it is, block number or hash or None, lowest byte, dtype code, shape, strides, flags.
@@ -107,7 +105,7 @@ class Manifest:
         Arrays up to so many bytes travel with the object.
     """
 
-    def __init__(self, inline_max: int = INLINE_MAX) -> None:
+    def __init__(self, inline_max: int = CARRIED_MAX) -> None:
         self._inline_max = inline_max
         self.blocks: list[SharedBlock] = []
         self.contents: dict[bytes, Content] = {}
@@ -125,7 +123,7 @@ class Manifest:
         self.contents = dict(other.contents)
         self._numbers = dict(other._numbers)
 
-    def block_number(self, block: segments.Block) -> int:
+    def block_number(self, block: Block) -> int:
         """Return the number of a block of shared memory."""
         key = block.uid, block.offset
         number = self._numbers.get(key)
@@ -136,7 +134,7 @@ class Manifest:
 
     def find(self, array: npt.NDArray[Any]) -> tuple[int, int] | None:
         """Return block number and offset of an array, if it is in a block that the map refers to."""
-        found = segments.block_of(array)
+        found = block_of(array)
         if found is None:
             return None
         block, low = found
@@ -174,7 +172,7 @@ class Manifest:
         return chunks.digest()
 
     def _hash(self, content: Bytes) -> bytes:
-        return _heap.digest(content)
+        return digest_heap(content)
 
     def crate(self, recording: Recording) -> Crate:
         """Return a recorded object with the places of its arrays."""
@@ -183,7 +181,7 @@ class Manifest:
         for note in recording.notes:
             flags = 0
             if isinstance(note, Placed):
-                if note.block.kind == segments.SHARED and self._inline_max < sys.maxsize:
+                if note.block.kind == SHARED and self._inline_max < sys.maxsize:
                     place = self.block_number(note.block), note.offset, note.dtype, note.shape, note.strides
                     pieces.append((BLOCK, *place, 0 if note.writeable else READ_ONLY))
                     continue

@@ -29,9 +29,8 @@ from typing import Any
 import numpy as np
 
 from ndshare._arrays import share_array
-from ndshare._memory import segments
-from ndshare._memory.layout import encode_dtype
-from ndshare._pickling.recording import Placed
+from ndshare._memory import block_of, encode_dtype
+from ndshare._pickling import Placed
 from ndshare.errors import CapacityError
 
 #: Smaller arrays are copied each time: to map one costs as much as to copy some 100 kB.
@@ -86,7 +85,7 @@ class Inputs:
                 if root is not array:  # one of many parts of it, most likely
                     return None
             copy = self._copy(seen, array)
-        found = segments.block_of(copy)
+        found = block_of(copy)
         if found is None:
             return None
         block, low = found

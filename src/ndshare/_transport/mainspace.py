@@ -43,11 +43,16 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._pickling.cells import CODE_TYPES, expect_gifts
-from ndshare._pickling.named import names_in_pickle
-from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
-from ndshare._pickling.pickler import record
-from ndshare._pickling.recording import Placed, Recording
+from ndshare._pickling import (
+    CODE_TYPES,
+    MAIN_NAMES,
+    Placed,
+    Recording,
+    expect_gifts,
+    main_namespace,
+    names_in_pickle,
+    record,
+)
 from ndshare._transport.transport import Draft
 from ndshare.errors import UnsendableGlobalError
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import segments
+from ndshare._memory import Block
 from ndshare.errors import TransportError
 
 INLINE_MAX = 48 * 1024
@@ -74,11 +74,11 @@ class Parcel:
     def __init__(
         self,
         data: bytes,
-        blocks: tuple[segments.Block, ...] = (),
+        blocks: tuple[Block, ...] = (),
         needs: frozenset[str] = _NOTHING,
         nbytes_copied: int = 0,
         nbytes_lent: int = 0,
-        neighbours: tuple[segments.Block, ...] = (),
+        neighbours: tuple[Block, ...] = (),
     ) -> None:
         self.data = data
         self.blocks = blocks
@@ -111,7 +111,7 @@ class Parcel:
         self.blocks = self.neighbours = ()
 
 
-def release(block: segments.Block) -> None:
+def release(block: Block) -> None:
     """Drop a reference to a block, or leave that to the garbage collector.
 
     An exception that is under way keeps the frames, and so the memoryviews, of where it was raised.

@@ -13,10 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import segments
-from ndshare._memory.layout import decode_dtype, encode_dtype, span, view_of
-from ndshare._pickling.descriptors import Descriptor
-from ndshare._pickling.recording import Placed
+from ndshare._memory import (
+    COPY,
+    SEALED,
+    SHARED,
+    VALUE,
+    Block,
+    block_of,
+    decode_dtype,
+    encode_dtype,
+    span,
+    view_of,
+)
+from ndshare._pickling import Descriptor, Placed
 from ndshare._transport.parcel import (
     INLINE,
     INLINE_MAX,
@@ -58,7 +67,7 @@ def settle_references(notes: tuple[Any, ...], stream: bytes, needs: frozenset[st
     """
     if len(notes) > _REFERENCES_MOST or len(stream) > INLINE_MAX // 2:
         return None
-    blocks: dict[int, segments.Block] = {}
+    blocks: dict[int, Block] = {}
     table: list[tuple[int, int, int]] = []
     pieces: list[Piece] = []
     nbytes = 0
@@ -67,7 +76,7 @@ def settle_references(notes: tuple[Any, ...], stream: bytes, needs: frozenset[st
             return None
         block = note.block
         uid, kind = block.uid, block.kind
-        if kind == segments.VALUE or uid in blocks or type(note.dtype) is bytes:
+        if kind == VALUE or uid in blocks or type(note.dtype) is bytes:
             return None
         pieces.append(
             (
@@ -96,14 +105,14 @@ class Settling:
         self.segments: list[tuple[int, int, int]] = []
         self.blocks: list[Any] = []  # of segments; and Descriptors
         self.numbers: dict[tuple[int, int], int] = {}
-        self.neighbours: dict[tuple[int, int], segments.Block] = {}
+        self.neighbours: dict[tuple[int, int], Block] = {}
         self.nbytes_copied = 0
         self.nbytes_lent = 0
         self.copies: list[tuple[int, np.ndarray[Any, Any], int]] = []  # (piece, array, flags)
         returned: dict[tuple[int, int], list[tuple[int, Placed]]] = {}
         for number, note in enumerate(notes):
             if type(note) is Placed:
-                if not note.private and note.block.kind == segments.VALUE:
+                if not note.private and note.block.kind == VALUE:
                     returned.setdefault((note.block.uid, note.block.offset), []).append((number, note))
                 else:
                     self._refer(number, note, 0 if note.writeable else READ_ONLY)
@@ -118,7 +127,7 @@ class Settling:
         if returned:
             self._settle_returned(list(returned.values()))
 
-    def _segment(self, block: segments.Block, kind: int) -> int:
+    def _segment(self, block: Block, kind: int) -> int:
         number = self.numbers.get((block.uid, kind))
         if number is None:
             number = self.numbers[block.uid, kind] = len(self.segments)
@@ -130,7 +139,7 @@ class Settling:
 
     def _refer(self, number: int, note: Placed, flags: int) -> None:
         block = note.block
-        segment = self._segment(block, segments.COPY if note.private else block.kind)
+        segment = self._segment(block, COPY if note.private else block.kind)
         self.pieces[number] = (
             segment, block.offset + note.offset, note.dtype, note.shape, note.strides, flags
         )  # fmt: skip
@@ -139,8 +148,8 @@ class Settling:
     def _add_buffer(self, number: int, note: Any) -> None:
         """Refer to the bytes of some library's buffer, or note them to be copied."""
         data: np.ndarray[Any, Any] = np.frombuffer(note.raw(), np.uint8)
-        found = segments.block_of(data)
-        if found is not None and found[0].kind in (segments.SHARED, segments.SEALED):
+        found = block_of(data)
+        if found is not None and found[0].kind in (SHARED, SEALED):
             placed = Placed(*found, data.dtype.str, 1, data.shape, data.strides, data.flags.writeable)
             self._refer(number, placed, RAW if placed.writeable else RAW | READ_ONLY)
         else:

@@ -14,11 +14,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from ndshare._arrays import share_array
-from ndshare._memory.layout import is_movable
-from ndshare._pickling.recording import SLOT
-from ndshare._pickling.reducers import reduce_subclass, same
-from ndshare._pickling.session import Session
-from ndshare._system._wire import selective
+from ndshare._memory import is_movable
+from ndshare._pickling import SLOT, Session, reduce_subclass, same
+from ndshare._system import selective
 
 __all__ = ["share"]
 

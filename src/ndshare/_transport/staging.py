@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import segments
-from ndshare._memory.copying import copy_array
-from ndshare._memory.layout import dense_strides
+from ndshare._memory import Block, copy_array, dense_strides, stage
 from ndshare._transport.parcel import release
 
 ALIGNMENT = 64  # bytes; a cache line, and enough for every vector instruction
@@ -29,7 +27,7 @@ class Place:
 
     __slots__ = ("block", "offset", "strides")
 
-    def __init__(self, block: segments.Block, offset: int, strides: tuple[int, ...] | None) -> None:
+    def __init__(self, block: Block, offset: int, strides: tuple[int, ...] | None) -> None:
         self.block = block
         self.offset = offset
         self.strides = strides
@@ -96,7 +94,7 @@ def stage_arrays(arrays: Sequence[np.ndarray[Any, Any]]) -> list[Place]:
 def _copy_group(
     arrays: Sequence[np.ndarray[Any, Any]], group: list[int], nbytes: int, places: list[Place | None]
 ) -> None:
-    block = segments.stage(nbytes)
+    block = stage(nbytes)
     offset = 0
     for number in group:
         array = arrays[number]
@@ -106,9 +104,9 @@ def _copy_group(
         offset += aligned(array.nbytes)
 
 
-def stage_bytes(parts: Sequence[Any]) -> segments.Block:
+def stage_bytes(parts: Sequence[Any]) -> Block:
     """Copy byte strings, one after the other, into a staged block."""
-    block = segments.stage(sum(map(len, parts)))
+    block = stage(sum(map(len, parts)))
     target: np.ndarray[Any, Any] = np.frombuffer(memoryview(block), np.uint8)  # NumPy copies without the GIL
     offset = 0
     for part in parts:

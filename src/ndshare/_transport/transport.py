@@ -36,12 +36,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ndshare._memory import segments
-from ndshare._memory.layout import decode_dtype, view_of
-from ndshare._pickling.descriptors import FILE, Descriptor
-from ndshare._pickling.pickler import record, record_alone
-from ndshare._pickling.recording import Recording
-from ndshare._pickling.session import by_value_modules
+from ndshare._memory import COPY, SEALED, SHARED, VALUE, attach, decode_dtype, should_copy_out, view_of
+from ndshare._pickling import FILE, Descriptor, Recording, by_value_modules, record, record_alone
 from ndshare._transport.alone import rebuild_alone, settle_alone
 from ndshare._transport.parcel import (
     ALONE,
@@ -153,7 +149,7 @@ class Draft:
                 parcel = settle_references(notes, parts[0], self.needs)
             if parcel is not None:
                 return parcel
-            return Settling(notes, segments.COPY if broadcast else segments.VALUE).finish(parts, self.needs)
+            return Settling(notes, COPY if broadcast else VALUE).finish(parts, self.needs)
         except (CapacityError, SegmentError):
             self._recording = Recording(parts, notes, self.needs)
             raise
@@ -254,7 +250,7 @@ def unpack(data: bytes | bytearray | memoryview, fds: Sequence[int]) -> Any:
                     "a message was refused", f"its first byte is {data[0]}", "send parcels only"
                 )
             _, uid, size, offset, kind, table_len, stream_len = STORED_HEAD.unpack_from(view)
-        body = segments.attach(uid, size, kind, take_descriptor(left))
+        body = attach(uid, size, kind, take_descriptor(left))
         try:
             with memoryview(body) as whole:
                 start = offset - body.offset
@@ -271,11 +267,11 @@ def _rebuild(body: memoryview, table_len: int, stream_len: int, fds: list[int]) 
     try:
         for uid, size, kind in table:
             fd = take_descriptor(fds)
-            blocks.append(Descriptor(fd) if kind == FILE else segments.attach(uid, size, kind, fd))
-        by_value = [kind not in (segments.SHARED, segments.SEALED, FILE) for _, _, kind in table]
+            blocks.append(Descriptor(fd) if kind == FILE else attach(uid, size, kind, fd))
+        by_value = [kind not in (SHARED, SEALED, FILE) for _, _, kind in table]
         copy_out = by_value
         if any(by_value):
-            copy_out = [v and segments.should_copy_out(b) for v, b in zip(by_value, blocks, strict=True)]
+            copy_out = [v and should_copy_out(b) for v, b in zip(by_value, blocks, strict=True)]
         inline = body[table_len + stream_len :]
         arrays: list[Any] = []
         for segment, offset, code, shape, strides, flags in pieces:

@@ -8,12 +8,11 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ndshare._pool.futures import TaskFuture
-from ndshare._pool.tasks import describe
-from ndshare._processes.injection import invoke
+from ndshare._pool import TaskFuture, describe
+from ndshare._processes import invoke
 
 if TYPE_CHECKING:
-    from ndshare._pool.pool import Pool
+    from ndshare._pool import Pool
 
 
 class Registered:

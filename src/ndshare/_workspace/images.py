@@ -10,9 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from ndshare._transport.chunks import Bytes, Chunks, Content
-from ndshare._transport.freight import Manifest, is_zero
-from ndshare._transport.staging import aligned
+from ndshare._transport import Bytes, Chunks, Content, Manifest, aligned, is_zero
 
 #: Smaller blocks share an image: each image is a file on every machine.
 _ALONE_BYTES = 1 << 20

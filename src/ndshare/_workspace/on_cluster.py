@@ -18,12 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._cluster.calls import Calls, Packed, crates_of
-from ndshare._cluster.engines import find_engine
-from ndshare._node.shares import NamedTask, Script, Setting
-from ndshare._pool.settings import PoolSettings
-from ndshare._pool.tasks import describe
-from ndshare._transport.freight import Manifest
+from ndshare._cluster import Calls, Packed, crates_of, find_engine
+from ndshare._node import NamedTask, Script, Setting
+from ndshare._pool import PoolSettings, describe
+from ndshare._transport import Manifest
 from ndshare._workspace.calls import Handle
 from ndshare._workspace.images import Images
 from ndshare.errors import InheritedError

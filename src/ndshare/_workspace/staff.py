@@ -14,11 +14,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
-from ndshare._pool.executor import new_pool, warn_of_copies
-from ndshare._pool.muster import start_workers
-from ndshare._pool.repeats import Repeats
-from ndshare._pool.settings import PoolSettings
-from ndshare._processes.injection import SetUp
+from ndshare._pool import PoolSettings, Repeats, new_pool, start_workers, warn_of_copies
+from ndshare._processes import SetUp
 from ndshare._workspace.calls import Handle, PoolHandle
 from ndshare._workspace.waiting import wait_for
 from ndshare.errors import InheritedError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._transport.sharing import share
+from ndshare._transport import share
 from ndshare.errors import CapacityError
 
 

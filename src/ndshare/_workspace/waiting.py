@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from ndshare._map.progress import Bar
+from ndshare._map import Bar
 
 Progress = bool | Callable[[int, int], object]
 

@@ -17,9 +17,8 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Self
 
-from ndshare._pool.settings import Environment, checked_settings
-from ndshare._pool.tasks import describe
-from ndshare._system.arguments import check_callable
+from ndshare._pool import Environment, checked_settings, describe
+from ndshare._system import check_callable
 from ndshare._workspace.calls import Handle, Registered
 from ndshare._workspace.staff import PoolStaff, Staff
 from ndshare._workspace.values import checked_values, share_all

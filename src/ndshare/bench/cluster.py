@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._cluster.context import ClusterContext
-from ndshare._system.cpus import processors
+from ndshare._cluster import ClusterContext
+from ndshare._system import processors
 from ndshare.bench import costs
 from ndshare.bench.dask_cluster import Load, load_of, opened
 from ndshare.bench.goal import Goal, Result

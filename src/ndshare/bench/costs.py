@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._cluster.cargo import Cargo
-from ndshare._cluster.context import ClusterContext
-from ndshare._node.twins import Change
+from ndshare._cluster import Cargo, ClusterContext
+from ndshare._node import Change
 from ndshare.bench.dask_cluster import load_of
 from ndshare.bench.goal import Result
 from ndshare.bench.simulation import Costs

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._map import _loop
-from ndshare._system.board import DONE, Board
+from ndshare._map import run as run_loop
+from ndshare._system import DONE, Board
 from ndshare.bench.goal import Goal, Result
 from ndshare.bench.timing import Contestant, alternate
 
@@ -56,7 +56,7 @@ def _bookkeeping(rounds: int, items: int) -> Result:
 
     def loop(source: Callable[[], Any], by_index: bool, timed: bool) -> tuple[int, bool]:
         board.mask[:] = 0
-        return _loop.run(
+        return run_loop(
             _nothing, _ZERO, source(), by_index, board.memory, board.slot(0), board.mask_at, 0, items, timed
         )
 

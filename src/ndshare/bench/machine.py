@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from ndshare._system import cpus
+from ndshare._system import default_workers
 
 
 def facts() -> dict[str, object]:
@@ -16,7 +16,7 @@ def facts() -> dict[str, object]:
     return {
         "cpu": _first("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": os.cpu_count(),
-        "usable cores": cpus.default_workers(),
+        "usable cores": default_workers(),
         "memory": f"{_kibibytes('MemTotal') / 1e6 * 1.024:.1f} GB",
         "free memory": f"{_kibibytes('MemAvailable') / 1e6 * 1.024:.1f} GB",
         "load before": os.getloadavg()[0],

@@ -23,7 +23,7 @@ import math
 import random
 from typing import Any
 
-from ndshare._cluster.share_size import DEPTH, ShareSize
+from ndshare._cluster import DEPTH, ShareSize
 
 _GB = 1e9
 

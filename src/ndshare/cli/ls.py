@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ndshare._dict import listing
+from ndshare._dict import infos
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.parse_args(argv)
     rows = [("name", "keys", "bytes", "users (pids)", "age", "")]
-    for info in listing.infos():
+    for info in infos():
         users = " ".join(map(str, info.users)) or "none"
         kept = "persistent" if info.persistent else ""
         rows.append((info.name, str(info.keys), str(info.nbytes), users, _age(info.age), kept))

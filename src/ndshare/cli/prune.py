@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ndshare._dict import listing
+from ndshare._dict import prune
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
         "--persistent", action="store_true", help="remove also those made to outlive their users"
     )
     arguments = parser.parse_args(argv)
-    names = listing.prune(arguments.dry_run, persistent=arguments.persistent)
+    names = prune(arguments.dry_run, persistent=arguments.persistent)
     for name in names:
         print(f"{'would remove' if arguments.dry_run else 'removed'} {name}")
     if not names:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ndshare._system import cpus
+from ndshare._system import default_workers
 from ndshare.demo import digits, plot, ridge
 from ndshare.demo.grid import BLAS_THREADS, Grid, Search, pickled_bytes, search_parallel, search_serial
 from ndshare.demo.options import add_size_and_place, add_workers
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     os.makedirs(arguments.out, exist_ok=True)
     train, held_out = digits.load()
     grid = Grid.make(arguments.quick)
-    workers: int = arguments.workers or cpus.default_workers()
+    workers: int = arguments.workers or default_workers()
     print(
         f"{len(train)} digits to learn from, {len(held_out)} held out; {grid.shape[1]} bandwidths x "
         f"{grid.shape[0]} regularisations, {grid.folds}-fold cross-validation"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ndshare._system import cpus
+from ndshare._system import default_workers
 from ndshare.demo import tiles
 from ndshare.demo.cleaning import Cleaned, clean
 from ndshare.demo.denoise import MARGIN
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     os.makedirs(arguments.out, exist_ok=True)
     names, pictures = tiles.load(arguments.quick)
-    workers: int = arguments.workers or cpus.default_workers()
+    workers: int = arguments.workers or default_workers()
 
     import ndshare
 

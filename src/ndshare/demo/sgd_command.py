@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from ndshare._system import cpus
+from ndshare._system import default_workers
 from ndshare.demo import digits, sgd_plot
 from ndshare.demo.options import add_size_and_place, add_workers
 from ndshare.demo.sgd import Course, run
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     os.makedirs(arguments.out, exist_ok=True)
     seconds: float = _QUICK_SECONDS if arguments.quick else _SECONDS
-    learners: int = arguments.workers or max(2, cpus.default_workers())
+    learners: int = arguments.workers or max(2, default_workers())
     train, held_out = digits.load()
     print(
         f"{len(train)} digits to learn from, {len(held_out)} held out; softmax regression, {seconds:g} s each"

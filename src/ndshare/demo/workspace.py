@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from ndshare._system import cpus
+from ndshare._system import default_workers
 from ndshare.demo import digits, widths
 from ndshare.demo.grid import BLAS_THREADS
 from ndshare.demo.options import add_size_and_place, add_workers
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     os.makedirs(arguments.out, exist_ok=True)
     train, held_out = digits.load()
     sigmas = widths.widths(arguments.quick)
-    workers: int = arguments.workers or cpus.default_workers()
+    workers: int = arguments.workers or default_workers()
     D, b = widths.system(train)  # noqa: N806  -- the names of the example
     print(f"{len(sigmas)} systems of {len(b)} equations, one per width of a Gaussian kernel")
 

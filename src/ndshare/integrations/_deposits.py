@@ -39,9 +39,9 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from ndshare._memory import segments
-from ndshare._system import platform
-from ndshare._transport.parcel import close_all
+from ndshare._memory import Block, attach, trim
+from ndshare._system import is_alive
+from ndshare._transport import close_all
 from ndshare.errors import SegmentError, SegmentGoneError
 
 _SLOTS = 1 << 20  # messages under way at most; pages of the ledger exist once they are used
@@ -107,7 +107,7 @@ class Deposits:
         self._words = np.frombuffer(self._map, np.uint64, offset=_TOKEN_BYTES)
         self._open = True
 
-    def leave(self, block: segments.Block) -> Ticket:
+    def leave(self, block: Block) -> Ticket:
         """Hold a block's memory for one receiver.
 
         Raises
@@ -174,7 +174,7 @@ class Deposits:
         self.close()
 
 
-def take(ticket: Ticket, what: str) -> segments.Block:
+def take(ticket: Ticket, what: str) -> Block:
     """Take the memory of a ticket.
 
     Parameters
@@ -213,11 +213,11 @@ def take(ticket: Ticket, what: str) -> segments.Block:
     except SegmentError:
         raise
     except OSError as error:
-        zombie = error.errno in (errno.EACCES, errno.EPERM) and not platform.is_alive(ticket.pid)
+        zombie = error.errno in (errno.EACCES, errno.EPERM) and not is_alive(ticket.pid)
         if error.errno in (errno.ENOENT, errno.ESRCH) or zombie:
             _gone(ticket, what, "has ended")
         raise SegmentError(error.errno or errno.EIO, f"receive {what} from process {ticket.pid}") from error
-    return segments.attach(ticket.uid, ticket.size, ticket.kind, door)
+    return attach(ticket.uid, ticket.size, ticket.kind, door)
 
 
 def _at(ticket: Ticket) -> int:
@@ -232,7 +232,7 @@ def _enter(ticket: Ticket, number: int) -> int:
             return os.open(path, flags | os.O_RDWR)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE) and not attempt:
-                segments.trim()
+                trim()
             elif error.errno in (errno.EPERM, errno.ETXTBSY):
                 break
             else:

@@ -18,8 +18,8 @@ import joblib
 from joblib._parallel_backends import AutoBatchingMixin, FallbackToBackend, SequentialBackend
 from joblib.parallel import ParallelBackendBase
 
-from ndshare._pool.executor import ProcessPoolExecutor
-from ndshare._transport.inputs import Inputs
+from ndshare._pool import ProcessPoolExecutor
+from ndshare._transport import Inputs
 
 #: Options of `ProcessPoolExecutor` that are of use here.
 _OPTIONS = frozenset({"initializer", "initargs", "max_tasks_per_child", "env", "preload", "retries"})

@@ -34,10 +34,18 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import segments
-from ndshare._memory.layout import decode_dtype, encode_dtype, is_movable
-from ndshare._pickling.reducers import late_reducers, reduce_subclass
-from ndshare._system.arguments import check_seconds
+from ndshare._memory import (
+    SEALED,
+    SHARED,
+    before_trim,
+    block_of,
+    decode_dtype,
+    encode_dtype,
+    is_movable,
+    is_shared,
+)
+from ndshare._pickling import late_reducers, reduce_subclass
+from ndshare._system import check_seconds
 from ndshare.integrations._deposits import Deposits, Ticket, take
 from ndshare.integrations._family import Family
 from ndshare.integrations._lingering import linger as _linger
@@ -152,7 +160,7 @@ def unregister() -> None:
 def _enter(family: Family) -> None:
     _state.family = family
     _state.ending = _state.ending or _Ending()
-    segments.before_trim.add(_deposits.sweep)
+    before_trim.add(_deposits.sweep)
     _state.replaced = {}
     table = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
     wrapping = dict.fromkeys((np.matrix, np.recarray, np.ma.MaskedArray), reduce_subclass)
@@ -169,7 +177,7 @@ def _leave() -> None:
         _state.ending.cancel()
         _state.ending = None
     _deposits.close()
-    segments.before_trim.discard(_deposits.sweep)
+    before_trim.discard(_deposits.sweep)
     if _state.family is not None:
         _state.family.close()
         _state.family = None
@@ -241,9 +249,9 @@ def register_inherited() -> None:
 
 
 def _reduce_array(array: np.ndarray[Any, Any]) -> Any:
-    if is_movable(array.dtype) and (found := segments.block_of(array)) is not None:
+    if is_movable(array.dtype) and (found := block_of(array)) is not None:
         block, low = found
-        if block.kind in (segments.SHARED, segments.SEALED):
+        if block.kind in (SHARED, SEALED):
             return receive, (
                 tuple(_deposits.leave(block)),
                 block.offset + low,
@@ -284,7 +292,7 @@ def _unless_ordinary(reduce: _Reducer, otherwise: _Reducer) -> _Reducer:
     def reducer(obj: Any) -> Any:
         reduced = reduce(obj)
         if isinstance(reduced, tuple) and any(
-            isinstance(part, np.ndarray) and segments.is_shared(part) for part in reduced[1]
+            isinstance(part, np.ndarray) and is_shared(part) for part in reduced[1]
         ):
             return reduced
         return otherwise(obj)

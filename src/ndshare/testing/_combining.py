@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import ndshare
-from ndshare._map.contexts import SerialContext
+from ndshare._map import SerialContext
 from ndshare.testing._suite import Array, Suite, raised
 
 

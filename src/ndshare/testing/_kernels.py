@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 import ndshare
-from ndshare._map.contexts import SerialContext
+from ndshare._map import SerialContext
 from ndshare.testing._suite import Array, Suite
 
 

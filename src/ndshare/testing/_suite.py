@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._map.contexts import MapContext
+from ndshare._map import MapContext
 
 Array = np.ndarray[Any, Any]
 

@@ -19,8 +19,7 @@ from ndshare._map.reduction import reduce_rows
 from ndshare._map.report.report import MapReport
 from ndshare._map.rows import rows
 from ndshare._map.workers.base import MapWorkers
-from ndshare._system.arguments import check_callable, check_count, check_seconds
-from ndshare._system.board import Board
+from ndshare._system import Board, check_callable, check_count, check_seconds
 
 Kernel = Callable[..., object]
 

@@ -8,7 +8,7 @@ from ndshare._map.contexts.base import MapContext
 from ndshare._map.job import Job
 from ndshare._map.workers.base import MapWorkers
 from ndshare._map.workers.local import Caller, Threads
-from ndshare._system import cpus
+from ndshare._system import default_workers
 
 
 class SerialContext(MapContext):
@@ -38,7 +38,7 @@ class ThreadContext(MapContext):
     """
 
     def __init__(self, num_workers: int | None = None) -> None:
-        super().__init__(cpus.default_workers() if num_workers is None else num_workers)
+        super().__init__(default_workers() if num_workers is None else num_workers)
 
     def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
         """See `MapContext`."""

@@ -23,11 +23,8 @@ from ndshare._map.watch.own_state import brings_its_state
 from ndshare._map.workers.base import MapWorkers
 from ndshare._map.workers.forked import Forked, may_fork
 from ndshare._map.workers.pooled import PoolWorkers
-from ndshare._pool.executor import ProcessPoolExecutor
-from ndshare._pool.pool import Pool
-from ndshare._pool.settings import Environment
-from ndshare._system import cpus
-from ndshare._system.board import Board, keep_spare, spare_size, take_spare
+from ndshare._pool import Environment, Pool, ProcessPoolExecutor
+from ndshare._system import Board, default_workers, keep_spare, spare_size, take_spare
 from ndshare.errors import CapacityError
 
 
@@ -58,7 +55,7 @@ class ProcessContext(MapContext):
         env: Environment = None,
         preload: Sequence[str] = (),
     ) -> None:
-        super().__init__(cpus.default_workers() if num_workers is None else num_workers)
+        super().__init__(default_workers() if num_workers is None else num_workers)
         if start not in ("pool", "fork", "auto"):
             raise ValueError(f"start must be 'pool', 'fork' or 'auto', got {start!r}")
         self.start = start
@@ -109,7 +106,7 @@ class ProcessContext(MapContext):
         return self.start == "fork"
 
     def _forked(self, job: Job) -> MapWorkers:
-        threads = self._options["threads_per_worker"] or max(1, cpus.default_workers() // self.num_workers)
+        threads = self._options["threads_per_worker"] or max(1, default_workers() // self.num_workers)
         return Forked(job, threads)
 
     def _own_lock(self) -> threading.Lock:

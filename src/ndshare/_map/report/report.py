@@ -21,7 +21,7 @@ from ndshare._map.job import Death, WorkerReport
 from ndshare._map.report import text as _report_text
 from ndshare._map.report import timeline
 from ndshare._map.watch.captured import Traffic
-from ndshare._transport.failures import RemoteTracebackError
+from ndshare._transport import RemoteTracebackError
 from ndshare.errors import RemoteError
 
 if TYPE_CHECKING:

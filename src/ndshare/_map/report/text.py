@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ndshare._memory.segments import _readable
+from ndshare._memory import _readable
 
 if TYPE_CHECKING:
     from ndshare._map.report.report import MapReport

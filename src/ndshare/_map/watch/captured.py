@@ -17,13 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ndshare._locks.lock import Lock
+from ndshare._locks import Lock
 from ndshare._map.watch.contents import function_of, parameters
-from ndshare._memory import segments
-from ndshare._pickling import cells, functions, pickler
-from ndshare._pickling.codes import names_used
-from ndshare._pickling.namespace import main_namespace
-from ndshare._pickling.recording import Placed
+from ndshare._memory import is_shared
+from ndshare._pickling import Placed, cells, main_namespace, names_used, needs_of, record
 
 _FUNCTIONS_MOST = 200  # that are looked through for arrays of their modules
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
@@ -65,7 +62,7 @@ def _own(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
         yield from zip(names[len(names) - len(defaults) :], defaults, strict=True)
         yield from (kernel.__kwdefaults__ or {}).items()
         if _is_by_value(kernel):
-            for name in sorted(functions.needs_of(kernel)):
+            for name in sorted(needs_of(kernel)):
                 if name in kernel.__globals__:
                     yield name, kernel.__globals__[name]
     elif not isinstance(kernel, type) and not isinstance(kernel, types.BuiltinFunctionType):
@@ -170,10 +167,10 @@ class Traffic(NamedTuple):
 
 def sent_here(value: object) -> Traffic | None:
     """Return how a value travels to workers of this machine; None if it cannot."""
-    if type(value) is np.ndarray and segments.is_shared(value):  # what most kernels write to
+    if type(value) is np.ndarray and is_shared(value):  # what most kernels write to
         return Traffic(value.nbytes, 0, 0)
     try:
-        recording = pickler.record(value)
+        recording = record(value)
     except Exception:
         return None
     shared = sum(note.nbytes for note in recording.notes if isinstance(note, Placed))
@@ -223,7 +220,7 @@ def unsendable(kernel: Callable[..., object], functor: object, error: Exception)
 
 def _why_not(value: object) -> str | None:
     try:
-        pickler.record(value)
+        record(value)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import segments
-from ndshare._pickling.codes import names_used
+from ndshare._memory import is_shared
+from ndshare._pickling import names_used
 from ndshare.functors import Functor, values_of
 
 #: More ordinary memory than this is not copied to save a fork, which copies none.
@@ -78,7 +78,7 @@ class _Look:
         if isinstance(value, _PLAIN) or value is np or type(value) is range:
             return True
         if type(value) is np.ndarray:
-            if id(value) not in self.seen and not segments.is_shared(value):
+            if id(value) not in self.seen and not is_shared(value):
                 self.seen.add(id(value))
                 self.copied += value.nbytes
             return not value.dtype.hasobject

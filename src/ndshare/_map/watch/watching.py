@@ -37,9 +37,8 @@ import numpy as np
 
 from ndshare._map.watch.contents import attributes, first, function_of, parameters
 from ndshare._map.watch.differences import BUFFERS, Question, elements, same, watch_array, watch_container
-from ndshare._memory import segments
-from ndshare._memory.scratch import is_scratch
-from ndshare._pickling.memmaps import find_memmap
+from ndshare._memory import is_scratch, is_shared
+from ndshare._pickling import find_memmap
 
 __all__ = ["MAPPED", "Watch"]
 
@@ -158,7 +157,7 @@ class Watch:
     def _visit(self, name: str, value: Any, depth: int, *, quiet: bool = False) -> None:
         """Watch a value and what it holds; with `quiet` no list or dict, but the arrays in it."""
         kind = type(value)  # and not isinstance: a proxy would run code to answer for another object
-        if kind is np.ndarray and segments.is_shared(value):  # what most kernels write to
+        if kind is np.ndarray and is_shared(value):  # what most kernels write to
             return
         if kind in _ATOMS or issubclass(kind, _UNCHANGING) or id(value) in self._seen:
             return
@@ -229,7 +228,7 @@ class Watch:
         if (
             not array.flags.writeable
             or array.nbytes == 0
-            or segments.is_shared(array)
+            or is_shared(array)
             or find_memmap(array) is not None
         ):
             return

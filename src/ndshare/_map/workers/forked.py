@@ -34,17 +34,15 @@ from ndshare._map.runner import run_watched
 from ndshare._map.watch import captured
 from ndshare._map.watch.captured import Traffic
 from ndshare._map.workers.base import Lost, Outcome, Ranges
-from ndshare._pool.pool_errors import WorkerDiedError, code_or_signal
-from ndshare._pool.tasks import describe
-from ndshare._processes import hub
-from ndshare._system import _wire, cpus
-from ndshare._transport import transport
-from ndshare._transport.failures import pack_failure
-from ndshare.errors import TransportError
+from ndshare._pool import describe
+from ndshare._processes import THREAD_NAME
+from ndshare._system import _wire, set_inside_worker
+from ndshare._transport import INLINE_MAX, pack, pack_failure, unpack
+from ndshare.errors import TransportError, WorkerDiedError, code_or_signal
 
 _REPORT, _FAILURE = b"\0", b"\1"
 _DELIVERY_S = 2.0  # for messages in queues, once a worker is done
-_BUFFER_BYTES = transport.INLINE_MAX + 4096
+_BUFFER_BYTES = INLINE_MAX + 4096
 
 #: How many modules were imported, and the libraries with threads that were found then.
 _known: tuple[int, Any] | None = None
@@ -53,7 +51,7 @@ _known: tuple[int, Any] | None = None
 def may_fork() -> bool:
     """Whether no thread but ndshare's own and the calling one runs in this process."""
     me = threading.current_thread()
-    return all(thread is me or thread.name == hub.THREAD_NAME for thread in threading.enumerate())
+    return all(thread is me or thread.name == THREAD_NAME for thread in threading.enumerate())
 
 
 def _controller() -> Any:
@@ -130,12 +128,12 @@ class Forked:
             os.register_at_fork(after_in_child=link.close)  # its end is this process's alone to show
             if (random := sys.modules.get("numpy.random")) is not None:
                 random.seed()
-            cpus.set_inside_worker(self._threads)
+            set_inside_worker(self._threads)
             self._limit(limits=self._threads)
             try:
                 report = run_watched(self._job, ranges, captured.globals_of(self._job.kernel))
                 _deliver_messages()
-                parcel, kind = transport.pack(report).settle(), _REPORT
+                parcel, kind = pack(report).settle(), _REPORT
             except BaseException as error:
                 parcel, kind = pack_failure(error), _FAILURE
             fds = parcel.descriptors()
@@ -176,7 +174,7 @@ class Forked:
         if received is None or not received[0]:
             return Lost(pid, WorkerDiedError(describe(self._job.kernel), pid, *code_or_signal(code), peak))
         size, fds = received
-        content = transport.unpack(bytes(self._buffer[1:size]), fds)
+        content = unpack(bytes(self._buffer[1:size]), fds)
         if self._buffer[:1] == _REPORT:
             outcome: Outcome = content
             return outcome
@@ -206,7 +204,7 @@ class Forked:
 
 def _deliver_messages() -> None:
     """Let what the kernel put into queues get there: this process ends with the map."""
-    queues = sys.modules.get("ndshare._queue.exit")
+    queues = sys.modules.get("ndshare._queue.at_exit")
     left = queues.finish_within(_DELIVERY_S) if queues is not None else 0
     if left:
         raise TransportError(

@@ -13,11 +13,11 @@ from ndshare._map.job import Job, WorkerReport
 from ndshare._map.runner import KernelMemory, run_facts
 from ndshare._map.watch.captured import Traffic, account, module_data
 from ndshare._map.workers.base import Lost, Outcome, Ranges
-from ndshare._pickling.pickler import FOUND_BY_NAME
-from ndshare._pool.pool import Pool
-from ndshare._pool.tasks import QuietTask, Task
+from ndshare._pickling import FOUND_BY_NAME
+from ndshare._pool import Pool, QuietTask, Task
 from ndshare._system import _wire
-from ndshare._transport import mainspace, transport
+from ndshare._transport import Draft, Parcel, by_value_modules, mainspace
+from ndshare._transport import pack as pack_transport
 
 #: Which global data kernels used last time, so that they are pickled once.
 _globals_of: KernelMemory[frozenset[str]] = KernelMemory(frozenset())
@@ -28,13 +28,13 @@ FOUND_BY_NAME.add(run_facts)
 class _RunnerTask(QuietTask):
     """One worker of a map, as a task of the pool. Its parcel belongs to the map."""
 
-    def __init__(self, workers: PoolWorkers, parcel: transport.Parcel, brings: frozenset[str]) -> None:
+    def __init__(self, workers: PoolWorkers, parcel: Parcel, brings: frozenset[str]) -> None:
         self._workers = workers
         self.pool = workers.pool
         self.function = workers.job.kernel
         self.parcel = parcel
         self.brings = brings
-        self.by_value = frozenset(transport.by_value_modules)  # when it was made
+        self.by_value = frozenset(by_value_modules)  # when it was made
 
     def _tell(self) -> None:
         with self._workers.condition:
@@ -61,8 +61,8 @@ class PoolWorkers(Task):
         self.pool: Pool = pool
         self.condition = threading.Condition()
         self.ended: list[_RunnerTask] = []
-        self._parcels: list[transport.Parcel] = []
-        self._first: tuple[transport.Parcel, frozenset[str]] | None = None
+        self._parcels: list[Parcel] = []
+        self._first: tuple[Parcel, frozenset[str]] | None = None
         self._tasks: set[_RunnerTask] = set()
         self.captured: dict[str, Traffic] = {}
 
@@ -81,23 +81,23 @@ class PoolWorkers(Task):
         """See `MapWorkers`."""
         return len(self._tasks)
 
-    def _pack(self, ranges: Ranges) -> tuple[transport.Parcel, frozenset[str]]:
+    def _pack(self, ranges: Ranges) -> tuple[Parcel, frozenset[str]]:
         draft, brings = self.message(ranges)
         parcel = draft.settle(broadcast=True)
         self._parcels.append(parcel)
         return parcel, brings
 
-    def message(self, ranges: Ranges) -> tuple[transport.Draft, frozenset[str]]:
+    def message(self, ranges: Ranges) -> tuple[Draft, frozenset[str]]:
         """Return what runners are sent, and the globals of ``__main__`` it brings."""
         facts = self.job.facts()
         if type(facts[0]) is tuple:  # a kernel that was taken apart brings all it uses
-            return transport.pack((run_facts, (facts, {}, {}, ranges), {})), frozenset()
+            return pack_transport((run_facts, (facts, {}, {}, ranges), {})), frozenset()
         before = _globals_of.get(self.job.kernel)
         data = mainspace.current(before) if before else {}
         arrays = {
             module: values
             for module, values in module_data(self.job.kernel).items()
-            if module not in transport.by_value_modules  # else they go with the functions
+            if module not in by_value_modules  # else they go with the functions
         }
         draft = mainspace.pack_with_data((run_facts, (facts, data, arrays, ranges), {}), data)
         brings = frozenset(data)
@@ -171,4 +171,4 @@ class PoolWorkers(Task):
 def _is_by_value_since(task: _RunnerTask, error: BaseException) -> bool:
     """Whether packing anew helps: a module that workers lack goes by value since the task was made."""
     name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-    return name is not None and name in transport.by_value_modules and name not in task.by_value
+    return name is not None and name in by_value_modules and name not in task.by_value

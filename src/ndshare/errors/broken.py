@@ -1,6 +1,6 @@
 """Errors of a pool whose worker ended, with the class that users of the standard library catch.
 
-They live apart from `ndshare.errors`, which re-exports them when asked: their base class comes from
+They live apart, and are imported when they are asked for: their base class comes from
 `concurrent.futures.process`, which takes longer to import than the whole of ndshare.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from concurrent.futures.process import BrokenProcessPool
 
-from ndshare.errors import WorkerError
+from ndshare.errors.base import WorkerError
 
 __all__ = ["InitializerError", "WorkerDiedError"]
 
@@ -58,6 +58,8 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
     Only this task fails. The worker is replaced, tasks that had not started run elsewhere.
     """
 
+    __module__ = "ndshare.errors"
+
     def __init__(
         self,
         task: str,
@@ -103,6 +105,8 @@ class InitializerError(WorkerError, BrokenProcessPool):
     text : str
         The worker's traceback, or what became of its process.
     """
+
+    __module__ = "ndshare.errors"
 
     def __init__(self, initializer: str, text: str) -> None:
         super().__init__(initializer, text)

@@ -1,41 +1,11 @@
-"""Every error and warning ndshare raises, as one tree.
-
-::
-
-    NdshareError
-    ├── SegmentError (OSError)              shared memory could not be made or mapped
-    │   └── SegmentGoneError                the memory a message names is not there any more
-    ├── CapacityError (MemoryError)         asked / free / the limit that binds
-    ├── TransportError (RuntimeError)           a message could not be rebuilt
-    ├── LayoutError (ValueError)                a file is not a SharedDict, or is damaged
-    ├── KeyLockError (RuntimeError)             locks of a SharedDict asked for in a way that could deadlock
-    ├── KeyTimeoutError (TimeoutError)          a lock or value of a SharedDict did not come in time
-    ├── OwnerDiedError (RuntimeError)           a process ended while it held a lock
-    ├── UnsendableGlobalError (TypeError)       a global of __main__ cannot be pickled
-    └── WorkerError (RuntimeError)
-        ├── WorkerDiedError (BrokenProcessPool)     a process ended under a task
-        ├── InitializerError (BrokenProcessPool)    an initializer failed
-        ├── InheritedError                          an executor was used in a forked child
-        └── RemoteError                             a task's exception could not be sent as it was
-
-    NdshareWarning (UserWarning)
-    ├── RepeatedCopyWarning     the same large array is copied again and again
-    └── SilentWriteWarning      a kernel wrote to something that is not shared
-
-Each class takes plain facts as positional arguments and builds its text in ``__str__``, so it
-survives pickling.
-"""
+"""The classes of errors and warnings whose bases are builtins."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ndshare._pool.pool_errors import InitializerError as InitializerError
-    from ndshare._pool.pool_errors import WorkerDiedError as WorkerDiedError
+from typing import Any
 
 
 class NdshareError(Exception):
@@ -373,12 +343,3 @@ else:
 
     class ShutDown(Exception):  # noqa: N818 - the name of the standard library from 3.13 on
         """Raised by a queue that was shut down; equals `queue.ShutDown` of Python 3.13."""
-
-
-def __getattr__(name: str) -> Any:
-    # These two derive from a class whose module takes longer to import than ndshare.
-    if name in {"WorkerDiedError", "InitializerError"}:
-        from ndshare._pool import pool_errors as _pool_errors
-
-        return getattr(_pool_errors, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
