@@ -120,6 +120,12 @@ def _section(text: str, title: str) -> str:
     return match.group(1) if match else ""
 
 
+def test_help_lists_every_public_name() -> None:
+    """``help(ndshare)`` begins with the public names by purpose."""
+    words = set(re.findall(r"\w+", inspect.getdoc(ndshare) or ""))
+    assert set(ndshare.__all__) - words == set()
+
+
 def test_import_changes_nothing(run_script) -> None:
     """Importing ndshare starts nothing, opens nothing, sets nothing, patches nothing, stays light."""
     changed, heavy = map(json.loads, run_script(_OBSERVE).stdout.splitlines())

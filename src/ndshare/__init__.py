@@ -2,6 +2,33 @@
 
 Data is put into shared memory once, every process works on the same pages, results come back without
 a copy, and nothing is left behind whatever dies.
+
+Arrays (docs/arrays.md)
+    empty, zeros, ones, full, array, empty_like, zeros_like, ones_like, full_like: made in shared memory
+    share, is_shared, shared_memory: what is there already, and what other code makes
+    scratch, register_wrapper: places to work in; classes that wrap arrays
+    stats, trim: what is held, and giving it back
+Tasks (docs/executor.md)
+    ProcessPoolExecutor: the interface of concurrent.futures, arrays without pickling
+    shutdown: ends the workers that are kept warm
+Kernels over collections (docs/map.md)
+    map, alloc, get_default_context, set_default_context: in the default context
+    SerialContext, ThreadContext, ProcessContext, MapContext, MapReport
+    lock, Lock, item_rng: one at a time; random numbers of an item
+    Functor, SequenceFunctor, NdarrayFunctor, DataArrayFunctor, ExtraDataFunctor (docs/functors.md)
+Other machines (docs/cluster.md)
+    ClusterContext, ClusterExecutor: through Dask, MPI, or any engine with futures
+Processes that talk (docs/queue.md, docs/shared_dict.md)
+    Queue: messages; SharedDict, prune: named arrays that many processes read and update
+Named arrays and functions (docs/workspace.md)
+    Workspace
+Errors (docs/guarantees.md)
+    NdshareError and, below it, CapacityError, InheritedError, InitializerError, KeyLockError,
+    KeyTimeoutError, LayoutError, OwnerDiedError, RemoteError, SegmentError, SegmentGoneError,
+    TransportError, UnsendableGlobalError, WorkerDiedError, WorkerError; ShutDown of queues
+    NdshareWarning and, below it, RepeatedCopyWarning, SilentWriteWarning
+Figures
+    Stats: what `stats` returns
 """
 
 from __future__ import annotations
