@@ -168,7 +168,11 @@ def give_back() -> None:
         function = getattr(ndshare, name, None)
         if function is not None:
             function()
-    # The standard library's helpers live as long as the interpreter unless they are stopped.
+    # The standard library's helpers live as long as the interpreter unless they are stopped; to stop one is to
+    # wait for it, and it waits for the children that were started with it.
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is not None and multiprocessing.active_children():
+        return
     for module, attribute in (
         ("multiprocessing.forkserver", "_forkserver"),
         ("multiprocessing.resource_tracker", "_resource_tracker"),
