@@ -22,7 +22,7 @@ from tests.peer import to_oneself
 
 
 def test_job_and_report_come_back_whole() -> None:
-    """Every field survives pickler, also those with a default."""
+    """Every field survives pickling, also those with a default."""
     report = WorkerReport(
         3, 77, 5, 2, 0.25, 1 << 20, [(4, ValueError("x"), "text")], [("a", "list")], [(0, 5, 0.5, 1.5)]
     )

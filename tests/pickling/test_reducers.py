@@ -1,4 +1,4 @@
-"""Types that wrap _arrays: same type, equal, and their large buffers outside the pickle."""
+"""Types that wrap arrays: same type, equal, and their large buffers outside the pickle."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_subclass_with_its_own_pickling_is_left_alone(peer: Peer) -> None:
 
 
 def test_object_and_string_arrays_are_pickled_by_numpy(peer: Peer) -> None:
-    """Python objects go by value, and large _arrays inside them still through segments."""
+    """Python objects go by value, and large arrays inside them still through segments."""
     array = np.array([np.arange(float(N)), "text", None], object)
     back = unpacked(array)
     assert back.dtype == object
@@ -260,7 +260,7 @@ def test_xarray_dataset_is_equal_and_small(peer: Peer) -> None:
 @pytest.mark.parametrize("name", ["csr", "csc", "coo", "bsr", "dia", "lil", "dok"])
 @pytest.mark.parametrize("kind", ["array", "matrix"])
 def test_sparse_formats_are_equal(peer: Peer, name: str, kind: str) -> None:
-    """All formats of scipy.sparse; those made of _arrays through segments."""
+    """All formats of scipy.sparse; those made of arrays through segments."""
     obj: Any = scipy.sparse.random_array((8000, 300), density=0.05, rng=np.random.default_rng(1))
     if kind == "matrix":
         obj = scipy.sparse.coo_matrix(obj)

@@ -1,4 +1,4 @@
-"""`MapContext`: _arrays to write to, maps, reduction; its subclasses say with which workers."""
+"""`MapContext`: arrays to write to, maps, reduction; its subclasses say with which workers."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class MapContext(abc.ABC):
         Parameters
         ----------
         kernel : callable
-            Any callable; what it returns is dropped. It writes its results to _arrays from `alloc`.
+            Any callable; what it returns is dropped. It writes its results to arrays from `alloc`.
         functor : Functor or collection
             What to map over; see `ndshare.functors`.
         progress : bool or callable, optional

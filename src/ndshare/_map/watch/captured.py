@@ -205,7 +205,7 @@ def unsendable(kernel: Callable[..., object], functor: object, error: Exception)
     functor : object
         What it is mapped over.
     error : Exception
-        What pickler both has raised.
+        What pickling both has raised.
     """
     for name, value in variables(kernel):
         if (why := _why_not(value)) is not None:
