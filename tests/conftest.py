@@ -209,3 +209,13 @@ def run_ndshare(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
         return _completed(command, tmp_path, check=True, timeout=timeout, **environment)
 
     return run
+
+
+@pytest.fixture
+def run_module(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that runs ``python -m module *words`` in a fresh interpreter and returns what it prints."""
+
+    def run(module: str, *words: str, timeout: float = 3600) -> str:
+        return _completed(["-m", module, *words], tmp_path, check=True, timeout=timeout).stdout
+
+    return run
