@@ -70,6 +70,14 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
         time.sleep(0.001)
 
 
+def is_locked(d: ndshare.SharedDict, key: Any) -> bool:
+    """Tell whether somebody has the lock of a key, which this thread has not."""
+    hold = _store.Hold(d._store, [list(d).index(key)])
+    locked = hold.take(0) is not None
+    hold.free()
+    return locked
+
+
 def accounts() -> dict[str, Any]:
     """Return arrays whose sum, element by element, is always 300, and a counter of single updates."""
     return {**dict.fromkeys(KEYS, np.full(N, 100.0)), "single": np.zeros(LARGE)}

@@ -19,6 +19,7 @@ from tests.dict.dict_tasks import (
     check,
     ended,
     forked,
+    is_locked,
     killed_at,
     running,
     transfer,
@@ -211,7 +212,7 @@ def test_shared_dict_holder_killed_frees_its_lock():
                 signal.pause()
 
         with running(hold) as (pid,):
-            until(lambda: d._store.acquire([0], 0) is not None or d._store.release([0]))
+            until(lambda: is_locked(d, "a"))
             with pytest.raises(TimeoutError, match=f"key 'a'.*process {pid} has it"):
                 d.update({"a": 1}, lambda new, old: old + new, timeout=0.05)
             os.kill(pid, signal.SIGKILL)

@@ -12,10 +12,8 @@ import pytest
 
 import ndshare
 from ndshare import SharedDict
-from ndshare._dict import _store, layout
-from ndshare._dict import directory as _dict_directory
-from ndshare._dict import file as _dict_file
-from ndshare._dict.directory import Spec
+from ndshare._dict import _store, files, layout
+from ndshare._dict.layout import Spec
 from tests.dict.dict_tasks import ended, forked
 
 pytestmark = pytest.mark.once
@@ -36,13 +34,13 @@ def whole():
         for _ in range(3):
             d.update(_ARRAYS, lambda new, old: new)
         d.write(_ARRAYS, atomic=True)
-        with open(_dict_file.file_of(name), "rb") as file:
+        with open(files.file_of(name), "rb") as file:
             content = file.read()
     return name, content
 
 
 def _put(name: str, content: bytes) -> None:
-    fd = os.open(_dict_file.file_of(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    fd = os.open(files.file_of(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(fd, "wb") as file:
         file.write(content)
 
@@ -96,8 +94,8 @@ def test_layout_fuzzed_header(whole, chaos_rng, chaos_rounds):
         assert counts["refused"] > 500
 
     assert ended(forked(all_rounds)) == 0  # a crash would be of the child
-    if os.path.exists(_dict_file.file_of(name)):
-        os.unlink(_dict_file.file_of(name))
+    if os.path.exists(files.file_of(name)):
+        os.unlink(files.file_of(name))
 
 
 @pytest.mark.chaos
@@ -153,8 +151,8 @@ def test_layout_fuzzed_with_a_right_digest(whole, chaos_rng, chaos_rounds):
         assert len(counts) > 4
 
     assert ended(forked(all_rounds)) == 0
-    if os.path.exists(_dict_file.file_of(name)):
-        os.unlink(_dict_file.file_of(name))
+    if os.path.exists(files.file_of(name)):
+        os.unlink(files.file_of(name))
 
 
 @pytest.mark.chaos
@@ -180,8 +178,8 @@ def test_layout_fuzzed_cells(whole, chaos_rng, chaos_rounds):
         assert refused
 
     assert ended(forked(all_rounds)) == 0
-    if os.path.exists(_dict_file.file_of(name)):
-        os.unlink(_dict_file.file_of(name))
+    if os.path.exists(files.file_of(name)):
+        os.unlink(files.file_of(name))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +206,7 @@ def test_layout_error_names_the_field(whole, at, text, field):
         assert refused.value.field == field
         assert isinstance(refused.value, ValueError)
     finally:
-        os.unlink(_dict_file.file_of(name))
+        os.unlink(files.file_of(name))
 
 
 def test_layout_dtype_that_cannot_be_written_is_refused():
@@ -216,7 +214,7 @@ def test_layout_dtype_that_cannot_be_written_is_refused():
     overlapping = np.dtype({"names": ["a", "b"], "formats": ["u4", "u2"], "offsets": [0, 1]})
     with pytest.raises(TypeError, match="cannot be written"):
         SharedDict({"a": np.zeros(3, overlapping)})
-    assert _dict_directory.decode_dtype("<f8") == np.float64
+    assert layout.decode_dtype("<f8") == np.float64
     assert Spec((2, 3), np.dtype("f4")).nbytes == 24
 
 

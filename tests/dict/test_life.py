@@ -17,15 +17,14 @@ import pytest
 
 import ndshare
 from ndshare import SharedDict
-from ndshare._dict import file as _dict_file
-from ndshare._dict import listing
+from ndshare._dict import files
 from ndshare.cli import ls as _command_ls
 from ndshare.cli import prune as _command_prune
 from tests.dict.dict_tasks import ended, forked, running, until
 
 
 def _file(name: str) -> str:
-    return _dict_file.file_of(name)
+    return files.file_of(name)
 
 
 def _dead(name: str, **options) -> None:
@@ -110,8 +109,8 @@ def test_life_prune_removes_exactly_the_dead(name, capsys):
     try:
         with SharedDict({"a": np.zeros(3)}, name + "-live") as d:
             with running(lambda: (SharedDict.attach(d.name), time.sleep(60))) as (pid,):
-                until(lambda: len(listing.users_of(d._store.fd)) == 2)
-                infos = {info.name: info for info in listing.infos()}
+                until(lambda: len(files.users_of(d._store.fd)) == 2)
+                infos = {info.name: info for info in files.infos()}
                 assert infos[d.name].users == tuple(sorted((os.getpid(), pid)))
                 assert infos[d.name].keys == 1
                 assert infos[name + "-dead1"].users == ()
@@ -175,7 +174,7 @@ def test_life_attach_against_create_and_close(name, chaos_rounds):
             assert (status.st_dev, status.st_ino) == d._file
             d.close()
     print(f"attached {found} times, found nothing {missed} times")
-    assert name not in [info.name for info in listing.infos() if info.users]
+    assert name not in [info.name for info in files.infos() if info.users]
     ndshare.prune()
 
 
@@ -254,24 +253,24 @@ import os, sys
 import numpy as np
 import ndshare
 from ndshare import SharedDict
-from ndshare._dict import file as _dict_file, listing
+from ndshare._dict import files
 d = SharedDict({"a": np.arange(3)}, sys.argv[1])
 SharedDict({"a": 1}, sys.argv[1] + "-p", persistent=True).close()
 pid = os.fork()
 if pid == 0:
-    mine, prefix = _dict_file.file_of(sys.argv[1]), _dict_file.prefix()
+    mine, prefix = files.file_of(sys.argv[1]), files.prefix()
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
     try:
         SharedDict.attach(sys.argv[1])
     except FileNotFoundError as error:
         print("not found", flush=True)
-    _dict_file.prefix = lambda: prefix  # the other's very file
+    files.prefix = lambda: prefix  # the other's very file
     for attempt in (lambda: SharedDict.attach(sys.argv[1]), lambda: open(mine, "rb")):
         try:
             attempt()
         except PermissionError:
             print("no permission", flush=True)
-    print(ndshare.prune(persistent=True), listing.infos(), flush=True)
+    print(ndshare.prune(persistent=True), files.infos(), flush=True)
     os._exit(0)
 os.waitpid(pid, 0)
 assert d["a"].tolist() == [0, 1, 2]

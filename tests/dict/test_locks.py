@@ -13,8 +13,8 @@ import pytest
 
 import ndshare
 from ndshare import SharedDict
-from ndshare._dict import listing
-from tests.dict.dict_tasks import ended, forked, running, until
+from ndshare._dict import files
+from tests.dict.dict_tasks import ended, forked, is_locked, running, until
 
 
 @pytest.fixture
@@ -22,16 +22,6 @@ def d():
     """A dict of three keys, in this order."""
     with SharedDict({"a": np.zeros(3), "b": np.zeros(3), "c": np.zeros(3)}) as shared:
         yield shared
-
-
-def _is_held(d: SharedDict, key: str) -> bool:
-    """Whether somebody else has the lock of a key."""
-    with SharedDict.attach(d.name) as other:
-        number = list(other).index(key)
-        if other._store.acquire([number], 0) is not None:
-            return True
-        other._store.release([number])
-        return False
 
 
 def _add(new, old):
@@ -111,7 +101,7 @@ def test_locks_timeout_names_key_and_holder(d):
             pid = os.getpid()
         else:
             pid = forked(hold_forked)
-            until(lambda: _is_held(d, "b"))
+            until(lambda: is_locked(d, "b"))
         expected = rf"'b' did not come within 0\.05 s: process {pid} has it"
         for use in (
             lambda: d.update({"b": 1}, _add, timeout=0.05),
@@ -204,7 +194,7 @@ def test_locks_of_a_dead_parent_are_free_although_its_child_lives(d):
         assert d["a"][0] == 1
     finally:
         os.killpg(pid, signal.SIGKILL)
-        until(lambda: listing.users_of(d._store.fd) == (os.getpid(),))
+        until(lambda: files.users_of(d._store.fd) == (os.getpid(),))
 
 
 def test_fork_child_is_a_user_of_its_own(d):

@@ -16,7 +16,7 @@ from hypothesis import strategies as some
 
 import ndshare
 from ndshare import SharedDict
-from ndshare._dict import listing
+from ndshare._dict import files
 from tests.dict.dict_tasks import ended, forked
 
 pytestmark = pytest.mark.once
@@ -186,7 +186,7 @@ class SharedDictMachine(st.RuleBasedStateMachine):
     def teardown(self) -> None:
         for d in self.dicts:
             d.close()
-        assert self.name not in [info.name for info in listing.infos()]
+        assert self.name not in [info.name for info in files.infos()]
 
 
 def test_shared_dict_behaves_as_a_dict_with_a_lock():

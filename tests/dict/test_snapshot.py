@@ -12,7 +12,7 @@ import pytest
 
 import ndshare
 from ndshare import SharedDict
-from ndshare._dict import snapshot as _dict_snapshot
+from ndshare._dict import snapshot
 from tests.dict.dict_tasks import ended, forked, running, until
 
 pytestmark = pytest.mark.once
@@ -117,7 +117,7 @@ def test_snapshot_writer_killed_at_random(path, chaos_rng, chaos_rounds):
         assert ended(pid) == -signal.SIGKILL
         ndshare.prune()
         if path.exists():
-            saved = _dict_snapshot.load(str(path))
+            saved = snapshot.load(str(path))
             assert (saved["a"] == saved["b"][0]).all()
             assert saved["b"][0] >= last
             last = saved["b"][0]
@@ -141,7 +141,7 @@ def test_snapshot_of_several_writers_never_goes_back(path):
         with running(count, count, count):
             until(lambda: d["a"][0] > 5)
             for _ in range(100):
-                value = _dict_snapshot.load(str(path))["a"]
+                value = snapshot.load(str(path))["a"]
                 assert (value == value[0]).all()
                 assert value[0] >= last
                 last = value[0]

@@ -4,7 +4,7 @@
 
     header      magic, format, sizes, digest of the rest of the header and of the directory
     directory   JSON: keys, dtypes, shapes, path of the snapshot. No offsets: they follow from the shapes
-    cells       one per key, see `_dict/dict.h`
+    cells       one per key, see `_store/dict.h`
     data        two slots per key
 
 Guarantees
@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import math
 import mmap
+import re
 import struct
-from collections.abc import Hashable
-from typing import Any, Final
+from collections.abc import Hashable, Iterable
+from typing import Any, Final, NamedTuple, NoReturn
 
 import numpy as np
 
 from ndshare._dict._store import CELL_BYTES, LARGE_BYTES, MAX_KEYS
-from ndshare._dict.directory import Spec, decode_directory, encode_directory
 from ndshare.errors import LayoutError
 
 MAGIC: Final = b"NDSHDICT"
@@ -36,6 +38,188 @@ _DIGEST_BYTES: Final = 16
 _HEADER: Final = struct.Struct(f"<8sIIQQQ{_DIGEST_BYTES}s")
 _PERSISTENT: Final = struct.Struct("<I")
 _PERSISTENT_OFFSET: Final = 64
+_DTYPE: Final = re.compile(r"[<>|=]?[?biufcSUVmM][0-9]{0,12}(\[[0-9]{0,9}[A-Za-zμ]{1,8}(/[0-9]{1,9})?\])?")
+_LARGEST_DIMENSIONS: Final = 64  # NumPy's own limit
+
+
+class Spec(NamedTuple):
+    """Shape and dtype of a key."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one value."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def encode_key(key: Hashable) -> Any:
+    """Return a key as JSON, or raise TypeError if only its index can stand for it."""
+    if key is None or type(key) in (str, int, bool):
+        return key
+    if type(key) is tuple:
+        return [encode_key(part) for part in key]
+    raise TypeError
+
+
+def written_keys(keys: Iterable[Hashable]) -> list[Hashable]:
+    """Return the keys as whoever attaches sees them: those that JSON cannot say as their index.
+
+    Raises
+    ------
+    ValueError
+        If the index that stands for a key is another key.
+    """
+    known = list(keys)
+    written: list[Hashable] = []
+    for number, key in enumerate(known):
+        try:
+            encode_key(key)
+            written.append(key)
+        except TypeError:
+            written.append(number)
+    if len(set(written)) < len(written):
+        twice = next(
+            key for key, name in zip(known, written, strict=True) if key is not name and name in known
+        )
+        raise ValueError(
+            f"key {twice!r} can be written into the file as its index only, and that is a key too; use keys "
+            "of str, int, bool, None and tuples of these"
+        )
+    return written
+
+
+def decode_key(text: Any) -> Hashable:
+    """Return the key that `encode_key` wrote."""
+    if text is None or type(text) in (str, int, bool):
+        key: Hashable = text
+        return key
+    if type(text) is list:
+        return tuple([decode_key(part) for part in text])
+    raise TypeError
+
+
+def encode_dtype(dtype: np.dtype[Any]) -> Any:
+    """Return a dtype as JSON, or raise TypeError if it cannot be written or shared."""
+    if dtype.hasobject:
+        raise TypeError(
+            f"an array of dtype {dtype} cannot be in a SharedDict, because its items are Python objects (or "
+            "point to memory) of one process; use a numeric, string (S or U) or structured dtype"
+        )
+    try:
+        descr = np.lib.format.dtype_to_descr(np.dtype(dtype.str) if dtype.names is None else dtype)
+        text = json.loads(json.dumps(descr))
+        same = decode_dtype(text) == dtype
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise TypeError(
+            f"dtype {dtype!r} cannot be written into the file of a SharedDict; use a dtype of NumPy, with "
+            "the fields in the order of their memory, or a view of the same bytes (uint8, V)"
+        )
+    return text
+
+
+def decode_dtype(text: Any) -> np.dtype[Any]:
+    """Return the dtype that `encode_dtype` wrote; anything else raises an exception."""
+    descr = _decode_descr(text)
+    dtype: np.dtype[Any] = np.lib.format.descr_to_dtype(descr)
+    if dtype.hasobject:
+        raise TypeError("dtype of objects")
+    return dtype
+
+
+def _decode_descr(text: Any) -> Any:
+    if isinstance(text, str):
+        if not _DTYPE.fullmatch(text):
+            raise ValueError(text)
+        return text
+    fields = []
+    for name, descr, *shape in text:
+        title = tuple(name) if isinstance(name, list) else name
+        fields.append((title, _decode_descr(descr), *(tuple(map(int, part)) for part in shape)))
+    return fields
+
+
+def encode_directory(specs: dict[Hashable, Spec], created: float, path: str | None) -> bytes:
+    """Return a directory as it stands in the file. The keys are `written_keys`.
+
+    Raises
+    ------
+    TypeError
+        For a dtype that cannot be shared.
+    """
+    texts: dict[np.dtype[Any], Any] = {}
+    keys = []
+    for key, spec in specs.items():
+        text = texts.get(spec.dtype)
+        if text is None:
+            text = texts[spec.dtype] = encode_dtype(spec.dtype)
+        keys.append((encode_key(key), text, spec.shape))
+    return json.dumps({"created": created, "path": path, "keys": keys}, separators=(",", ":")).encode()
+
+
+def decode_directory(directory: bytes, file: str) -> tuple[dict[Hashable, Spec], float, str | None]:
+    """Return keys, time of creation and path of a directory; LayoutError names what is wrong."""
+
+    def refuse(field: str, got: object, allowed: str) -> NoReturn:
+        raise LayoutError(file, field, f"{got!r:.80}", allowed)
+
+    try:
+        content = json.loads(directory)
+        created, path, keys = content["created"], content["path"], content["keys"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        refuse("directory", directory, "JSON with created, path and keys")
+    if not isinstance(created, float):
+        refuse("time of creation", created, "a number of seconds")
+    if path is not None and not (isinstance(path, str) and path.startswith("/") and "\0" not in path):
+        refuse("path", path, "an absolute path or null")
+    if not isinstance(keys, list):
+        refuse("directory", keys, "a list of keys")
+    known: dict[tuple[str, tuple[int, ...]], Spec] = {}  # most keys are like others
+    specs: dict[Hashable, Spec] = {}
+    for entry in keys:
+        try:
+            name, text, shape = entry
+            key = name if type(name) is str else decode_key(name)
+        except (TypeError, ValueError, RecursionError):
+            refuse("key", entry, "a key with dtype and shape")
+        if key in specs:
+            refuse("key", key, "each key once")
+        if not _is_shape(shape):
+            refuse(f"shape of key {key!r:.40}", shape, "a list of integers from 0 on")
+        like = (text if type(text) is str else repr(text), tuple(shape))
+        spec = known.get(like)
+        if spec is None:
+            try:
+                dtype = decode_dtype(text)
+            except Exception:
+                refuse(f"dtype of key {key!r:.40}", text, "a dtype of NumPy without objects")
+            spec = known[like] = Spec(like[1], dtype)
+        specs[key] = spec
+    return specs, created, path
+
+
+def _is_shape(shape: Any) -> bool:
+    if type(shape) is not list or len(shape) > _LARGEST_DIMENSIONS:
+        return False
+    for length in shape:  # noqa: SIM110  -- once per key, and a generator takes twice as long
+        if type(length) is not int or not 0 <= length < 1 << 62:
+            return False
+    return True
+
+
+def differences(have: dict[Hashable, Spec], wanted: dict[Hashable, Spec]) -> Iterable[str]:
+    """Yield a sentence per key in which two sets of specs differ."""
+    for key in have.keys() - wanted.keys():
+        yield f"key {key!r} is not asked for"
+    for key, spec in wanted.items():
+        there = have.get(key)
+        if there is None:
+            yield f"key {key!r} is not there"
+        elif there != spec:
+            yield f"key {key!r} is {there.dtype} {there.shape}, not {spec.dtype} {spec.shape}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,112 +1,64 @@
-"""How the use of a `SharedDict` by a process ends, and who writes its snapshot."""
+"""How a process comes to be a user of a SharedDict of its own, and how its use ends.
+
+A fork copies the descriptor but not the file description behind it, which holds the locks: the child would
+keep its parent's locks alive, and closing would take the lock of both. So before a fork each open dict gets a
+second description with a lock of its own. The child keeps that one and closes the other; the parent the
+reverse. From the first instant both are counted.
+
+What the C library forks without Python's knowledge is not seen here.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import struct
 import threading
-import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Self
+import weakref
 
-from ndshare._dict import file as _dict_file
-from ndshare._dict import layout as _dict_layout
-from ndshare._dict import snapshot as _dict_snapshot
-from ndshare._dict.writing import WritableDict
-from ndshare.errors import KeyLockError
+from ndshare._dict import files
+from ndshare._dict._store import Store
 
-if TYPE_CHECKING:
-    from ndshare._dict._store import Store
-
-_CLOSE_POLL_S = 0.001  # while other threads of this process finish what they do with it
-_SYNC_BYTE = (1 << 60) - 1  # locked while a snapshot is written, so that an older one never comes last
-
-_FLOCK = struct.Struct("hhqqi4x")  # struct flock
-_writing = threading.Lock()
-os.register_at_fork(after_in_child=lambda: _writing._at_fork_reinit())  # type: ignore[attr-defined]
+_lock = threading.RLock()
+_stores: weakref.WeakKeyDictionary[Store, tuple[int, int]] = weakref.WeakKeyDictionary()
+_tokens: list[tuple[Store, int]] = []
 
 
-@contextlib.contextmanager
-def _writing_snapshot(fd: int) -> Iterator[None]:
-    """Have the right to write the snapshot, among all threads and processes."""
-
-    def lock(kind: int) -> None:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(kind, os.SEEK_SET, _SYNC_BYTE, 1, 0))
-
-    with _writing:
-        try:  # Ctrl-C comes behind the call that has locked it
-            lock(fcntl.F_WRLCK)
-            yield
-        finally:
-            lock(fcntl.F_UNLCK)
+def watch(store: Store, file: tuple[int, int]) -> None:
+    """From now on, see to it that forked children have this one too; `file` is its device and inode."""
+    with _lock:
+        _stores[store] = file
 
 
-class ClosableDict(WritableDict):
-    """What ends."""
+def _before() -> None:
+    _lock.acquire()
+    for store, file in list(_stores.items()):
+        if store.fd >= 0:
+            store.recall()
+            token = -1
+            with contextlib.suppress(OSError):  # short of descriptors: the child will find it closed
+                token = files.reopen(store.fd)
+            if token >= 0 and files.identity(token) != file:
+                os.close(token)  # another thread has closed it meanwhile, and the number is another file's
+                token = -1
+            _tokens.append((store, token))
 
-    def sync(self) -> None:
-        """Write a snapshot of all values, of one instant, to `path`; returns when it is on the disk.
 
-        Raises
-        ------
-        ValueError
-            If the dict has no path.
-        OSError
-            If it cannot be written. The snapshot before it is still there.
-        """
-        self._check_open()
-        if self._layout.path is None:
-            raise ValueError(f"the SharedDict {self._name!r} has no path; give one when it is made")
-        self._save(self._layout.path)
+def _in_parent() -> None:
+    for _, token in _tokens:
+        if token >= 0:
+            os.close(token)
+    _tokens.clear()
+    _lock.release()
 
-    def _save(self, path: str) -> None:
-        layout = self._layout
-        _, head = _dict_layout.encode(layout.specs, layout.created, path, self._store.persistent)
-        with _writing_snapshot(self._store.fd):
-            copies, _ = self._store.snapshot(range(len(self._keys)))
-            arrays = dict(zip(layout.specs, copies, strict=True))
-            _dict_snapshot.save(path, arrays, head[_dict_layout.HEADER_BYTES :], self._name)
 
-    def close(self) -> None:
-        """Give it up in this process; the last one who does removes it, unless it is persistent.
+def _in_child() -> None:
+    for store, token in _tokens:
+        store.adopt(token)
+    _tokens.clear()
+    _lock.release()
 
-        With a path, a snapshot is written first. What other threads of this process do with it is waited for.
-        Closing again does nothing.
 
-        Raises
-        ------
-        KeyLockError
-            Inside a block of `locked`, or a function of `update`, of this thread.
-        """
-        mine = self._store.held()
-        if mine and not self.closed:
-            raise KeyLockError(
-                "of all others, to close the dict,",
-                ", ".join(repr(self._keys[number]) for number in mine),
-                "leave the block first",
-            )
-        self._store.shut()
-        while self._store.busy:
-            time.sleep(_CLOSE_POLL_S)
-        try:
-            if self._store.fd >= 0 and self._layout.path is not None:
-                self._save(self._layout.path)
-        finally:
-            self._finalizer()
-
-    def unlink(self) -> None:
-        """Make a persistent dict an ordinary one: the last user that closes removes it."""
-        self._check_open()
-        self._store.persistent = False
-
-    def __enter__(self) -> Self:
-        self._check_open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
 
 
 def end(store: Store, file: str) -> None:
@@ -114,7 +66,7 @@ def end(store: Store, file: str) -> None:
     store.shut()
     if store.fd >= 0:
         try:
-            _dict_file.remove_unused(store.fd, file)
+            files.remove_unused(store.fd, file)
         finally:
             store.close()
 

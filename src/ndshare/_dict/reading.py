@@ -6,15 +6,51 @@ import weakref
 from collections.abc import Hashable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from typing import Any
 
-from ndshare._dict import _store as _dict
-from ndshare._dict._store import Store
-from ndshare._dict.directory import Spec
-from ndshare._dict.layout import Layout
-from ndshare._dict.locked import checked_timeout
-from ndshare._dict.values import Array, fitted
+import numpy as np
+
+from ndshare._dict._store import Store, intact
+from ndshare._dict.layout import Layout, Spec
+from ndshare._system import check_seconds
 from ndshare.errors import KeyTimeoutError
 
+Array = np.ndarray[Any, Any]
+
+_NO_LIMIT = -1.0
 _SHOWN_KEYS = 4
+
+
+def checked_timeout(timeout: float | None) -> float:
+    """Return a timeout as the store wants it."""
+    if timeout is None:
+        return _NO_LIMIT
+    check_seconds("timeout", timeout)
+    if not timeout >= 0:
+        raise ValueError(f"timeout is {timeout!r}; seconds from 0 on are allowed, or None for no limit")
+    return timeout
+
+
+def fitted(key: Hashable, spec: Spec, value: Any) -> Array:
+    """Return `value` as a new array of this shape and dtype.
+
+    Raises
+    ------
+    TypeError
+        If it cannot be cast under the rule ``same_kind``.
+    ValueError
+        If it cannot be broadcast to the shape.
+    """
+    if value is None:
+        raise TypeError(
+            f"key {key!r} holds {spec.dtype} of shape {spec.shape} and cannot take None; an update function "
+            "has to return the new value"
+        )
+    target = np.empty(spec.shape, spec.dtype)
+    try:
+        np.copyto(target, value, casting="same_kind")
+    except (TypeError, ValueError) as error:
+        error.add_note(f"key {key!r} holds {spec.dtype} of shape {spec.shape}; nothing was written")
+        raise
+    return target
 
 
 class ReadableDict(Mapping[Any, Array]):
@@ -184,13 +220,13 @@ class ReadableDict(Mapping[Any, Array]):
         bool
             False once another value has begun to be written there.
         """
-        intact = _dict.intact(view)
-        if intact is None:
+        whether = intact(view)
+        if whether is None:
             raise TypeError(
                 f"is_intact got {type(view).__name__}, which is no view of a SharedDict; pass what view() "
                 "returned"
             )
-        return intact
+        return whether
 
     def version(self, key: Any) -> int:
         """Return how many values a key has had: 1 for the first one.

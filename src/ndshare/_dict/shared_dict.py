@@ -28,21 +28,21 @@ import secrets
 import time
 import weakref
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, Self
 
-from ndshare._dict import file as _dict_file
-from ndshare._dict import fork
-from ndshare._dict import layout as _dict_layout
-from ndshare._dict import life as _dict_life
+import numpy as np
+
+from ndshare._dict import files, life, snapshot
 from ndshare._dict._store import Store
-from ndshare._dict.life import ClosableDict
-from ndshare._dict.values import check_same, first_values, initial, own_keys, specs_of
-from ndshare.errors import LayoutError
+from ndshare._dict.layout import HEADER_BYTES, Layout, Spec, differences, encode, written_keys
+from ndshare._dict.reading import Array
+from ndshare._dict.writing import WritableDict
+from ndshare.errors import KeyLockError, LayoutError
 
-__all__ = ["SharedDict"]
+_CLOSE_POLL_S = 0.001  # while other threads of this process finish what they do with it
 
 
-class SharedDict(ClosableDict):
+class SharedDict(WritableDict):
     """A mapping from keys to arrays in shared memory, for any number of processes of one user.
 
     Parameters
@@ -99,20 +99,20 @@ class SharedDict(ClosableDict):
         path: str | os.PathLike[str] | None = None,
         persistent: bool = False,
     ) -> None:
-        wanted = None if arrays is None else initial(arrays)
-        file = None if name is None else _dict_file.file_of(name)
+        wanted = None if arrays is None else _initial(arrays)
+        file = None if name is None else files.file_of(name)
         where = None if path is None else os.path.abspath(os.fspath(path))
-        keys, values = first_values(wanted, where)
-        layout, head = _dict_layout.encode(specs_of(values), time.time(), where, persistent)
-        fd = _dict_file.make(layout, head)
+        keys, values = _first_values(wanted, where)
+        layout, head = encode(_specs_of(values), time.time(), where, persistent)
+        fd = files.make(layout, head)
         store = _store(fd, layout)
         for number, array in enumerate(values.values()):
             store.fill(number, array)
         while True:
             chosen = name or secrets.token_hex(8)
-            if _dict_file.publish(fd, chosen):
+            if files.publish(fd, chosen):
                 break
-            if name is not None and not _dict_file.remove_dead(name):
+            if name is not None and not files.remove_dead(name):
                 raise FileExistsError(
                     f"a SharedDict named {name!r} exists already, or something else is at {file}; use "
                     "SharedDict.attach(name), SharedDict.open(name, arrays), or another name"
@@ -140,10 +140,10 @@ class SharedDict(ClosableDict):
         LayoutError
             If what is under that name is foreign or damaged.
         """
-        fd = _dict_file.connect(name)
-        file = _dict_file.file_of(name)
+        fd = files.connect(name)
+        file = files.file_of(name)
         try:
-            layout = _dict_file.layout_of(fd, file)
+            layout = files.layout_of(fd, file)
         except BaseException:
             os.close(fd)
             raise
@@ -188,7 +188,7 @@ class SharedDict(ClosableDict):
         ValueError
             If there is one with other keys, dtypes or shapes.
         """
-        wanted = initial(arrays)
+        wanted = _initial(arrays)
         while True:
             try:
                 self = cls.attach(name)
@@ -198,31 +198,95 @@ class SharedDict(ClosableDict):
                 except FileExistsError:
                     continue
             try:
-                check_same(f"the SharedDict {name!r}", self._specs, wanted)
+                _check_same(f"the SharedDict {name!r}", self._specs, wanted)
             except ValueError:
                 self._finalizer()
                 raise
             if self._keys != list(wanted):
-                self._take_keys(own_keys(self._keys, wanted))
+                self._take_keys(_own_keys(self._keys, wanted))
             return self
 
-    def _take(self, name: str, store: Store, layout: _dict_layout.Layout, keys: list[Hashable]) -> None:
+    def _take(self, name: str, store: Store, layout: Layout, keys: list[Hashable]) -> None:
         self._name = name
         self._store = store
         self._layout = layout
-        self._file = _dict_file.identity(store.fd)
+        self._file = files.identity(store.fd)
         self._take_keys(keys)
-        fork.watch(store, self._file)
-        file = _dict_file.file_of(name)
-        self._finalizer = weakref.finalize(self, _dict_life.end, store, file)
-        _dict_life.end_with_multiprocessing(self, store, file)
+        life.watch(store, self._file)
+        file = files.file_of(name)
+        self._finalizer = weakref.finalize(self, life.end, store, file)
+        life.end_with_multiprocessing(self, store, file)
+
+    # How it ends --------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Write a snapshot of all values, of one instant, to `path`; returns when it is on the disk.
+
+        Raises
+        ------
+        ValueError
+            If the dict has no path.
+        OSError
+            If it cannot be written. The snapshot before it is still there.
+        """
+        self._check_open()
+        if self._layout.path is None:
+            raise ValueError(f"the SharedDict {self._name!r} has no path; give one when it is made")
+        self._save(self._layout.path)
+
+    def _save(self, path: str) -> None:
+        layout = self._layout
+        _, head = encode(layout.specs, layout.created, path, self._store.persistent)
+        with snapshot.writing(self._store.fd):
+            copies, _ = self._store.snapshot(range(len(self._keys)))
+            arrays = dict(zip(layout.specs, copies, strict=True))
+            snapshot.save(path, arrays, head[HEADER_BYTES:], self._name)
+
+    def close(self) -> None:
+        """Give it up in this process; the last one who does removes it, unless it is persistent.
+
+        With a path, a snapshot is written first. What other threads of this process do with it is waited for.
+        Closing again does nothing.
+
+        Raises
+        ------
+        KeyLockError
+            Inside a block of `locked`, or a function of `update`, of this thread.
+        """
+        mine = self._store.held()
+        if mine and not self.closed:
+            raise KeyLockError(
+                "of all others, to close the dict,",
+                ", ".join(repr(self._keys[number]) for number in mine),
+                "leave the block first",
+            )
+        self._store.shut()
+        while self._store.busy:
+            time.sleep(_CLOSE_POLL_S)
+        try:
+            if self._store.fd >= 0 and self._layout.path is not None:
+                self._save(self._layout.path)
+        finally:
+            self._finalizer()
+
+    def unlink(self) -> None:
+        """Make a persistent dict an ordinary one: the last user that closes removes it."""
+        self._check_open()
+        self._store.persistent = False
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         written = list(self._layout.specs)
         return _attach, (self._name, None if written == self._keys else self._keys)
 
 
-def _store(fd: int, layout: _dict_layout.Layout) -> Store:
+def _store(fd: int, layout: Layout) -> Store:
     try:
         return Store(fd, layout.size, layout.cells, layout.data, layout.entries)
     except BaseException:
@@ -235,3 +299,58 @@ def _attach(name: str, keys: list[Hashable] | None) -> SharedDict:
     if keys is not None:
         shared._take_keys(keys)
     return shared
+
+
+def _initial(arrays: Mapping[Any, Any]) -> dict[Hashable, Array]:
+    """Return the values of a new dict as contiguous arrays."""
+    if not isinstance(arrays, Mapping):
+        raise TypeError(
+            f"a SharedDict is made of a mapping from keys to arrays; got {type(arrays).__name__}: "
+            "use dict(enumerate(arrays)) for a list"
+        )
+    # `order="C"` with asarray keeps 0-d arrays as they are; ascontiguousarray does not.
+    return {key: np.asarray(value, order="C") for key, value in arrays.items()}
+
+
+def _specs_of(arrays: Mapping[Hashable, Array]) -> dict[Hashable, Spec]:
+    """Return shape and dtype of each array."""
+    known: dict[tuple[tuple[int, ...], np.dtype[Any]], Spec] = {}  # most keys are like others
+    specs = {}
+    for key, value in arrays.items():
+        like = value.shape, value.dtype
+        specs[key] = known.get(like) or known.setdefault(like, Spec(*like))
+    return specs
+
+
+def _own_keys(written: list[Hashable], wanted: Mapping[Hashable, Any]) -> list[Hashable]:
+    """Return the keys of a file in its order, as whoever wants them calls them."""
+    mine = dict(zip(written_keys(wanted), wanted, strict=True))
+    return [mine[key] for key in written]
+
+
+def _check_same(what: str, have: dict[Hashable, Spec], wanted: Mapping[Hashable, Array]) -> None:
+    names = written_keys(wanted)
+    asked = dict(zip(names, _specs_of(wanted).values(), strict=True))
+    found = list(differences(have, asked))
+    if found:
+        more = f" and {len(found) - 1} more differences" if len(found) > 1 else ""
+        raise ValueError(
+            f"{what} has other arrays than those asked for: {found[0]}{more}; use the same keys, dtypes and "
+            "shapes, or another name or path"
+        )
+
+
+def _first_values(
+    wanted: dict[Hashable, Array] | None, path: str | None
+) -> tuple[list[Hashable], dict[Hashable, Array]]:
+    """Return the keys of a new dict as its maker calls them, and the values by the keys of the file."""
+    saved = None if path is None else snapshot.load(path)
+    if saved is not None:
+        if wanted is None:
+            return list(saved), saved
+        _check_same(f"the snapshot {path}", _specs_of(saved), wanted)
+        return _own_keys(list(saved), wanted), saved
+    if wanted is None:
+        where = "no path was given" if path is None else f"there is no snapshot at {path}"
+        raise TypeError(f"SharedDict got no arrays, and {where}; pass a mapping from keys to arrays")
+    return list(wanted), dict(zip(written_keys(wanted), wanted.values(), strict=True))

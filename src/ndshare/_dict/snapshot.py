@@ -12,17 +12,18 @@ not at all in the same way on network file systems.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import struct
+import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any, Final
 
 import numpy as np
 
-from ndshare._dict import directory as _dict_directory
-from ndshare._dict.directory import Spec
+from ndshare._dict.layout import Spec, decode_directory
 from ndshare.errors import LayoutError
 
 _MAGIC: Final = b"NDSHSNAP"
@@ -30,6 +31,25 @@ _HEAD: Final = struct.Struct("<8sQQ")
 _DIGEST_BYTES: Final = 32
 _TEMPORARY: Final = ".tmp"
 _STALE_S: Final = 3600  # nobody writes one snapshot for so long
+_SYNC_BYTE = (1 << 60) - 1  # locked while a snapshot is written, so that an older one never comes last
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock
+_writing = threading.Lock()
+os.register_at_fork(after_in_child=lambda: _writing._at_fork_reinit())  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def writing(fd: int) -> Iterator[None]:
+    """Have the right to write the snapshot, among all threads and processes."""
+
+    def lock(kind: int) -> None:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(kind, os.SEEK_SET, _SYNC_BYTE, 1, 0))
+
+    with _writing:
+        try:  # Ctrl-C comes behind the call that has locked it
+            lock(fcntl.F_WRLCK)
+            yield
+        finally:
+            lock(fcntl.F_UNLCK)
 
 
 def save(path: str, arrays: dict[Hashable, np.ndarray[Any, Any]], directory: bytes, owner: str) -> None:
@@ -120,7 +140,7 @@ def load(path: str) -> dict[Hashable, np.ndarray[Any, Any]] | None:
             path, "digest", content[-_DIGEST_BYTES:].hex(), f"{digest.hex()}, that of the content,"
         )
     start = _HEAD.size + directory_bytes
-    specs, _, _ = _dict_directory.decode_directory(content[_HEAD.size : start], path)
+    specs, _, _ = decode_directory(content[_HEAD.size : start], path)
     if sum(spec.nbytes for spec in specs.values()) != nbytes:
         raise LayoutError(path, "data length", str(nbytes), "what the shapes need")
     return _arrays(specs, content, start)

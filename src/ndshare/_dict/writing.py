@@ -1,20 +1,115 @@
-"""The writing half of a `SharedDict`: write, update, locked."""
+"""The writing half of a `SharedDict`: write, update, locked.
+
+Locks of keys are had by threads: nesting is checked, and leaving the block publishes or drops.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from ndshare._dict import _store as _dict
-from ndshare._dict.locked import Locked, Locks, checked_timeout
-from ndshare._dict.reading import ReadableDict
-from ndshare._dict.values import Array, fitting, refused
+from ndshare._dict._store import Hold, Store, set_memory
+from ndshare._dict.reading import Array, ReadableDict, checked_timeout, fitted
 from ndshare._memory import recycled_memory, value_handler
-from ndshare.errors import KeyLockError
+from ndshare._system import is_alive
+from ndshare.errors import KeyLockError, KeyTimeoutError
 
-_dict.set_memory(value_handler())
+if TYPE_CHECKING:
+    from ndshare._dict._store import Failure
+
+set_memory(value_handler())
+
+
+def _names(keys: Iterable[Hashable], numbers: Iterable[int]) -> str:
+    """Return the keys with these numbers as text."""
+    known = list(keys)
+    return ", ".join(repr(known[number]) for number in numbers)
+
+
+def _refused(
+    keys: Iterable[Hashable], wanted: Sequence[int], failure: Failure, timeout: float
+) -> KeyLockError | KeyTimeoutError:
+    """Return the error that says why a thread did not get the locks it wanted."""
+    reason, number, holder, held = failure
+    known = list(keys)
+    if reason == "order":
+        again = [number for number in wanted if number in held]
+        if again:
+            remedy = "use the array that this thread has of it, or leave the block first"
+            return KeyLockError(_names(known, again), _names(known, held), remedy)
+        remedy = "nest in the order of keys(), or lock them together with locked(key, other, ...)"
+        return KeyLockError(_names(known, wanted), _names(known, held), remedy)
+    if reason == "deadlock":
+        mine = _names(known, held) or "keys of other dicts"
+        remedy = (
+            f"process {holder} has it and waits for what this thread has; nest dicts in one order everywhere"
+        )
+        return KeyLockError(_names(known, [number]), mine, remedy)
+    alive = holder > 0 and is_alive(holder)
+    who = f"process {holder} has it" if alive else "its holder has just changed or ended"
+    return KeyTimeoutError(f"the lock of key {_names(known, [number])}", timeout, who)
+
+
+class _Locks(Hold):
+    """The locks of keys, whose numbers ascend, for the length of a block.
+
+    Raises
+    ------
+    KeyLockError
+        If this thread has one of them or a later one already, or waiting for it would never end.
+    KeyTimeoutError
+        If another has one of them for too long.
+    """
+
+    def __init__(self, store: Store, keys: Iterable[Hashable], numbers: list[int], timeout: float) -> None:
+        super().__init__(store, numbers)
+        self._keys = keys
+        self._numbers = numbers
+        self._timeout = timeout
+
+    def __enter__(self) -> Any:
+        try:
+            failure = self.take(self._timeout)
+        except BaseException:  # Ctrl-C comes behind the call that has taken them
+            self.free()
+            raise
+        if failure is not None:
+            raise _refused(self._keys, self._numbers, failure, self._timeout)
+
+
+class Locked(_Locks):
+    """What `SharedDict.locked` returns: the block in which arrays are worked on in place."""
+
+    def __init__(self, store: Store, keys: Iterable[Hashable], wanted: list[int], timeout: float) -> None:
+        super().__init__(store, keys, sorted(wanted), timeout)
+        self._store = store
+        self._wanted = wanted
+        self._pid = os.getpid()
+
+    def __enter__(self) -> Any:
+        if self.held:
+            raise KeyLockError("of this block", "them already", "enter a block of `locked` once at a time")
+        try:
+            super().__enter__()
+            begun = {number: self._store.begin(number) for number in self._numbers}
+            self.arrays = arrays = [begun[number] for number in self._wanted]
+            return arrays[0] if len(arrays) == 1 else tuple(arrays)
+        except BaseException:
+            self.free()
+            raise
+
+    def _refuse(self) -> NoReturn:
+        """At the end of the block, without the locks."""
+        if self._pid == os.getpid():
+            raise RuntimeError("the block of `locked` is left where it was not entered: in another thread?")
+        raise KeyLockError(
+            "of this block",
+            f"nothing: process {self._pid}, of which it is a fork, has the lock",
+            "leave the block in the process that entered it (os._exit in the child)",
+        )
 
 
 class WritableDict(ReadableDict):
@@ -49,15 +144,15 @@ class WritableDict(ReadableDict):
         values = {}
         for key, value in new.items():
             number = self._number(key)
-            values[number] = fitting(self._store, key, number, self._specs[key], value)
+            values[number] = self._fitting(key, number, value)
         store, keys = self._store, self._keys
         if atomic:
             numbers = sorted(values)
-            with Locks(store, keys, numbers, limit):
+            with _Locks(store, keys, numbers, limit):
                 store.put(numbers, [values[number] for number in numbers])
             return
         for number, array in values.items():
-            with Locks(store, keys, [number], limit):
+            with _Locks(store, keys, [number], limit):
                 store.put((number,), (array,))
 
     def update(
@@ -116,9 +211,16 @@ class WritableDict(ReadableDict):
         for (key, given), number in zip(new.items(), numbers, strict=True):
             result = self._store.update(number, given, func, copy, limit)
             if isinstance(result, tuple):
-                raise refused(self._keys, [number], result, limit)
+                raise _refused(self._keys, [number], result, limit)
             results[key] = result
         return results
+
+    def _fitting(self, key: Any, number: int, value: Any) -> Array:
+        """Return `value` as an array that can be stored under a key byte by byte."""
+        if self._store.fits(number, value):
+            array: Array = value
+            return array
+        return fitted(key, self._specs[key], value)
 
     def _update_together(
         self,
@@ -130,9 +232,9 @@ class WritableDict(ReadableDict):
     ) -> dict[Any, Array]:
         store, ordered = self._store, sorted(numbers)
         look = store.load if copy else store.view
-        with Locks(store, self._keys, ordered, limit), recycled_memory():
+        with _Locks(store, self._keys, ordered, limit), recycled_memory():
             values = {
-                number: fitting(store, key, number, self._specs[key], func(given, look(number)))
+                number: self._fitting(key, number, func(given, look(number)))
                 for number, (key, given) in zip(numbers, new.items(), strict=True)
             }
             store.put(ordered, [values[number] for number in ordered])

@@ -112,18 +112,10 @@ typedef struct ndshare_store {
 } ndshare_store;
 
 typedef struct {
-    int slot;
-    uint64_t stamp, version;
-} ndshare_current;
-
-typedef struct {
     PyTypeObject *store_type, *view_type;
 } ndshare_dict_state;
 
-extern PyType_Spec ndshare_store_spec, ndshare_view_spec, ndshare_hold_spec;
 extern struct PyModuleDef ndshare_dict_definition;
-extern _Atomic long ndshare_dict_countdown;
-extern PyDataMemAllocator ndshare_memory_blocks;
 
 static inline ndshare_dict_cell *
 ndshare_dict_cell_of(const ndshare_store *store, Py_ssize_t key)
@@ -136,105 +128,5 @@ ndshare_dict_data(const ndshare_store *store, Py_ssize_t key, int slot)
 {
     return store->base + store->entries[key].offset + (size_t)slot * store->entries[key].stride;
 }
-
-/* A place where tests let the process be killed; costs one load otherwise. */
-void ndshare_dict_step_taken(void);
-static inline void
-ndshare_dict_step(void)
-{
-    if (atomic_load_explicit(&ndshare_dict_countdown, memory_order_relaxed) >= 0) {
-        ndshare_dict_step_taken();
-    }
-}
-
-/* slots.c */
-int ndshare_slot_look(const ndshare_store *store, Py_ssize_t key, ndshare_current *out);
-bool ndshare_slot_unchanged(const ndshare_store *store, Py_ssize_t key, const ndshare_current *seen);
-int ndshare_slot_begin(ndshare_store *store, Py_ssize_t key, ndshare_current *current);
-void ndshare_slot_publish(ndshare_store *store, Py_ssize_t key);
-int ndshare_slot_commit(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n);
-void ndshare_slot_fill(ndshare_store *store, Py_ssize_t key, const void *source);
-uint64_t ndshare_slot_seal(Py_ssize_t key, uint64_t stamp, uint64_t version);
-
-/* copy.c */
-void ndshare_dict_copy(void *to, const void *from, size_t nbytes);
-void ndshare_dict_copy_out(void *to, const void *from, size_t nbytes);
-
-/* keylock.c */
-int ndshare_range_lock(const ndshare_store *store, int64_t start, int64_t length, short kind, bool wait);
-int ndshare_gate_wait(ndshare_store *store, Py_ssize_t key);
-PyObject *ndshare_lock_keys(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, double timeout);
-void ndshare_lock_free(ndshare_store *store, Py_ssize_t key);
-PyObject *ndshare_store_acquire(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
-PyObject *ndshare_store_release(PyObject *self, PyObject *keys);
-bool ndshare_store_owned(ndshare_store *store, Py_ssize_t key);
-void ndshare_store_forget(ndshare_store *store);
-
-/* holders.c */
-int ndshare_holders_join(ndshare_store *store, int fd);
-void ndshare_holders_leave(ndshare_store *store);
-int ndshare_holders_add(ndshare_store *store, Py_ssize_t key);
-void ndshare_holders_remove(ndshare_store *store, Py_ssize_t key);
-bool ndshare_holders_any(void);
-Py_ssize_t ndshare_holders_last(const ndshare_store *store);
-void ndshare_holders_want(const ndshare_store *store, Py_ssize_t key);
-uint64_t ndshare_holders_cycle(const ndshare_store *store, Py_ssize_t key);
-bool ndshare_holders_descends(const ndshare_store *store, Py_ssize_t key, uint64_t link);
-PyObject *ndshare_holders_keys(const ndshare_store *store, bool anywhere);
-PyObject *ndshare_store_held(PyObject *self, PyObject *unused);
-
-/* waiting.c */
-double ndshare_monotonic(void);
-int ndshare_doze(_Atomic uint32_t *word, uint32_t seen, double seconds);
-PyObject *ndshare_store_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
-
-/* entry.c */
-size_t ndshare_entry_take(ndshare_entry *entry, PyObject *item, size_t offset);
-void ndshare_entry_drop(ndshare_entry *entry);
-
-/* store.c */
-bool ndshare_store_open(ndshare_store *store);
-Py_ssize_t ndshare_store_key(ndshare_store *store, PyObject *number);
-Py_ssize_t ndshare_store_current(ndshare_store *store, PyObject *number, ndshare_current *current);
-Py_ssize_t *ndshare_store_keys(ndshare_store *store, PyObject *sequence, Py_ssize_t *n);
-int ndshare_store_damaged(Py_ssize_t key);
-
-/* check.c */
-PyObject *ndshare_store_check(PyObject *self, PyObject *unused);
-
-/* reading.c */
-PyObject *ndshare_store_load(PyObject *self, PyObject *number);
-PyObject *ndshare_store_snapshot(PyObject *self, PyObject *keys);
-PyObject *ndshare_store_version(PyObject *self, PyObject *number);
-
-/* writing.c */
-bool ndshare_store_fitting(const ndshare_entry *entry, PyObject *object);
-int ndshare_store_start(ndshare_store *store, Py_ssize_t key, ndshare_current *current);
-void ndshare_store_copy_in(ndshare_store *store, Py_ssize_t key, int slot, const void *source);
-PyObject *ndshare_store_fits(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
-PyObject *ndshare_store_fill(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
-PyObject *ndshare_store_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
-PyObject *ndshare_store_begin(PyObject *self, PyObject *number);
-
-/* updating.c */
-PyObject *ndshare_store_update(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
-
-/* memory.c */
-int ndshare_memory_configure(PyObject *capsule);
-PyObject *ndshare_memory_recycled(void);
-PyObject *ndshare_memory_set(PyObject *handler);
-int ndshare_memory_restore(PyObject *before);
-PyObject *ndshare_store_empty(ndshare_store *store, Py_ssize_t key);
-
-/* lending.c */
-PyObject *ndshare_lending_open(ndshare_store *store, Py_ssize_t key, int slot);
-int ndshare_lending_close(PyObject *window, PyObject *value);
-void ndshare_lending_drop(ndshare_store *store, Py_ssize_t key, PyObject *window);
-PyObject *ndshare_store_recall(PyObject *self, PyObject *unused);
-
-/* view.c */
-PyObject *ndshare_store_array(PyObject *self, Py_ssize_t key, const ndshare_current *where, bool writable);
-PyObject *ndshare_store_view(PyObject *self, PyObject *number);
-PyObject *ndshare_view_intact(PyObject *module, PyObject *array);
 
 #endif

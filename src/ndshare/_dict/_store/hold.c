@@ -4,7 +4,10 @@
  * first instruction of an `__exit__` in Python. Here the lock is noted where it is taken, and leaving is one call.
  */
 #define NO_IMPORT_ARRAY
-#include "dict.h"
+#include "hold.h"
+#include "arguments.h"
+#include "locks.h"
+#include "slots.h"
 
 #include <structmember.h>
 
@@ -115,7 +118,8 @@ hold_dealloc(PyObject *object)
 }
 
 static PyMethodDef hold_methods[] = {
-    {"take", hold_take, METH_O, PyDoc_STR("take(timeout) -> None or why not\n\nAs `Store.acquire`.")},
+    {"take", hold_take, METH_O, PyDoc_STR("take(timeout) -> None or (reason, key, holder, held)\n\n"
+               "All of the locks or none, because of a timeout, the order or a deadlock.")},
     {"free", hold_free, METH_NOARGS, PyDoc_STR("free()\n\nFree the locks that were taken; publish nothing.")},
     {"__exit__", (PyCFunction)(void (*)(void))hold_exit, METH_FASTCALL,
      PyDoc_STR("Publish the arrays, unless there was an exception, and free the locks.")},

@@ -9,7 +9,7 @@
  *
  * Everything here happens with the GIL. */
 #define NO_IMPORT_ARRAY
-#include "dict.h"
+#include "holders.h"
 
 #include <errno.h>
 #include <pythread.h>

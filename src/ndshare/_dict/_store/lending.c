@@ -19,7 +19,8 @@
  */
 #define NO_IMPORT_ARRAY
 #define _GNU_SOURCE
-#include "dict.h"
+#include "lending.h"
+#include "memory.h"
 
 #include <pythread.h>
 #include <string.h>

@@ -5,7 +5,7 @@
  * `shared_memory()`, that is left alone.
  */
 #define NO_IMPORT_ARRAY
-#include "dict.h"
+#include "memory.h"
 
 #include <string.h>
 

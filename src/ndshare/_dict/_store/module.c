@@ -1,23 +1,26 @@
 /* ndshare._dict._store: the part of SharedDict that decides between processes.
  *
- * dict.h     the layout in the file, the order of the stores
- * slots.c    which slot is current, publishing, commit of several
- * copy.c     copies into slots and out of them
- * keylock.c  locks, gates
- * holders.c  which thread has which keys, who waits for whom
- * waiting.c  sleeping until a value changes
- * reading.c  copies, snapshots
- * writing.c  put, begin
- * hold.c     locks for the length of a block, and what was begun published at its end
- * updating.c lock, call, publish
- * memory.c   where the memory of large values comes from
- * lending.c  the idle slot as memory of what an update function makes
- * view.c     arrays on the slots
- * check.c    whether what is in the cells can be
- * entry.c    what a process knows of a key
- * store.c    the type
+ * dict.h     the layout in the file, the order of the stores; what a process keeps of it
+ * waiting    sleeping until a value changes; locks of the kernel, gates
+ * slots      which slot is current, publishing, commit of several; copies into slots and out of them
+ * holders    which thread has which keys, who waits for whom
+ * arguments  numbers of keys
+ * locks      locks of keys
+ * memory     where the memory of large values comes from
+ * view       arrays on the slots
+ * lending    the idle slot as memory of what an update function makes
+ * reading    copies, snapshots, waiting for newer values
+ * writing    put, begin, update
+ * hold       locks for the length of a block, and what was begun published at its end
+ * store      the type
+ *
+ * A file includes the headers of those above it only.
  */
-#include "dict.h"
+#include "hold.h"
+#include "memory.h"
+#include "slots.h"
+#include "store.h"
+#include "view.h"
 
 static PyObject *
 kill_after(PyObject *Py_UNUSED(module), PyObject *number)

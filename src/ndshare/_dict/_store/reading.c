@@ -1,6 +1,9 @@
-/* Reading: private copies without a lock, of one key or of several at one instant. */
+/* Reading: private copies without a lock, of one key or of several at one instant; waiting for newer values. */
 #define NO_IMPORT_ARRAY
-#include "dict.h"
+#include "reading.h"
+#include "arguments.h"
+#include "memory.h"
+#include "waiting.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -8,6 +11,7 @@
 
 #define TRIES 2                     /* then with the gate, where one try is enough */
 #define GIL_BYTES ((size_t)1 << 16) /* below, giving the GIL up costs more than the copy */
+#define VALUE_SLICE_S 0.2    /* how long a value stays unnoticed whose writer died before it could wake anybody */
 
 static void
 copy_out(ndshare_store *store, Py_ssize_t key, const ndshare_current *from, PyObject *to)
@@ -21,7 +25,7 @@ copy_out(ndshare_store *store, Py_ssize_t key, const ndshare_current *from, PyOb
     }
     store->busy++;
     Py_BEGIN_ALLOW_THREADS
-    ndshare_dict_copy_out(target, source, nbytes);
+    ndshare_slot_copy_out(target, source, nbytes);
     Py_END_ALLOW_THREADS
     store->busy--;
 }
@@ -85,7 +89,7 @@ read_behind_gates(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, nd
         error = look_at_all(store, keys, n, found, 2 * n + 16);
     }
     for (Py_ssize_t i = 0; error == 0 && i < n; i++) {
-        ndshare_dict_copy_out(PyArray_DATA((PyArrayObject *)to[i]), ndshare_dict_data(store, keys[i], found[i].slot),
+        ndshare_slot_copy_out(PyArray_DATA((PyArrayObject *)to[i]), ndshare_dict_data(store, keys[i], found[i].slot),
                               store->entries[keys[i]].nbytes);
     }
     gates(store, keys, n, F_UNLCK);
@@ -190,4 +194,43 @@ ndshare_store_version(PyObject *self, PyObject *number)
         return NULL;
     }
     return PyLong_FromUnsignedLongLong(current.version);
+}
+
+PyObject *
+ndshare_store_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    ndshare_store *store = (ndshare_store *)self;
+    if (nargs != 3) {
+        return PyErr_Format(PyExc_TypeError, "wait takes 3 arguments, got %zd", nargs);
+    }
+    Py_ssize_t key = ndshare_store_key(store, args[0]);
+    unsigned long long version = PyLong_AsUnsignedLongLong(args[1]);
+    double timeout = PyFloat_AsDouble(args[2]);
+    if (key < 0 || PyErr_Occurred()) {
+        return NULL;
+    }
+    ndshare_dict_cell *cell = ndshare_dict_cell_of(store, key);
+    double end = timeout < 0 ? -1 : ndshare_monotonic() + timeout;
+    for (;;) {
+        ndshare_current current;
+        uint32_t seen = atomic_load(&cell->wake);
+        atomic_store(&cell->waiters, 1);
+        if (ndshare_slot_look(store, key, &current) != 0) {
+            ndshare_store_damaged(key);
+            return NULL;
+        }
+        if (current.version > version) {
+            return PyLong_FromUnsignedLongLong(current.version);
+        }
+        double left = end < 0 ? VALUE_SLICE_S : end - ndshare_monotonic();
+        if (left <= 0) {
+            Py_RETURN_NONE;
+        }
+        store->busy++;
+        int raised = ndshare_doze(&cell->wake, seen, left < VALUE_SLICE_S ? left : VALUE_SLICE_S);
+        store->busy--;
+        if (raised < 0 || !ndshare_store_open(store)) {
+            return NULL;
+        }
+    }
 }

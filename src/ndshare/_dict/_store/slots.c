@@ -1,6 +1,7 @@
-/* The two slots of a key: which one is current, how the other one becomes it. No Python here. */
+/* The two slots of a key: which one is current, how the other one becomes it, copies into them and out of them. */
 #define NO_IMPORT_ARRAY
-#include "dict.h"
+#include "slots.h"
+#include "waiting.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -9,9 +10,18 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #define LOOKS 1000                 /* a writer has published that often during one look: not plausible */
 #define LEADER_BITS 20             /* NDSHARE_DICT_MAX_KEYS */
+
+/* From here on source, target and what else is worked with rarely stay in the caches: past them, the target's old
+ * content is not fetched first, which saves a third of the traffic. 8 MB to two targets in turn: 0.37 instead of
+ * 0.46 ms; copy and a sum over the copy: 0.79 instead of 1.12 ms. At 4 MB it is equal, below slower. */
+#define STREAM_BYTES ((size_t)6 << 20)
+#define LINE ((size_t)64)
 
 _Atomic long ndshare_dict_countdown = -1;
 
@@ -206,4 +216,52 @@ ndshare_slot_fill(ndshare_store *store, Py_ssize_t key, const void *source)
     atomic_store_explicit(&cell->slot[0].version, 1, memory_order_relaxed);
     atomic_store_explicit(&cell->seal[0], ndshare_slot_seal(key, 1, 1), memory_order_relaxed);
     atomic_store_explicit(&cell->slot[0].done, 1, memory_order_release);
+}
+
+static void
+copy(char *to, const char *from, size_t nbytes)
+{
+#ifdef __SSE2__
+    if (nbytes >= STREAM_BYTES) {
+        size_t head = (LINE - (uintptr_t)to % LINE) % LINE, lines = (nbytes - head) / LINE;
+        memcpy(to, from, head);
+        to += head;
+        from += head;
+        nbytes -= head + lines * LINE;
+        for (; lines > 0; lines--, to += LINE, from += LINE) {
+            const __m128i *source = (const __m128i *)from;
+            __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
+            __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
+            __m128i *target = (__m128i *)to;
+            _mm_stream_si128(target, a);
+            _mm_stream_si128(target + 1, b);
+            _mm_stream_si128(target + 2, c);
+            _mm_stream_si128(target + 3, d);
+        }
+        _mm_sfence();  /* these stores keep no order with the one that publishes, unless told to */
+    }
+#endif
+    memcpy(to, from, nbytes);
+}
+
+/* In two halves while a test counts steps, so that it can end the process between them. */
+void
+ndshare_slot_copy_in(void *to, const void *from, size_t nbytes)
+{
+    if (atomic_load_explicit(&ndshare_dict_countdown, memory_order_relaxed) < 0) {
+        copy(to, from, nbytes);
+        return;
+    }
+    ndshare_dict_step();
+    copy(to, from, nbytes / 2);
+    ndshare_dict_step();
+    copy((char *)to + nbytes / 2, (const char *)from + nbytes / 2, nbytes - nbytes / 2);
+    ndshare_dict_step();
+}
+
+/* A private copy; the source may be overwritten meanwhile. */
+void
+ndshare_slot_copy_out(void *to, const void *from, size_t nbytes)
+{
+    copy(to, from, nbytes);
 }

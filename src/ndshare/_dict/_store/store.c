@@ -4,7 +4,15 @@
  * the locks, ends with close().
  */
 #define NO_IMPORT_ARRAY
-#include "dict.h"
+#include "store.h"
+#include "arguments.h"
+#include "holders.h"
+#include "lending.h"
+#include "locks.h"
+#include "reading.h"
+#include "slots.h"
+#include "view.h"
+#include "writing.h"
 
 #include <errno.h>
 #include <structmember.h>
@@ -13,73 +21,55 @@
 
 #define ALIGNMENT 64
 
-bool
-ndshare_store_open(ndshare_store *store)
+/* One entry of the constructor: (dtype, shape). Returns the offset after its two slots, or 0 with an error. */
+static size_t
+entry_take(ndshare_entry *entry, PyObject *item, size_t offset)
 {
-    if (store->shut) {
-        PyErr_SetString(PyExc_ValueError, "the SharedDict is closed; attach to it again by its name");
-        return false;
+    PyObject *dtype, *shape;
+    if (!PyArg_ParseTuple(item, "O!O!", &PyArrayDescr_Type, &dtype, &PyTuple_Type, &shape)) {
+        return 0;
     }
-    return true;
-}
-
-int
-ndshare_store_damaged(Py_ssize_t key)
-{
-    PyErr_Format(PyExc_LookupError, "key number %zd has no value: another program has damaged the file", key);
-    return -1;
-}
-
-Py_ssize_t
-ndshare_store_key(ndshare_store *store, PyObject *number)
-{
-    Py_ssize_t key = PyLong_AsSsize_t(number);
-    if ((key == -1 && PyErr_Occurred()) || !ndshare_store_open(store)) {
-        return -1;
+    entry->ndim = (int)PyTuple_GET_SIZE(shape);
+    if (entry->ndim > NPY_MAXDIMS) {
+        PyErr_Format(PyExc_ValueError, "%d dimensions", entry->ndim);
+        return 0;
     }
-    if (key < 0 || key >= store->count) {
-        PyErr_Format(PyExc_IndexError, "key number %zd of %zd", key, store->count);
-        return -1;
-    }
-    return key;
-}
-
-/* The number of a key, and what is current there. */
-Py_ssize_t
-ndshare_store_current(ndshare_store *store, PyObject *number, ndshare_current *current)
-{
-    Py_ssize_t key = ndshare_store_key(store, number);
-    if (key >= 0 && ndshare_slot_look(store, key, current) != 0) {
-        return ndshare_store_damaged(key);
-    }
-    return key;
-}
-
-/* The numbers of a sequence. A closed store is no reason to refuse: locks must be given back. */
-Py_ssize_t *
-ndshare_store_keys(ndshare_store *store, PyObject *sequence, Py_ssize_t *n)
-{
-    PyObject *fast = PySequence_Fast(sequence, "keys is not a sequence");
-    if (fast == NULL) {
-        return NULL;
-    }
-    *n = PySequence_Fast_GET_SIZE(fast);
-    Py_ssize_t *keys = PyMem_Malloc(sizeof *keys * (size_t)(*n + 1));
-    if (keys == NULL) {
+    entry->shape = PyMem_Malloc(sizeof(npy_intp) * (size_t)(entry->ndim + 1));
+    if (entry->shape == NULL) {
         PyErr_NoMemory();
+        return 0;
     }
-    for (Py_ssize_t i = 0; keys != NULL && i < *n; i++) {
-        keys[i] = PyLong_AsSsize_t(PySequence_Fast_GET_ITEM(fast, i));
-        if (store->fd < 0 || (keys[i] == -1 && PyErr_Occurred()) || keys[i] < 0 || keys[i] >= store->count) {
-            if (!PyErr_Occurred() && (store->fd >= 0 || ndshare_store_open(store))) {
-                PyErr_Format(PyExc_IndexError, "key number %zd of %zd", keys[i], store->count);
+    entry->dtype = (PyArray_Descr *)Py_NewRef(dtype);
+    size_t nbytes = (size_t)PyDataType_ELSIZE(entry->dtype);
+    for (int axis = 0; axis < entry->ndim; axis++) {
+        entry->shape[axis] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, axis));
+        if (entry->shape[axis] < 0 || __builtin_mul_overflow(nbytes, (size_t)entry->shape[axis], &nbytes)) {
+            if (!PyErr_Occurred()) {
+                PyErr_SetString(PyExc_ValueError, "a shape is negative or too large");
             }
-            PyMem_Free(keys);
-            keys = NULL;
+            return 0;
         }
     }
-    Py_DECREF(fast);
-    return keys;
+    entry->nbytes = nbytes;
+    entry->writing = -1;
+    if (nbytes > (size_t)PY_SSIZE_T_MAX / 4) {
+        PyErr_SetString(PyExc_ValueError, "an array is too large");
+        return 0;
+    }
+    /* Large ones on pages of their own, so that a slot can be mapped alone. */
+    size_t alignment = nbytes >= NDSHARE_DICT_LARGE ? (size_t)sysconf(_SC_PAGESIZE) : ALIGNMENT;
+    entry->offset = (offset + alignment - 1) / alignment * alignment;
+    entry->stride = (nbytes + alignment - 1) / alignment * alignment;
+    return entry->offset + 2 * entry->stride;
+}
+
+static void
+entry_drop(ndshare_entry *entry)
+{
+    Py_XDECREF(entry->window[0]);
+    Py_XDECREF(entry->window[1]);
+    Py_XDECREF(entry->dtype);
+    PyMem_Free(entry->shape);
 }
 
 static PyObject *
@@ -113,7 +103,7 @@ store_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
     }
     size_t offset = (size_t)data;
     for (; self->count < n; self->count++) {
-        offset = ndshare_entry_take(&self->entries[self->count], PyList_GET_ITEM(list, self->count), offset);
+        offset = entry_take(&self->entries[self->count], PyList_GET_ITEM(list, self->count), offset);
         if (offset == 0 || offset > (size_t)size) {
             if (!PyErr_Occurred()) {
                 PyErr_Format(PyExc_ValueError, "key number %zd lies outside of the file", self->count);
@@ -154,7 +144,7 @@ store_dealloc(PyObject *object)
         munmap(self->base, self->size);
     }
     for (Py_ssize_t key = 0; self->entries != NULL && key < self->count; key++) {
-        ndshare_entry_drop(&self->entries[key]);
+        entry_drop(&self->entries[key]);
     }
     PyMem_Free(self->entries);
     Py_XDECREF(self->fitting);
@@ -195,9 +185,54 @@ store_adopt(PyObject *object, PyObject *number)
     int old = self->fd;
     self->fd = fd;
     self->shut = self->shut || fd < 0;
-    ndshare_store_forget(self);
+    ndshare_lock_forget(self);
     if (old >= 0) {
         close(old);
+    }
+    Py_RETURN_NONE;
+}
+
+/* What cannot be a state of the cells, whatever died when: (key, field), or None. */
+static PyObject *
+store_check(PyObject *object, PyObject *Py_UNUSED(unused))
+{
+    ndshare_store *self = (ndshare_store *)object;
+    uint64_t txn = atomic_load((_Atomic uint64_t *)(self->base + NDSHARE_DICT_TXN));
+    for (Py_ssize_t key = 0; key < self->count; key++) {
+        ndshare_dict_cell *cell = ndshare_dict_cell_of(self, key);
+        ndshare_current current;
+        if (ndshare_slot_look(self, key, &current) != 0) {
+            return Py_BuildValue("(ns)", key, "done");
+        }
+        for (int s = 0; s < 2; s++) {
+            const char *field = NULL;
+            for (int try = 0; try < 100; try++) {  /* somebody may be writing */
+                field = NULL;
+                uint64_t done = atomic_load(&cell->slot[s].done), begun = atomic_load(&cell->slot[s].begun);
+                uint64_t link = atomic_load(&cell->slot[s].link), version = atomic_load(&cell->slot[s].version);
+                uint64_t seal = atomic_load(&cell->seal[s]);
+                if (done != 0 && done != begun) {
+                    field = "begun";
+                }
+                else if (done != 0 && seal != ndshare_slot_seal(key, done, version)) {
+                    field = "seal";
+                }
+                else if (done != 0 && link != 0) {
+                    uint64_t now = atomic_load((_Atomic uint64_t *)(self->base + NDSHARE_DICT_TXN));
+                    uint64_t leader = link & (NDSHARE_DICT_MAX_KEYS - 1), id = link / NDSHARE_DICT_MAX_KEYS;
+                    if (leader >= (uint64_t)self->count || id == 0 || id > (now > txn ? now : txn)) {
+                        field = "link";
+                    }
+                }
+                if (field == NULL || atomic_load(&cell->slot[s].done) == 0) {
+                    field = NULL;
+                    break;
+                }
+            }
+            if (field != NULL) {
+                return Py_BuildValue("(ns)", key, field);
+            }
+        }
     }
     Py_RETURN_NONE;
 }
@@ -221,10 +256,6 @@ set_persistent(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
 }
 
 static PyMethodDef store_methods[] = {
-    {"acquire", (PyCFunction)(void (*)(void))ndshare_store_acquire, METH_FASTCALL,
-     PyDoc_STR("acquire(keys, timeout) -> None or (reason, key, holder, held)\n\n"
-               "Lock keys, which ascend; all of them or none, because of a timeout, the order or a deadlock.")},
-    {"release", ndshare_store_release, METH_O, PyDoc_STR("release(keys)\n\nFree their locks.")},
     {"load", ndshare_store_load, METH_O, PyDoc_STR("load(key)\n\nA private copy.")},
     {"snapshot", ndshare_store_snapshot, METH_O, PyDoc_STR("snapshot(keys) -> (copies, versions)\n\nAt one instant.")},
     {"version", ndshare_store_version, METH_O, PyDoc_STR("version(key)")},
@@ -240,10 +271,10 @@ static PyMethodDef store_methods[] = {
      PyDoc_STR("wait(key, version, timeout) -> version or None")},
     {"held", ndshare_store_held, METH_NOARGS, PyDoc_STR("held()\n\nKeys that this thread has locked.")},
     {"update", (PyCFunction)(void (*)(void))ndshare_store_update, METH_FASTCALL,
-     PyDoc_STR("update(key, new, func, copy, timeout) -> array, or as acquire if the lock is not to be had")},
+     PyDoc_STR("update(key, new, func, copy, timeout) -> array, or as `Hold.take` if the lock is not to be had")},
     {"recall", ndshare_store_recall, METH_NOARGS,
      PyDoc_STR("recall()\n\nBefore a fork: no array of this thread lies in a slot any more.")},
-    {"check", ndshare_store_check, METH_NOARGS, PyDoc_STR("check() -> None or (key, field)")},
+    {"check", store_check, METH_NOARGS, PyDoc_STR("check() -> None or (key, field)")},
     {"shut", store_shut, METH_NOARGS, PyDoc_STR("shut()\n\nRefuse what begins from now on.")},
     {"close", store_close, METH_NOARGS, PyDoc_STR("close()\n\nGive up the descriptor.")},
     {"adopt", store_adopt, METH_O, PyDoc_STR("adopt(fd)\n\nIn a forked child: its own descriptor, or -1.")},

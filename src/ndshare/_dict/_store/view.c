@@ -1,6 +1,8 @@
 /* Arrays on the slots themselves. Their base keeps the memory mapped and knows what was to be seen there. */
 #define NO_IMPORT_ARRAY
-#include "dict.h"
+#include "view.h"
+#include "arguments.h"
+#include "slots.h"
 
 typedef struct {
     PyObject_HEAD

@@ -1,14 +1,14 @@
-/* Sleeping until a value changes, on a futex in the file. */
+/* Waiting for other processes: on a futex in the file, for a lock of the kernel, behind a gate. */
 #define NO_IMPORT_ARRAY
-#include "dict.h"
+#include "waiting.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <math.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-
-#define VALUE_SLICE_S 0.2    /* how long a value stays unnoticed whose writer died before it could wake anybody */
 
 double
 ndshare_monotonic(void)
@@ -29,41 +29,33 @@ ndshare_doze(_Atomic uint32_t *word, uint32_t seen, double seconds)
     return PyErr_CheckSignals();
 }
 
-PyObject *
-ndshare_store_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+int
+ndshare_range_lock(const ndshare_store *store, int64_t start, int64_t length, short kind, bool wait)
 {
-    ndshare_store *store = (ndshare_store *)self;
-    if (nargs != 3) {
-        return PyErr_Format(PyExc_TypeError, "wait takes 3 arguments, got %zd", nargs);
-    }
-    Py_ssize_t key = ndshare_store_key(store, args[0]);
-    unsigned long long version = PyLong_AsUnsignedLongLong(args[1]);
-    double timeout = PyFloat_AsDouble(args[2]);
-    if (key < 0 || PyErr_Occurred()) {
-        return NULL;
-    }
-    ndshare_dict_cell *cell = ndshare_dict_cell_of(store, key);
-    double end = timeout < 0 ? -1 : ndshare_monotonic() + timeout;
+    struct flock range = {.l_type = kind, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
     for (;;) {
-        ndshare_current current;
-        uint32_t seen = atomic_load(&cell->wake);
-        atomic_store(&cell->waiters, 1);
-        if (ndshare_slot_look(store, key, &current) != 0) {
-            ndshare_store_damaged(key);
-            return NULL;
+        if (fcntl(store->fd, wait ? F_OFD_SETLKW : F_OFD_SETLK, &range) == 0) {
+            return 0;
         }
-        if (current.version > version) {
-            return PyLong_FromUnsignedLongLong(current.version);
-        }
-        double left = end < 0 ? VALUE_SLICE_S : end - ndshare_monotonic();
-        if (left <= 0) {
-            Py_RETURN_NONE;
-        }
-        store->busy++;
-        int raised = ndshare_doze(&cell->wake, seen, left < VALUE_SLICE_S ? left : VALUE_SLICE_S);
-        store->busy--;
-        if (raised < 0 || !ndshare_store_open(store)) {
-            return NULL;
+        if (errno != EINTR) {
+            return errno;
         }
     }
+}
+
+/* Wait until the slow readers of a key that are at it have their copy. */
+int
+ndshare_gate_wait(ndshare_store *store, Py_ssize_t key)
+{
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    pthread_mutex_lock(&store->slow_lock);
+    error = ndshare_range_lock(store, NDSHARE_DICT_GATES + key, 1, F_WRLCK, true);
+    if (error == 0) {
+        atomic_store(&ndshare_dict_cell_of(store, key)->slow, 0);
+        ndshare_range_lock(store, NDSHARE_DICT_GATES + key, 1, F_UNLCK, false);
+    }
+    pthread_mutex_unlock(&store->slow_lock);
+    Py_END_ALLOW_THREADS
+    return error;
 }

@@ -1,4 +1,4 @@
-/* The lock of a key, and the gate of a key.
+/* The lock of a key.
  *
  * The lock is a byte-range lock of the open file description, which the kernel frees when the last process
  * that has the description ends. Threads of one process share the description: `owner` keeps them apart.
@@ -6,7 +6,10 @@
  * for a slice of time at most: a holder that dies advances nothing.
  */
 #define NO_IMPORT_ARRAY
-#include "dict.h"
+#include "locks.h"
+#include "arguments.h"
+#include "holders.h"
+#include "waiting.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,39 +22,8 @@
 #define CYCLE_SLICES 2       /* seen that often in a row, it is no state that passes */
 #define LATE_CYCLE_SLICES 50 /* if nobody else in the cycle has seen it: some have not all dicts of it */
 
-int
-ndshare_range_lock(const ndshare_store *store, int64_t start, int64_t length, short kind, bool wait)
-{
-    struct flock range = {.l_type = kind, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
-    for (;;) {
-        if (fcntl(store->fd, wait ? F_OFD_SETLKW : F_OFD_SETLK, &range) == 0) {
-            return 0;
-        }
-        if (errno != EINTR) {
-            return errno;
-        }
-    }
-}
-
-/* Wait until the slow readers of a key that are at it have their copy. */
-int
-ndshare_gate_wait(ndshare_store *store, Py_ssize_t key)
-{
-    int error;
-    Py_BEGIN_ALLOW_THREADS
-    pthread_mutex_lock(&store->slow_lock);
-    error = ndshare_range_lock(store, NDSHARE_DICT_GATES + key, 1, F_WRLCK, true);
-    if (error == 0) {
-        atomic_store(&ndshare_dict_cell_of(store, key)->slow, 0);
-        ndshare_range_lock(store, NDSHARE_DICT_GATES + key, 1, F_UNLCK, false);
-    }
-    pthread_mutex_unlock(&store->slow_lock);
-    Py_END_ALLOW_THREADS
-    return error;
-}
-
 bool
-ndshare_store_owned(ndshare_store *store, Py_ssize_t key)
+ndshare_lock_owned(ndshare_store *store, Py_ssize_t key)
 {
     if (store->entries[key].owner == PyThread_get_thread_ident()) {
         return true;
@@ -190,46 +162,9 @@ ndshare_lock_keys(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, do
     return result;
 }
 
-PyObject *
-ndshare_store_acquire(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-    ndshare_store *store = (ndshare_store *)self;
-    if (nargs != 2) {
-        return PyErr_Format(PyExc_TypeError, "acquire takes 2 arguments, got %zd", nargs);
-    }
-    double timeout = PyFloat_AsDouble(args[1]);
-    if ((timeout == -1 && PyErr_Occurred()) || !ndshare_store_open(store)) {
-        return NULL;
-    }
-    Py_ssize_t n;
-    Py_ssize_t *keys = ndshare_store_keys(store, args[0], &n);
-    if (keys == NULL) {
-        return NULL;
-    }
-    PyObject *result = ndshare_lock_keys(store, keys, n, timeout);
-    PyMem_Free(keys);
-    return result;
-}
-
-PyObject *
-ndshare_store_release(PyObject *self, PyObject *sequence)
-{
-    ndshare_store *store = (ndshare_store *)self;
-    Py_ssize_t n;
-    Py_ssize_t *keys = ndshare_store_keys(store, sequence, &n);
-    if (keys == NULL) {
-        return NULL;
-    }
-    for (Py_ssize_t i = n - 1; i >= 0; i--) {
-        ndshare_lock_free(store, keys[i]);
-    }
-    PyMem_Free(keys);
-    Py_RETURN_NONE;
-}
-
 /* In the child of a fork: nobody here has anything. */
 void
-ndshare_store_forget(ndshare_store *store)
+ndshare_lock_forget(ndshare_store *store)
 {
     for (Py_ssize_t key = 0; key < store->count; key++) {
         store->entries[key].owner = 0;

@@ -16,15 +16,18 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import fcntl
 import os
 import re
 import stat
+import time
+from collections.abc import Iterator
 from typing import Final
 
-from ndshare._dict import layout as _dict_layout
-from ndshare._dict.layout import Layout
+from ndshare._dict.layout import HEADER_BYTES, MAGIC, Layout, decode, header_of
 from ndshare._memory import stats
 from ndshare.errors import CapacityError, LayoutError
 
@@ -199,7 +202,7 @@ def remove_dead(name: str) -> bool:
     except (OSError, LayoutError):
         return False
     try:
-        return os.pread(fd, len(_dict_layout.MAGIC), 0) == _dict_layout.MAGIC and remove_unused(fd, file)
+        return os.pread(fd, len(MAGIC), 0) == MAGIC and remove_unused(fd, file)
     finally:
         os.close(fd)
 
@@ -207,15 +210,15 @@ def remove_dead(name: str) -> bool:
 def layout_of(fd: int, file: str) -> Layout:
     """Read and check what a file says of itself."""
     size = os.fstat(fd).st_size
-    head = os.pread(fd, _dict_layout.HEADER_BYTES, 0)
-    length = _dict_layout.header_of(head, size, file)
+    head = os.pread(fd, HEADER_BYTES, 0)
+    length = header_of(head, size, file)
     directory = b""
     while len(directory) < length:
-        piece = os.pread(fd, length - len(directory), _dict_layout.HEADER_BYTES + len(directory))
+        piece = os.pread(fd, length - len(directory), HEADER_BYTES + len(directory))
         if not piece:
             raise LayoutError(file, "directory length", str(length), str(len(directory)))
         directory += piece
-    return _dict_layout.decode(head, directory, file)
+    return decode(head, directory, file)
 
 
 def remove_unused(fd: int, file: str) -> bool:
@@ -233,3 +236,114 @@ def remove_unused(fd: int, file: str) -> bool:
 def is_persistent(fd: int) -> bool:
     """Tell whether a dict is to outlive its users."""
     return os.pread(fd, 4, 64) != bytes(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class DictInfo:
+    """One SharedDict of this user.
+
+    Attributes
+    ----------
+    name : str
+        Its name.
+    keys : int
+        Number of keys.
+    nbytes : int
+        Bytes of its file.
+    users : tuple of int
+        Processes that use it.
+    age : float
+        Seconds since it was made.
+    persistent : bool
+        Whether it stays when nobody uses it.
+    """
+
+    name: str
+    keys: int
+    nbytes: int
+    users: tuple[int, ...]
+    age: float
+    persistent: bool
+
+
+def _files() -> Iterator[tuple[str, str, int]]:
+    """Yield name, path and descriptor of everything that is a dict of this user."""
+    start = os.path.basename(prefix())
+    for entry in sorted(os.listdir(DIRECTORY)):
+        name = entry.removeprefix(start)
+        if name == entry or not NAME.fullmatch(name):
+            continue
+        file = os.path.join(DIRECTORY, entry)
+        with contextlib.suppress(OSError, LayoutError):
+            fd = open_file(file)
+            try:
+                if os.pread(fd, len(MAGIC), 0) == MAGIC:
+                    yield name, file, fd
+            finally:
+                os.close(fd)
+
+
+def users_of(fd: int) -> tuple[int, ...]:
+    """Return the processes that hold a file, from the kernel's own list."""
+    status = os.fstat(fd)
+    where = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    found = set()
+    with open("/proc/locks") as file:
+        for line in file:
+            words = line.split()
+            if words[1:2] == ["FLOCK"] and words[5:6] == [where] and int(words[4]) > 0:
+                found.add(int(words[4]))
+    return tuple(sorted(found))
+
+
+def infos() -> list[DictInfo]:
+    """Return what there is of this user, by name."""
+    found = []
+    for name, file, fd in _files():
+        with contextlib.suppress(LayoutError):
+            layout = layout_of(fd, file)
+            age = max(0.0, time.time() - layout.created)
+            found.append(DictInfo(name, len(layout.specs), layout.size, users_of(fd), age, is_persistent(fd)))
+    return found
+
+
+def prune(dry_run: bool = False, *, persistent: bool = False) -> list[str]:
+    """Remove the SharedDicts of this user that nobody uses any more, such as those of killed programs.
+
+    Parameters
+    ----------
+    dry_run : bool
+        Only say which ones would be removed.
+    persistent : bool
+        Remove also those made to outlive their users.
+
+    Returns
+    -------
+    list of str
+        Names of the dicts that were (or would be) removed.
+
+    Notes
+    -----
+    Whether a dict is in use is asked of the kernel: each user holds a lock on its file, which the kernel
+    frees when the process ends, however it ends. A dict in use is never removed.
+
+    Examples
+    --------
+    >>> import ndshare
+    >>> d = ndshare.SharedDict({"a": [1.0]})
+    >>> d.name in ndshare.prune()
+    False
+    >>> d.close()
+    """
+    removed = []
+    for name, file, fd in _files():
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        if not is_linked(fd, file) or (is_persistent(fd) and not persistent):
+            continue
+        if not dry_run:
+            os.unlink(file)
+        removed.append(name)
+    return removed

@@ -1,0 +1,13 @@
+/* Arrays on the slots. */
+#ifndef NDSHARE_DICT_VIEW_H
+#define NDSHARE_DICT_VIEW_H
+
+#include "slots.h"
+
+extern PyType_Spec ndshare_view_spec;
+
+PyObject *ndshare_store_array(PyObject *self, Py_ssize_t key, const ndshare_current *where, bool writable);
+PyObject *ndshare_store_view(PyObject *self, PyObject *number);
+PyObject *ndshare_view_intact(PyObject *module, PyObject *array);
+
+#endif
