@@ -337,9 +337,9 @@ over = threading.Event()
 def in_flight():
     # All pages of our memfds, whoever has them mapped: the caller's segments and its worker_handle'.
     seen = {}
-    from ndshare._processes.crew import crew
+    from ndshare._processes.crew import own_crew
     pids = [os.getpid()]
-    for ear in list(crew().zygotes.values()):
+    for ear in list(own_crew().zygotes.values()):
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 try:
@@ -410,8 +410,8 @@ def test_one_gigabyte_shared_by_eight_workers_is_there_once() -> None:
             answers = [future.result() for future in futures]
             assert all(total == 1 << 27 for _, total in answers)
             pids = {pid for pid, _ in answers}
-            from ndshare._processes.crew import crew
-            pids |= {ear.zygote.process.pid for ear in crew().zygotes.values()}
+            from ndshare._processes.crew import own_crew
+            pids |= {ear.zygote.process.pid for ear in own_crew().zygotes.values()}
             print(len(pids), sum(map(pss, {os.getpid(), *pids})), executor._pool.delivery.bytes_sent)
         """
     )

@@ -280,7 +280,7 @@ def test_initializer_that_does_not_pickle_fails_the_tasks() -> None:
 
 
 def _zygote_pid() -> int:
-    (ear,) = crew.crew().zygotes.values()
+    (ear,) = crew.own_crew().zygotes.values()
     return ear.zygote.process.pid
 
 
@@ -301,7 +301,7 @@ def test_zygote_killed_fails_what_runs_and_nothing_else(executor: ndshare.Proces
 def test_zygote_killed_while_idle_is_not_noticed(executor: ndshare.ProcessPoolExecutor) -> None:
     """It is started anew. A task that a worker has begun in the moment before its own end fails clearly."""
     for pause in (0.0, 0.0, 0.001, 0.3):
-        while not crew.crew().zygotes:  # its end was heard after the old workers' last results
+        while not crew.own_crew().zygotes:  # its end was heard after the old workers' last results
             executor.submit(misdeeds.same, 0).result(10)
         os.kill(_zygote_pid(), signal.SIGKILL)
         time.sleep(pause)

@@ -217,9 +217,9 @@ class _Load:
 
 
 def _workers_of_mine() -> list[int]:
-    from ndshare._processes.crew import crew
+    from ndshare._processes.crew import own_crew
 
-    zygotes = {ear.zygote.process.pid for ear in list(crew().zygotes.values())}
+    zygotes = {ear.zygote.process.pid for ear in list(own_crew().zygotes.values())}
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -307,7 +307,7 @@ def test_many_executors_leave_nothing_while_the_workers_stay() -> None:
                 assert executor.submit(misdeeds.same, 1).result() == 1
         gc.collect()
         deadline = time.monotonic() + 10
-        while len(crew.crew().workers) > 2 and time.monotonic() < deadline:
+        while len(crew.own_crew().workers) > 2 and time.monotonic() < deadline:
             time.sleep(0.01)  # those that belonged to their executor are on their way out
         counts.append(
             (len(os.listdir("/proc/self/fd")), threading.active_count(), len(leaks.Mappings().picture()))

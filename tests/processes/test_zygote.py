@@ -6,7 +6,8 @@ import marshal
 import os
 import socket
 
-from ndshare._processes import zygote as _zygote
+from ndshare._processes import frames
+from ndshare._processes.zygote import _Zygote
 from tests.dict.dict_tasks import ended, forked
 
 _COUNT = 4000  # far more than a socket holds
@@ -19,9 +20,9 @@ def test_zygote_hears_while_nobody_listens_to_it() -> None:
 
     def serve() -> None:
         ours.close()
-        zygote = _zygote._Zygote(theirs, parent)
+        zygote = _Zygote(theirs, parent)
         for number in range(_COUNT):
-            zygote._tell((_zygote.EXITED, number))
+            zygote._tell((frames.EXITED, number))
         zygote.run(())
 
     pid = forked(serve)
@@ -29,7 +30,7 @@ def test_zygote_hears_while_nobody_listens_to_it() -> None:
     with ours:
         ours.settimeout(60)
         for number in range(_COUNT):
-            ours.send(marshal.dumps((_zygote.KILL, number, 0)))
+            ours.send(marshal.dumps((frames.KILL, number, 0)))
         heard = [marshal.loads(ours.recv(1000)) for _ in range(_COUNT + 1)]
-    assert heard == [*((_zygote.EXITED, number) for number in range(_COUNT)), (_zygote.READY, pid)]
+    assert heard == [*((frames.EXITED, number) for number in range(_COUNT)), (frames.READY, pid)]
     assert ended(pid) == 0

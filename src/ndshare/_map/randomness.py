@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ndshare._processes import name_items
 from ndshare._system import load_u64
 
 __all__ = ["Stream", "item_rng"]
@@ -114,6 +115,9 @@ def current_item() -> int | None:
     """Return the index of the item that this thread is at; None outside of a kernel."""
     stream: Stream | None = getattr(_local, "stream", None)
     return None if stream is None else stream.index
+
+
+name_items(current_item)
 
 
 def item_rng() -> np.random.Generator:

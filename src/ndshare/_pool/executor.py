@@ -23,7 +23,7 @@ from ndshare._pool.settings import Environment, PoolSettings, checked_settings
 
 # `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
 # that moment would leave the child an import lock that nobody releases.
-from ndshare._processes import CrewClosedError, crew, errstate
+from ndshare._processes import CrewClosedError, errstate, own_crew
 from ndshare._system import check_callable, check_count, check_seconds, warn_caller
 from ndshare.errors import InheritedError, RepeatedCopyWarning
 
@@ -282,7 +282,7 @@ def new_pool(settings: PoolSettings) -> Pool:
     """Make a pool on the workers of this process."""
     while True:
         try:
-            return Pool(crew(), settings)
+            return Pool(own_crew(), settings)
         except CrewClosedError:  # another thread was just shutting it down
             continue
 

@@ -30,7 +30,7 @@ from ndshare._pool.delivery import Delivery
 from ndshare._pool.roster import BURST_TASKS, Roster
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import Task
-from ndshare._processes import Crew, Worker, WorkerGoneError, bring_here
+from ndshare._processes import Crew, Worker, WorkerGoneError
 from ndshare._system import _wire, processors
 
 #: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
@@ -239,7 +239,7 @@ class Pool:
         rest = collections.deque(batch)
         try:
             if here:
-                bring_here(worker)
+                worker.bring_here()
             self.delivery.send(worker, rest, failed)
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent

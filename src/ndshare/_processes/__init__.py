@@ -1,14 +1,48 @@
-"""Door."""
+"""Processes that work for this one, and what surrounds their tasks.
+
+For whoever has tasks (a pool, through it a map or a workspace): a crew that lends workers, and hears what
+they answer, what became of them, and what they log. Workers are forked from a process that is clean, small
+and has one thread, whatever the caller is like.
+
+::
+
+    caller                                                        worker, one of many
+    ──────                                                        ───────────────────
+    Crew ── Zygote ──Popen──► zygote ──fork────────────────────►  serve
+     ├── Hub: one thread hears all, or who waits for a result      │
+     └── Worker ── STATE, MAIN, FUNCTION, TASKS (`frames`) ─────►  Surroundings ─► unpack ─► call ─► pack
+            ▲                                                      │
+            └───── RESULT, LOG, SOURCES ───────────────────────────┘
+
+Guarantees
+----------
+- A task runs once, or is reported with the death of the worker that was running it: exit status and peak
+  memory are known.
+- This process gone, however it went, all of them are gone, also in the middle of C code.
+- Directory, environment, ``sys.path``, warning filters, log levels and NumPy's error state in a worker are
+  the caller's as of the task's dispatch. Log records go to the caller's handlers, before the result.
+- Ctrl-C loses no message and no task, and hits the task that it was meant for.
+- A forked child of this process has none of it, and makes its own.
+
+Not guaranteed
+--------------
+- Processes that a task starts itself live on when their worker is killed.
+- Module state that a task leaves behind stays in the worker, as under the standard library.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ndshare._processes import errstate, frames
-from ndshare._processes.crew import Crew, CrewClosedError, crew, shutdown
-from ndshare._processes.hub import THREAD_NAME, Todo
-from ndshare._processes.injection import SetUp, invoke
-from ndshare._processes.placing import bring_here
-from ndshare._processes.records import handle_waiting
-from ndshare._processes.worker_handle import Answer, Worker, WorkerGoneError
+
+if TYPE_CHECKING:
+    from ndshare._processes.crew import Crew, CrewClosedError, own_crew, shutdown
+    from ndshare._processes.hub import THREAD_NAME, Todo
+    from ndshare._processes.injection import SetUp, invoke
+    from ndshare._processes.records import handle_waiting, name_items
+    from ndshare._processes.worker_handle import Answer, Worker, WorkerGoneError
 
 __all__ = [
     "THREAD_NAME",
@@ -19,11 +53,28 @@ __all__ = [
     "Todo",
     "Worker",
     "WorkerGoneError",
-    "bring_here",
-    "crew",
     "errstate",
     "frames",
     "handle_waiting",
     "invoke",
+    "name_items",
+    "own_crew",
     "shutdown",
 ]
+
+# Where the names are. A worker has no use for the caller's side, and is forked the sooner without it.
+_FILES = {
+    "crew": ("Crew", "CrewClosedError", "own_crew", "shutdown"),
+    "hub": ("THREAD_NAME", "Todo"),
+    "injection": ("SetUp", "invoke"),
+    "records": ("handle_waiting", "name_items"),
+    "worker_handle": ("Answer", "Worker", "WorkerGoneError"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for file, names in _FILES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{file}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

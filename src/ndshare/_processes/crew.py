@@ -21,26 +21,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from ndshare._memory import forget_owner, ledger_attach, ledger_clear, ledger_create, ledger_detach
 from ndshare._processes import frames
-from ndshare._processes import zygote as _zygote
-from ndshare._processes.caller_state import CallerState
 from ndshare._processes.hub import Hub, Todo
 from ndshare._processes.launcher import Zygote, ZygoteSpec
-from ndshare._processes.worker_handle import LEDGER_SLOTS, Worker, WorkerGoneError
+from ndshare._processes.surroundings import CallerState
+from ndshare._processes.worker_handle import LEDGER_SLOTS, Pool, Worker, WorkerGoneError
 from ndshare._system import _wire, drop_spares
-
-if TYPE_CHECKING:
-    from ndshare._pool import Pool
 
 #: An idle shared worker ends after this time.
 _IDLE_S = 300.0
 
 
 class CrewClosedError(Exception):
-    """Another thread has ended the crew; the next call of `crew` makes a new one."""
+    """Another thread has ended the crew; the next call of `own_crew` makes a new one."""
 
 
 class Crew:
@@ -107,7 +102,7 @@ class Crew:
         while not pool.settings.own and self.idle:
             worker = self.idle.pop()
             worker.hear_sources()
-            if not worker.outdated():
+            if not worker.outdated:
                 break
             worker.quit()
             worker = None
@@ -257,9 +252,9 @@ class _Ear:
                 self.crew.on_zygote_end(self, done)
             elif (worker := self.crew.workers.get(message[1])) is None:
                 continue
-            elif message[0] == _zygote.EXITED:
+            elif message[0] == frames.EXITED:
                 self.crew.on_exit(worker, message[2], message[3], message[4], done)
-            elif message[0] == _zygote.FAILED:
+            elif message[0] == frames.FAILED:
                 self.crew.on_exit(worker, 0, None, 0, done)
 
 
@@ -268,7 +263,7 @@ _crew_lock = threading.Lock()
 _registered = False
 
 
-def crew() -> Crew:
+def own_crew() -> Crew:
     """The crew of this process, made when first asked for."""
     global _crew, _registered
     with _crew_lock:

@@ -7,7 +7,7 @@
                         MAIN    names of the caller's __main__
                         FUNCTION  what later records of kind ITEMS call
                         FORGET  functions that are not needed any more
-                        PLACED  the processors that it may run on again (`ndshare._processes.placing`)
+                        PLACED  the processors that it may run on again (`Worker.bring_here`)
                         INITIALIZER, FDS, QUIT
     worker ──► caller   RESULT  seq, status, seconds, payload
                         INITIALIZED, FDS, SOURCES
@@ -44,6 +44,13 @@ PLACED = 13
 
 HEAD = struct.Struct("<BBHIf")  # kind, status, number of records, seq or token, seconds it took
 RECORD = struct.Struct("<IIIHH")  # seq, payload length, function token, descriptors, kind of record
+
+# What a process and its zygote tell each other: marshalled tuples, this first.
+SPAWN = 1  # worker id, options; descriptors of what it serves
+KILL = 2  # worker id, signal
+READY = 3  # process number of the zygote
+EXITED = 4  # worker id, process number, exit code, peak memory in bytes
+FAILED = 5  # worker id, text of the error: it could not be forked
 
 # Status of a STATE: whether its bytes are in a parcel, as they may be too many for one message.
 PARCEL = 1

@@ -77,9 +77,7 @@ class Hub:
         self._leader_thread = 0
         self._left = 0.0  # when a thread last stopped leading
         self._turned = 0.0  # when all sources were last looked at
-        self._led = array.array(
-            "Q", [0]
-        )  # how often a thread has led or lent a hand; read without the GIL, too
+        self._led = array.array("Q", [0])  # how often a thread has led or lent a hand; read without the GIL
         self._dozing = False  # the I/O thread looks without the GIL
         self._flush_wanted = False  # set before `_dozing` and `_ticking` are read, read after they are set
         self._parked = False  # the I/O thread does not hear the workers
@@ -168,10 +166,8 @@ class Hub:
         with self.lock:
             for fd, _ in events:
                 if fd == self._bell:
-                    if self._leader_thread in {
-                        0,
-                        threading.get_ident(),
-                    }:  # else who leads may not have heard it
+                    # Else who leads may not have heard it.
+                    if self._leader_thread in {0, threading.get_ident()}:
                         with contextlib.suppress(BlockingIOError):
                             os.eventfd_read(self._bell)
                 elif (source := self._sources.get(fd)) is not None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
-from ndshare._processes import zygote as _zygote
+from ndshare._processes import frames
 from ndshare._system import _wire
 from ndshare.errors import WorkerError
 
@@ -116,13 +116,13 @@ class Zygote:
         ConnectionError
             If the zygote is gone.
         """
-        if not self._tell((_zygote.SPAWN, worker_id, options), fds):
+        if not self._tell((frames.SPAWN, worker_id, options), fds):
             raise BlockingIOError(errno.ETOOMANYREFS, "too many descriptors in flight to start a worker")
 
     def kill(self, worker_id: int, number: int) -> None:
         """Send a signal to a worker, if it is still there."""
         with contextlib.suppress(OSError):
-            self._tell((_zygote.KILL, worker_id, int(number)), ())
+            self._tell((frames.KILL, worker_id, int(number)), ())
 
     def _tell(self, message: tuple[Any, ...], fds: tuple[int, ...]) -> bool:
         return _wire.send_message(self.control.fileno(), [marshal.dumps(message)], fds, 0)
@@ -140,7 +140,7 @@ class Zygote:
             if received[0] == 0:
                 return [*said, ()]
             message = marshal.loads(self.buffer[: received[0]])
-            if message[0] == _zygote.READY:
+            if message[0] == frames.READY:
                 self.ready = True
             else:
                 said.append(message)

@@ -24,8 +24,16 @@ _SENT_MOST = 48 * 1024  # bytes of a record: it goes in one piece
 _MARK = -1  # no level
 _PATIENCE_S = 1.0  # for a handler in another thread, before a result is given to who waits for it
 
+_current_item: Callable[[], int | None] | None = None
+
 Settings = tuple[int, int, dict[str, int]] | None
 """Level of the root logger, what `logging.disable` was told, levels by logger; None without handlers."""
+
+
+def name_items(current_item: Callable[[], int | None]) -> None:
+    """Have records say at which item of a map their thread is, or None, as this function tells."""
+    global _current_item
+    _current_item = current_item
 
 
 def settings() -> Settings:
@@ -59,14 +67,11 @@ class Forwarder(logging.Handler):
     ----------
     send : callable
         Takes a pickled record. Returns False if the caller cannot be reached from this process.
-    item : callable
-        Returns the index of the item that the thread is at, or None.
     """
 
-    def __init__(self, send: Callable[[bytes], bool], item: Callable[[], int | None]) -> None:
+    def __init__(self, send: Callable[[bytes], bool]) -> None:
         super().__init__()
         self._send = send
-        self._item = item
         self._levels: dict[str, int] = {}
         self._installed = False
 
@@ -96,7 +101,7 @@ class Forwarder(logging.Handler):
                 "msg": record.getMessage(),
                 "args": None,
                 "exc_info": None,
-                "ndshare_item": self._item(),
+                "ndshare_item": _current_item() if _current_item else None,
             }
             if record.exc_info and not record.exc_text:
                 content["exc_text"] = logging.Formatter().formatException(record.exc_info)

@@ -1,18 +1,31 @@
-"""What surrounds the tasks of a worker: directory, environment, threads, warnings, logging."""
+"""What surrounds a task: the caller's process-wide settings, and how a worker comes to have them.
+
+::
+
+    caller   CallerState.refresh() ──► Snapshot ── STATE ──►  worker   Surroundings.apply()
+                                                              worker   Sources.note(), after each task
+    caller   is_outdated()         ◄── SOURCES ─────────────  worker   Sources.found(), between two pools
+
+Snapshots are compared with the last one at each dispatch, so this has to cost microseconds.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
+import logging
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ndshare._system import set_inside_worker
+from ndshare._processes import records
+from ndshare._system import _wire, set_inside_worker
 
 #: Read by numerical libraries when they are loaded.
 THREAD_VARIABLES = (
@@ -23,6 +36,92 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+#: So many files of modules are looked at again.
+_MOST_SOURCES = 1000
+
+# ---------------------------------------------------------------------- the caller's side
+
+
+class Snapshot(NamedTuple):
+    """The settings at one time; equal versions, equal settings."""
+
+    version: int
+    seen: tuple[Any, ...]
+    content: dict[str, Any]
+
+    def message(self, **extra: Any) -> bytes:
+        """Pickle it for a worker."""
+        return pickle.dumps(self.content | extra, protocol=5)
+
+
+class CallerState:
+    """The caller's process-wide settings, with a version that changes when they do.
+
+    Several threads may ask at once: a snapshot is published whole, and none is ever changed.
+    """
+
+    def __init__(self) -> None:
+        self._versions = itertools.count(1)
+        self._last: Snapshot | None = None
+
+    def refresh(self) -> Snapshot:
+        """Look whether anything changed, and return the snapshot of now."""
+        here = _wire.here()
+        environ = os.environ._data  # type: ignore[attr-defined]  # bytes: a copy of os.environ takes 30 µs
+        last = self._last
+        if last is not None:
+            seen = last.seen
+            if (
+                seen[0] == here
+                and seen[1] == sys.path
+                and seen[2] == environ
+                and seen[3] == warnings.filters
+                and seen[4] == bool(logging.root.handlers)
+                and records.is_marked()
+            ):
+                return last
+        self._last = new = self._look(here, environ)
+        return new
+
+    def _look(self, here: Any, environ: dict[bytes, bytes]) -> Snapshot:
+        records.mark()  # before looking: who sets a level meanwhile removes it
+        handled = bool(logging.root.handlers)
+        seen = (here, list(sys.path), dict(environ), list(warnings.filters), handled)
+        try:
+            cwd = os.getcwd()
+        except FileNotFoundError:  # somebody removed it
+            cwd = None
+        base = cwd or "/"
+        content = {
+            "cwd": cwd,
+            "path": [os.path.join(base, p) for p in seen[1] if isinstance(p, str)],
+            "environ": {os.fsdecode(name): os.fsdecode(value) for name, value in seen[2].items()},
+            "logging": records.settings(),
+            "filters": [f for f in seen[3] if f[2].__module__ == "builtins" or _importable(f)],
+        }
+        return Snapshot(next(self._versions), seen, content)
+
+
+def _importable(entry: tuple[Any, ...]) -> bool:
+    """Whether a worker can rebuild this warning filter: its category may be anybody's class."""
+    if entry[2].__module__ == "__main__" or entry[2].__module__.startswith(("_pytest", "pytest")):
+        return False
+    try:
+        pickle.dumps(entry)
+    except Exception:
+        return False
+    return True
+
+
+def is_outdated(sources: list[tuple[str, int]]) -> bool:
+    """Whether a file of which a worker has a module, as of `Sources.found`, has changed since."""
+    try:
+        return any(os.stat(path).st_mtime_ns != changed for path, changed in sources)
+    except OSError:
+        return True
+
+
+# ---------------------------------------------------------------------- the worker's side
 
 
 class Surroundings:
@@ -38,9 +137,8 @@ class Surroundings:
 
     def __init__(self, overlay: dict[str, str], send: Callable[[bytes], bool]) -> None:
         self._overlay = overlay
-        self._send = send
         self._threads = 1
-        self._forwarder: Any = None  # of log records
+        self._forwarder = records.Forwarder(send)
 
     def apply(self, state: dict[str, Any], *, fresh: bool) -> None:
         """Bring them to what the caller has said; `fresh` if tasks are another executor's from now on."""
@@ -55,8 +153,7 @@ class Surroundings:
         self._set_environment(state["environ"] | self._overlay, state["threads"], state["threads_asked"])
         warnings.filters[:] = state["filters"]  # type: ignore[index]
         warnings._filters_mutated()  # type: ignore[attr-defined]
-        if state["logging"] is not None or self._forwarder is not None:
-            self._set_logging(state["logging"])
+        self._forwarder.apply(state["logging"])
 
     def _set_environment(self, wanted: dict[str, str], threads: int, asked: bool) -> None:
         for name in THREAD_VARIABLES:
@@ -74,14 +171,27 @@ class Surroundings:
             threadpoolctl.threadpool_limits(threads)
             self._threads = threads
 
-    def _set_logging(self, wanted: Any) -> None:
-        from ndshare._processes import records as _records
 
-        if self._forwarder is None:
-            self._forwarder = _records.Forwarder(self._send, _current_item)
-        self._forwarder.apply(wanted)
+class Sources:
+    """The files of modules that were imported since this was made; those of Python itself are left out."""
 
+    def __init__(self) -> None:
+        self._noted = set(sys.modules)  # modules that were looked at, or are nobody's to change
+        self._modules = len(sys.modules)
+        self._changed: dict[str, int] = {}  # file -> time of its last change
 
-def _current_item() -> int | None:
-    randomness = sys.modules.get("ndshare._map.randomness")  # there if a map ever ran here
-    return None if randomness is None else randomness.current_item()
+    def note(self) -> None:
+        """Look at the files of newly imported modules at once: they may change once the result is out."""
+        if len(sys.modules) == self._modules:
+            return
+        for name in sys.modules.keys() - self._noted:
+            path = getattr(sys.modules.get(name), "__file__", None)
+            if path and not path.startswith((sys.prefix, sys.base_prefix)):
+                with contextlib.suppress(OSError):
+                    self._changed.setdefault(path, os.stat(path).st_mtime_ns)
+        self._noted.update(sys.modules)
+        self._modules = len(sys.modules)
+
+    def found(self) -> list[tuple[str, int]]:
+        """Return the files with the times of their last changes, in nanoseconds."""
+        return list(self._changed.items())[:_MOST_SOURCES]

@@ -36,8 +36,7 @@ from typing import Any
 
 from ndshare._memory import install_handler, ledger_attach, owner_prefix, set_idle_limit, trim
 from ndshare._processes import frames
-from ndshare._processes.sources import Sources
-from ndshare._processes.surroundings import Surroundings
+from ndshare._processes.surroundings import Sources, Surroundings
 from ndshare._system import _wire
 from ndshare._transport import Draft, Parcel, close_all, mainspace, pack, pack_failure, pack_plain, unpack
 
@@ -268,7 +267,7 @@ class _Worker:
         self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(self.sources.found())], ())
 
     def _on_placed(self, _s: int, _c: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
-        """Run anywhere again: it was woken on the caller's processor (`ndshare._processes.placing`)."""
+        """Run anywhere again: it was woken on the caller's processor (`Worker.bring_here`)."""
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, marshal.loads(body))
 

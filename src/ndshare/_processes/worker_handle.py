@@ -1,4 +1,8 @@
-"""A worker process as its caller sees it: socket, row on a board, what it was sent and has not answered."""
+"""A worker process as its caller sees it: socket, row on a board, what it was sent and has not answered.
+
+A worker is leased by a `Pool`, and one of many at a `Home`; both are known here by what is asked of them.
+Nothing here looks into a task.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,23 @@ import collections
 import errno
 import functools
 import marshal
+import mmap
 import os
 import select
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ndshare._memory import trim
 from ndshare._processes import frames, records
-from ndshare._processes.hub import Todo
+from ndshare._processes.hub import Hub, Todo
 from ndshare._processes.launcher import Zygote
+from ndshare._processes.surroundings import is_outdated
 from ndshare._system import _wire
 from ndshare._transport import close_all
-
-if TYPE_CHECKING:
-    from ndshare._pool import Pool, Task
-    from ndshare._processes.crew import Crew
 
 #: Slots in the ledger of memory that is about to be allocated.
 LEDGER_SLOTS = 1024
@@ -38,7 +40,102 @@ _SEQ_MASK = 0xFFFFFFFF  # of the numbers of tasks
 
 
 #: A task, the status, the payload and the descriptors of its result.
-Answer = tuple["Task", int, bytes, tuple[int, ...]]
+Answer = tuple[Any, int, bytes, tuple[int, ...]]
+
+
+class Settings(Protocol):
+    """What a pool wants its workers to be like."""
+
+    @property
+    def own(self) -> bool:
+        """Whether they are of no use to other pools."""
+
+    @property
+    def preload(self) -> tuple[str, ...]:
+        """Modules that they import before the first task."""
+
+    @property
+    def idle_limit(self) -> int:
+        """Bytes of idle memory that each may keep."""
+
+
+class Roster(Protocol):
+    """Who works for a pool."""
+
+    def took(self, seconds: float) -> None:
+        """Note how long a task took."""
+
+    def offer(self, worker: Worker) -> None:
+        """Note that a worker can take more."""
+
+
+class Pool(Protocol):
+    """Who leases workers, and hears what they say."""
+
+    closed: bool
+    interrupted: bool
+    held: bool
+    killed: int
+    pending: int
+
+    @property
+    def settings(self) -> Settings:
+        """What its workers must be like."""
+
+    @property
+    def roster(self) -> Roster:
+        """Its workers."""
+
+    @property
+    def queue(self) -> Sized:
+        """Tasks that wait."""
+
+    def pump(self) -> None:
+        """Send as much as the workers can take."""
+
+    def resolve(self, worker: Worker, answers: collections.deque[Answer]) -> None:
+        """Take results, in their order, out of `answers`."""
+
+    def on_initialized(
+        self, worker: Worker, status: int, body: bytes, fds: tuple[int, ...], done: Todo
+    ) -> None:
+        """Hear how a worker's initializer went (under the hub's lock)."""
+
+    def on_death(self, worker: Worker, pid: int, code: int | None, peak: int, done: Todo) -> None:
+        """Hear that a worker has ended (under the hub's lock)."""
+
+    def interrupt(self) -> None:
+        """Stop what runs."""
+
+    def shutdown(self, *, wait: bool, cancel: bool) -> None:
+        """Take no more tasks, and let the workers go when the last one is finished."""
+
+
+class Home(Protocol):
+    """Where a worker belongs, whoever leases it."""
+
+    @property
+    def hub(self) -> Hub:
+        """Hears it."""
+
+    @property
+    def ids(self) -> Iterator[int]:
+        """Gives it its number."""
+
+    @property
+    def workers(self) -> dict[int, Worker]:
+        """All that are there, by number."""
+
+    @property
+    def buffer(self) -> bytearray:
+        """Takes messages, under the hub's lock."""
+
+    @property
+    def ledger(self) -> int:
+        """Descriptor of the ledger of memory that is about to be allocated."""
+
+    def row(self) -> tuple[mmap.mmap, int, int, Callable[[], None]]:
+        """Return a free row: its board, its offset there, the board's descriptor, how to give it back."""
 
 
 class WorkerGoneError(Exception):
@@ -48,12 +145,12 @@ class WorkerGoneError(Exception):
 class Worker:
     """One worker process: its socket, its row on a board, what it was sent and has not answered."""
 
-    def __init__(self, crew: Crew, zygote: Zygote, overlay: dict[str, str], idle_limit: int) -> None:
+    def __init__(self, crew: Home, zygote: Zygote, overlay: dict[str, str], idle_limit: int) -> None:
         self.crew = crew
         self.zygote = zygote
         self.id = next(crew.ids)
         self.pool: Pool | None = None
-        self.inflight: dict[int, Task] = {}
+        self.inflight: dict[int, Any] = {}  # tasks by their number
         self.next_seq = 0
         self.answered = -1  # it has looked at all tasks up to this one
         self.sending = False
@@ -168,6 +265,31 @@ class Worker:
         """Send it a signal, through the zygote that knows whether it is still there."""
         self.zygote.kill(self.id, number)
 
+    def bring_here(self) -> None:
+        """Have it begin on the processor of the calling thread, which is the one that sends to it.
+
+        The kernel looks for an idle processor when it wakes a process. The one of a caller that is about to
+        wait is not idle yet, so the worker is put behind another one, and stays there for up to some ticks of
+        4 ms: the first half of a short map. To the caller's processor it goes if it may go nowhere else at
+        that moment::
+
+            caller: narrow its affinity, send PLACED ──► worker wakes here, widens it again ──► TASKS
+
+        The worker has its affinity back before it looks at a task: no code of a user's, nor a thread or a
+        process that this starts, ever has the narrow one. A worker that may not run here, or nowhere else, is
+        left alone.
+        """
+        pid = self.pid
+        if not pid or not self.proved:  # it may still be importing what starts threads
+            return
+        processor = _wire.processor()
+        with suppress(OSError, WorkerGoneError):  # it has ended; the system does not allow it
+            allowed = os.sched_getaffinity(pid)
+            if len(allowed) < 2 or processor not in allowed:
+                return
+            os.sched_setaffinity(pid, {processor})
+            self.send([frames.HEAD.pack(frames.PLACED, 0, 0, 0, 0.0), marshal.dumps(sorted(allowed))])
+
     # ------------------------------------------------------------------ receiving
 
     def on_ready(self, done: Todo) -> None:
@@ -256,17 +378,10 @@ class Worker:
         for action in done:
             self.crew.hub.put_off(action)
 
+    @property
     def outdated(self) -> bool:
         """Whether a source file that it has imported has changed since, or it does not say."""
-        if self.sources_asked:
-            return True
-        for path, mtime in self.sources:
-            try:
-                if os.stat(path).st_mtime_ns != mtime:
-                    return True
-            except OSError:
-                return True
-        return False
+        return self.sources_asked or is_outdated(self.sources)
 
 
 def _make_room() -> None:

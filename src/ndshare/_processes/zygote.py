@@ -39,13 +39,8 @@ import sys
 import time
 from typing import Any
 
+from ndshare._processes import frames
 from ndshare._system import _wire
-
-SPAWN = 1
-KILL = 2
-READY = 3
-EXITED = 4
-FAILED = 5
 
 #: How long workers get between the closing of the control socket and SIGKILL.
 _GRACE_S = 2.0
@@ -80,7 +75,7 @@ class _Zygote:
         self.per_worker = self._preload(preload)
         gc.collect()
         gc.freeze()
-        self._tell((READY, os.getpid()))
+        self._tell((frames.READY, os.getpid()))
         while True:
             for fd, events in self.poll.poll():
                 if fd == self.parent:
@@ -121,9 +116,9 @@ class _Zygote:
         if size == 0:
             self._end(grace=_GRACE_S)
         command = marshal.loads(self.buffer[:size])
-        if command[0] == SPAWN:
+        if command[0] == frames.SPAWN:
             self._spawn(command[1], command[2], fds)
-        elif command[0] == KILL:
+        elif command[0] == frames.KILL:
             _, worker_id, number = command
             for child_id, pid in self.children.values():
                 if child_id == worker_id:
@@ -134,7 +129,7 @@ class _Zygote:
         try:
             pid = os.fork()
         except OSError as error:
-            self._tell((FAILED, worker_id, str(error)))
+            self._tell((frames.FAILED, worker_id, str(error)))
             for fd in fds:
                 os.close(fd)
             return
@@ -176,7 +171,7 @@ class _Zygote:
         self.poll.unregister(pidfd)
         os.close(pidfd)
         _, status, usage = os.wait4(pid, 0)
-        self._tell((EXITED, worker_id, pid, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024))
+        self._tell((frames.EXITED, worker_id, pid, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024))
 
     def _end(self, grace: float) -> None:
         """End with all workers: those that were told to quit get `grace` seconds for it."""

@@ -9,8 +9,7 @@ import time
 import pytest
 
 import ndshare
-from ndshare._pool import pool
-from ndshare._processes import placing
+from ndshare._processes import Worker
 
 _EVERYWHERE = os.sched_getaffinity(0)
 
@@ -21,10 +20,8 @@ pytestmark = pytest.mark.skipif(len(_EVERYWHERE) < 2, reason="there is one proce
 def placed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list of the processes that are placed."""
     found: list[int] = []
-    bring_here = placing.bring_here
-    monkeypatch.setattr(
-        pool._placing, "bring_here", lambda worker: found.append(worker.pid) or bring_here(worker)
-    )
+    bring_here = Worker.bring_here
+    monkeypatch.setattr(Worker, "bring_here", lambda worker: found.append(worker.pid) or bring_here(worker))
     return found
 
 

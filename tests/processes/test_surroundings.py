@@ -9,7 +9,7 @@ import threading
 import pytest
 
 import ndshare
-from ndshare._processes.caller_state import CallerState
+from ndshare._processes.surroundings import CallerState
 
 
 def test_snapshot_is_new_only_after_a_change(monkeypatch, tmp_path):
