@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import ndshare
+from ndshare._map import drop_result
 from ndshare.compat.pasha.functor import Functor
 
 __all__ = ["MapContext", "NativeContext"]
@@ -110,7 +111,7 @@ class MapContext:
         """Call the kernel for every entry of a share: ``run_worker(function, functor, share, worker_id)``."""
         function, functor, share, worker_id = args
         for entry in functor.iterate(share):
-            function(worker_id, *entry)
+            drop_result(function(worker_id, *entry))
 
 
 class NativeContext(MapContext):
