@@ -1,4 +1,4 @@
-"""Shared _arrays: the constructors agree with NumPy's, and being shared is a property of the memory."""
+"""Shared arrays: the constructors agree with NumPy's, and being shared is a property of the memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DTYPES = [
 
 
 def same(ours, theirs):
-    """Equal as _arrays and in memory layout."""
+    """Equal as arrays and in memory layout."""
     assert type(ours) is np.ndarray
     assert ours.dtype == theirs.dtype
     assert ours.shape == theirs.shape
