@@ -95,7 +95,7 @@ def test_like_constructors_with_another_dtype_and_shape():
 
 
 def test_array_takes_whatever_numpy_takes():
-    """Lists, scalars and _arrays become shared _arrays."""
+    """Lists, scalars and arrays become shared arrays."""
     assert _arrays.array([[1, 2], [3, 4]]).tolist() == [[1, 2], [3, 4]]
     assert _arrays.array(5.0).shape == ()
     assert _arrays.array([1, 2], dtype="f4").dtype == np.float32
@@ -316,7 +316,7 @@ def test_shared_memory_is_of_its_context():
 
 
 def test_arrays_alive_at_interpreter_exit_are_freed_safely(run_script):
-    """Whatever order modules and _arrays die in."""
+    """Whatever order modules and arrays die in."""
     done = run_script(
         """
 import builtins, sys

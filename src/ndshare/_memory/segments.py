@@ -303,12 +303,7 @@ class Stats:
             ("sealed", self.sealed_bytes, self.sealed_segments, "read-only for everybody"),
             ("by value", self.value_bytes, self.value_segments, "arguments and results"),
             ("lent", self.lent_bytes, self.lent_segments, "in flight or with another process"),
-            (
-                "idle",
-                self.idle_bytes,
-                self.idle_segments,
-                f"kept warm, at most {readable_bytes(self.idle_limit)}",
-            ),
+            ("idle", self.idle_bytes, self.idle_segments, kept),
             ("held", self.held_bytes, self.held_segments, "of other processes, in use here"),
         ]
         lines = [
