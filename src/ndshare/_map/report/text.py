@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ndshare._memory import _readable
+from ndshare._memory import readable_bytes
 
 if TYPE_CHECKING:
     from ndshare._map.report.report import MapReport
@@ -117,7 +117,7 @@ def _sent(traffics: list[Traffic], on_cluster: bool) -> str:
         ("to machines" if on_cluster else "copied once", sum(traffic.copied for traffic in traffics)),
         ("with shares" if on_cluster else "pickled", sum(traffic.pickled for traffic in traffics)),
     )
-    return ", ".join(f"{_readable(nbytes)} {way}" for way, nbytes in ways if nbytes) or "nothing"
+    return ", ".join(f"{readable_bytes(nbytes)} {way}" for way, nbytes in ways if nbytes) or "nothing"
 
 
 def _table(report: MapReport) -> Iterator[tuple[str, ...]]:
@@ -132,7 +132,7 @@ def _table(report: MapReport) -> Iterator[tuple[str, ...]]:
             f"{worker.items:,}",
             f"{worker.shares:,}",
             _duration(worker.busy) + part,
-            _readable(worker.peak_bytes),
+            readable_bytes(worker.peak_bytes),
         )
 
 

@@ -10,7 +10,9 @@
  * A reading costs up to 100 us; small requests live on the last one for 50 ms as long as they stay far
  * below it.
  */
-#include "heap.h"
+#include "capacity.h"
+
+#include "ledger.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -200,7 +202,7 @@ simulated_room(void)
 }
 
 size_t
-ndshare_limits_available(const char **name)
+ndshare_capacity_available(const char **name)
 {
     size_t total, group_limit = PLENTY, room = system_room(&total), here;
     *name = "memory of this machine";
@@ -220,7 +222,7 @@ ndshare_limits_available(const char **name)
 }
 
 size_t
-ndshare_limits_ram(void)
+ndshare_capacity_ram(void)
 {
     size_t total, group_limit = PLENTY;
     system_room(&total);
@@ -228,9 +230,8 @@ ndshare_limits_ram(void)
     return group_limit < total ? group_limit : total;
 }
 
-/* How many mappings a process may have. */
 size_t
-ndshare_limits_mappings(void)
+ndshare_capacity_mappings(void)
 {
     static size_t limit = 0;
     if (limit == 0) {
@@ -247,6 +248,19 @@ ndshare_limits_mappings(void)
     return limit;
 }
 
+/* How many own segments there may be: each takes a descriptor and a mapping, and neither is ours alone. */
+size_t
+ndshare_capacity_segments(void)
+{
+    struct rlimit limit;
+    size_t mappings = ndshare_capacity_mappings() / 4;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
+        return mappings;
+    }
+    size_t descriptors = (size_t)limit.rlim_cur / 4;
+    return descriptors < mappings ? descriptors : mappings;
+}
+
 static int64_t
 milliseconds(void)
 {
@@ -255,9 +269,9 @@ milliseconds(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* 0: reserved, call ndshare_limits_settle(nbytes) when the pages are there (or were not made). */
+/* 0: reserved, call ndshare_capacity_settle(nbytes) when the pages are there (or were not made). */
 int
-ndshare_limits_reserve(size_t nbytes, ndshare_error *error)
+ndshare_capacity_reserve(size_t nbytes, ndshare_error *error)
 {
     static atomic_size_t budget = 0;       /* of the last reading, for small requests */
     static atomic_llong read_at = -1000000;
@@ -277,7 +291,7 @@ ndshare_limits_reserve(size_t nbytes, ndshare_error *error)
         }
     }
     const char *name;
-    size_t others = ndshare_ledger_reserve(nbytes), room = ndshare_limits_available(&name);
+    size_t others = ndshare_ledger_reserve(nbytes), room = ndshare_capacity_available(&name);
     room = room > others ? room - others : 0;
     if (nbytes > room) {
         ndshare_ledger_settle(nbytes);
@@ -290,7 +304,7 @@ ndshare_limits_reserve(size_t nbytes, ndshare_error *error)
 }
 
 void
-ndshare_limits_settle(size_t nbytes)
+ndshare_capacity_settle(size_t nbytes)
 {
     ndshare_ledger_settle(nbytes);
 }
