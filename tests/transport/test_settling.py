@@ -11,8 +11,8 @@ import pytest
 import ndshare
 from ndshare._memory import segments
 from ndshare._transport import transport
-from ndshare._transport.alone import settle_alone
 from ndshare._transport.parcel import ALONE, COPIED_BELOW
+from ndshare._transport.settling import settle_alone
 from ndshare._transport.staging import OWN_MIN
 from ndshare.errors import TransportError
 
@@ -154,7 +154,7 @@ def test_memory_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ndshare.CapacityError(8, 0, "a test")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ndshare._memory.segments.stage", refuse)
+        patch.setattr("ndshare._transport.settling.stage", refuse)
         with pytest.raises(ndshare.CapacityError):
             draft.settle()
     parcel = draft.settle()
