@@ -1,6 +1,6 @@
-/* Functions the files of ndshare._node._twin share. */
-#ifndef NDSHARE_TWIN_H
-#define NDSHARE_TWIN_H
+/* Comparison of memory with its twin, and merging: what the module offers. */
+#ifndef NDSHARE_TWIN_RUNS_H
+#define NDSHARE_TWIN_RUNS_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

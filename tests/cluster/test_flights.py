@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ndshare._cluster.share_size import DEPTH, ShareSize
+from ndshare._cluster.flights import DEPTH, ShareSize
 
 pytestmark = pytest.mark.once
 
