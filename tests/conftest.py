@@ -17,7 +17,8 @@ from tests import leaks
 
 # Programs that tests start find the helpers of the tests.
 _TOP = str(Path(__file__).parents[1])
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_TOP, os.environ.get("PYTHONPATH")]))
+_entries = [_TOP, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, dict.fromkeys(_entries)))
 
 _FIXED_SEED = 20250917  # any number: the same on every run, so that a failure of it is a regression
 _SCRIPT_TIMEOUT_S = 120

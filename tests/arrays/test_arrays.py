@@ -1,4 +1,4 @@
-"""Shared _arrays: the constructors agree with NumPy's, and being shared is a property of the memory."""
+"""Shared arrays: the constructors agree with NumPy's, and being shared is a property of the memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DTYPES = [
 
 
 def same(ours, theirs):
-    """Equal as _arrays and in memory layout."""
+    """Equal as arrays and in memory layout."""
     assert type(ours) is np.ndarray
     assert ours.dtype == theirs.dtype
     assert ours.shape == theirs.shape
@@ -95,7 +95,7 @@ def test_like_constructors_with_another_dtype_and_shape():
 
 
 def test_array_takes_whatever_numpy_takes():
-    """Lists, scalars and _arrays become shared _arrays."""
+    """Lists, scalars and arrays become shared arrays."""
     assert _arrays.array([[1, 2], [3, 4]]).tolist() == [[1, 2], [3, 4]]
     assert _arrays.array(5.0).shape == ()
     assert _arrays.array([1, 2], dtype="f4").dtype == np.float32
@@ -316,7 +316,7 @@ def test_shared_memory_is_of_its_context():
 
 
 def test_arrays_alive_at_interpreter_exit_are_freed_safely(run_script):
-    """Whatever order modules and _arrays die in."""
+    """Whatever order modules and arrays die in."""
     done = run_script(
         """
 import builtins, sys

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ndshare
-from ndshare.cli import main as cli
+from ndshare import cli
 
 
 def test_cli_version_is_printed(capsys) -> None:

@@ -18,7 +18,7 @@ import pytest
 import ndshare
 from ndshare._node.node import run_task
 from ndshare._transport import transport
-from ndshare._transport.chunks import CHUNK_BYTES
+from ndshare._transport.freight import CHUNK_BYTES
 
 # Nodes keep their workers warm from test to test; `test_nothing_is_left_when_the_engine_ends` looks at the end.
 pytestmark = pytest.mark.leaves("child process", "open descriptor", "thread")

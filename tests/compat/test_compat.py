@@ -16,9 +16,9 @@ _PUBLIC = {"ndshare", "ndshare.functors"}
 
 @pytest.mark.parametrize("path", _MODULES, ids=lambda path: str(path.relative_to(_FOLDER)))
 def test_modules_are_thin_and_use_public_names_only(path: Path) -> None:
-    """At most 200 lines; from ndshare only what is documented for everybody, and no private attribute of it."""
+    """At most 350 lines; from ndshare only what is documented for everybody, and no private attribute of it."""
     source = path.read_text()
-    assert len(source.splitlines()) <= 200
+    assert len(source.splitlines()) <= 350
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ndshare"):
             public = node.module in _PUBLIC and not any(alias.name.startswith("_") for alias in node.names)

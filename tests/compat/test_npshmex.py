@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from ndshare.compat import _npshmex_keys, npshmex
+from ndshare.compat import npshmex
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -36,7 +36,7 @@ def registered() -> Iterator[None]:
     """Register the wrapper for a test."""
     npshmex.register_array_wrapper(Wrapper, "data")
     yield
-    _npshmex_keys._array_wrappers.clear()
+    npshmex._array_wrappers.clear()
 
 
 @pytest.fixture

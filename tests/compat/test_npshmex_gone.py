@@ -13,7 +13,7 @@ import pytest
 
 import ndshare
 from ndshare._memory import segments
-from ndshare.compat import _npshmex_keys, npshmex
+from ndshare.compat import npshmex
 
 pytestmark = pytest.mark.once
 
@@ -52,7 +52,7 @@ def test_gone_submit_replaces_the_wrapper_attribute_by_a_key(ex) -> None:
             assert npshmex.shm_pop(npshmex.shm_put(wrapper, temp=True)).data.sum() == 10
             assert wrapper.data.tolist() == [0, 1, 2, 3, 4]
     finally:
-        _npshmex_keys._array_wrappers.clear()
+        npshmex._array_wrappers.clear()
 
 
 _ALIGNED = np.dtype([("a", "i1"), ("b", "f8")], align=True)

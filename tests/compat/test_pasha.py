@@ -150,7 +150,8 @@ def test_keep_kernel_sees_the_state_at_the_time_of_map(run_script: RunScript) ->
     """Globals of the script and of modules it imports, changed between two maps."""
     script = """
         import ndshare.compat; ndshare.compat.install("pasha")
-        import numpy as np, pasha as psh, pasha_user, os
+        import numpy as np, pasha as psh, os
+        from tests.compat import pasha_user
         out = psh.alloc(4)
         state = {"a": 1}
         factor = 1
@@ -193,7 +194,8 @@ def test_kernels_run_beside_threads_of_the_program(run_script: RunScript) -> Non
     script = """
         import ndshare.compat; ndshare.compat.install("pasha")
         import threading
-        import numpy as np, pasha as psh, pasha_user
+        import numpy as np, pasha as psh
+        from tests.compat import pasha_user
         done = threading.Event()
         thread = threading.Thread(target=done.wait); thread.start()
         ctx = psh.ProcessContext(2)
@@ -393,7 +395,8 @@ def test_install_third_party_module_runs(run_script: RunScript) -> None:
     """Subclasses of Functor, MapContext, the pool contexts; `_alloc` and `run_worker` of their own."""
     script = """
         import ndshare.compat; ndshare.compat.install("pasha")
-        import numpy as np, pasha as psh, pasha_user as user
+        import numpy as np, pasha as psh
+        from tests.compat import pasha_user as user
         import pasha.context, pasha.functor
         assert psh.context is pasha.context and issubclass(user.CountdownFunctor, psh.functor.Functor)
 

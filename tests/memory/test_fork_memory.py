@@ -1,4 +1,4 @@
-"""What a fork by the user's code does to _arrays: nothing to be noticed, nothing recycled too early."""
+"""What a fork by the user's code does to arrays: nothing to be noticed, nothing recycled too early."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_stage_refuses_what_is_no_size():
 
 
 def test_handler_takes_large_blocks_only(value_handler):
-    """Small _arrays come from NumPy's own allocator."""
+    """Small arrays come from NumPy's own allocator."""
     assert kind_of(np.ones(100)) is None
     assert kind_of(np.ones(MB)) == segments.VALUE
     assert kind_of(np.zeros(MB)) == segments.VALUE

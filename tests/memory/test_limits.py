@@ -55,7 +55,7 @@ def test_memory_limit_from_the_environment_binds(monkeypatch):
 
 
 def test_handler_falls_back_to_ordinary_memory_where_segments_do_not_fit(monkeypatch):
-    """Code that makes _arrays under shared_memory() or in a worker is never refused by ndshare."""
+    """Code that makes arrays under shared_memory() or in a worker is never refused by ndshare."""
     monkeypatch.setenv("NDSHARE_MEMORY_LIMIT", "8M")
     with segments.shared_memory():
         a, b = np.ones(MB), np.zeros((4, MB))
@@ -122,7 +122,7 @@ rng = random.Random(4)
 
 
 def test_shared_arrays_ten_thousand_of_mixed_sizes_under_256_descriptors(run_script):
-    """Many live shared _arrays need few descriptors, for an ordinary user."""
+    """Many live shared arrays need few descriptors, for an ordinary user."""
     done = run_script(
         _AS_NOBODY
         + """

@@ -293,7 +293,7 @@ def test_block_released_refuses_everything_but_its_facts():
 
 
 def test_block_users_counts_arrays_not_handles_or_views():
-    """Whether a block may be lent depends on _arrays only."""
+    """Whether a block may be lent depends on arrays only."""
     block = segments.stage(8000)
     assert block.users == 0
     a = block.array("f8", (1000,))
@@ -366,7 +366,7 @@ def test_trim_gives_back_pages_that_peers_still_map(peer):
 
 
 def test_idle_limit_counts_freed_slots_of_slabs_in_use():
-    """Small _arrays that were dropped are idle memory too, even beside live ones."""
+    """Small arrays that were dropped are idle memory too, even beside live ones."""
     kept = [_arrays.ones(900_000, np.uint8) for _ in range(12)]
     del kept[1::2]
     assert segments.stats().idle_bytes >= 5_000_000

@@ -13,9 +13,8 @@ import pytest
 from ndshare._memory import _heap
 from ndshare._node.link import Link
 from ndshare._node.store import Store
-from ndshare._transport import chunks as _chunks
-from ndshare._transport.chunks import Chunks, Content
-from ndshare._transport.freight import Manifest
+from ndshare._transport import freight
+from ndshare._transport.freight import Chunks, Content, Manifest
 
 pytestmark = pytest.mark.once
 
@@ -25,7 +24,7 @@ _CHUNK = 4096
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of a page."""
-    monkeypatch.setattr(_chunks, "CHUNK_BYTES", _CHUNK)
+    monkeypatch.setattr(freight, "CHUNK_BYTES", _CHUNK)
 
 
 _HOLDER = """

@@ -172,7 +172,7 @@ def test_function_that_names_globals_has_them() -> None:
 
 def test_import_inside_starts_from_its_package() -> None:
     """A relative import in a function finds what it would find at home."""
-    namespace = {"__name__": "ndshare._made_up", "__package__": "ndshare"}
+    namespace = {"__name__": "ndshare._transport._made_up", "__package__": "ndshare._transport"}
     exec(
         "def make():\n    def look():\n        from . import parcel\n        return parcel.INLINE_MAX\n    return look",
         namespace,

@@ -530,7 +530,7 @@ def test_settling_without_room_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -
         blocks.append(stage(nbytes))
         return blocks[-1]
 
-    monkeypatch.setattr(segments, "stage", scarce)
+    monkeypatch.setattr("ndshare._transport.staging.stage", scarce)
     draft = transport.pack([np.zeros(2 * MB) for _ in range(4)])
     with pytest.raises(MemoryError):
         draft.settle()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ndshare
-from ndshare._transport.chunks import CHUNK_BYTES
+from ndshare._transport.freight import CHUNK_BYTES
 from tests.workspace import workspace_tasks as tasks
 from tests.workspace.workspace_places import ON_A_CLUSTER, two_processes  # noqa: F401 - a fixture
 

@@ -1,8 +1,9 @@
-"""Arrays from a shape or from content: `empty`, `zeros`, `ones`, `full`, `array`."""
+"""The constructors of NumPy, from a shape, from content, or like another array; in shared memory."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+import inspect
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -10,9 +11,65 @@ from ndshare._arrays.making import create, create_like
 from ndshare._memory import copy_array
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from ndshare._arrays.making import LikeOrder, Order, ShapeLike
+
+F = TypeVar("F", bound="Callable[..., NDArray[Any]]")
+
+_SHAPE = """
+shape : int or sequence of int
+    Its shape; may be ``()`` or contain zeros.
+"""
+_FILL = """
+fill_value : scalar or array-like
+    What to fill it with; broadcasts to its shape.
+"""
+_DTYPE = """
+dtype : dtype-like
+    Any dtype without Python objects.
+"""
+_ORDER = """
+order : {"C", "F"}
+    Memory layout.
+"""
+_PROTOTYPE = """
+prototype : array-like
+    The shape, dtype and layout to take where nothing else is said.
+"""
+_LIKE = """
+dtype : dtype-like, optional
+    Any dtype without Python objects.
+order : {"K", "A", "C", "F"}
+    Memory layout; ``"K"`` keeps the order of the axes in memory.
+shape : int or sequence of int, optional
+    Another shape.
+"""
+_REST = """
+Returns
+-------
+numpy.ndarray
+    A plain array in shared memory.
+
+See Also
+--------
+empty : errors, and who sees the array.
+"""
+
+
+def _documented(*parameters: str) -> Callable[[F], F]:
+    """Complete a docstring of one line by what the constructors have in common."""
+
+    def complete(function: F) -> F:
+        if function.__doc__ is not None:  # as it is under python -OO
+            listed = "".join(text.lstrip("\n") for text in parameters)
+            first = inspect.cleandoc(function.__doc__)
+            function.__doc__ = f"{first}\n\nParameters\n----------\n{listed}{_REST}"
+        return function
+
+    return complete
 
 
 def empty(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDArray[Any]:
@@ -55,85 +112,79 @@ def empty(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDA
     return create(shape, dtype, order, "ndshare.empty", zero=False)
 
 
+@_documented(_SHAPE, _DTYPE, _ORDER)
 def zeros(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDArray[Any]:
     """Make a shared array of zeros.
 
     Unlike NumPy's, its pages are taken at once: it costs what it will use.
-
-    Parameters
-    ----------
-    shape : int or sequence of int
-        Its shape; may be ``()`` or contain zeros.
-    dtype : dtype-like
-        Any dtype without Python objects.
-    order : {"C", "F"}
-        Memory layout.
-
-    Returns
-    -------
-    numpy.ndarray
-        A plain array in shared memory.
-
-    See Also
-    --------
-    empty : errors, and who sees the array.
     """
     return create(shape, dtype, order, "ndshare.zeros", zero=True)
 
 
+@_documented(_SHAPE, _DTYPE, _ORDER)
 def ones(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDArray[Any]:
-    """Make a shared array of ones.
-
-    Parameters
-    ----------
-    shape : int or sequence of int
-        Its shape; may be ``()`` or contain zeros.
-    dtype : dtype-like
-        Any dtype without Python objects.
-    order : {"C", "F"}
-        Memory layout.
-
-    Returns
-    -------
-    numpy.ndarray
-        A plain array in shared memory.
-
-    See Also
-    --------
-    empty : errors, and who sees the array.
-    """
+    """Make a shared array of ones."""
     result = create(shape, dtype, order, "ndshare.ones", zero=False)
     result.fill(1)
     return result
 
 
+@_documented(_SHAPE, _FILL, _DTYPE.replace("objects.", "objects. By default that of `fill_value`."), _ORDER)
 def full(
     shape: ShapeLike, fill_value: ArrayLike, dtype: DTypeLike | None = None, order: Order = "C"
 ) -> NDArray[Any]:
-    """Make a shared array filled with one value.
-
-    Parameters
-    ----------
-    shape : int or sequence of int
-        Its shape; may be ``()`` or contain zeros.
-    fill_value : scalar or array-like
-        What to fill it with; broadcasts to its shape.
-    dtype : dtype-like, optional
-        Any dtype without Python objects. By default that of `fill_value`.
-    order : {"C", "F"}
-        Memory layout.
-
-    Returns
-    -------
-    numpy.ndarray
-        A plain array in shared memory.
-
-    See Also
-    --------
-    empty : errors, and who sees the array.
-    """
+    """Make a shared array filled with one value."""
     kind = np.asarray(fill_value).dtype if dtype is None else dtype
     result = create(shape, kind, order, "ndshare.full", zero=False)
+    np.copyto(result, cast("Any", fill_value), casting="unsafe")
+    return result
+
+
+@_documented(_PROTOTYPE, _LIKE)
+def empty_like(
+    prototype: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: LikeOrder = "K",
+    shape: ShapeLike | None = None,
+) -> NDArray[Any]:
+    """Make a shared array shaped like another, without setting its content."""
+    return create_like(prototype, dtype, order, shape, "ndshare.empty_like")
+
+
+@_documented(_PROTOTYPE, _LIKE)
+def zeros_like(
+    prototype: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: LikeOrder = "K",
+    shape: ShapeLike | None = None,
+) -> NDArray[Any]:
+    """Make a shared array of zeros shaped like another."""
+    return create_like(prototype, dtype, order, shape, "ndshare.zeros_like", zero=True)
+
+
+@_documented(_PROTOTYPE, _LIKE)
+def ones_like(
+    prototype: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: LikeOrder = "K",
+    shape: ShapeLike | None = None,
+) -> NDArray[Any]:
+    """Make a shared array of ones shaped like another."""
+    result = create_like(prototype, dtype, order, shape, "ndshare.ones_like")
+    result.fill(1)
+    return result
+
+
+@_documented(_PROTOTYPE, _FILL, _LIKE)
+def full_like(
+    prototype: ArrayLike,
+    fill_value: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: LikeOrder = "K",
+    shape: ShapeLike | None = None,
+) -> NDArray[Any]:
+    """Make a shared array filled with one value, shaped like another."""
+    result = create_like(prototype, dtype, order, shape, "ndshare.full_like")
     np.copyto(result, cast("Any", fill_value), casting="unsafe")
     return result
 

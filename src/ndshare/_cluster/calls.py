@@ -26,8 +26,7 @@ from ndshare._cluster.flights import LOST_MOST, Carriage, Flight
 from ndshare._locks import leaving_machine
 from ndshare._node import CallTask, TaskResult
 from ndshare._pickling import Recording
-from ndshare._transport import Crate, Manifest, by_value_modules, mainspace, open_reply, with_traceback
-from ndshare._transport import pack as pack_transport
+from ndshare._transport import Crate, Manifest, by_value_modules, mainspace, open_reply, pack, with_traceback
 
 Packed = tuple[CallTask, Manifest]
 _Future = concurrent.futures.Future[Any]
@@ -241,7 +240,7 @@ def crates_of(
         Whatever pickling raises.
     """
     with leaving_machine():
-        packed = pack_transport(content, withheld=withheld).take()
+        packed = pack(content, withheld=withheld).take()
         update = mainspace.deliver(packed.needs, {}, withheld)
     needed = manifest.crate(Recording((b"N.",)) if update is None else update.take())
     return needed, manifest.crate(packed)

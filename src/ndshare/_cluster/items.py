@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ndshare._cluster.calls import Calls, Packed, crates_of
-from ndshare._cluster.share_size import ShareSize
+from ndshare._cluster.flights import ShareSize
 from ndshare._node import BatchTask
 from ndshare._pool import describe
 from ndshare._transport import Manifest, by_value_modules, with_traceback

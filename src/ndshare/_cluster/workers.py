@@ -26,14 +26,78 @@ import time
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+
 from ndshare._cluster.cargo import Cargo
 from ndshare._cluster.engines import Engine
-from ndshare._cluster.flights import LOST_MOST, Carriage, Flight, Landing
-from ndshare._cluster.results import Results
-from ndshare._cluster.share_size import DEPTH, ShareSize
-from ndshare._map import Death, Job, Outcome, Ranges, Traffic, WorkerReport
+from ndshare._cluster.flights import DEPTH, LOST_MOST, Carriage, Flight, Landing, ShareSize
+from ndshare._map import Death, ItemError, Job, Outcome, Ranges, Traffic, WorkerReport
 from ndshare._node import ShareTask, TaskResult
+from ndshare._system import _wire
 from ndshare._transport import by_value_modules, open_reply, with_traceback
+
+
+class _Results:
+    """Results of the shares of one map.
+
+    Parameters
+    ----------
+    job : Job
+        The map.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._places: dict[tuple[str, int], int] = {}  # number of each worker process, for the report
+
+    def enter(self, start: int, end: int, first_worker: int, result: TaskResult) -> list[Outcome]:
+        """Enter a share's result on the board of the map.
+
+        Parameters
+        ----------
+        start, end : int
+            The items.
+        first_worker : int
+            Number of the first of its workers.
+        result : TaskResult
+            With an outcome.
+
+        Returns
+        -------
+        list
+            What the map is to hear: reports, errors and deaths, with its own indices, numbers and times.
+        """
+        board, job = self._job.board, self._job
+        assert result.outcome is not None
+        reports, errors, deaths = open_reply(result.outcome)
+        mask = np.frombuffer(result.mask, np.uint8)
+        board.mask[start:end] = mask
+        finished = int(np.count_nonzero(mask))
+        _wire.add_u64(board.memory, board.slot(0), finished)
+        if finished < mask.size and not board.is_stopped() and job.on_error == "raise":
+            board.stop()
+        now = time.monotonic()
+        outcomes: list[Outcome] = []
+        ends = [end for report in reports for *_, end in report.timeline]
+        shift = now - max(ends) if ends else 0.0  # clocks of machines differ
+        for report in reports:
+            report.worker_id = self._places.setdefault((result.machine, report.pid), len(self._places))
+            report.node = result.node
+            report.errors = [(start + index, error, text) for index, error, text in report.errors]
+            report.timeline = [(a, b, c + shift, d + shift) for a, b, c, d in report.timeline]
+            report.failures = [(index, at + shift) for index, at in report.failures]
+            outcomes.append(report)
+        for index, error, text in errors:
+            outcomes.append(ItemError(start + index, with_traceback(error, text)))
+            if job.on_error == "raise":
+                board.stop()
+        for death in deaths:
+            worker_id = None if death.worker_id is None else death.worker_id + first_worker
+            outcomes.append(Death(worker_id, death.pid, death.index, now))
+        if job.on_error == "raise" and any(report.errors for report in reports):
+            board.stop()
+        return outcomes
+
 
 #: Results of shares that land within so long of each other are fetched together: each time costs the caller,
 #: and the node, as much as an engine takes for an empty task.
@@ -79,7 +143,7 @@ class Remote:
         self._again: collections.deque[tuple[int, int]] = collections.deque()
         self._flights: dict[int, _Share] = {}  # by id of the future
         self._carriage: Carriage[_Share] = Carriage()
-        self._results = Results(job)
+        self._results = _Results(job)
         self._landing = Landing()
         self._sizes = ShareSize(groups, per_group, job.usual_ns * 1e-9)
         self._cargo = Cargo(job, per_group)

@@ -30,9 +30,10 @@ import numpy as np
 
 from ndshare import _arrays
 from ndshare._locks import _lock
+from ndshare._pickling import register_reducer
 from ndshare.errors import OwnerDiedError
 
-__all__ = ["Lock", "leaving_machine", "lock", "reduce_lock"]
+__all__ = ["Lock", "leaving_machine", "lock"]
 
 _lock.configure(OwnerDiedError)
 
@@ -150,7 +151,7 @@ def leaving_machine() -> Iterator[None]:
         _leaving.machine = False
 
 
-def reduce_lock(lock: Lock) -> tuple[Any, ...]:
+def _reduce_lock(lock: Lock) -> tuple[Any, ...]:
     """Return how ndshare sends a lock: by reference, as its memory."""
     if _leaving.machine:
         raise TypeError(
@@ -158,3 +159,6 @@ def reduce_lock(lock: Lock) -> tuple[Any, ...]:
             "give each worker its own row instead (alloc(per_worker=True)) and combine them with reduce"
         )
     return Lock, (lock._memory, lock.report_death)
+
+
+register_reducer(Lock, _reduce_lock)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ndshare._map.job import Death, WorkerReport
 from ndshare._map.timeline import Timeline
 from ndshare._map.watch.captured import Traffic
-from ndshare._memory import _readable
+from ndshare._memory import readable_bytes
 from ndshare._transport import RemoteTracebackError
 from ndshare.errors import RemoteError
 
@@ -274,7 +274,7 @@ def _sent(traffics: list[Traffic], on_cluster: bool) -> str:
         ("to machines" if on_cluster else "copied once", sum(traffic.copied for traffic in traffics)),
         ("with shares" if on_cluster else "pickled", sum(traffic.pickled for traffic in traffics)),
     )
-    return ", ".join(f"{_readable(nbytes)} {way}" for way, nbytes in ways if nbytes) or "nothing"
+    return ", ".join(f"{readable_bytes(nbytes)} {way}" for way, nbytes in ways if nbytes) or "nothing"
 
 
 def _table(report: MapReport) -> Iterator[tuple[str, ...]]:
@@ -289,7 +289,7 @@ def _table(report: MapReport) -> Iterator[tuple[str, ...]]:
             f"{worker.items:,}",
             f"{worker.shares:,}",
             _duration(worker.busy) + part,
-            _readable(worker.peak_bytes),
+            readable_bytes(worker.peak_bytes),
         )
 
 

@@ -1,4 +1,32 @@
-"""Door."""
+"""Shared memory: segments that are made, filled, lent, received, recycled and given back, and who uses them.
+
+Everything that moves arrays between processes, or makes them shared, takes its memory here::
+
+    one process                                        another process
+    _arrays, _transport, _dict ...
+       │ allocate / stage / seal                          attach
+       ▼                                                    ▼
+    Block ── Block.lend: a descriptor of its own, with a lock, in a message ──▶ Block ── Block.array ──▶ array
+       ▲
+       │ block_of                       the kernel counts: once the last array there is gone, the descriptor
+    array                               is closed and the memory is reused here
+
+`_heap` (C) is the allocator, also as NumPy's own (`shared_memory`, `install_handler`); `segments` what the
+rest of ndshare sees of it; `layout` how an array lies in its memory; `scratch` which arrays may be lost.
+
+Guarantees
+----------
+* Nothing has a name, so nothing is left behind, whatever dies. What was lent is reused only when nobody
+  holds it.
+* A request that does not fit raises `CapacityError` before anything is taken; nothing ends in SIGBUS.
+* What NumPy asks for inside `shared_memory` is never refused: what does not fit is ordinary memory.
+* A forked child never sees its parent's by-value arrays change, nor the parent the child's.
+
+Not guaranteed
+--------------
+* Idle memory is kept warm, up to a limit: `trim` gives it back.
+* `stats` is a look at one moment; other threads go on.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +50,6 @@ from ndshare._memory.segments import (
     VALUE,
     Block,
     Stats,
-    _readable,
     allocate,
     attach,
     before_trim,
@@ -35,6 +62,7 @@ from ndshare._memory.segments import (
     ledger_create,
     ledger_detach,
     owner_prefix,
+    readable_bytes,
     recycled_memory,
     seal,
     set_idle_limit,
@@ -53,7 +81,6 @@ __all__ = [
     "VALUE",
     "Block",
     "Stats",
-    "_readable",
     "allocate",
     "altered",
     "attach",
@@ -78,6 +105,7 @@ __all__ = [
     "marked",
     "may_overlap_itself",
     "owner_prefix",
+    "readable_bytes",
     "recycled_memory",
     "reduce_marked",
     "scratch",

@@ -233,7 +233,7 @@ _contexts: weakref.WeakValueDictionary[int, shared_memory] = weakref.WeakValueDi
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
-def _readable(nbytes: int) -> str:
+def readable_bytes(nbytes: int) -> str:
     value = float(nbytes)
     for unit in _UNITS:
         if value < 1000 or unit == _UNITS[-1]:
@@ -297,19 +297,20 @@ class Stats:
     limit: str
 
     def __repr__(self) -> str:
+        kept = f"kept warm, at most {readable_bytes(self.idle_limit)}"
         rows = [
             ("shared", self.shared_bytes, self.shared_segments, "read-write"),
             ("sealed", self.sealed_bytes, self.sealed_segments, "read-only for everybody"),
             ("by value", self.value_bytes, self.value_segments, "arguments and results"),
             ("lent", self.lent_bytes, self.lent_segments, "in flight or with another process"),
-            ("idle", self.idle_bytes, self.idle_segments, f"kept warm, at most {_readable(self.idle_limit)}"),
+            ("idle", self.idle_bytes, self.idle_segments, kept),
             ("held", self.held_bytes, self.held_segments, "of other processes, in use here"),
         ]
         lines = [
-            f"  {name:<9}{_readable(size):>9} in {count:>5} segment{' ' if count == 1 else 's'}  {note}"
+            f"  {name:<9}{readable_bytes(size):>9} in {count:>5} segment{' ' if count == 1 else 's'}  {note}"
             for name, size, count, note in rows
         ]
-        lines.append(f"  {_readable(self.available)} more would fit; the limit is the {self.limit}")
+        lines.append(f"  {readable_bytes(self.available)} more would fit; the limit is the {self.limit}")
         return "\n".join(["ndshare, this process:", *lines])
 
 

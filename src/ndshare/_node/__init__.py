@@ -1,4 +1,21 @@
-"""Door."""
+"""One engine process on another machine: runs shares, calls and workspaces that come to it, on warm workers.
+
+::
+
+    caller ── CallTask, ShareTask, NamedTask ──► run_task ──► contents of the machine ──► workers
+      ▲                                                                               │
+      └───────── TaskResult: outcome, what has changed; or which contents it lacks ◄───┘
+
+Guarantees
+----------
+- A content is on a machine once, however many processes of the engine use it.
+- What goes back is what has changed, byte by byte; nothing else of the caller's is overwritten.
+- What goes wrong is a failure in the result: `run_task` raises nothing but what ends the process.
+
+Not guaranteed
+--------------
+- That a content is still there for the next task: the result says what is lacking, and the caller sends it.
+"""
 
 from __future__ import annotations
 

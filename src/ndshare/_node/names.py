@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ndshare._memory import altered as altered_heap
-from ndshare._memory import decode_dtype, view_of
+from ndshare._memory import altered, decode_dtype, view_of
 from ndshare._node.twins import Change, find_changes
 from ndshare._node.worker import Answer, Opened, call_function
 from ndshare._pickling import give
@@ -96,9 +95,9 @@ class Names:
     def changes(self) -> list[Change]:
         """Return what has changed since the call began, and put it back."""
         found: list[Change] = []
-        altered = [altered_heap(image) is not False for image in self._images]
+        changed = [altered(image) is not False for image in self._images]
         for number, (image, start, nbytes) in self._table.items():
-            if altered[image]:
+            if changed[image]:
                 found += self._changes_of(number, image, start, start + nbytes)
         self._written = False
         return found
@@ -107,7 +106,7 @@ class Names:
         base = self._bases[image]
         for low in range(start, end, _PIECE_BYTES):
             now = self._images[image][low : min(low + _PIECE_BYTES, end)]
-            if now.size == _PIECE_BYTES and altered_heap(now) is False:
+            if now.size == _PIECE_BYTES and altered(now) is False:
                 continue
             before = None if base is None else base[low : low + now.size]
             change = find_changes(number, low - start, now, before)

@@ -1,18 +1,38 @@
-"""Door."""
+"""How objects, functions and the caller's ``__main__`` are taken apart for another process.
+
+::
+
+    record(obj) ─► Recording ─► parts   the pickle
+                            ├─► notes   arrays, buffers, open files: they go beside it
+                            └─► needs   names of __main__ that the receiver must have
+
+What becomes of a recording, and how it is put together again, is the business of `ndshare._transport`. Which
+type is taken apart how is said in one place each: arrays and functions in `Session`, NumPy's and other
+libraries' types in `reducers`, classes registered by the user in `wrappers`; a room with a type of its own
+calls `register_reducer`.
+
+Guarantees
+----------
+* Everything that pickle or cloudpickle can send can be recorded; arrays are noted, not copied.
+* Functions of ``__main__`` share one namespace at the receiver.
+* Nothing is kept of an object that was recorded.
+
+Not guaranteed
+--------------
+* Names that a function makes up at run time are not among the needs.
+"""
 
 from __future__ import annotations
 
 from ndshare._pickling import cells, local_functions
 from ndshare._pickling.cells import CODE_TYPES, expect_gifts, give, given
 from ndshare._pickling.codes import CodeMemory, names_used
-from ndshare._pickling.descriptors import FILE, Descriptor
 from ndshare._pickling.functions import needs_of
 from ndshare._pickling.memmaps import find_memmap
-from ndshare._pickling.named import names_in_pickle
-from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
-from ndshare._pickling.pickler import ALONE_STREAM, FOUND_BY_NAME, record, record_alone
-from ndshare._pickling.recording import SLOT, CopyOnWrite, Placed, Recording
-from ndshare._pickling.reducers import late_reducers, reduce_subclass, same
+from ndshare._pickling.namespace import MAIN_NAMES, main_namespace, names_in_pickle
+from ndshare._pickling.pickler import ALONE_STREAM, record, record_alone
+from ndshare._pickling.recording import FILE, SLOT, CopyOnWrite, Descriptor, Placed, Recording
+from ndshare._pickling.reducers import late_reducers, reduce_subclass, register_reducer, registered, same
 from ndshare._pickling.session import Session, by_value_modules
 from ndshare._pickling.wrappers import register_wrapper
 
@@ -20,7 +40,6 @@ __all__ = [
     "ALONE_STREAM",
     "CODE_TYPES",
     "FILE",
-    "FOUND_BY_NAME",
     "MAIN_NAMES",
     "SLOT",
     "CodeMemory",
@@ -44,6 +63,8 @@ __all__ = [
     "record",
     "record_alone",
     "reduce_subclass",
+    "register_reducer",
     "register_wrapper",
+    "registered",
     "same",
 ]

@@ -16,7 +16,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import cloudpickle.cloudpickle as _impl
 import numpy as np
@@ -24,14 +24,10 @@ import numpy as np
 from ndshare._pickling import cells
 from ndshare._pickling.codes import reduce_code
 from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
-from ndshare._pickling.pickler import FOUND_BY_NAME
-from ndshare._pickling.recording import Recording
+from ndshare._pickling.recording import Places, Recording
 from ndshare._pickling.session import Session
 from ndshare._system import selective
 from ndshare.errors import TransportError
-
-if TYPE_CHECKING:
-    from ndshare._transport import Inputs
 
 _MAKERS = (_impl._make_skeleton_class, _impl._make_skeleton_enum)
 
@@ -102,7 +98,7 @@ def record(
     lend: bool,
     defining: frozenset[str],
     withheld: frozenset[str],
-    inputs: Inputs | None,
+    inputs: Places | None,
 ) -> Recording:
     """Pickle an object as `ndshare._pickling.pickler.record` does, with cloudpickle's help."""
     pickler = _CloudPickler.__new__(_CloudPickler)
@@ -114,7 +110,7 @@ def record(
     # Read by __init__, and by nobody later: cloudpickle's class attribute hides the C pickler's member.
     pickler.dispatch_table = session.table
     pickler.__init__(session, 5, buffer_callback=session.notes.append)  # type: ignore[misc]
-    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass, FOUND_BY_NAME)
+    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass)
     try:
         pickler.dump(obj)
         return session.finish()

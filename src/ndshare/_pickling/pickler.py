@@ -28,32 +28,19 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ndshare._memory import VALUE, block_of, encode_dtype, is_movable, marked
-from ndshare._pickling import cells, functions, local_functions, wrappers
-from ndshare._pickling.recording import SLOT, Placed, Recording
-from ndshare._pickling.reducers import make_small, same
+from ndshare._pickling import wrappers
+from ndshare._pickling.recording import SLOT, Placed, Places, Recording
+from ndshare._pickling.reducers import same
 from ndshare._pickling.session import IN_BAND_ROOM, Session
 from ndshare._system import selective
 
-if TYPE_CHECKING:
-    from ndshare._transport import Inputs
-
 _KEEP_MAX = 1 << 13  # a session that pickled more, arrays apart, is dropped: its memo table stays large
 _IDLE_MAX = 8
-
-FOUND_BY_NAME: set[Any] = {
-    local_functions.make_local,
-    functions.fill_function,
-    cells.make_cell,
-    functions.make_function,
-    make_small,
-    same,
-}
-"""Functions and classes of ndshare's own that are in most messages: nothing about them is to be decided."""
 
 _NOTHING: frozenset[str] = frozenset()
 
@@ -73,7 +60,7 @@ def _make_pickler() -> _Pickler:
     pickler = _Pickler(session, 5, buffer_callback=session.notes.append)
     pickler.session = session
     pickler.dispatch_table = session.table
-    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass, FOUND_BY_NAME)
+    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass)
     return pickler
 
 
@@ -83,7 +70,7 @@ def record(
     lend: bool = False,
     defining: frozenset[str] = _NOTHING,
     withheld: frozenset[str] = _NOTHING,
-    inputs: Inputs | None = None,
+    inputs: Places | None = None,
 ) -> Recording:
     """Pickle an object, noting its arrays instead of copying them.
 
@@ -100,7 +87,7 @@ def record(
     withheld : frozenset of str
         Names of variables whose values the receiver has: the cells of closures that have one of these
         names are left for it to fill.
-    inputs : Inputs, optional
+    inputs : Places, optional
         Large ordinary arrays that were sent before are noted by the place of one shared copy.
 
     Raises

@@ -10,6 +10,7 @@ left to themselves (protocol 5 notwithstanding): tested with NumPy 2.5.
 
 from __future__ import annotations
 
+import copyreg
 import sys
 import types
 from collections.abc import Callable
@@ -23,6 +24,24 @@ from ndshare._pickling.memmaps import MEMMAP_ATTRIBUTES
 _plain_reduce = np.ndarray.__reduce__
 _plain_reduce_ex = np.ndarray.__reduce_ex__
 _plain_setstate = np.ndarray.__setstate__
+
+
+Reduce = Callable[[Any], Any]
+"""Takes an object apart as ``__reduce_ex__`` does."""
+
+
+class _Registered(dict[type, Reduce]):
+    """Reducers of ndshare's own types; of all others those of copyreg, live and in C."""
+
+    __missing__ = copyreg.dispatch_table.__getitem__
+
+
+registered = _Registered()
+
+
+def register_reducer(cls: type, reduce: Reduce) -> None:
+    """Have instances of a type travel by a way of its own in ndshare's messages, and only in them."""
+    registered[cls] = reduce
 
 
 def same(obj: Any) -> Any:
@@ -132,37 +151,27 @@ def make_tensor(array: np.ndarray[Any, Any], requires_grad: bool, parameter: boo
     return tensor.requires_grad_(requires_grad)
 
 
-def _pandas_types(pandas: Any) -> dict[type, Callable[[Any], Any]]:
+def _pandas_types(pandas: Any) -> dict[type, Reduce]:
     arrays = pandas.arrays
     return dict.fromkeys(
         (arrays.DatetimeArray, arrays.TimedeltaArray, arrays.PeriodArray), reduce_datetime_array
     )
 
 
-def _torch_types(torch: Any) -> dict[type, Callable[[Any], Any]]:
+def _torch_types(torch: Any) -> dict[type, Reduce]:
     return {torch.Tensor: reduce_tensor, torch.nn.Parameter: reduce_tensor}
 
 
-def _lock_types(locks: Any) -> dict[type, Callable[[Any], Any]]:
-    return {locks.Lock: locks.reduce_lock}
-
-
-def _queue_types(queues: Any) -> dict[type, Callable[[Any], Any]]:
-    return {queues.Queue: queues.reduce_queue}
-
-
-_LATE: dict[str, Callable[[types.ModuleType], dict[type, Callable[[Any], Any]]]] = {
-    "ndshare._locks.locking": _lock_types,
-    "ndshare._queue.queue": _queue_types,
+_LATE: dict[str, Callable[[types.ModuleType], dict[type, Reduce]]] = {
     "pandas": _pandas_types,
     "torch": _torch_types,
 }
 LATE_COUNT = len(_LATE)
 
 
-def late_reducers(known: set[str]) -> dict[type, Callable[[Any], Any]]:
+def late_reducers(known: set[str]) -> dict[type, Reduce]:
     """Return the reducers of libraries that were imported since the names in `known`, and add them."""
-    found: dict[type, Callable[[Any], Any]] = {}
+    found: dict[type, Reduce] = {}
     for name, types_of in _LATE.items():
         if name not in known and name in sys.modules:
             try:

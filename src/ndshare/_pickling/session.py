@@ -10,14 +10,12 @@
 
 from __future__ import annotations
 
-import copyreg
 import functools
 import importlib
 import pickle
 import sys
 import types
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -34,14 +32,17 @@ from ndshare._memory import (
     reduce_marked,
 )
 from ndshare._pickling import cells, functions, local_functions, memmaps, wrappers
-from ndshare._pickling.descriptors import Descriptor
-from ndshare._pickling.named import NAME_ONLY, names_in_pickle
-from ndshare._pickling.namespace import MAIN_NAMES, find_in_main, main_namespace
-from ndshare._pickling.recording import SLOT, CopyOnWrite, Placed, Recording
-from ndshare._pickling.reducers import LATE_COUNT, late_reducers, reduce_small, reduce_subclass, same
-
-if TYPE_CHECKING:
-    from ndshare._transport import Inputs
+from ndshare._pickling.namespace import MAIN_NAMES, NAME_ONLY, find_in_main, main_namespace, names_in_pickle
+from ndshare._pickling.recording import SLOT, CopyOnWrite, Descriptor, Placed, Places, Recording
+from ndshare._pickling.reducers import (
+    LATE_COUNT,
+    Reduce,
+    late_reducers,
+    reduce_small,
+    reduce_subclass,
+    registered,
+    same,
+)
 
 #: Arrays up to this many bytes are part of the pickle: noting, staging and finding one again costs
 #: as much as copying 4 KiB a few times.
@@ -63,18 +64,18 @@ class BeyondPickle(pickle.PicklingError):
     """Something that only cloudpickle can take apart."""
 
 
-class _Table(dict[type, Callable[[Any], Any]]):
-    """A dispatch table that falls through to copyreg's, live and in C."""
+class _Table(dict[type, Reduce]):
+    """A dispatch table that falls through to what is registered, live and in C."""
 
-    __missing__ = copyreg.dispatch_table.__getitem__
+    __missing__ = registered.__getitem__
 
 
 class _WrapperTable(_Table):
     """The same where classes are registered as wrappers: by class, not by exact type, so in Python."""
 
-    def __missing__(self, cls: type) -> Callable[[Any], Any]:
+    def __missing__(self, cls: type) -> Reduce:
         if wrappers.attribute_of(cls) is None:
-            return copyreg.dispatch_table[cls]
+            return registered[cls]
         self[cls] = wrappers.reduce_wrapper
         return wrappers.reduce_wrapper
 
@@ -92,7 +93,7 @@ class Session:
         self.lend = False
         self.defining = _NOTHING
         self.withheld = _NOTHING
-        self.inputs: Inputs | None = None
+        self.inputs: Places | None = None
         self.given: dict[int, str] = {}  # cells that the receiver fills: id, name
         self.late: set[str] = set()
         self.marked: object = None  # the scratch array that is being taken apart

@@ -30,7 +30,7 @@ import weakref
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, NoReturn
 
-from ndshare._pickling import Descriptor
+from ndshare._pickling import Descriptor, register_reducer
 from ndshare._queue import memory as _queue_memory
 from ndshare._queue.getting import Getting
 from ndshare._queue.line import Line
@@ -40,7 +40,7 @@ from ndshare._queue.putting import Putting
 from ndshare._system import _wire
 from ndshare.errors import SegmentError, ShutDown
 
-__all__ = ["Queue", "ShutDown", "reduce_queue"]
+__all__ = ["Queue", "ShutDown"]
 
 
 class Queue(Putting, Getting):
@@ -197,7 +197,7 @@ def _opened(line: Line) -> Queue:
     return made
 
 
-def reduce_queue(made: Queue) -> tuple[Any, ...]:
+def _reduce_queue(made: Queue) -> tuple[Any, ...]:
     """Return how ndshare sends a queue: its open files, with the message."""
     wire = made._open().wire
     wire.set_flags(WORKERS)
@@ -217,3 +217,4 @@ def _from_duplicates(*duplicates: Any) -> Queue:
 
 
 ForkingPickler.register(Queue, _reduce_for_multiprocessing)
+register_reducer(Queue, _reduce_queue)

@@ -1,14 +1,35 @@
-"""Door."""
+"""What travels and how: an object becomes a message with descriptors, and an object again.
+
+::
+
+    pack(obj) ─► Draft ─► settle() ─► Parcel ─► a socket ─► unpack(data, fds) ─► obj      on this machine
+    Manifest.crate(recording) ─► Crate ─► a node ─► open_crate(stream, arrays) ─► obj      to another one
+    mainspace.deliver(needs, known) ─► Draft ─► … ─► mainspace.apply(update)               names of __main__
+    share(obj) ─► its equal in shared memory                                               to oneself
+
+Guarantees
+----------
+* Shared memory arrives as the same memory, everything else as the receiver's own; no rule depends on size.
+* A failure leaves no memory allocated and no descriptor open, at either end.
+* What is not a message of ours is refused with a `TransportError`.
+
+Not guaranteed
+--------------
+* An ordinary array and a view of it arrive as two arrays, as with pickle.
+* Messages are of one version of ndshare: both ends must have the same.
+"""
 
 from __future__ import annotations
 
 from ndshare._transport import mainspace
-from ndshare._transport.chunks import Bytes, Chunks, Content, parts_of
 from ndshare._transport.failures import RemoteTracebackError, pack_failure, portable, with_traceback
 from ndshare._transport.freight import (
     BLOCK,
     CARRIED_MAX,
     CONTENT,
+    Bytes,
+    Chunks,
+    Content,
     Crate,
     Manifest,
     Piece,
@@ -16,6 +37,7 @@ from ndshare._transport.freight import (
     is_zero,
     open_crate,
     open_reply,
+    parts_of,
     reply,
 )
 from ndshare._transport.inputs import Inputs

@@ -9,7 +9,8 @@
        ├─ blocks     shared memory of the caller, by number; each node has a copy
        └─ contents   bytes by their 128-bit hash, large ones chunk by chunk; each node gets them once
 
-The nodes' own processes never unpickle what is in a crate: only workers have the caller's ``__main__``.
+Bytes are named by their hash, a large content by those of its chunks, which are sent one by one. The nodes'
+own processes never unpickle what is in a crate: only workers have the caller's ``__main__``.
 """
 
 from __future__ import annotations
@@ -17,19 +18,77 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ndshare._memory import SHARED, Block, block_of, decode_dtype, encode_dtype, view_of
-from ndshare._memory import digest as digest_heap
+from ndshare._memory import SHARED, Block, block_of, decode_dtype, digest, encode_dtype, view_of
 from ndshare._pickling import Descriptor, Placed, Recording, record
-from ndshare._transport.chunks import Bytes, Chunks, Content
 from ndshare._transport.parcel import RAW, READ_ONLY
 from ndshare._transport.staging import aligned, copy_into, copy_strides
 from ndshare.errors import TransportError
+
+Bytes = npt.NDArray[np.uint8]
+
+CHUNK_BYTES = 64 << 20
+"""Contents of more bytes are sent in chunks: of one that has changed in one place, only that chunk."""
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Chunks:
+    """The chunks of a content; on a node they lie together again.
+
+    Attributes
+    ----------
+    size : int
+        Of all of them together.
+    parts : tuple of bytes
+        Their hashes. Of a content that is not large it is one: its own.
+    """
+
+    size: int
+    parts: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, content: Bytes, hash_of: Callable[[Bytes], bytes] = digest) -> Chunks:
+        """Return those of a content; `hash_of` hashes each."""
+        starts = range(0, max(1, content.size), CHUNK_BYTES)
+        return cls(content.size, tuple(hash_of(content[start : start + CHUNK_BYTES]) for start in starts))
+
+    @property
+    def nbytes(self) -> int:
+        """What this takes in a message."""
+        return sum(map(len, self.parts))
+
+    def digest(self) -> bytes:
+        """Return the hash that stands for the content."""
+        if len(self.parts) == 1:
+            return self.parts[0]
+        text = b"".join((b"chunks", self.size.to_bytes(8, "little"), *self.parts))
+        return digest(np.frombuffer(text, np.uint8))
+
+    def places(self) -> Iterator[tuple[bytes, slice]]:
+        """Yield hash and place of each chunk."""
+        for number, part in enumerate(self.parts):
+            start = number * CHUNK_BYTES
+            yield part, slice(start, min(start + CHUNK_BYTES, self.size))
+
+    def contents(self, content: Bytes) -> dict[bytes, Content]:
+        """Return by hash all that can be sent of a content: itself, or this list and the chunks."""
+        found: dict[bytes, Content] = {part: content[place] for part, place in self.places()}
+        return found if len(self.parts) == 1 else found | {self.digest(): self}
+
+
+Content = Bytes | Chunks
+
+
+def parts_of(key: bytes, contents: Mapping[bytes, Content]) -> set[bytes]:
+    """Return the hash of a content, or of a large one those of its chunks."""
+    content = contents.get(key)
+    return {*content.parts} if isinstance(content, Chunks) else {key}
+
 
 BLOCK, CONTENT, INLINE = "block", "content", "inline"
 
@@ -167,12 +226,12 @@ class Manifest:
     def add(self, content: Bytes) -> bytes:
         """Note a content; returns its hash."""
         chunks = Chunks.of(content, self._hash)
-        for digest, part in chunks.contents(content).items():
-            self.contents.setdefault(digest, part)
+        for key, part in chunks.contents(content).items():
+            self.contents.setdefault(key, part)
         return chunks.digest()
 
     def _hash(self, content: Bytes) -> bytes:
-        return digest_heap(content)
+        return digest(content)
 
     def crate(self, recording: Recording) -> Crate:
         """Return a recorded object with the places of its arrays."""
@@ -199,8 +258,8 @@ class Manifest:
             strides = copy_strides(array)
             code = encode_dtype(array.dtype)
             if array.nbytes > self._inline_max:
-                digest = self.add(_bytes_of(array, strides))
-                pieces.append((CONTENT, digest, 0, code, array.shape, strides, flags))
+                key = self.add(_bytes_of(array, strides))
+                pieces.append((CONTENT, key, 0, code, array.shape, strides, flags))
             else:
                 small.append((len(pieces), array, flags))
                 pieces.append((INLINE, None, 0, code, array.shape, strides, flags))

@@ -3,6 +3,11 @@
 Shared memory is referred to. By-value memory, in a worker's result, is lent if nothing in this process
 can reach it any more and if the result fills at least half of it: a row of a table must not keep the
 table. All else is copied, into the message while everything fits there, else into staged segments.
+
+`Settling` does it for everything. Two kinds of message, far more frequent than all others, have a shorter
+way: one large array and nothing else out of band (`settle_alone` saves a fifteenth of what a task with 2 MB
+takes: right after a large copy, when nothing is in the caches any more, each step that is not taken counts),
+and nothing but references to a few segments (`settle_references`).
 """
 
 from __future__ import annotations
@@ -23,10 +28,14 @@ from ndshare._memory import (
     decode_dtype,
     encode_dtype,
     span,
+    stage,
     view_of,
 )
-from ndshare._pickling import Descriptor, Placed
+from ndshare._pickling import ALONE_STREAM, Descriptor, Placed
 from ndshare._transport.parcel import (
+    ALONE,
+    ALONE_HEAD,
+    COPIED_BELOW,
     INLINE,
     INLINE_MAX,
     RAW,
@@ -37,14 +46,73 @@ from ndshare._transport.parcel import (
     TABLE_HEAD,
     Parcel,
     Piece,
+    release,
 )
-from ndshare._transport.staging import aligned, copy_into, copy_strides, stage_arrays, stage_bytes
+from ndshare._transport.staging import OWN_MIN, aligned, copy_into, copy_strides, stage_arrays, stage_bytes
 
 _COLLECT_MIN = 1 << 20  # held bytes that are worth a collection of the young generation
 _LENT_BLOCKS_MAX = 128  # per message; beyond, small blocks are cheaper to copy than to map one by one
 _PIECE_TABLE_BYTES = 64  # about what a piece takes in the table
 _REFERENCES_MOST = 16  # arrays; they and a short pickle fit into a message for certain
+_TABLE_MAX = 4096  # bytes; more than what describes one array, unless its dtype is pickled
 _ORDINARY = (INLINE, 0, "", (), None, 0)
+
+
+def settle_alone(note: Any, stream: bytes, needs: frozenset[str]) -> Parcel | None:
+    """Settle a pickle that asks for one array.
+
+    Parameters
+    ----------
+    note : numpy.ndarray or Placed
+        The array that is to be copied, or where it lies.
+    stream : bytes
+        The pickle.
+    needs : frozenset of str
+        See `ndshare._transport.parcel.Parcel`.
+
+    Returns
+    -------
+    Parcel or None
+        None for what the general way has to decide: small arrays, shared ones, results in use.
+
+    Raises
+    ------
+    CapacityError, SegmentError
+        As `ndshare._transport.transport.Draft.settle`.
+    """
+    if type(note) is Placed:
+        block = note.block
+        if (
+            stream is not ALONE_STREAM
+            or note.nbytes < COPIED_BELOW
+            or note.nbytes * 2 < block.nbytes
+            or block.users
+            or not block.lendable
+            or type(note.dtype) is bytes
+        ):
+            return None
+        place = block.uid, block.size, block.offset + note.offset
+        data = _message((*place, note.dtype, note.shape, note.strides), b"")
+        return Parcel(data, (block,), needs, 0, note.nbytes)
+    if type(note) is not np.ndarray or note.nbytes < OWN_MIN or len(stream) > INLINE_MAX - _TABLE_MAX:
+        return None
+    code = encode_dtype(note.dtype)
+    if type(code) is bytes:
+        return None
+    block = stage(note.nbytes)
+    try:
+        strides = copy_strides(note)
+        copy_into(block, 0, strides, note)
+        data = _message((block.uid, block.size, block.offset, code, note.shape, strides), stream)
+    except BaseException:
+        release(block)
+        raise
+    return Parcel(data, (block,), needs, note.nbytes)
+
+
+def _message(table: tuple[Any, ...], stream: bytes) -> bytes:
+    body = marshal.dumps(table)
+    return b"".join((ALONE_HEAD.pack(ALONE, len(body)), body, stream))
 
 
 def settle_references(notes: tuple[Any, ...], stream: bytes, needs: frozenset[str]) -> Parcel | None:

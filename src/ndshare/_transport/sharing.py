@@ -120,7 +120,7 @@ def share(obj: T, mode: Literal["rw", "r"] = "rw") -> T:
     pickler = _SharingPickler(session, 5, buffer_callback=session.notes.append)
     pickler.dispatch_table = session.table
     pickler.reducer_override = selective(  # type: ignore[method-assign]
-        session.on_named, np.ndarray, session.on_subclass, frozenset()
+        session.on_named, np.ndarray, session.on_subclass
     )
     session.look_for_late()
     try:

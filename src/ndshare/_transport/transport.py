@@ -38,9 +38,9 @@ import numpy as np
 
 from ndshare._memory import COPY, SEALED, SHARED, VALUE, attach, decode_dtype, should_copy_out, view_of
 from ndshare._pickling import FILE, Descriptor, Recording, by_value_modules, record, record_alone
-from ndshare._transport.alone import rebuild_alone, settle_alone
 from ndshare._transport.parcel import (
     ALONE,
+    ALONE_HEAD,
     BARE,
     BARE_TAG,
     COPIED_BELOW,
@@ -59,7 +59,7 @@ from ndshare._transport.parcel import (
     release,
     take_descriptor,
 )
-from ndshare._transport.settling import Settling, settle_references
+from ndshare._transport.settling import Settling, settle_alone, settle_references
 from ndshare.errors import CapacityError, SegmentError, TransportError
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def unpack(data: bytes | bytearray | memoryview, fds: Sequence[int]) -> Any:
     try:
         with memoryview(data) as view:
             if data[0] == ALONE:
-                return rebuild_alone(view, left)
+                return _rebuild_alone(view, left)
             if data[0] == TABLE:
                 _, table_len, stream_len = TABLE_HEAD.unpack_from(view)
                 start = TABLE_HEAD.size
@@ -259,6 +259,28 @@ def unpack(data: bytes | bytearray | memoryview, fds: Sequence[int]) -> Any:
             release(body)
     finally:
         close_all(left)
+
+
+def _rebuild_alone(data: memoryview, fds: list[int]) -> Any:
+    """Rebuild the object of a message of kind `ALONE`, whose descriptor is taken out of the list."""
+    start = ALONE_HEAD.size
+    stop = start + ALONE_HEAD.unpack_from(data)[1]
+    uid, size, offset, code, shape, strides = marshal.loads(data[start:stop])
+    block = attach(uid, size, VALUE, take_descriptor(fds))
+    try:
+        offset -= block.offset
+        dtype = decode_dtype(code)
+        if should_copy_out(block):
+            array = copied(view_of(block, offset, dtype, shape, strides))
+        else:
+            array = block.array(dtype, shape, strides, offset)
+    finally:
+        release(block)
+    if stop == len(data):
+        return array
+    buffers = [array]
+    del array  # it is the stream's alone: a task that drops its argument frees it
+    return pickle.loads(data[stop:], buffers=handed_out(buffers))
 
 
 def _rebuild(body: memoryview, table_len: int, stream_len: int, fds: list[int]) -> Any:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import os
 import pickle
 import uuid
@@ -21,10 +22,77 @@ import numpy as np
 from ndshare._cluster import Calls, Packed, crates_of, find_engine
 from ndshare._node import NamedTask, Script, Setting
 from ndshare._pool import PoolSettings, describe
-from ndshare._transport import Manifest
+from ndshare._transport import Bytes, Chunks, Content, Manifest, aligned, is_zero
 from ndshare._workspace.calls import Handle
-from ndshare._workspace.images import Images
 from ndshare.errors import InheritedError
+
+#: Smaller blocks share an image: each image is a file on every machine.
+_ALONE_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(slots=True)
+class _Image:
+    blocks: list[int]
+    nbytes: int
+    base: bytes | None = None
+    contents: dict[bytes, Content] = dataclasses.field(default_factory=dict)
+
+
+class Images:
+    """The images of all blocks that a manifest refers to.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Its blocks are the values'.
+
+    Attributes
+    ----------
+    contents : dict
+        Contents of the images by hash, when they were looked at.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self.contents: dict[bytes, Content] = {}
+        self.table: dict[int, tuple[int, int, int]] = {}
+        small = _Image([], 0)
+        self._images = [small]
+        for number, block in enumerate(manifest.blocks):
+            block.kept = True  # other manifests leave them to this one
+            nbytes = block.memory.size
+            if nbytes >= _ALONE_BYTES:
+                self.table[number] = len(self._images), 0, nbytes
+                self._images.append(_Image([number], nbytes))
+            else:
+                self.table[number] = 0, small.nbytes, nbytes
+                small.blocks.append(number)
+                small.nbytes += aligned(nbytes)
+        small.nbytes = max(1, small.nbytes)
+
+    def look(self) -> tuple[tuple[int, bytes | None], ...]:
+        """Return size and content (a hash, None for zeros) of each image as it is now."""
+        contents: dict[bytes, Content] = {}
+        for image in self._images:
+            memory = self._gathered(image)
+            chunks = None if is_zero(memory) else Chunks.of(memory)
+            base = None if chunks is None else chunks.digest()
+            if base != image.base:
+                image.base = base
+                image.contents = {} if chunks is None else chunks.contents(memory.copy())
+            contents |= image.contents
+        self.contents = contents
+        return tuple((image.nbytes, image.base) for image in self._images)
+
+    def _gathered(self, image: _Image) -> Bytes:
+        """Return the memory of an image; small blocks are copied."""
+        if image is not self._images[0]:
+            return self._manifest.blocks[image.blocks[0]].memory
+        memory = np.zeros(image.nbytes, np.uint8)
+        for number in image.blocks:
+            _, start, nbytes = self.table[number]
+            memory[start : start + nbytes] = self._manifest.blocks[number].memory
+        return memory
 
 
 class ClusterHandle(Handle):

@@ -16,8 +16,7 @@ from typing import Any, Protocol
 
 from ndshare._pool import PoolSettings, Repeats, new_pool, start_workers, warn_of_copies
 from ndshare._processes import SetUp
-from ndshare._workspace.calls import Handle, PoolHandle
-from ndshare._workspace.waiting import wait_for
+from ndshare._workspace.calls import Handle, PoolHandle, wait_for
 from ndshare.errors import InheritedError
 
 #: A worker that does not react to Ctrl-C is killed after 0.6 s; it may have begun another call by then.

@@ -12,17 +12,20 @@ caller, and the worker puts the shared value in its place (`ndshare._processes.i
 
 from __future__ import annotations
 
+import keyword
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from ndshare._pool import Environment, checked_settings, describe
 from ndshare._system import check_callable
-from ndshare._workspace.calls import Handle, Registered
+from ndshare._transport import share
+from ndshare._workspace.calls import Handle, Progress, Registered, check_progress, in_order
 from ndshare._workspace.staff import PoolStaff, Staff
-from ndshare._workspace.values import checked_values, share_all
-from ndshare._workspace.waiting import Progress, check_progress, in_order
+from ndshare.errors import CapacityError
 
 
 class Workspace:
@@ -108,7 +111,7 @@ class Workspace:
         retries: int = 0,
         engine: Any = None,
     ) -> None:
-        self._values = checked_values(values)
+        self._values = _checked_values(values)
         self._settings = checked_settings(
             "num_workers",
             num_workers,
@@ -143,7 +146,7 @@ class Workspace:
     def __enter__(self) -> Self:
         if self._staff is not None:
             raise RuntimeError("this Workspace is entered already; leave it first, or make a second one")
-        shared = share_all(self._values)
+        shared = _share_all(self._values)
         staff = self._hire(shared)
         self._finalizer = weakref.finalize(self, staff.abandon)
         self._finalizer.atexit = False
@@ -286,3 +289,38 @@ def _check_for_cluster(num_workers: int | None, snapshot: str, env: Environment)
         raise TypeError(
             f"env is {env!r}; with an engine it must be one mapping, for all workers of all nodes"
         )
+
+
+def _checked_values(values: object) -> dict[str, Any]:
+    """Return the values of a workspace as a dict, or refuse them."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"values must be a mapping of names to arrays, got {values!r}")
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise TypeError(f"names of values must be strings, got {name!r}")
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise ValueError(f"values has the name {name!r}, but no variable can have it; rename it")
+        if name.startswith("__") and name.endswith("__"):
+            raise ValueError(f"values has the name {name!r}, but names like this belong to Python; rename it")
+        if isinstance(value, np.ndarray) and value.dtype.hasobject:
+            raise TypeError(
+                f"the value {name!r} is an array of Python objects (dtype {value.dtype}), which cannot be "
+                "shared; convert it, or wrap it in a list to have it copied to each worker"
+            )
+    return dict(values)
+
+
+def _share_all(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with their arrays in shared memory; says which one cannot be."""
+    try:
+        return dict(share(values))
+    except CapacityError:
+        raise
+    except Exception:
+        for name, value in values.items():
+            try:
+                share([value])
+            except Exception as error:
+                error.add_note(f"while the value {name!r} of a Workspace was put in shared memory")
+                raise
+        raise

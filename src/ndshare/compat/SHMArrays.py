@@ -16,17 +16,72 @@ SHMArrays, https://github.com/mharradon/SHMArrays
 from __future__ import annotations
 
 import secrets
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 import ndshare
-from ndshare.compat._ownership import OWN, holders, is_finished
-from ndshare.compat._partitions import partition_sizes, split_dicts
 
 __all__ = ["SHMArrays", "mem_keys", "partition_sizes", "split_dicts", "var_spec"]
+
+
+def partition_sizes(sizes: Any, min_size: int = 20000) -> list[np.ndarray[Any, Any]]:
+    """Return how arrays are grouped: indices, from the largest down, no group above the largest array.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Numbers of elements.
+    min_size : int, optional
+        All are one group if none has so many.
+
+    Returns
+    -------
+    list of ndarray of int
+
+    Examples
+    --------
+    >>> [part.tolist() for part in partition_sizes([30000, 10000, 25000, 4000, 100])]
+    [[0], [2], [1, 3, 4]]
+    """
+    sizes = np.asarray(sizes)
+    order = np.argsort(sizes, kind="stable")[::-1]
+    if not order.size or sizes[order[0]] < min_size:
+        return [order]
+    largest, parts = sizes[order[0]], []
+    while order.size:
+        fitting = max(1, int(np.searchsorted(np.cumsum(sizes[order]), largest, side="right")))
+        parts.append(order[:fitting])
+        order = order[fitting:]
+    return parts
+
+
+def split_dicts(ordered_dict: Mapping[Any, Any], partitioning: Sequence[Any]) -> list[OrderedDict[Any, Any]]:
+    """Return one dict per group of indices."""
+    pairs = list(ordered_dict.items())
+    return [OrderedDict(pairs[i] for i in part) for part in partitioning]
+
+
+def _holders(made: Any) -> int:
+    """Return how many references there are, those of the calls on the way here included."""
+    return sys.getrefcount(made)
+
+
+def _holders_of_own() -> int:
+    made = np.empty(0)
+    return _holders(made)
+
+
+#: What `_holders` says of an array that only a variable of its caller has: versions of Python differ.
+_OWN = _holders_of_own()
+
+
+def _is_finished(made: Any, dtype: np.dtype[Any]) -> bool:
+    """Tell whether an object is a plain writable array of this dtype, with memory of its own."""
+    return type(made) is np.ndarray and made.dtype == dtype and made.base is None and made.flags.writeable
 
 
 class mem_keys(NamedTuple):  # noqa: N801 - SHMArrays' word, as the next one
@@ -155,7 +210,7 @@ class SHMArrays:
                 old = old.reshape(new.shape)
             made = update_func(new, old)
             del old
-            if holders(made) > OWN or not is_finished(made, new.dtype):
+            if _holders(made) > _OWN or not _is_finished(made, new.dtype):
                 made = np.array(made, new.dtype)  # the caller's own, whoever has the other
             results[number] = made
             return made if made.shape == shape else made.reshape(shape)

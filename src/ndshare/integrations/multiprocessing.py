@@ -44,7 +44,7 @@ from ndshare._memory import (
     is_movable,
     is_shared,
 )
-from ndshare._pickling import late_reducers, reduce_subclass
+from ndshare._pickling import late_reducers, reduce_subclass, registered
 from ndshare._system import check_seconds
 from ndshare.integrations._deposits import Deposits, Ticket, take
 from ndshare.integrations._family import Family, await_receivers
@@ -163,7 +163,7 @@ def _enter(family: Family) -> None:
     _state.replaced = {}
     table = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
     wrapping = dict.fromkeys((np.matrix, np.recarray, np.ma.MaskedArray), reduce_subclass)
-    for cls, reduce in {**wrapping, **late_reducers(set())}.items():
+    for cls, reduce in {**wrapping, **registered, **late_reducers(set())}.items():
         _state.replaced[cls] = table.get(cls)
         ForkingPickler.register(cls, _unless_ordinary(reduce, table.get(cls) or _reduce_plain))
     for cls, reducer in ((np.ndarray, _reduce_array), (AuthenticationString, _reduce_authkey)):

@@ -11,6 +11,12 @@ Subclass `ContextConformance`, say how a context is made, and let pytest collect
 
 from __future__ import annotations
 
-from ndshare.testing._conformance import ContextConformance
+from ndshare.testing._arrays import Allocation, Combining
+from ndshare.testing._errors import Errors, Surroundings
+from ndshare.testing._kernels import Collections, Kernels
 
 __all__ = ["ContextConformance"]
+
+
+class ContextConformance(Allocation, Kernels, Collections, Errors, Combining, Surroundings):
+    """The suite. Each method is a test; a fresh context is made for each."""

@@ -13,15 +13,12 @@ from ndshare._map.job import Job, WorkerReport
 from ndshare._map.runner import KernelMemory, run_facts
 from ndshare._map.watch.captured import Traffic, account, module_data
 from ndshare._map.workers.base import Lost, Outcome, Ranges
-from ndshare._pickling import FOUND_BY_NAME
 from ndshare._pool import Pool, QuietTask, Task
 from ndshare._system import _wire
 from ndshare._transport import Draft, Parcel, by_value_modules, mainspace, pack
 
 #: Which global data kernels used last time, so that they are pickled once.
 _globals_of: KernelMemory[frozenset[str]] = KernelMemory(frozenset())
-
-FOUND_BY_NAME.add(run_facts)
 
 
 class _RunnerTask(QuietTask):

@@ -6,9 +6,11 @@
  * for read-only memory, of a keeper Block, so that nobody can set its WRITEABLE flag and then crash.
  */
 #define NO_IMPORT_ARRAY
-#include "array_api.h"
+#include "adopt.h"
 
-#include <stdlib.h>
+#include "array.h"
+#include "counting.h"
+#include "handler.h"
 
 typedef struct {
     int ndim;
@@ -20,18 +22,19 @@ typedef struct {
 static int
 read_numbers(PyObject *object, npy_intp *out, const char *what)
 {
-    PyObject *sequence = PySequence_Fast(object, "Block.array: shape and strides are sequences of integers");
+    /* A tuple of its own: the numbers of a list may be objects whose __index__ changes the list. */
+    PyObject *sequence = PySequence_Tuple(object);
     if (sequence == NULL) {
         return -1;
     }
-    Py_ssize_t n = PySequence_Fast_GET_SIZE(sequence);
+    Py_ssize_t n = PyTuple_GET_SIZE(sequence);
     if (n > NPY_MAXDIMS) {
         PyErr_Format(PyExc_ValueError, "Block.array: %s has %zd entries, NumPy allows %d", what, n, NPY_MAXDIMS);
         Py_DECREF(sequence);
         return -1;
     }
     for (Py_ssize_t i = 0; i < n; i++) {
-        out[i] = PyLong_AsSsize_t(PySequence_Fast_GET_ITEM(sequence, i));
+        out[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(sequence, i));
         if (out[i] == -1 && PyErr_Occurred()) {
             Py_DECREF(sequence);
             return -1;
@@ -39,30 +42,6 @@ read_numbers(PyObject *object, npy_intp *out, const char *what)
     }
     Py_DECREF(sequence);
     return (int)n;
-}
-
-static bool
-is_dense(const layout *a, npy_intp itemsize)
-{
-    bool seen[NPY_MAXDIMS] = {false};
-    npy_intp expected = itemsize;
-    for (int done = 0; done < a->ndim; done++) {
-        int next = -1;
-        for (int i = 0; i < a->ndim; i++) {
-            if (!seen[i] && (a->shape[i] == 1 || a->strides[i] == expected)) {
-                next = i;
-                if (a->shape[i] == 1) {
-                    break;
-                }
-            }
-        }
-        if (next < 0) {
-            return false;
-        }
-        seen[next] = true;
-        expected *= a->shape[next];
-    }
-    return true;
 }
 
 static int
@@ -110,63 +89,29 @@ read_layout(layout *a, npy_intp itemsize, PyObject *shape, PyObject *strides)
         PyErr_SetString(PyExc_ValueError, "Block.array: the strides reach beyond the address space");
         return -1;
     }
-    a->dense = a->empty || (a->below == 0 && is_dense(a, itemsize));
+    a->dense = a->empty || (a->below == 0 && ndshare_array_is_dense(a->ndim, a->shape, a->strides, itemsize));
     return 0;
-}
-
-/* Count one array on the block at `address`; it must be alive, or come back from being lent. */
-static int
-add_user(ndshare_segment *segment, const char *address)
-{
-    int result = 0;
-    ndshare_heap_lock();
-    if (segment->slots != NULL && segment->origin == NDSHARE_OWN
-        && !ndshare_slab_revive(segment, (uint32_t)((size_t)(address - segment->base) >> segment->slot_shift))) {
-        result = -1;
-    }
-    else {
-        ndshare_counting_of(segment, address)->users++;
-    }
-    ndshare_heap_unlock();
-    if (result < 0) {
-        PyObject *type = ndshare_heap.gone_error ? ndshare_heap.gone_error : PyExc_OSError;
-        PyObject *args = Py_BuildValue("(is)", 116 /* ESTALE */, "find a shared array of this process");
-        if (args != NULL) {
-            PyErr_SetObject(type, args);
-            Py_DECREF(args);
-        }
-    }
-    return result;
-}
-
-static void
-remove_user(ndshare_segment *segment, const char *address)
-{
-    ndshare_heap_lock();
-    ndshare_counting_of(segment, address)->users--;
-    ndshare_counting_settle(segment, address);
-    ndshare_heap_unlock();
 }
 
 /* Steals the reference to `descr`. */
 static PyObject *
 adopt(ndshare_segment *segment, char *address, PyArray_Descr *descr, int ndim, npy_intp *shape, npy_intp *strides)
 {
-    if (add_user(segment, address) < 0) {
+    if (ndshare_counting_add_user(segment, address) < 0) {
         Py_DECREF(descr);
         return NULL;
     }
     PyObject *outer = PyDataMem_SetHandler(ndshare_handler_adopting);
     if (outer == NULL) {
         Py_DECREF(descr);
-        remove_user(segment, address);
+        ndshare_counting_remove_user(segment, address);
         return NULL;
     }
     ndshare_handler_next = address;
     PyObject *array = PyArray_NewFromDescr(&PyArray_Type, descr, ndim, shape, strides, NULL, 0, NULL);
     if (ndshare_handler_next != NULL) {  /* NumPy failed before it asked for memory */
         ndshare_handler_next = NULL;
-        remove_user(segment, address);
+        ndshare_counting_remove_user(segment, address);
     }
     PyObject *ours = PyDataMem_SetHandler(outer);
     Py_DECREF(outer);
@@ -202,23 +147,14 @@ view(char *first, PyArray_Descr *descr, layout *a, PyObject *base, bool readonly
     return array;
 }
 
-static PyObject *
-keeper(ndshare_block *block)
-{
-    if (add_user(block->segment, block->start) < 0) {
-        return NULL;
-    }
-    return ndshare_block_new(block->segment, block->start, block->nbytes, block->whole, true);
-}
-
-/* The array whose lowest byte is `offset` bytes into the block. */
 PyObject *
-ndshare_adopt_array(ndshare_block *block, PyObject *dtype, PyObject *shape, PyObject *strides, Py_ssize_t offset)
+ndshare_adopt_array(ndshare_segment *segment, char *start, size_t nbytes, PyObject *dtype, PyObject *shape,
+                    PyObject *strides, Py_ssize_t offset, PyObject *base)
 {
     layout a;
     PyArray_Descr *descr = NULL;
     if (!PyArray_DescrConverter(dtype, &descr)) {
-        return NULL;
+        goto failed;
     }
     if (PyDataType_REFCHK(descr)) {
         PyErr_Format(PyExc_TypeError, "cannot put an array of dtype %S into shared memory: its items are "
@@ -235,25 +171,26 @@ ndshare_adopt_array(ndshare_block *block, PyObject *dtype, PyObject *shape, PyOb
     if (read_layout(&a, itemsize, shape, strides) < 0) {
         goto failed;
     }
-    if (offset < 0 || (size_t)offset > block->nbytes || (size_t)a.extent > block->nbytes - (size_t)offset) {
+    if (offset < 0 || (size_t)offset > nbytes || (size_t)a.extent > nbytes - (size_t)offset) {
         PyErr_Format(PyExc_ValueError, "Block.array: %zd bytes from offset %zd do not lie in a block of %zu bytes",
-                     a.extent, offset, block->nbytes);
+                     a.extent, offset, nbytes);
         goto failed;
     }
-    char *lowest = block->start + offset;
-    if (offset > 0 && (size_t)offset == block->nbytes) {
-        lowest = block->start;  /* empty: the end of a block is an address of its neighbour */
+    char *lowest = start + offset;
+    if (offset > 0 && (size_t)offset == nbytes) {
+        lowest = start;  /* empty: the end of a block is an address of its neighbour */
     }
-    if (block->segment->readonly) {
-        return view(lowest + a.below, descr, &a, keeper(block), true);
+    if (base != NULL) {
+        return view(lowest + a.below, descr, &a, base, true);
     }
     if (a.dense && itemsize > 0) {
-        return adopt(block->segment, lowest, descr, a.ndim, a.shape, a.strides);
+        return adopt(segment, lowest, descr, a.ndim, a.shape, a.strides);
     }
     npy_intp bytes = a.extent;
-    PyObject *base = adopt(block->segment, lowest, PyArray_DescrFromType(NPY_UINT8), 1, &bytes, NULL);
+    base = adopt(segment, lowest, PyArray_DescrFromType(NPY_UINT8), 1, &bytes, NULL);
     return view(lowest + a.below, descr, &a, base, false);
 failed:
     Py_XDECREF(descr);
+    Py_XDECREF(base);
     return NULL;
 }

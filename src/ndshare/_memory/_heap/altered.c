@@ -12,7 +12,9 @@
  * The caller's reference to the array keeps mapping and hold alive while the lock of the heap is not held.
  */
 #define NO_IMPORT_ARRAY
-#include "array_api.h"
+#include "altered.h"
+
+#include "array.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -25,22 +27,6 @@
 #define PAGE_PRESENT ((uint64_t)1 << 63)
 #define PAGE_SWAPPED ((uint64_t)1 << 62)
 #define PAGE_OF_FILE ((uint64_t)1 << 61)
-
-size_t
-ndshare_array_extent(PyArrayObject *array, char **low)
-{
-    char *start = PyArray_BYTES(array), *end = start + PyArray_ITEMSIZE(array);
-    *low = start;
-    if (PyArray_SIZE(array) == 0) {
-        return 0;
-    }
-    for (int i = 0; i < PyArray_NDIM(array); i++) {
-        npy_intp reach = (PyArray_DIM(array, i) - 1) * PyArray_STRIDE(array, i);
-        *(reach < 0 ? &start : &end) += reach;
-    }
-    *low = start;
-    return (size_t)(end - start);
-}
 
 /* 1: differs from the file, 0: equal, -1: errno */
 static int
@@ -112,12 +98,12 @@ ndshare_altered(PyObject *Py_UNUSED(module), PyObject *object)
     }
     char *low, *base = NULL;
     size_t nbytes = ndshare_array_extent((PyArrayObject *)object, &low);
-    if (nbytes == 0 || !ndshare_table_may_hold(low)) {
+    if (nbytes == 0 || !ndshare_heap_may_hold(low)) {
         Py_RETURN_NONE;
     }
     int fd = -1;
     ndshare_heap_lock();
-    ndshare_segment *segment = ndshare_table_at(low);
+    ndshare_segment *segment = ndshare_heap_at(low);
     if (segment != NULL && (segment->kind == NDSHARE_COPY || segment->detached)
         && low + nbytes <= segment->base + segment->size) {
         fd = segment->fd;
@@ -149,23 +135,23 @@ ndshare_altered(PyObject *Py_UNUSED(module), PyObject *object)
 }
 
 PyObject *
-ndshare_detach(PyObject *Py_UNUSED(module), PyObject *object)
+ndshare_altered_detach(PyObject *Py_UNUSED(module), PyObject *object)
 {
     if (!PyArray_Check(object)) {
         return PyErr_Format(PyExc_TypeError, "detach takes an array, got %R", (PyObject *)Py_TYPE(object));
     }
     char *low;
     bool done = false;
-    if (ndshare_array_extent((PyArrayObject *)object, &low) == 0 || !ndshare_table_may_hold(low)) {
+    if (ndshare_array_extent((PyArrayObject *)object, &low) == 0 || !ndshare_heap_may_hold(low)) {
         Py_RETURN_FALSE;
     }
     ndshare_heap_lock();
-    ndshare_segment *segment = ndshare_table_at(low);
+    ndshare_segment *segment = ndshare_heap_at(low);
     if (segment != NULL && segment->kind == NDSHARE_VALUE && segment->state == NDSHARE_LIVE
         && segment->counts.users > 0 && segment->fd >= 0) {
         /* Being filled, or its place noted for a message: that has to reach the file. */
         if (segment->counts.handles == 0 && !segment->detached) {
-            ndshare_fork_detach(segment);
+            ndshare_segment_detach(segment);
         }
         done = segment->detached;
     }
@@ -209,7 +195,7 @@ digest(const char *data, size_t nbytes, uint64_t out[2])
 }
 
 PyObject *
-ndshare_digest(PyObject *Py_UNUSED(module), PyObject *object)
+ndshare_altered_digest(PyObject *Py_UNUSED(module), PyObject *object)
 {
     if (!PyArray_Check(object)) {
         return PyErr_Format(PyExc_TypeError, "digest takes an array, got %R", (PyObject *)Py_TYPE(object));

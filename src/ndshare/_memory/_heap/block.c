@@ -3,28 +3,71 @@
  * A Block is a handle: it keeps the memory from being recycled but is not a user, because whether a
  * result may be lent depends on whether *arrays* can still reach it. Keepers (the hidden bases of
  * read-only arrays) are the exception and count as arrays.
+ *
+ * `segment` and `exports` are read and written under the lock of the heap only. Whoever uses the memory of a
+ * Block without that lock pins it, because another thread, or code that is called in between, may release it.
  */
-#define NO_IMPORT_ARRAY
-#include "array_api.h"
+#include "block.h"
+
+#include "adopt.h"
+#include "counting.h"
+#include "pool.h"
+#include "slots.h"
 
 #include <errno.h>
-#include <unistd.h>
 
 #define PRIVATE "lend memory that is private to this process (copy-on-write, or by-value memory that was " \
                 "alive at a fork), copy it instead"
 
-PyTypeObject *ndshare_block_type;
+typedef struct {
+    PyObject_HEAD
+    ndshare_segment *segment;   /* NULL: released */
+    char *start;
+    size_t nbytes;
+    uint64_t uid;
+    size_t size, offset;
+    int kind;
+    bool whole;                 /* counted on the whole segment, not on one slot */
+    bool keeper;                /* base of a read-only array: counts as a user */
+    int exports;                /* buffers given out: no release under them */
+} ndshare_block;
 
-/* Takes over one handle (keeper: one user) that the caller has counted already. */
+static PyTypeObject *block_type;
+
+static bool
+is_whole_slab(const ndshare_block *block, const ndshare_segment *segment)
+{
+    return block->whole && segment->slots != NULL && segment->origin == NDSHARE_OWN;
+}
+
+static ndshare_counts *
+counts_of(const ndshare_block *block, ndshare_segment *segment)
+{
+    return is_whole_slab(block, segment) ? &segment->counts : ndshare_counting_of(segment, block->start);
+}
+
+/* Lock held: a count of the block went down. */
+static void
+settle(const ndshare_block *block, ndshare_segment *segment)
+{
+    if (!is_whole_slab(block, segment)) {
+        ndshare_counting_settle(segment, block->start);
+    }
+    else if (segment->counts.handles == 0) {
+        ndshare_slots_settle(segment);
+    }
+}
+
 PyObject *
 ndshare_block_new(ndshare_segment *segment, char *start, size_t nbytes, bool whole, bool keeper)
 {
-    ndshare_block *block = PyObject_New(ndshare_block, ndshare_block_type);
+    ndshare_block facts = {.start = start, .whole = whole, .keeper = keeper};
+    ndshare_block *block = PyObject_New(ndshare_block, block_type);
+    ndshare_heap_lock();
     if (block == NULL) {
-        ndshare_heap_lock();
-        ndshare_counts *counts = whole ? &segment->counts : ndshare_counting_of(segment, start);
+        ndshare_counts *counts = counts_of(&facts, segment);
         *(keeper ? &counts->users : &counts->handles) -= 1;
-        ndshare_counting_settle(segment, start);
+        settle(&facts, segment);
         ndshare_heap_unlock();
         return NULL;
     }
@@ -38,30 +81,25 @@ ndshare_block_new(ndshare_segment *segment, char *start, size_t nbytes, bool who
     block->whole = whole;
     block->keeper = keeper;
     block->exports = 0;
+    ndshare_heap_unlock();
     return (PyObject *)block;
 }
 
-static void
+/* False: a memoryview of it is alive. */
+static bool
 drop(ndshare_block *block)
 {
     ndshare_heap_lock();
     ndshare_segment *segment = block->segment;
-    block->segment = NULL;
-    if (segment != NULL) {
-        bool slab = segment->slots != NULL && segment->origin == NDSHARE_OWN;
-        ndshare_counts *counts = block->whole && !block->keeper ? &segment->counts
-                                                                : ndshare_counting_of(segment, block->start);
+    bool free = block->exports == 0;
+    if (free && segment != NULL) {
+        block->segment = NULL;
+        ndshare_counts *counts = counts_of(block, segment);
         *(block->keeper ? &counts->users : &counts->handles) -= 1;
-        if (slab && block->whole) {
-            if (segment->counts.handles == 0) {
-                ndshare_slab_settle(segment);
-            }
-        }
-        else {
-            ndshare_counting_settle(segment, block->start);
-        }
+        settle(block, segment);
     }
     ndshare_heap_unlock();
+    return free;
 }
 
 static void
@@ -73,54 +111,104 @@ block_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
-static ndshare_block *
-alive(PyObject *self)
+static void *
+complain_released(void)
 {
-    ndshare_block *block = (ndshare_block *)self;
-    if (block->segment == NULL) {
-        PyErr_SetString(PyExc_ValueError, "this Block was released; take a new one of the array or the message");
+    PyErr_SetString(PyExc_ValueError, "this Block was released; take a new one of the array or the message");
+    return NULL;
+}
+
+ndshare_segment *
+ndshare_block_pin(PyObject *self)
+{
+    if (!Py_IS_TYPE(self, block_type)) {
+        PyErr_Format(PyExc_TypeError, "a Block is needed, got %R", (PyObject *)Py_TYPE(self));
         return NULL;
     }
-    return block;
+    ndshare_block *block = (ndshare_block *)self;
+    ndshare_heap_lock();
+    ndshare_segment *segment = block->segment;
+    if (segment != NULL) {
+        counts_of(block, segment)->handles++;
+    }
+    ndshare_heap_unlock();
+    return segment != NULL ? segment : complain_released();
+}
+
+void
+ndshare_block_unpin(PyObject *self, ndshare_segment *segment)
+{
+    ndshare_block *block = (ndshare_block *)self;
+    ndshare_heap_lock();
+    counts_of(block, segment)->handles--;
+    settle(block, segment);
+    ndshare_heap_unlock();
 }
 
 static int
 block_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
-    ndshare_block *block = alive(self);
-    if (block == NULL) {
-        view->obj = NULL;
+    ndshare_block *block = (ndshare_block *)self;
+    ndshare_heap_lock();
+    bool alive = block->segment != NULL, readonly = alive && block->segment->readonly;
+    block->exports += alive;
+    ndshare_heap_unlock();
+    view->obj = NULL;
+    if (!alive) {
+        complain_released();
         return -1;
     }
-    int result = PyBuffer_FillInfo(view, self, block->start, (Py_ssize_t)block->nbytes,
-                                   block->segment->readonly, flags);
-    block->exports += result == 0;
+    int result = PyBuffer_FillInfo(view, self, block->start, (Py_ssize_t)block->nbytes, readonly, flags);
+    if (result < 0) {
+        ndshare_heap_lock();
+        block->exports--;
+        ndshare_heap_unlock();
+    }
     return result;
 }
 
 static void
 block_releasebuffer(PyObject *self, Py_buffer *Py_UNUSED(view))
 {
+    ndshare_heap_lock();
     ((ndshare_block *)self)->exports--;
+    ndshare_heap_unlock();
+}
+
+/* The hidden base of a read-only array. */
+static PyObject *
+keeper(const ndshare_block *block, ndshare_segment *segment)
+{
+    if (ndshare_counting_add_user(segment, block->start) < 0) {
+        return NULL;
+    }
+    return ndshare_block_new(segment, block->start, block->nbytes, block->whole, true);
 }
 
 static PyObject *
 block_array(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"dtype", "shape", "strides", "offset", NULL};
-    PyObject *dtype, *shape, *strides = Py_None;
+    ndshare_block *block = (ndshare_block *)self;
+    PyObject *dtype, *shape, *strides = Py_None, *base = NULL, *array = NULL;
     Py_ssize_t offset = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|On:array", names, &dtype, &shape, &strides, &offset)
-        || alive(self) == NULL) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|On:array", names, &dtype, &shape, &strides, &offset)) {
         return NULL;
     }
-    return ndshare_adopt_array((ndshare_block *)self, dtype, shape, strides, offset);
+    ndshare_segment *segment = ndshare_block_pin(self);
+    if (segment == NULL) {
+        return NULL;
+    }
+    if (!segment->readonly || (base = keeper(block, segment)) != NULL) {
+        array = ndshare_adopt_array(segment, block->start, block->nbytes, dtype, shape, strides, offset, base);
+    }
+    ndshare_block_unpin(self, segment);
+    return array;
 }
 
 static void
-mark_lent(ndshare_block *block)
+mark_lent(const ndshare_block *block, ndshare_segment *segment)
 {
-    ndshare_segment *segment = block->segment;
     segment->lent = true;
     if (segment->slots == NULL || segment->origin != NDSHARE_OWN) {
         return;
@@ -144,25 +232,27 @@ may_lend(const ndshare_segment *segment)
 static PyObject *
 block_lend(PyObject *self, PyObject *Py_UNUSED(unused))
 {
-    ndshare_block *block = alive(self);
-    if (block == NULL) {
+    ndshare_block *block = (ndshare_block *)self;
+    ndshare_segment *segment = ndshare_block_pin(self);
+    if (segment == NULL) {
         return NULL;
     }
     ndshare_error error = {.number = EPERM, .doing = PRIVATE};
     int fd = -1;
     ndshare_heap_lock();
-    if (may_lend(block->segment)) {
-        fd = ndshare_segment_reopen(block->segment->fd, &error);
+    if (may_lend(segment)) {
+        fd = ndshare_segment_reopen(segment->fd, &error);
         if (fd < 0 && error.number == EMFILE && ndshare_pool_make_room(4)) {
             ndshare_heap_unlock();  /* closes what was given up */
             ndshare_heap_lock();
-            fd = ndshare_segment_reopen(block->segment->fd, &error);
+            fd = may_lend(segment) ? ndshare_segment_reopen(segment->fd, &error) : -1;
         }
         if (fd >= 0) {
-            mark_lent(block);
+            mark_lent(block, segment);
         }
     }
     ndshare_heap_unlock();
+    ndshare_block_unpin(self, segment);
     return fd >= 0 ? PyLong_FromLong(fd) : ndshare_error_raise(&error);
 }
 
@@ -171,16 +261,17 @@ block_lend(PyObject *self, PyObject *Py_UNUSED(unused))
 static PyObject *
 block_mark_lent(PyObject *self, PyObject *Py_UNUSED(unused))
 {
-    ndshare_block *block = alive(self);
-    if (block == NULL) {
+    ndshare_segment *segment = ndshare_block_pin(self);
+    if (segment == NULL) {
         return NULL;
     }
     ndshare_heap_lock();
-    bool lendable = may_lend(block->segment);
+    bool lendable = may_lend(segment);
     if (lendable) {
-        mark_lent(block);
+        mark_lent((ndshare_block *)self, segment);
     }
     ndshare_heap_unlock();
+    ndshare_block_unpin(self, segment);
     if (!lendable) {
         ndshare_error error = {.number = EPERM, .doing = PRIVATE};
         return ndshare_error_raise(&error);
@@ -191,11 +282,10 @@ block_mark_lent(PyObject *self, PyObject *Py_UNUSED(unused))
 static PyObject *
 block_release(PyObject *self, PyObject *Py_UNUSED(unused))
 {
-    if (((ndshare_block *)self)->exports > 0) {
+    if (!drop((ndshare_block *)self)) {
         PyErr_SetString(PyExc_BufferError, "Block.release: a memoryview of it is alive; release that first");
         return NULL;
     }
-    drop((ndshare_block *)self);
     Py_RETURN_NONE;
 }
 
@@ -211,20 +301,25 @@ block_get(PyObject *self, void *which)
     case GET_SIZE: return PyLong_FromSize_t(block->size);
     case GET_OFFSET: return PyLong_FromSize_t(block->offset);
     case GET_NBYTES: return PyLong_FromSize_t(block->nbytes);
-    case GET_RELEASED: return PyBool_FromLong(block->segment == NULL);
     default: break;
     }
-    if (alive(self) == NULL) {
-        return NULL;
-    }
+    bool lendable = false, own = false;
+    uint32_t users = 0;
     ndshare_heap_lock();
     ndshare_segment *segment = block->segment;
-    bool lendable = may_lend(segment), own = segment->origin == NDSHARE_OWN;
-    uint32_t users = ndshare_counting_of(segment, block->start)->users;
-    if (block->whole && own && segment->slots != NULL) {
-        users = segment->n_used;
+    if (segment != NULL) {
+        lendable = may_lend(segment);
+        own = segment->origin == NDSHARE_OWN;
+        users = is_whole_slab(block, segment) ? segment->n_used
+                                              : ndshare_counting_of(segment, block->start)->users;
     }
     ndshare_heap_unlock();
+    if ((intptr_t)which == GET_RELEASED) {
+        return PyBool_FromLong(segment == NULL);
+    }
+    if (segment == NULL) {
+        return complain_released();
+    }
     switch ((int)(intptr_t)which) {
     case GET_USERS: return PyLong_FromUnsignedLong(users);
     case GET_OWN: return PyBool_FromLong(own);
@@ -237,9 +332,12 @@ block_repr(PyObject *self)
 {
     static const char *const kinds[] = {"value", "shared", "sealed", "copy"};
     ndshare_block *block = (ndshare_block *)self;
+    ndshare_heap_lock();
+    bool released = block->segment == NULL;
+    ndshare_heap_unlock();
     return PyUnicode_FromFormat("<Block %s %zu bytes at %zu of segment %llx%s>", kinds[block->kind & 3],
                                 block->nbytes, block->offset, (unsigned long long)block->uid,
-                                block->segment ? "" : ", released");
+                                released ? ", released" : "");
 }
 
 static PyMethodDef block_methods[] = {
@@ -289,8 +387,8 @@ static PyType_Spec block_spec = {
 int
 ndshare_block_start(PyObject *module)
 {
-    if (ndshare_block_type == NULL) {
-        ndshare_block_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &block_spec, NULL);
+    if (block_type == NULL) {
+        block_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &block_spec, NULL);
     }
-    return ndshare_block_type ? PyModule_AddType(module, ndshare_block_type) : -1;
+    return block_type ? PyModule_AddType(module, block_type) : -1;
 }

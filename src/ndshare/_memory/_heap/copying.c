@@ -4,8 +4,12 @@
  * lock: a fork in the meantime finds nothing half done but the bytes, and the caller's Ctrl-C is the caller's.
  */
 #define NO_IMPORT_ARRAY
-#include "array_api.h"
+#include "copying.h"
 
+#include "array.h"
+#include "segment.h"
+
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 
@@ -59,7 +63,7 @@ copy_all(char *target, const char *source, size_t nbytes, size_t threads)
 }
 
 PyObject *
-ndshare_copy(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+ndshare_copying_copy(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 3 || !PyArray_Check(args[0]) || !PyArray_Check(args[1])) {
         return PyErr_Format(PyExc_TypeError, "copy takes two arrays and a number of threads");
@@ -71,8 +75,12 @@ ndshare_copy(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t narg
     }
     char *to, *from;
     size_t nbytes = ndshare_array_extent(source, &from);
-    if (nbytes != (size_t)PyArray_NBYTES(source) || ndshare_array_extent(target, &to) != nbytes
-        || PyArray_NDIM(target) != PyArray_NDIM(source)
+    npy_intp strides[NPY_MAXDIMS];  /* backwards is as dense as forwards */
+    for (int i = 0; i < PyArray_NDIM(source); i++) {
+        strides[i] = Py_ABS(PyArray_STRIDE(source, i));
+    }
+    if (!ndshare_array_is_dense(PyArray_NDIM(source), PyArray_DIMS(source), strides, PyArray_ITEMSIZE(source))
+        || ndshare_array_extent(target, &to) != nbytes || PyArray_NDIM(target) != PyArray_NDIM(source)
         || !PyArray_EquivTypes(PyArray_DESCR(target), PyArray_DESCR(source)) || !PyArray_ISWRITEABLE(target)
         || PyDataType_REFCHK(PyArray_DESCR(source)) || PyArray_DESCR(source)->type_num >= NPY_NTYPES_LEGACY) {
         Py_RETURN_FALSE;

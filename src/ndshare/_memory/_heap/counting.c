@@ -1,9 +1,15 @@
-/* Who uses a block: arrays (users) and Block objects (handles). The lock of the heap is held.
+/* Who uses a block: arrays (users) and Block objects (handles).
  *
  * In its owner a slot of a slab is counted by itself; everywhere else the segment is the unit, because
  * only the owner knows where its slots begin.
  */
-#include "heap.h"
+#include "counting.h"
+
+#include "pool.h"
+#include "receive.h"
+#include "slots.h"
+
+#include <errno.h>
 
 static bool
 by_slot(const ndshare_segment *segment)
@@ -45,7 +51,7 @@ ndshare_counting_settle(ndshare_segment *segment, const void *address)
         uint32_t index = slot_index(segment, address);
         ndshare_slot *slot = &segment->slots[index];
         if (slot->counts.users == 0 && slot->counts.handles == 0 && (slot->flags & NDSHARE_SLOT_USED)) {
-            ndshare_slab_give_back(segment, index);
+            ndshare_slots_give_back(segment, index);
         }
         return;
     }
@@ -58,4 +64,35 @@ ndshare_counting_settle(ndshare_segment *segment, const void *address)
     else {
         ndshare_receive_settle(segment);
     }
+}
+
+/* Count one array on the block at `address`; it must be alive, or come back from being lent. */
+int
+ndshare_counting_add_user(ndshare_segment *segment, const char *address)
+{
+    ndshare_heap_lock();
+    bool alive = !by_slot(segment) || ndshare_slots_revive(segment, slot_index(segment, address));
+    if (alive) {
+        ndshare_counting_of(segment, address)->users++;
+    }
+    ndshare_heap_unlock();
+    if (alive) {
+        return 0;
+    }
+    PyObject *type = ndshare_heap.gone_error ? ndshare_heap.gone_error : PyExc_OSError;
+    PyObject *args = Py_BuildValue("(is)", ESTALE, "find a shared array of this process");
+    if (args != NULL) {
+        PyErr_SetObject(type, args);
+        Py_DECREF(args);
+    }
+    return -1;
+}
+
+void
+ndshare_counting_remove_user(ndshare_segment *segment, const char *address)
+{
+    ndshare_heap_lock();
+    ndshare_counting_of(segment, address)->users--;
+    ndshare_counting_settle(segment, address);
+    ndshare_heap_unlock();
 }

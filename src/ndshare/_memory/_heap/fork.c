@@ -17,11 +17,11 @@
  *          unmapped, holds are kept (their description is shared with the parent: closing is right,
  *          unlocking would unlock for both). New uids, no ledger.
  */
-#include "heap.h"
+#include "fork.h"
+
+#include "ledger.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -49,18 +49,6 @@ mark_slots(ndshare_segment *slab)
     }
 }
 
-/* Lock held. Nobody else sees what is written here from now on, and pagemap tells which pages were. */
-void
-ndshare_fork_detach(ndshare_segment *segment)
-{
-    int fd = segment->fd;
-    char *base = mmap(segment->base, segment->size, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd, 0);
-    if (base != MAP_FAILED) {
-        segment->detached = true;
-    }
-}
-
 static void
 before(void)
 {
@@ -76,7 +64,7 @@ before(void)
         if (segment->kind == NDSHARE_VALUE) {
             bool being_filled = segment->staged && segment->counts.handles > 0;
             if (segment->counts.users > 0 && !being_filled) {
-                ndshare_fork_detach(segment);
+                ndshare_segment_detach(segment);
             }
         }
         else if (segment->kind == NDSHARE_SHARED && segment->origin == NDSHARE_OWN) {
@@ -145,21 +133,11 @@ after_in_child(void)
             inherit(segment);
             continue;
         }
-        ndshare_table_remove(segment);
+        ndshare_heap_remove(segment);
         segment->punch = false;
         ndshare_heap_doom(segment);
     }
-    for (int i = 0; i < NDSHARE_CLASSES; i++) {
-        ndshare_link_init(&ndshare_heap.idle[i]);
-        ndshare_link_init(&ndshare_heap.away[i]);
-    }
-    for (int i = 0; i < NDSHARE_SLAB_CLASSES; i++) {
-        ndshare_link_init(&ndshare_heap.slabs[i]);
-        ndshare_heap.slab_count[i] = 0;
-    }
-    ndshare_link_init(&ndshare_heap.idle_lru);
-    ndshare_link_init(&ndshare_heap.away_lru);
-    ndshare_link_init(&ndshare_heap.cache_lru);
+    ndshare_heap_empty_lists();
     ndshare_heap.own_bytes = ndshare_heap.idle_bytes = ndshare_heap.slot_idle_bytes = 0;
     ndshare_heap.away_bytes = ndshare_heap.cached_bytes = 0;
     ndshare_heap.own_count = ndshare_heap.idle_count = 0;

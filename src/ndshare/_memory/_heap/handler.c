@@ -7,44 +7,28 @@
  *
  * Guarantees: nothing is refused (what does not fit a segment comes from NumPy's own handler); where
  * memory belongs is decided by its address, never by the size NumPy passes; freeing ordinary memory
- * outside of the range of all mappings takes no lock. All three free and reallocate alike.
+ * outside of the range of all mappings takes no lock; nothing gives up the GIL, because NumPy relies on it (an
+ * array that is being resized has no memory until realloc has returned). All three free and reallocate alike.
  */
 #define NO_IMPORT_ARRAY
-#include "array_api.h"
+#include "handler.h"
+
+#include "array.h"
+#include "capacity.h"
+#include "counting.h"
+#include "pool.h"
+#include "supply.h"
 
 #include <malloc.h>
 #include <string.h>
 
 enum { MODE_VALUE, MODE_SHARED, MODE_ADOPT };
 
-#define SLAB_MOST ((size_t)1 << 20)   /* larger shared arrays get a segment of their own */
 #define CAPSULE_NAME "mem_handler"
 
 _Thread_local void *ndshare_handler_next;
 PyObject *ndshare_handler_adopting;
 static PyDataMemAllocator ordinary;   /* NumPy's default handler */
-
-static bool
-scarce(void)
-{
-    return ndshare_heap.own_count > ndshare_pool_descriptor_limit() / 2;
-}
-
-/* Shared memory for `nbytes`, with one handle on it. */
-ndshare_segment *
-ndshare_handler_take_shared(size_t nbytes, char **address, bool *dirty, bool in_handler, ndshare_error *error)
-{
-    if (nbytes <= SLAB_MOST || scarce()) {
-        return ndshare_slab_take(nbytes, address, dirty, error);
-    }
-    bool fresh;
-    ndshare_segment *segment = ndshare_pool_take(nbytes, NDSHARE_SHARED, false, in_handler, &fresh, error);
-    if (segment != NULL) {
-        *address = segment->base;
-        *dirty = !fresh;
-    }
-    return segment;
-}
 
 static void
 handle_to_user(ndshare_segment *segment, const void *address)
@@ -56,18 +40,6 @@ handle_to_user(ndshare_segment *segment, const void *address)
     ndshare_heap_unlock();
 }
 
-static void
-clear(void *address, size_t nbytes)
-{
-    if (nbytes < ((size_t)1 << 20) || !PyGILState_Check()) {
-        memset(address, 0, nbytes);
-        return;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    memset(address, 0, nbytes);
-    Py_END_ALLOW_THREADS
-}
-
 /* A zeroed block that would fill much of the memory is most likely meant to stay sparse. */
 static bool
 is_huge_zeros(size_t nbytes)
@@ -76,7 +48,7 @@ is_huge_zeros(size_t nbytes)
         return false;
     }
     const char *name;
-    return nbytes > ndshare_limits_available(&name) / 4;
+    return nbytes > ndshare_capacity_available(&name) / 4;
 }
 
 static void *
@@ -91,14 +63,14 @@ take_value(size_t nbytes, bool zero)
         ndshare_heap_unlock();
     }
     else {
-        segment = ndshare_pool_take(nbytes, NDSHARE_VALUE, false, true, &fresh, &error);
+        segment = ndshare_supply_whole(nbytes, NDSHARE_VALUE, false, true, &fresh, &error);
     }
     if (segment == NULL) {
         return NULL;
     }
     char *base = segment->base;
     if (zero && !fresh) {
-        clear(base, nbytes);
+        memset(base, 0, nbytes);
     }
     handle_to_user(segment, base);
     return base;
@@ -110,12 +82,12 @@ take_shared(size_t nbytes, bool zero)
     ndshare_error error = {0};
     char *address;
     bool dirty;
-    ndshare_segment *segment = ndshare_handler_take_shared(nbytes, &address, &dirty, true, &error);
+    ndshare_segment *segment = ndshare_supply_shared(nbytes, &address, &dirty, true, &error);
     if (segment == NULL) {
         return NULL;
     }
     if (zero && dirty) {
-        clear(address, nbytes);
+        memset(address, 0, nbytes);
     }
     handle_to_user(segment, address);
     return address;
@@ -177,9 +149,9 @@ adopt_calloc(void *Py_UNUSED(ctx), size_t count, size_t size)
 static void
 heap_free(void *Py_UNUSED(ctx), void *block, size_t size)
 {
-    if (ndshare_table_may_hold(block)) {
+    if (ndshare_heap_may_hold(block)) {
         ndshare_heap_lock();
-        ndshare_segment *segment = ndshare_table_at(block);
+        ndshare_segment *segment = ndshare_heap_at(block);
         if (segment != NULL) {
             ndshare_counting_of(segment, block)->users--;
             ndshare_counting_settle(segment, block);
@@ -212,11 +184,11 @@ heap_realloc(void *ctx, void *block, size_t size)
     if (block == NULL) {
         return mode == MODE_SHARED ? shared_malloc(ctx, size) : value_malloc(ctx, size);
     }
-    if (!ndshare_table_may_hold(block)) {
+    if (!ndshare_heap_may_hold(block)) {
         return regrow_ordinary(mode, block, size);
     }
     ndshare_heap_lock();
-    ndshare_segment *segment = ndshare_table_at(block);
+    ndshare_segment *segment = ndshare_heap_at(block);
     if (segment == NULL) {
         ndshare_heap_unlock();
         return regrow_ordinary(mode, block, size);
@@ -285,7 +257,7 @@ ndshare_handler_current(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)
 }
 
 int
-ndshare_handler_start(PyObject *Py_UNUSED(module))
+ndshare_handler_start(void)
 {
     PyDataMem_Handler *handler = PyCapsule_GetPointer(PyDataMem_DefaultHandler, CAPSULE_NAME);
     if (handler == NULL) {

@@ -7,11 +7,10 @@
  * Reserve first, then read the others' lines: two that race see each other, and may both be refused,
  * never both be admitted. The pool clears the line of a process that died.
  */
-#include "heap.h"
+#include "ledger.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>

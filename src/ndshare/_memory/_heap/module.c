@@ -1,16 +1,20 @@
 /* ndshare._memory._heap: recycled shared memory, counted by the kernel, under NumPy's allocator interface.
  *
- *   segment.c   one memfd and its mapping           pool.c     whole segments by size class
- *   table.c     address -> segment                  slab.c     many small blocks in one segment
- *   counting.c  arrays and handles per block        receive.c  segments of other processes
- *   handler.c   NEP 49                              adopt.c    arrays on existing memory
- *   block.c     the Python handle                   obtain.c   the ways to get one
- *   fork.c      what a fork does
- *   limits.c    does it fit                         ledger.c   reservations of a pool
- *   stats.c     figures                             heap.c     lock, identity, reaping
- *   altered.c   was an array written to     copying.c  large copies
+ * heap.h says how it works and what the files are for.
  */
-#include "array_api.h"
+#include "altered.h"
+#include "array.h"
+#include "block.h"
+#include "capacity.h"
+#include "copying.h"
+#include "fork.h"
+#include "handler.h"
+#include "ledger.h"
+#include "obtain.h"
+#include "pool.h"
+#include "receive.h"
+#include "room.h"
+#include "stats.h"
 
 static PyObject *
 configure(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
@@ -28,9 +32,7 @@ static PyObject *
 trim(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     ndshare_heap_lock();
-    ndshare_fork_tidy();
-    size_t bytes = ndshare_pool_trim();
-    ndshare_receive_trim(0, 0);
+    size_t bytes = ndshare_room_trim();
     ndshare_heap_unlock();
     return PyLong_FromSize_t(bytes);
 }
@@ -73,6 +75,20 @@ set_threshold(PyObject *Py_UNUSED(module), PyObject *number)
     return PyLong_FromSize_t(before);
 }
 
+/* A dead process's segments never come again; the mappings kept of them are what still holds the pages. */
+static PyObject *
+forget_owner(PyObject *Py_UNUSED(module), PyObject *number)
+{
+    uint64_t prefix = PyLong_AsUnsignedLongLong(number);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    ndshare_heap_lock();
+    size_t dropped = ndshare_receive_forget(prefix);
+    ndshare_heap_unlock();
+    return PyLong_FromSize_t(dropped);
+}
+
 static PyObject *
 owner_prefix(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
@@ -84,24 +100,24 @@ owner_prefix(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 static PyMethodDef methods[] = {
     {"configure", FAST(configure), PyDoc_STR("configure(capacity_error, segment_error, gone_error)\n--\n\n"
                                              "The exception classes to raise.")},
-    {"stage", ndshare_block_stage, METH_O,
+    {"stage", ndshare_obtain_stage, METH_O,
      PyDoc_STR("stage(nbytes)\n--\n\nA by-value block to fill and lend.")},
-    {"allocate", FAST(ndshare_block_allocate), PyDoc_STR("allocate(nbytes, zero)\n--\n\nA shared block.")},
-    {"seal", ndshare_block_seal, METH_O,
+    {"allocate", FAST(ndshare_obtain_allocate), PyDoc_STR("allocate(nbytes, zero)\n--\n\nA shared block.")},
+    {"seal", ndshare_obtain_seal, METH_O,
      PyDoc_STR("seal(buffer)\n--\n\nA copy of the buffer that nobody can write to.")},
-    {"block_of", ndshare_block_of, METH_O,
+    {"block_of", ndshare_obtain_of, METH_O,
      PyDoc_STR("block_of(array)\n--\n\n(Block, offset of the lowest byte), or None for ordinary memory.")},
-    {"is_shared", ndshare_block_is_shared, METH_O, PyDoc_STR("is_shared(array)\n--\n\n"
+    {"is_shared", ndshare_obtain_is_shared, METH_O, PyDoc_STR("is_shared(array)\n--\n\n"
         "Tell whether the memory of an array is shared.\n\n"
         "Parameters\n----------\n"
         "array : object\n    Anything; what is no ndarray is not shared.\n\n"
         "Returns\n-------\n"
         "bool\n    True for arrays in shared memory and for views of them, however they were made.\n")},
-    {"attach", FAST(ndshare_receive_attach),
+    {"attach", FAST(ndshare_obtain_attach),
      PyDoc_STR("attach(uid, size, kind, fd)\n--\n\nBlock of a received segment; takes over `fd`.")},
-    {"should_copy_out", ndshare_receive_should_copy_out, METH_O,
+    {"should_copy_out", ndshare_obtain_should_copy_out, METH_O,
      PyDoc_STR("should_copy_out(block)\n--\n\nTrue when keeping the block costs more than copying it.")},
-    {"forget_owner", ndshare_receive_forget_owner, METH_O,
+    {"forget_owner", forget_owner, METH_O,
      PyDoc_STR("forget_owner(prefix)\n--\n\nUnmap what is kept of a process that is gone.")},
     {"owner_prefix", owner_prefix, METH_NOARGS, PyDoc_STR("owner_prefix()\n--\n\nUpper half of own uids.")},
     {"make_handler", ndshare_handler_make, METH_O,
@@ -111,11 +127,11 @@ static PyMethodDef methods[] = {
     {"current_handler", ndshare_handler_current, METH_NOARGS, PyDoc_STR("current_handler()\n--\n\n")},
     {"altered", ndshare_altered, METH_O,
      PyDoc_STR("altered(array)\n--\n\nWhether copy-on-write memory differs from what was sent; None for other memory.")},
-    {"detach", ndshare_detach, METH_O,
+    {"detach", ndshare_altered_detach, METH_O,
      PyDoc_STR("detach(array)\n--\n\nMap by-value memory copy-on-write in place; False for other memory.")},
-    {"digest", ndshare_digest, METH_O,
+    {"digest", ndshare_altered_digest, METH_O,
      PyDoc_STR("digest(array)\n--\n\n128 bits of the bytes from the first to the last, gaps included.")},
-    {"copy", FAST(ndshare_copy),
+    {"copy", FAST(ndshare_copying_copy),
      PyDoc_STR("copy(target, source, threads)\n--\n\nCopy an array that lies dense, like the target; False for others.")},
     {"trim", trim, METH_NOARGS, PyDoc_STR("trim()\n--\n\nGive idle memory back; bytes.")},
     {"stats", ndshare_stats, METH_NOARGS, PyDoc_STR("stats()\n--\n\n")},
@@ -129,15 +145,28 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* Once in the life of the process, however many module objects there are. */
+static int
+start(void)
+{
+    static bool started = false;
+    if (!started) {
+        size_t cap = (size_t)8 << 30, eighth = ndshare_capacity_ram() / 8;
+        ndshare_heap_start(eighth < cap ? eighth : cap);
+        started = ndshare_fork_start() == 0;
+    }
+    return started ? 0 : -1;
+}
+
 static int
 module_exec(PyObject *module)
 {
     import_array1(-1);
-    if (ndshare_heap_start() < 0) {
+    if (start() < 0) {
         PyErr_SetString(PyExc_OSError, "ndshare cannot register its fork handlers");
         return -1;
     }
-    if (ndshare_handler_start(module) < 0 || ndshare_block_start(module) < 0) {
+    if (ndshare_handler_start() < 0 || ndshare_block_start(module) < 0) {
         return -1;
     }
     return PyModule_AddIntConstant(module, "VALUE", NDSHARE_VALUE) < 0

@@ -1,8 +1,18 @@
-/* The ways to get a Block: stage, allocate, seal, and from an array. */
+/* The ways to get a Block: stage, allocate, seal, attach, and from an array. */
 #define NO_IMPORT_ARRAY
-#include "array_api.h"
+#include "obtain.h"
+
+#include "array.h"
+#include "block.h"
+#include "capacity.h"
+#include "counting.h"
+#include "pool.h"
+#include "receive.h"
+#include "room.h"
+#include "supply.h"
 
 #include <string.h>
+#include <unistd.h>
 
 static bool
 read_size(PyObject *number, size_t *nbytes)
@@ -20,7 +30,7 @@ read_size(PyObject *number, size_t *nbytes)
 }
 
 PyObject *
-ndshare_block_stage(PyObject *Py_UNUSED(module), PyObject *number)
+ndshare_obtain_stage(PyObject *Py_UNUSED(module), PyObject *number)
 {
     size_t nbytes;
     ndshare_error error = {0};
@@ -28,7 +38,7 @@ ndshare_block_stage(PyObject *Py_UNUSED(module), PyObject *number)
     if (!read_size(number, &nbytes)) {
         return NULL;
     }
-    ndshare_segment *segment = ndshare_pool_take(nbytes, NDSHARE_VALUE, true, false, &fresh, &error);
+    ndshare_segment *segment = ndshare_supply_whole(nbytes, NDSHARE_VALUE, true, false, &fresh, &error);
     if (segment == NULL) {
         return ndshare_error_raise(&error);
     }
@@ -36,7 +46,7 @@ ndshare_block_stage(PyObject *Py_UNUSED(module), PyObject *number)
 }
 
 PyObject *
-ndshare_block_allocate(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+ndshare_obtain_allocate(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     size_t nbytes;
     if (nargs != 2) {
@@ -49,7 +59,7 @@ ndshare_block_allocate(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
     ndshare_error error = {0};
     char *address;
     bool dirty;
-    ndshare_segment *segment = ndshare_handler_take_shared(nbytes, &address, &dirty, false, &error);
+    ndshare_segment *segment = ndshare_supply_shared(nbytes, &address, &dirty, false, &error);
     if (segment == NULL) {
         return ndshare_error_raise(&error);
     }
@@ -62,22 +72,21 @@ ndshare_block_allocate(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
 }
 
 PyObject *
-ndshare_block_seal(PyObject *Py_UNUSED(module), PyObject *buffer)
+ndshare_obtain_seal(PyObject *Py_UNUSED(module), PyObject *buffer)
 {
     Py_buffer view;
     if (PyObject_GetBuffer(buffer, &view, PyBUF_CONTIG_RO) < 0) {
         return NULL;
     }
     ndshare_error error = {0};
-    const char *part = view.buf;
     size_t nbytes = (size_t)view.len, size;
     int size_class;
     ndshare_segment *segment = NULL;
     size = ndshare_pool_round(nbytes, &size_class);
     Py_BEGIN_ALLOW_THREADS
-    if (ndshare_pool_reserve(size, &error) == 0) {
-        segment = ndshare_segment_seal(&part, &nbytes, 1, size, &error);
-        ndshare_limits_settle(size);
+    if (ndshare_room_reserve(size, &error) == 0) {
+        segment = ndshare_segment_seal(view.buf, nbytes, size, &error);
+        ndshare_capacity_settle(size);
     }
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&view);
@@ -93,38 +102,46 @@ ndshare_block_seal(PyObject *Py_UNUSED(module), PyObject *buffer)
     return ndshare_block_new(segment, segment->base, nbytes, true, false);
 }
 
-/* Lowest address of the array's memory. That of an empty one may be the end of its block, which is
- * the start of the neighbour: ask the array that owns the memory instead. */
-static char *
-lowest_byte(PyArrayObject *array)
+PyObject *
+ndshare_obtain_attach(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (PyArray_SIZE(array) == 0) {
-        PyObject *owner = (PyObject *)array;
-        while (PyArray_BASE((PyArrayObject *)owner) != NULL && PyArray_Check(PyArray_BASE((PyArrayObject *)owner))) {
-            owner = PyArray_BASE((PyArrayObject *)owner);
+    if (nargs != 4) {
+        return PyErr_Format(PyExc_TypeError, "attach takes uid, size, kind and fd; got %zd arguments", nargs);
+    }
+    uint64_t uid = PyLong_AsUnsignedLongLong(args[0]);
+    Py_ssize_t size = PyLong_AsSsize_t(args[1]);
+    long kind = PyLong_AsLong(args[2]), fd = PyLong_AsLong(args[3]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (size <= 0 || kind < NDSHARE_VALUE || kind > NDSHARE_COPY || fd < 0) {
+        if (fd >= 0) {
+            close((int)fd);
         }
-        array = (PyArrayObject *)owner;
+        return PyErr_Format(PyExc_ValueError, "attach: size %zd, kind %ld, fd %ld; size must be positive, "
+                            "kind one of VALUE, SHARED, SEALED, COPY, and fd an open descriptor",
+                            size, kind, fd);
     }
-    char *address = PyArray_BYTES(array);
-    for (int i = 0; i < PyArray_NDIM(array); i++) {
-        npy_intp reach = (PyArray_DIM(array, i) - 1) * PyArray_STRIDE(array, i);
-        address += reach < 0 && PyArray_DIM(array, i) > 0 ? reach : 0;
+    ndshare_error error = {0};
+    ndshare_segment *segment = ndshare_receive_attach(uid, (size_t)size, (int)kind, (int)fd, &error);
+    if (segment == NULL) {
+        return ndshare_error_raise(&error);
     }
-    return address;
+    return ndshare_block_new(segment, segment->base, segment->size, true, false);
 }
 
 PyObject *
-ndshare_block_of(PyObject *Py_UNUSED(module), PyObject *object)
+ndshare_obtain_of(PyObject *Py_UNUSED(module), PyObject *object)
 {
     if (!PyArray_Check(object)) {
         Py_RETURN_NONE;
     }
-    char *address = lowest_byte((PyArrayObject *)object), *start = NULL;
-    if (!ndshare_table_may_hold(address)) {
+    char *address = ndshare_array_lowest((PyArrayObject *)object), *start = NULL;
+    if (!ndshare_heap_may_hold(address)) {
         Py_RETURN_NONE;
     }
     ndshare_heap_lock();
-    ndshare_segment *segment = ndshare_table_at(address);
+    ndshare_segment *segment = ndshare_heap_at(address);
     if (segment == NULL || segment->detached || segment->kind == NDSHARE_COPY) {
         ndshare_heap_unlock();
         Py_RETURN_NONE;
@@ -150,18 +167,32 @@ ndshare_block_of(PyObject *Py_UNUSED(module), PyObject *object)
 }
 
 PyObject *
-ndshare_block_is_shared(PyObject *Py_UNUSED(module), PyObject *object)
+ndshare_obtain_is_shared(PyObject *Py_UNUSED(module), PyObject *object)
 {
     if (!PyArray_Check(object)) {
         Py_RETURN_FALSE;
     }
-    char *address = lowest_byte((PyArrayObject *)object);
-    if (!ndshare_table_may_hold(address)) {
+    char *address = ndshare_array_lowest((PyArrayObject *)object);
+    if (!ndshare_heap_may_hold(address)) {
         Py_RETURN_FALSE;
     }
     ndshare_heap_lock();
-    ndshare_segment *segment = ndshare_table_at(address);
+    ndshare_segment *segment = ndshare_heap_at(address);
     bool shared = segment != NULL && (segment->kind == NDSHARE_SHARED || segment->kind == NDSHARE_SEALED);
     ndshare_heap_unlock();
     return PyBool_FromLong(shared);
+}
+
+PyObject *
+ndshare_obtain_should_copy_out(PyObject *Py_UNUSED(module), PyObject *block)
+{
+    ndshare_segment *segment = ndshare_block_pin(block);
+    if (segment == NULL) {
+        return NULL;
+    }
+    ndshare_heap_lock();
+    bool copy = ndshare_receive_is_crowded(segment);
+    ndshare_heap_unlock();
+    ndshare_block_unpin(block, segment);
+    return PyBool_FromLong(copy);
 }

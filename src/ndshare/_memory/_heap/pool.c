@@ -5,10 +5,14 @@
  * is taken after a probe. At most four probes per allocation: the three most recently freed (a task
  * loop gets its own segment back) and the oldest, which moves to the front when it is still out.
  */
-#include "heap.h"
+#include "pool.h"
+
+#include "fork.h"
+#include "ledger.h"
 
 #include <errno.h>
-#include <sys/resource.h>
+
+#define PROBES 4  /* of flock per allocation: 1.3 us each */
 
 size_t
 ndshare_pool_round(size_t nbytes, int *size_class)
@@ -24,19 +28,6 @@ ndshare_pool_round(size_t nbytes, int *size_class)
     size_t eighths = (pages + step - 1) / step;  /* 9 ... 16 */
     *size_class = 8 + (exponent - 3) * 8 + (int)(eighths - 9);
     return eighths * step * NDSHARE_PAGE;
-}
-
-/* How many own segments there may be: each takes a descriptor and a mapping, and neither is ours alone. */
-size_t
-ndshare_pool_descriptor_limit(void)
-{
-    struct rlimit limit;
-    size_t mappings = ndshare_limits_mappings() / 4;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
-        return mappings;
-    }
-    size_t descriptors = (size_t)limit.rlim_cur / 4;
-    return descriptors < mappings ? descriptors : mappings;
 }
 
 static void
@@ -76,7 +67,7 @@ ndshare_pool_forget(ndshare_segment *segment, bool punch)
         ndshare_link_remove(&segment->by_class);
         ndshare_heap.slab_count[segment->slot_shift - NDSHARE_SLAB_SHIFT]--;
     }
-    ndshare_table_remove(segment);
+    ndshare_heap_remove(segment);
     ndshare_heap.own_bytes -= segment->resident;
     ndshare_heap.own_count--;
     ndshare_ledger_publish(ndshare_heap.own_bytes);
@@ -100,7 +91,7 @@ probe_away(int size_class)
 {
     ndshare_link *head = &ndshare_heap.away[size_class], *link = head->next;
     int probes = 0;
-    for (; link != head && probes < NDSHARE_PROBES - 1; link = link->next, probes++) {
+    for (; link != head && probes < PROBES - 1; link = link->next, probes++) {
         ndshare_segment *segment = NDSHARE_OF(link, by_class);
         if (is_back(segment)) {
             return segment;
@@ -175,7 +166,7 @@ ndshare_pool_make_room(size_t count)
 static void
 collect_returned(void)
 {
-    for (int i = 0; i < NDSHARE_PROBES; i++) {
+    for (int i = 0; i < PROBES; i++) {
         size_t idle = ndshare_heap.idle_bytes + ndshare_heap.slot_idle_bytes;
         if (ndshare_heap.away_bytes + idle <= ndshare_heap.idle_limit
             || ndshare_heap.away_lru.prev == &ndshare_heap.away_lru) {
@@ -222,99 +213,13 @@ ndshare_pool_give_back(ndshare_segment *segment)
     ndshare_pool_shrink(ndshare_heap.idle_limit);
 }
 
-/* Reserve; if it does not fit, first give up what is only kept for speed. */
-int
-ndshare_pool_reserve(size_t nbytes, ndshare_error *error)
-{
-    if (ndshare_limits_reserve(nbytes, error) == 0) {
-        return 0;
-    }
-    ndshare_heap_lock();
-    size_t idle = ndshare_heap.idle_bytes + ndshare_heap.slot_idle_bytes, cached = ndshare_heap.cached_bytes;
-    size_t own = ndshare_heap.own_bytes;
-    ndshare_pool_shrink(idle > nbytes ? idle - nbytes : 0);
-    if (own - ndshare_heap.own_bytes < nbytes) {
-        ndshare_slab_trim_all();
-        ndshare_pool_shrink(0);
-    }
-    if (cached > 0) {
-        ndshare_receive_trim(0, 0);
-    }
-    bool changed = ndshare_heap.doomed != NULL || ndshare_heap.own_bytes != own;
-    ndshare_heap_unlock();
-    return changed ? ndshare_limits_reserve(nbytes, error) : -1;
-}
-
-static ndshare_segment *
-make_fresh(size_t size, ndshare_error *error)
-{
-    PyThreadState *thread = NULL;
-    if (size >= ((size_t)1 << 20) && PyGILState_Check()) {
-        thread = PyEval_SaveThread();
-    }
-    ndshare_segment *segment = NULL;
-    if (ndshare_pool_reserve(size, error) == 0) {
-        segment = ndshare_segment_make(size, true, error);
-        if (segment == NULL && (error->number == EMFILE || error->number == ENFILE)) {
-            ndshare_heap_lock();
-            bool room = ndshare_pool_make_room(8);
-            ndshare_heap_unlock();
-            segment = room ? ndshare_segment_make(size, true, error) : NULL;
-        }
-        ndshare_limits_settle(size);
-    }
-    if (thread != NULL) {
-        PyEval_RestoreThread(thread);
-    }
-    return segment;
-}
-
-ndshare_segment *
-ndshare_pool_take(size_t nbytes, int kind, bool staged, bool in_handler, bool *fresh, ndshare_error *error)
-{
-    if (nbytes > (size_t)1 << 46) {
-        *error = (ndshare_error){.asked = nbytes, .available = (size_t)1 << 46, .limit = "address space"};
-        return NULL;
-    }
-    size_t limit = ndshare_pool_descriptor_limit();
-    ndshare_heap_lock();
-    ndshare_segment *segment = ndshare_pool_take_idle(nbytes, kind);
-    if (segment != NULL) {
-        segment->staged = staged;
-        ndshare_heap_unlock();
-        *fresh = false;
-        return segment;
-    }
-    bool crowded = ndshare_heap.own_count >= limit && !ndshare_pool_make_room(1);
-    ndshare_heap_unlock();
-    if (crowded && in_handler) {
-        *error = (ndshare_error){.number = EMFILE, .doing = "make a shared segment"};
-        return NULL;
-    }
-    int size_class;
-    size_t size = ndshare_pool_round(nbytes, &size_class);
-    segment = make_fresh(size, error);
-    if (segment == NULL) {
-        return NULL;
-    }
-    segment->kind = (uint8_t)kind;
-    segment->size_class = size_class;
-    segment->staged = staged;
-    segment->counts.handles = 1;
-    *fresh = true;
-    if (ndshare_pool_enter(segment, error) < 0) {
-        return NULL;
-    }
-    return segment;
-}
-
 /* A fresh segment becomes known: from here on its memory is found by address. */
 int
 ndshare_pool_enter(ndshare_segment *segment, ndshare_error *error)
 {
     ndshare_heap_lock();
     segment->uid = ndshare_heap_next_uid();
-    if (ndshare_table_add(segment) < 0) {
+    if (ndshare_heap_add(segment) < 0) {
         ndshare_heap_unlock();
         ndshare_segment_destroy(segment);
         *error = (ndshare_error){.number = ENOMEM, .doing = "register a shared segment"};
@@ -328,10 +233,9 @@ ndshare_pool_enter(ndshare_segment *segment, ndshare_error *error)
     return 0;
 }
 
-size_t
-ndshare_pool_trim(void)
+void
+ndshare_pool_trim_away(void)
 {
-    size_t before = ndshare_heap.own_bytes;
     for (ndshare_link *link = ndshare_heap.away_lru.prev; link != &ndshare_heap.away_lru;) {
         ndshare_segment *segment = NDSHARE_OF(link, by_age);
         link = link->prev;
@@ -339,9 +243,13 @@ ndshare_pool_trim(void)
             ndshare_pool_forget(segment, true);
         }
     }
-    ndshare_slab_trim_all();
-    while (ndshare_heap.idle_lru.prev != &ndshare_heap.idle_lru) {  /* those without pages too */
+}
+
+/* All of them, and those without pages too. */
+void
+ndshare_pool_trim_idle(void)
+{
+    while (ndshare_heap.idle_lru.prev != &ndshare_heap.idle_lru) {
         ndshare_pool_forget(NDSHARE_OF(ndshare_heap.idle_lru.prev, by_age), true);
     }
-    return before - ndshare_heap.own_bytes;
 }

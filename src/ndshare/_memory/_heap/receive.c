@@ -4,7 +4,10 @@
  * the last one goes the hold is closed and the owner may recycle; the mapping stays (it needs no
  * descriptor), because the same segment comes again and mapping anew costs more than a copy.
  */
-#include "heap.h"
+#include "receive.h"
+
+#include "capacity.h"
+#include "pool.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,8 +18,8 @@
 #define CACHED_MOST 8192   /* mappings kept without a user, where max_map_count is not smaller */
 
 /* Live by-value segments per owner: a handful of entries, found by a plain search. */
-void
-ndshare_receive_count(const ndshare_segment *segment, int change)
+static void
+count(const ndshare_segment *segment, int change)
 {
     uint64_t prefix = segment->uid >> 32;
     for (size_t i = 0; i < ndshare_heap.n_owners; i++) {
@@ -57,7 +60,7 @@ drop(ndshare_segment *segment)
         ndshare_heap.cached_bytes -= segment->size;
         ndshare_heap.cached_count--;
     }
-    ndshare_table_remove(segment);
+    ndshare_heap_remove(segment);
     segment->punch = false;
     ndshare_heap_doom(segment);
 }
@@ -81,7 +84,7 @@ enter_use(ndshare_segment *segment)
     ndshare_heap.held_bytes += segment->size;
     if (segment->kind == NDSHARE_VALUE) {
         ndshare_heap.held_value_bytes += segment->size;
-        ndshare_receive_count(segment, 1);
+        count(segment, 1);
     }
 }
 
@@ -96,7 +99,7 @@ ndshare_receive_settle(ndshare_segment *segment)
     ndshare_heap.held_bytes -= segment->size;
     if (segment->kind == NDSHARE_VALUE) {
         ndshare_heap.held_value_bytes -= segment->size;
-        ndshare_receive_count(segment, -1);
+        count(segment, -1);
     }
     if (segment->detached || segment->transient || segment->kind == NDSHARE_COPY) {
         drop(segment);
@@ -108,7 +111,7 @@ ndshare_receive_settle(ndshare_segment *segment)
     ndshare_heap.cached_bytes += segment->size;
     ndshare_heap.cached_count++;
     ndshare_link_push(&ndshare_heap.cache_lru, &segment->by_age);
-    size_t most = ndshare_limits_mappings() / 8;
+    size_t most = ndshare_capacity_mappings() / 8;
     ndshare_receive_trim(ndshare_heap.idle_limit, most < CACHED_MOST ? most : CACHED_MOST);
 }
 
@@ -155,13 +158,12 @@ resolve(ndshare_segment *segment, size_t size, int kind, int fd)
     return segment;
 }
 
-/* Takes over `fd` in every case. Returns the segment with one handle on the whole of it. */
-static ndshare_segment *
-attach(uint64_t uid, size_t size, int kind, int fd, ndshare_error *error)
+ndshare_segment *
+ndshare_receive_attach(uint64_t uid, size_t size, int kind, int fd, ndshare_error *error)
 {
     bool copy = kind == NDSHARE_COPY, clash = false;
     ndshare_heap_lock();
-    ndshare_segment *known = ndshare_table_uid(uid, copy), *found = NULL;
+    ndshare_segment *known = ndshare_heap_by_uid(uid, copy), *found = NULL;
     if (known != NULL) {
         found = resolve(known, size, kind, fd);
         if (found == NULL && known->state == NDSHARE_CACHED) {
@@ -186,7 +188,7 @@ attach(uint64_t uid, size_t size, int kind, int fd, ndshare_error *error)
     }
     segment->counts.handles = 1;
     ndshare_heap_lock();
-    known = clash ? NULL : ndshare_table_uid(uid, copy);
+    known = clash ? NULL : ndshare_heap_by_uid(uid, copy);
     if (known != NULL && (found = resolve(known, size, kind, fd)) != NULL) {
         segment->fd = -1;  /* another thread was faster; its mapping is the one */
         ndshare_heap_doom(segment);
@@ -195,7 +197,7 @@ attach(uint64_t uid, size_t size, int kind, int fd, ndshare_error *error)
         if (clash || known != NULL) {
             segment->uid = ndshare_heap_next_uid();
         }
-        if (ndshare_table_add(segment) == 0) {
+        if (ndshare_heap_add(segment) == 0) {
             found = segment;
             enter_use(segment);
         }
@@ -208,77 +210,37 @@ attach(uint64_t uid, size_t size, int kind, int fd, ndshare_error *error)
     return found;
 }
 
-PyObject *
-ndshare_receive_attach(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+/* Would keeping it cost more than copying it out? */
+bool
+ndshare_receive_is_crowded(const ndshare_segment *segment)
 {
-    if (nargs != 4) {
-        return PyErr_Format(PyExc_TypeError, "attach takes uid, size, kind and fd; got %zd arguments", nargs);
+    if (segment->kind != NDSHARE_VALUE || segment->origin != NDSHARE_RECEIVED) {
+        return false;
     }
-    uint64_t uid = PyLong_AsUnsignedLongLong(args[0]);
-    Py_ssize_t size = PyLong_AsSsize_t(args[1]);
-    long kind = PyLong_AsLong(args[2]), fd = PyLong_AsLong(args[3]);
-    if (PyErr_Occurred()) {
-        return NULL;
+    if (ndshare_heap.held_count > ndshare_capacity_segments() / 2
+        || ndshare_heap.n_segments > ndshare_capacity_mappings() / 4
+        || ndshare_heap.held_value_bytes > ndshare_heap.idle_limit) {
+        return true;
     }
-    if (size <= 0 || kind < NDSHARE_VALUE || kind > NDSHARE_COPY || fd < 0) {
-        if (fd >= 0) {
-            close((int)fd);
-        }
-        return PyErr_Format(PyExc_ValueError, "attach: size %zd, kind %ld, fd %ld; size must be positive, "
-                            "kind one of VALUE, SHARED, SEALED, COPY, and fd an open descriptor",
-                            size, kind, fd);
-    }
-    ndshare_error error = {0};
-    ndshare_segment *segment = attach(uid, (size_t)size, (int)kind, (int)fd, &error);
-    if (segment == NULL) {
-        return ndshare_error_raise(&error);
-    }
-    return ndshare_block_new(segment, segment->base, segment->size, true, false);
-}
-
-PyObject *
-ndshare_receive_should_copy_out(PyObject *Py_UNUSED(module), PyObject *object)
-{
-    if (!Py_IS_TYPE(object, ndshare_block_type)) {
-        return PyErr_Format(PyExc_TypeError, "should_copy_out takes a Block, got %R", (PyObject *)Py_TYPE(object));
-    }
-    ndshare_block *block = (ndshare_block *)object;
-    ndshare_heap_lock();
-    bool copy = false;
-    ndshare_segment *segment = block->segment;
-    if (segment != NULL && segment->kind == NDSHARE_VALUE && segment->origin == NDSHARE_RECEIVED) {
-        copy = ndshare_heap.held_count > ndshare_pool_descriptor_limit() / 2
-            || ndshare_heap.n_segments > ndshare_limits_mappings() / 4
-            || ndshare_heap.held_value_bytes > ndshare_heap.idle_limit;
-        for (size_t i = 0; !copy && i < ndshare_heap.n_owners; i++) {
-            if (ndshare_heap.owners[i].prefix == segment->uid >> 32) {
-                copy = ndshare_heap.owners[i].live > KEPT_MOST;
-                break;
-            }
+    for (size_t i = 0; i < ndshare_heap.n_owners; i++) {
+        if (ndshare_heap.owners[i].prefix == segment->uid >> 32) {
+            return ndshare_heap.owners[i].live > KEPT_MOST;
         }
     }
-    ndshare_heap_unlock();
-    return PyBool_FromLong(copy);
+    return false;
 }
 
-/* A dead process's segments never come again; the mappings kept of them are what still holds the pages. */
-PyObject *
-ndshare_receive_forget_owner(PyObject *Py_UNUSED(module), PyObject *prefix)
+size_t
+ndshare_receive_forget(uint64_t prefix)
 {
-    uint64_t wanted = PyLong_AsUnsignedLongLong(prefix);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
     size_t dropped = 0;
-    ndshare_heap_lock();
     for (ndshare_link *link = ndshare_heap.cache_lru.next; link != &ndshare_heap.cache_lru;) {
         ndshare_segment *segment = NDSHARE_OF(link, by_age);
         link = link->next;
-        if (segment->uid >> 32 == wanted) {
+        if (segment->uid >> 32 == prefix) {
             drop(segment);
             dropped++;
         }
     }
-    ndshare_heap_unlock();
-    return PyLong_FromSize_t(dropped);
+    return dropped;
 }

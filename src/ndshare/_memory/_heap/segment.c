@@ -4,10 +4,11 @@
  * SIGBUS; pages are given back by punching holes. It is close-on-exec and, where the kernel knows it,
  * not executable. Pages are made at birth (MADV_POPULATE_WRITE reports failure; a touch would kill).
  */
-#include "heap.h"
+#include "segment.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -182,8 +183,7 @@ write_all(int fd, const char *data, size_t size)
 /* Read-only for everybody, the maker included: filled by write(2), so that there never was a writable
  * mapping, sealed, and only then mapped. */
 ndshare_segment *
-ndshare_segment_seal(const char *const *parts, const size_t *sizes, size_t count, size_t size,
-                     ndshare_error *error)
+ndshare_segment_seal(const char *data, size_t nbytes, size_t size, ndshare_error *error)
 {
     ndshare_segment *segment = begin(size, error);
     if (segment == NULL) {
@@ -191,11 +191,9 @@ ndshare_segment_seal(const char *const *parts, const size_t *sizes, size_t count
     }
     segment->kind = NDSHARE_SEALED;
     segment->readonly = true;
-    for (size_t i = 0; i < count; i++) {
-        if (write_all(segment->fd, parts[i], sizes[i]) != 0) {
-            fail(error, "fill a read-only segment (write)");
-            goto failed;
-        }
+    if (write_all(segment->fd, data, nbytes) != 0) {
+        fail(error, "fill a read-only segment (write)");
+        goto failed;
     }
     if (fcntl(segment->fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
         fail(error, "seal a read-only segment");
@@ -295,6 +293,15 @@ void
 ndshare_segment_punch(ndshare_segment *segment, size_t offset, size_t nbytes)
 {
     (void)!fallocate(segment->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)nbytes);
+}
+
+/* Nobody else sees what is written here from now on, and pagemap tells which pages were. */
+void
+ndshare_segment_detach(ndshare_segment *segment)
+{
+    char *base = mmap(segment->base, segment->size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, segment->fd, 0);
+    segment->detached |= base != MAP_FAILED;
 }
 
 void

@@ -1,11 +1,13 @@
 /* The heap in figures, as a dict; segments.py gives them names and a readable form. */
-#include "heap.h"
+#include "stats.h"
+
+#include "capacity.h"
 
 PyObject *
 ndshare_stats(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     const char *name;
-    size_t available = ndshare_limits_available(&name);
+    size_t available = ndshare_capacity_available(&name);
     size_t live[4] = {0}, live_count[4] = {0}, detached = 0;
     ndshare_heap_lock();
     for (size_t i = 0; i < ndshare_heap.n_segments; i++) {

@@ -4,7 +4,7 @@
  *
  * No state.
  */
-#include "twin.h"
+#include "runs.h"
 
 static PyMethodDef methods[] = {
     {"changes", (PyCFunction)(void (*)(void))ndshare_twin_changes, METH_FASTCALL,

@@ -9,7 +9,7 @@
  *
  * Bytes are compared, never numbers: NaN and -0.0 are what their bits are.
  */
-#include "twin.h"
+#include "runs.h"
 
 #include <stdint.h>
 #include <stdlib.h>

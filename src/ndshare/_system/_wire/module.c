@@ -24,15 +24,6 @@ static PyObject *
 selective_call(PyObject *rules, PyObject *obj)
 {
     if (PyFunction_Check(obj) || PyType_Check(obj)) {
-        if (PyFunction_Check(obj) || PyType_CheckExact(obj)) { /* another metaclass may have a hash of its own */
-            int known = PySet_Contains(PyTuple_GET_ITEM(rules, 3), obj);
-            if (known < 0) {
-                return NULL;
-            }
-            if (known) {
-                Py_RETURN_NOTIMPLEMENTED;
-            }
-        }
         return PyObject_CallOneArg(PyTuple_GET_ITEM(rules, 0), obj);
     }
     PyTypeObject *base = (PyTypeObject *)PyTuple_GET_ITEM(rules, 1);
@@ -50,14 +41,14 @@ static PyMethodDef selective_def = {
 static PyObject *
 selective(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs != 4) {
-        return PyErr_Format(PyExc_TypeError, "selective takes 4 arguments, got %zd", nargs);
+    if (nargs != 3) {
+        return PyErr_Format(PyExc_TypeError, "selective takes 3 arguments, got %zd", nargs);
     }
-    if (!PyCallable_Check(args[0]) || !PyType_Check(args[1]) || !PyCallable_Check(args[2]) || !PyAnySet_Check(args[3])) {
-        return PyErr_Format(PyExc_TypeError, "selective takes (callable, type, callable, set), got (%R, %R, %R, %R)",
-                            args[0], args[1], args[2], args[3]);
+    if (!PyCallable_Check(args[0]) || !PyType_Check(args[1]) || !PyCallable_Check(args[2])) {
+        return PyErr_Format(PyExc_TypeError, "selective takes (callable, type, callable), got (%R, %R, %R)", args[0],
+                            args[1], args[2]);
     }
-    PyObject *rules = PyTuple_Pack(4, args[0], args[1], args[2], args[3]);
+    PyObject *rules = PyTuple_Pack(3, args[0], args[1], args[2]);
     if (rules == NULL) {
         return NULL;
     }
@@ -160,9 +151,9 @@ static PyMethodDef methods[] = {
     {"processor", processor, METH_NOARGS,
      PyDoc_STR("processor() -> int\n\nNumber of the processor that the calling thread runs on; -1: not known.")},
     {"selective", (PyCFunction)(void (*)(void))selective, METH_FASTCALL,
-     PyDoc_STR("selective(on_named, base, on_subclass, known)\n\n"
-               "A fast filter for Pickler.reducer_override: on_named gets functions and classes but those of\n"
-               "the set `known`, on_subclass gets instances of subclasses of base.")},
+     PyDoc_STR("selective(on_named, base, on_subclass)\n\n"
+               "A fast filter for Pickler.reducer_override: on_named gets functions and classes, on_subclass\n"
+               "instances of subclasses of base.")},
     {NULL, NULL, 0, NULL},
 };
 

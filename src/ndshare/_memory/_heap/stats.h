@@ -1,0 +1,9 @@
+/* The heap in figures. */
+#ifndef NDSHARE_STATS_H
+#define NDSHARE_STATS_H
+
+#include "heap.h"
+
+PyObject *ndshare_stats(PyObject *module, PyObject *unused);
+
+#endif
