@@ -27,13 +27,21 @@ from __future__ import annotations
 from ndshare._pickling import cells, local_functions
 from ndshare._pickling.cells import CODE_TYPES, expect_gifts, give, given
 from ndshare._pickling.codes import CodeMemory, names_used
-from ndshare._pickling.functions import needs_of
 from ndshare._pickling.memmaps import find_memmap
 from ndshare._pickling.namespace import MAIN_NAMES, main_namespace, names_in_pickle
 from ndshare._pickling.pickler import ALONE_STREAM, record, record_alone
+from ndshare._pickling.randoms import advanced_by, arrived, describe_random, is_random, state_of
 from ndshare._pickling.recording import FILE, SLOT, CopyOnWrite, Descriptor, Placed, Recording
 from ndshare._pickling.reducers import late_reducers, reduce_subclass, register_reducer, registered, same
 from ndshare._pickling.session import Session, by_value_modules
+from ndshare._pickling.variables import (
+    attributes,
+    first,
+    function_of,
+    is_by_value,
+    parameters,
+    variables,
+)
 from ndshare._pickling.wrappers import register_wrapper
 
 __all__ = [
@@ -48,18 +56,26 @@ __all__ = [
     "Placed",
     "Recording",
     "Session",
+    "advanced_by",
+    "arrived",
+    "attributes",
     "by_value_modules",
     "cells",
+    "describe_random",
     "expect_gifts",
     "find_memmap",
+    "first",
+    "function_of",
     "give",
     "given",
+    "is_by_value",
+    "is_random",
     "late_reducers",
     "local_functions",
     "main_namespace",
     "names_in_pickle",
     "names_used",
-    "needs_of",
+    "parameters",
     "record",
     "record_alone",
     "reduce_subclass",
@@ -67,4 +83,6 @@ __all__ = [
     "register_wrapper",
     "registered",
     "same",
+    "state_of",
+    "variables",
 ]

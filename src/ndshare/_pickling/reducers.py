@@ -20,6 +20,7 @@ import numpy as np
 
 from ndshare._memory import decode_dtype, dense_strides, encode_dtype
 from ndshare._pickling.memmaps import MEMMAP_ATTRIBUTES
+from ndshare._pickling.randoms import random_types, reduce_random
 
 _plain_reduce = np.ndarray.__reduce__
 _plain_reduce_ex = np.ndarray.__reduce_ex__
@@ -159,11 +160,17 @@ def _pandas_types(pandas: Any) -> dict[type, Reduce]:
 
 
 def _torch_types(torch: Any) -> dict[type, Reduce]:
-    return {torch.Tensor: reduce_tensor, torch.nn.Parameter: reduce_tensor}
+    return {
+        torch.Tensor: reduce_tensor,
+        torch.nn.Parameter: reduce_tensor,
+        torch.Generator: reduce_random,
+    }
 
 
 _LATE: dict[str, Callable[[types.ModuleType], dict[type, Reduce]]] = {
+    "numpy.random": random_types,
     "pandas": _pandas_types,
+    "random": lambda random: {random.Random: reduce_random},
     "torch": _torch_types,
 }
 LATE_COUNT = len(_LATE)

@@ -19,9 +19,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from ndshare._system import warn_caller
+from ndshare.errors import SilentWriteWarning
+
 _TEXT_MOST = (16_000, 1_000)  # characters of a message or traceback; fewer if all together are too many
 _SENT_MOST = 48 * 1024  # bytes of a record: it goes in one piece
 _MARK = -1  # no level
+_LOST = "ndshare_lost_write"
 _PATIENCE_S = 1.0  # for a handler in another thread, before a result is given to who waits for it
 
 _current_item: Callable[[], int | None] | None = None
@@ -111,6 +115,11 @@ class Forwarder(logging.Handler):
             self.handleError(record)
 
 
+def lost_write(name: str, what: str) -> bytes:
+    """Return a record of which the caller makes a `SilentWriteWarning`."""
+    return pickle.dumps({_LOST: (name, what)})
+
+
 def _pickled(content: dict[str, Any]) -> bytes:
     for most in _TEXT_MOST:
         data = pickle.dumps({name: _plain(value, most) for name, value in content.items()}, 5)
@@ -166,7 +175,11 @@ os.register_at_fork(after_in_child=_begin_in_child)
 
 def _handle(data: bytes) -> None:
     try:
-        record = logging.makeLogRecord(pickle.loads(data))
+        content = pickle.loads(data)
+        if _LOST in content:
+            warn_caller(SilentWriteWarning(*content[_LOST]))
+            return
+        record = logging.makeLogRecord(content)
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)

@@ -35,7 +35,8 @@ from types import FrameType
 from typing import Any
 
 from ndshare._memory import install_handler, ledger_attach, owner_prefix, set_idle_limit, trim
-from ndshare._processes import frames
+from ndshare._pickling import advanced_by, arrived
+from ndshare._processes import frames, records
 from ndshare._processes.surroundings import Sources, Surroundings
 from ndshare._system import _wire
 from ndshare._transport import Draft, Parcel, close_all, mainspace, pack, pack_failure, pack_plain, unpack
@@ -55,6 +56,7 @@ class _Worker:
         self.buffer = bytearray(frames.BUFFER_BYTES)
         self.functions: dict[int, Any] = {}
         self.early_fds: tuple[int, ...] = ()
+        self.told: set[tuple[str, str]] = set()
         self.main_failure: tuple[BaseException, str] | None = None
         self.interruptible = False
         self.cell = -1  # of the last task on the board; none: before, and in the initializer
@@ -206,16 +208,27 @@ class _Worker:
             function, args, kwargs = work
             del work
             result = function(*args, **kwargs)
+            if arrived:
+                self._tell_lost(advanced_by(function, args))
             del args, kwargs
         else:
             function = self.functions[token]
             if isinstance(function, _UnreadableError):
                 raise function
             result = [function(*args) for args in work]
+            if arrived:
+                self._tell_lost(advanced_by(function, ()))
             del work
         self.interruptible = False
         del function
         return pack_plain(result) or pack(result, lend_values=True)
+
+    def _tell_lost(self, lost: list[tuple[str, str]]) -> None:
+        """Have the caller warn about what a task changed in vain, each of it once."""
+        for name, what in lost:
+            if (name, what) not in self.told:
+                self.told.add((name, what))
+                self._send_record(records.lost_write(name, what))
 
     # ------------------------------------------------------------------ everything else
 
@@ -247,6 +260,7 @@ class _Worker:
                     raise self.main_failure[0]
                 function, args = unpack(body, fds)
                 function(*args)
+                advanced_by(function, ())  # it may have seeded some, for this worker alone
             finally:
                 self.interruptible = False
         except BaseException as error:
@@ -257,6 +271,8 @@ class _Worker:
     def _on_state(self, status: int, _count: int, fresh: int, body: memoryview, fds: tuple[int, ...]) -> None:
         if fresh:
             self.functions.clear()
+            self.told.clear()
+            arrived.clear()
             mainspace.install()  # as for a process forked from the caller now: no globals of earlier tasks
             self.main_failure = None
         state = unpack(body, fds) if status == frames.PARCEL else body

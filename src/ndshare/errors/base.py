@@ -312,7 +312,7 @@ class SilentWriteWarning(NdshareWarning):
     name : str
         Name of the captured variable, such as ``results['a']``.
     what : str
-        What it is: "list", or shape and dtype of an array.
+        What it is: "list", shape and dtype of an array, or "random generator" and which.
     """
 
     def __init__(self, name: str, what: str) -> None:
@@ -321,6 +321,12 @@ class SilentWriteWarning(NdshareWarning):
         self.what = what
 
     def __str__(self) -> str:
+        if self.what.startswith("random generator"):
+            return (
+                f"numbers were drawn from {self.name} ({self.what}), of which each worker has a copy of its "
+                "own: all workers draw the same numbers, and the caller's generator does not move on; use "
+                "ndshare.item_rng() and map(..., seed=0), or give each task one of its own: rng.spawn(n)."
+            )
         if self.what.startswith("array"):
             remedy = (
                 "make it with ndshare.alloc(), or put ndshare.share() around it, and all workers write to "

@@ -8,73 +8,20 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ndshare._locks import Lock
 from ndshare._memory import is_shared
-from ndshare._pickling import Placed, cells, main_namespace, names_used, needs_of, record
+from ndshare._pickling import Placed, cells, function_of, is_by_value, names_used, record, variables
 
-_LENGTH_MAX = 1000  # elements of one container that are looked into
 _FUNCTIONS_MOST = 200  # that are looked through for arrays of their modules
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
-
-
-def variables(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
-    """Yield name and value of what a callable uses: cells, globals that go along, defaults, attributes.
-
-    What is used by functions that it uses, and that are sent by value as well, comes before these.
-    """
-    yield from _used(kernel, {id(kernel)})
-
-
-def _used(kernel: Callable[..., object], seen: set[int]) -> Iterator[tuple[str, Any]]:
-    for name, value in _own(kernel):
-        if isinstance(value, types.FunctionType) and _is_by_value(value) and id(value) not in seen:
-            seen.add(id(value))
-            yield from _used(value, seen)
-        yield name, value
-
-
-def _own(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
-    if isinstance(kernel, functools.partial):
-        yield "the function of the partial", kernel.func
-        if not isinstance(kernel.func, types.FunctionType):
-            yield from _own(kernel.func)
-        for number, value in enumerate(kernel.args):
-            yield f"argument {number + 1} of the partial", value
-        yield from kernel.keywords.items()
-    elif isinstance(kernel, types.MethodType):
-        yield from _own(kernel.__func__)
-        yield from _attributes(kernel.__self__, "self")
-    elif isinstance(kernel, types.FunctionType):
-        for name, cell in zip(kernel.__code__.co_freevars, kernel.__closure__ or (), strict=True):
-            for value in cells.contents(cell):
-                yield name, value
-        defaults = kernel.__defaults__ or ()
-        names = parameters(kernel)
-        yield from zip(names[len(names) - len(defaults) :], defaults, strict=True)
-        yield from (kernel.__kwdefaults__ or {}).items()
-        if _is_by_value(kernel):
-            for name in sorted(needs_of(kernel)):
-                if name in kernel.__globals__:
-                    yield name, kernel.__globals__[name]
-    elif not isinstance(kernel, type) and not isinstance(kernel, types.BuiltinFunctionType):
-        yield from _attributes(kernel, type(kernel).__name__)
-        if isinstance(call := type(kernel).__call__, types.FunctionType):
-            yield from _own(call)
-
-
-def _is_by_value(function: types.FunctionType) -> bool:
-    """Whether a function takes its globals along, because a worker could not import it."""
-    local = "<locals>" in function.__qualname__ or function.__name__ == "<lambda>"
-    return local or function.__globals__ is main_namespace()
 
 
 def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
@@ -105,7 +52,7 @@ def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
             elif isinstance(value, types.ModuleType) and _is_of_user(value):
                 attributes_named = function.__code__.co_names
                 functions_left += [getattr(value, attribute, None) for attribute in attributes_named]
-            elif isinstance(value, (np.ndarray, Lock)) and not _is_by_value(function):
+            elif isinstance(value, (np.ndarray, Lock)) and not is_by_value(function):
                 found.setdefault(function.__module__, {})[name] = value
     return found
 
@@ -116,7 +63,7 @@ def _leads_nowhere(kernel: Callable[..., object]) -> bool:
         return False
     used = list(itertools.chain(*cells.cell_contents(kernel)))
     if names := names_used(kernel.__code__).attributes:
-        if not _is_by_value(kernel):
+        if not is_by_value(kernel):
             return False
         namespace = kernel.__globals__
         used += [namespace[name] for name in names if name in namespace]
@@ -141,74 +88,6 @@ def globals_of(kernel: Any) -> dict[str, Any]:
     namespace = kernel.__globals__
     names = names_used(kernel.__code__).attributes  # all names in the code, those of globals too
     return {name: namespace[name] for name in sorted(names) if name in namespace}
-
-
-def _attributes(obj: object, name: str) -> Iterator[tuple[str, Any]]:
-    for attribute, value in getattr(obj, "__dict__", {}).items():
-        yield f"{name}.{attribute}", value
-
-
-# ---------------------------------------------------------------------- what functions and objects hold
-
-
-def first(items: Iterable[Any], most: int | None = None) -> list[Any]:
-    """Return the first elements of something: `most`, or a thousand."""
-    return list(itertools.islice(items, most or _LENGTH_MAX))
-
-
-def function_of(kernel: Any) -> Any:
-    """Return the Python function behind a kernel, or None."""
-    while isinstance(kernel, functools.partial):
-        kernel = kernel.func
-    if isinstance(kernel, types.FunctionType):
-        return kernel
-    return getattr(kernel, "__func__", None) or vars(type(kernel)).get("__call__")
-
-
-def parameters(function: Any) -> tuple[str, ...]:
-    """Names of the positional parameters of a Python function; of anything else none."""
-    if isinstance(function, types.MethodType):
-        return parameters(function.__func__)[1:]
-    if not isinstance(function, types.FunctionType):
-        return ()
-    return function.__code__.co_varnames[: function.__code__.co_argcount]
-
-
-def attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object holds in its ``__dict__`` and its slots, without running any code of it."""
-    kind = type(value)
-    module = str(kind.__module__).partition(".")[0]
-    if module in sys.stdlib_module_names and module != "__main__" and kind is not types.SimpleNamespace:
-        return
-    if module == "pandas":
-        yield from _pandas_arrays(value)
-    try:
-        state = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        state = None
-    if isinstance(state, dict):
-        yield from first(state.items())
-    for name, member in _slots(kind):  # type: ignore[arg-type]
-        try:
-            yield name, member.__get__(value)
-        except (AttributeError, SystemError):  # not set; no such member of a C type
-            continue
-
-
-@functools.lru_cache(maxsize=256)
-def _slots(kind: Any) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
-    return tuple(
-        (name, member)
-        for base in kind.__mro__
-        for name, member in vars(base).items()
-        if isinstance(member, types.MemberDescriptorType) and "__slots__" in vars(base)
-    )
-
-
-def _pandas_arrays(value: Any) -> Iterator[tuple[str, Any]]:
-    # The blocks of a DataFrame are behind an attribute that no __dict__ shows.
-    for block in getattr(getattr(value, "_mgr", None), "blocks", ()):
-        yield "_values", block.values
 
 
 # ---------------------------------------------------------------------- how it travels

@@ -35,10 +35,18 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._map.watch.captured import attributes, first, function_of, parameters
 from ndshare._map.watch.differences import BUFFERS, Question, elements, same, watch_array, watch_container
 from ndshare._memory import is_scratch, is_shared
-from ndshare._pickling import find_memmap
+from ndshare._pickling import (
+    attributes,
+    describe_random,
+    find_memmap,
+    first,
+    function_of,
+    is_random,
+    parameters,
+    state_of,
+)
 
 __all__ = ["MAPPED", "Watch"]
 
@@ -140,6 +148,7 @@ class Watch:
             for name, value in function.keywords.items():
                 self._visit(name, value, depth)
             self._visit("function", function.func, depth)
+        if not isinstance(function, types.FunctionType):  # compiled by Cython, it looks much like one
             return
         code = function.__code__
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
@@ -181,6 +190,9 @@ class Watch:
                 self._watch(name, value, watch_container(value))
         elif issubclass(kind, (list, tuple, dict, set, collections.deque)):
             self._container(name, value, depth, quiet)
+        elif is_random(value):
+            if (state := state_of(value)) is not None:
+                self._watch(name, value, lambda: state_of(value) != state)
         else:
             for attribute, content in attributes(value):
                 private = attribute.startswith("_")
@@ -245,4 +257,6 @@ def _content(cell: types.CellType) -> Any:
 def _describe(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"array of shape {value.shape} and dtype {value.dtype}"
+    if is_random(value):
+        return describe_random(value)
     return type(value).__name__

@@ -34,6 +34,7 @@ from ndshare._map.runner import run_watched
 from ndshare._map.watch import captured
 from ndshare._map.watch.captured import Traffic
 from ndshare._map.workers.base import Lost, Outcome, Ranges
+from ndshare._pickling import variables
 from ndshare._pool import describe
 from ndshare._processes import THREAD_NAME
 from ndshare._system import _wire, set_inside_worker
@@ -131,7 +132,9 @@ class Forked:
             set_inside_worker(self._threads)
             self._limit(limits=self._threads)
             try:
-                report = run_watched(self._job, ranges, captured.globals_of(self._job.kernel))
+                kernel = self._job.kernel
+                used = {**dict(variables(kernel)), **captured.globals_of(kernel)}
+                report = run_watched(self._job, ranges, used)
                 _deliver_messages()
                 parcel, kind = pack(report).settle(), _REPORT
             except BaseException as error:

@@ -1,0 +1,188 @@
+"""A random generator that a kernel or task captures draws the same numbers in every worker: that is told, by name."""
+
+from __future__ import annotations
+
+import functools
+import random
+import time
+import warnings
+from collections.abc import Callable
+from random import gauss
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.random import normal as _legacy
+
+import ndshare
+
+out = ndshare.zeros(40)
+
+
+def _told(act: Callable[[], Any]) -> list[tuple[str, str]]:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        act()
+    assert all("draw the same numbers" in str(warning.message) for warning in seen)
+    return sorted({(warning.message.name, warning.message.what) for warning in seen})
+
+
+@pytest.fixture(params=["pool", "fork"], scope="module")
+def context(request: pytest.FixtureRequest) -> ndshare.ProcessContext:
+    """Workers that are sent the kernel, and workers that inherit it."""
+    return ndshare.ProcessContext(2, start=request.param)
+
+
+def _kernel(draw: Callable[[], float]) -> Callable[..., None]:
+    def kernel(w, i, v):
+        time.sleep(0.0005)
+        out[i] = draw()
+
+    return kernel
+
+
+KINDS: dict[str, Any] = {
+    "Generator(PCG64)": (np.random.default_rng(1), "normal"),
+    "Generator(Philox)": (np.random.Generator(np.random.Philox(1)), "random"),
+    "RandomState(MT19937)": (np.random.RandomState(1), "normal"),
+    "SFC64": (np.random.SFC64(1), "random_raw"),
+    "Random": (random.Random(1), "random"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generator_that_a_kernel_advances_is_named(context, kind):
+    """Of every kind, in a closure, behind a bound method or in a partial."""
+    generator, method = KINDS[kind]
+    what = f"random generator {kind}"
+    assert _told(lambda: context.map(_kernel(lambda: getattr(generator, method)()), range(40))) == [
+        ("generator", what)
+    ]
+    draw = getattr(generator, method)
+    assert _told(lambda: context.map(_kernel(draw), range(40))) == [("draw", what)]
+
+    def given(source, w, i, v):
+        getattr(source, method)()
+
+    assert _told(lambda: context.map(functools.partial(given, generator), range(40))) == [("source", what)]
+
+
+def test_generators_of_objects_and_seeds_are_named(context):
+    """``self.rng``, spawning from a generator, and from a SeedSequence."""
+
+    class Model:
+        def __init__(self):
+            self.rng = np.random.default_rng(1)
+
+        def kernel(self, w, i, v):
+            self.rng.random()
+
+    seeds, parent = np.random.SeedSequence(1), np.random.default_rng(1)
+    assert [name for name, _ in _told(lambda: context.map(Model().kernel, range(9)))] == ["self.rng"]
+    assert _told(lambda: context.map(lambda w, i, v: seeds.spawn(1), range(9))) == [
+        ("seeds", "random generator SeedSequence")
+    ]
+    assert [name for name, _ in _told(lambda: context.map(lambda w, i, v: parent.spawn(1), range(9)))] == [
+        "parent"
+    ]
+
+
+def test_generators_that_stay_as_they_were_are_not_named(context):
+    """One that is only looked at, one that the kernel copies, one that has no state, and the map's own."""
+    rng, system = np.random.default_rng(1), random.SystemRandom()
+
+    def kernel(w, i, v):
+        bits = type(rng.bit_generator)()
+        bits.state = rng.bit_generator.state
+        out[i] = np.random.Generator(bits.jumped(i)).normal() + system.random() + ndshare.item_rng().normal()
+
+    assert _told(lambda: context.map(kernel, range(9), seed=1)) == []
+
+
+def test_functions_of_the_modules_draw_other_numbers_in_each_worker(context):
+    """``from random import gauss`` is ``random.gauss``: seeded in each worker, never copied."""
+    for draw in (lambda: gauss(0, 1), _legacy, random.random):
+        kernel = _kernel(draw)
+        assert _told(lambda kernel=kernel: context.map(kernel, range(40))) == []
+        assert len(set(out)) == 40
+
+
+def test_threads_and_the_caller_share_their_generator():
+    """Nothing is copied there."""
+    rng = np.random.default_rng(1)
+    for context in (ndshare.SerialContext(), ndshare.ThreadContext(2)):
+        assert _told(lambda context=context: context.map(_kernel(rng.normal), range(40))) == []
+        assert len(set(out)) == 40
+
+
+def test_executor_names_captured_generators_and_lets_arguments_be():
+    """Closures, partials and bound methods; what is given to a task is the task's own."""
+    rng = np.random.default_rng(1)
+
+    def draw(_):
+        return rng.normal()
+
+    def given(generator):
+        return generator.normal()
+
+    what = "random generator Generator(PCG64)"
+    with ndshare.ProcessPoolExecutor(2) as executor:
+        assert _told(lambda: list(executor.map(draw, range(60)))) == [("rng", what)]
+        assert _told(lambda: executor.submit(functools.partial(given, rng)).result()) == [
+            ("argument 1 of the partial", what)
+        ]
+        assert _told(lambda: list(executor.map(given, rng.spawn(4)))) == []
+        assert _told(lambda: executor.submit(lambda: rng.bit_generator.state).result()) == []
+        numbers: list[float] = []
+        assert _told(lambda: numbers.extend(executor.map(lambda _: gauss(0, 1), range(8)))) == []
+        assert len(set(numbers)) == 8
+    assert rng.bit_generator.state == np.random.default_rng(1).bit_generator.state
+
+
+def test_executor_names_a_generator_that_a_later_task_is_the_first_to_use():
+    """It arrives with the first task, and stays with the worker."""
+    rng = random.Random(1)
+
+    def maybe(use):
+        return rng.random() if use else None
+
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        assert _told(lambda: list(executor.map(maybe, [0, 0, 0, 0]))) == []
+        assert _told(lambda: list(executor.map(maybe, [0, 1]))) == [("rng", "random generator Random")]
+
+
+def test_script_with_a_global_generator_is_told(run_script):
+    """In an executor, a workspace, and a map; an initializer that seeds for its worker is left in peace."""
+    script = """
+import os, warnings, numpy as np, ndshare
+rng = np.random.default_rng(1)
+
+def draw(x=0):
+    return rng.normal()
+
+def seeded():
+    rng.bit_generator.state = np.random.default_rng(os.getpid()).bit_generator.state
+
+def told(act):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        act()
+    return sorted({w.message.name for w in seen})
+
+with ndshare.ProcessPoolExecutor(2) as executor:
+    print(told(lambda: list(executor.map(draw, range(4)))))
+with ndshare.Workspace({"gen": np.random.default_rng(2), "n": 2}, num_workers=2) as workspace:
+    @workspace.register
+    def one():
+        return rng.normal() * n
+    @workspace.register
+    def other():
+        return gen.normal() * n
+    def both():
+        one(), other()
+        workspace.evaluate()
+    print(told(both))
+print(told(lambda: ndshare.map(lambda w, i, v: draw(), range(9))))
+print(told(lambda: ndshare.ProcessContext(2, start="fork").map(lambda w, i, v: draw(), range(9))))
+"""
+    assert run_script(script).stdout.splitlines() == ["['rng']", "['gen', 'rng']", "['rng']", "['rng']"]
