@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ndshare
-from ndshare.functors import HDF5Functor, find, slabs
+from ndshare.functors import HDF5Functor, files, find
 from tests.functors.functor_tasks import entries, sums, travelled
 
 pytestmark = pytest.mark.once
@@ -52,7 +52,7 @@ def _same(a: object, b: object) -> bool:
 @pytest.mark.parametrize("slab_bytes", [1, 100, 4 << 20])
 def test_dataset_entries_are_what_an_index_reads(path, name, slab_bytes, monkeypatch):
     """However much is read at once, values are those of dataset[i]."""
-    monkeypatch.setattr(slabs, "_SLAB_BYTES", slab_bytes)
+    monkeypatch.setattr(files, "_SLAB_BYTES", slab_bytes)
     with h5py.File(path, "r") as file:
         dataset = file[name]
         functor = find(dataset)
@@ -241,7 +241,7 @@ import numpy as np
 import zarr
 import ndshare
 from tests.functors.functor_tasks import entries, sums, travelled
-from ndshare.functors import ZarrFunctor, find, slabs
+from ndshare.functors import ZarrFunctor, files, find
 
 data = np.arange(60.0).reshape(20, 3)
 stores = {"file": sys.argv[1] + "/a.zarr", "memory": zarr.storage.MemoryStore()}
@@ -251,7 +251,7 @@ for store in stores.values():
     functor = find(array)
     assert type(functor) is ZarrFunctor and len(functor) == 20
     for slab_bytes in (1, 100, 1 << 20):
-        slabs._SLAB_BYTES = slab_bytes
+        files._SLAB_BYTES = slab_bytes
         for some in (functor, travelled(functor)):
             assert all(np.array_equal(value, data[index]) for index, value in entries(some))
             assert [index for index, _ in entries(some, 3, 9)] == list(range(3, 9))

@@ -161,16 +161,16 @@ def test_scratch_of_other_kinds_of_arrays():
 
 def test_scratch_mark_ends_with_the_array():
     """The note about an array goes with it, so that nothing else inherits it."""
-    from ndshare._memory import scratch as _scratch
+    from ndshare._memory import is_scratch, marked
 
-    before = len(_scratch.marked)
+    before = len(marked)
     array = ndshare.scratch(np.zeros(3))
-    assert len(_scratch.marked) == before + 1
+    assert len(marked) == before + 1
     assert ndshare.scratch(array) is array
     copy = pickle.loads(pickle.dumps(array))
-    assert not _scratch.is_scratch(copy)
+    assert not is_scratch(copy)
     del array
-    assert len(_scratch.marked) == before
+    assert len(marked) == before
 
 
 def test_watch_containers_filled_by_the_kernel_are_named():

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ndshare._locks import leaving_machine
-from ndshare._map import Batch, Job, Traffic, account, module_data, rows
+from ndshare._map import Batch, Job, Traffic, account, known_rows, module_data
 from ndshare._memory import block_of, is_shared
 from ndshare._node import Change, ShareTask
 from ndshare._pickling import Recording, record
@@ -196,10 +196,10 @@ class Cargo:
             self._windows.append((number, found[1], values.nbytes // len(values)))
 
     def _find_rows(self) -> None:
-        for array in rows.per_worker():
+        for array in known_rows.per_worker():
             found = self._manifest.find(array)
             if found is not None and array.nbytes:
-                noted = rows.of(array)
+                noted = known_rows.of(array)
                 axis = array.ndim - 1 if noted is not None and noted[0] == "F" else 0
                 self._rows.append((*found, array.nbytes // array.shape[axis]))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ndshare._pickling import local_functions
-from ndshare._processes import errstate as _errstate
+from ndshare._processes import errstate
 from ndshare._system import Board
 from ndshare.functors import Functor, SequenceFunctor, numbers_of
 
@@ -70,7 +70,7 @@ class Job:
     seed: int | None = None
     first: int = 0
     usual_ns: float = 0.0
-    errors: _errstate.ErrorState = None
+    errors: errstate.ErrorState = None
     timeout: float | None = None
     retries: int = 0
     first_worker: int = 0

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ndshare._map import runner
-from ndshare._map.driving import Drive, Progress, usual_ns
+from ndshare._map.driving import Bar, Drive, Progress, usual_ns
 from ndshare._map.job import Job, WorkerReport
-from ndshare._map.progress import Bar
-from ndshare._map.report.report import MapReport
-from ndshare._map.rows import rows
+from ndshare._map.report import MapReport
+from ndshare._map.rows import known_rows
 from ndshare._map.watch.captured import Traffic
 from ndshare._map.workers.base import MapWorkers
 from ndshare._map.workers.local import Caller
@@ -97,7 +96,7 @@ def _run_once(
         board,
         on_error=options.on_error,
         share_items=-(-items // shares) if shares and items else 0,
-        block=rows.block(),
+        block=known_rows.block(),
         timed=options.timeout is not None,
         trace=options.trace,
         seed=options.seed,
@@ -196,7 +195,7 @@ class Batch(Functor):
 def _run_batches(context: Context, kernel: Kernel, functor: IteratorFunctor, options: Options) -> MapReport:
     began = time.monotonic()
     reports: list[MapReport] = []
-    block = rows.block()
+    block = known_rows.block()
     size = _whole_blocks(2 * context.num_workers, block)
     offset = 0
     if isinstance(options.progress, Bar):

@@ -1,12 +1,29 @@
-"""Which arrays have rows per worker or per block of items: reducing, and cutting shares, must know."""
+r"""Arrays with rows per worker or per block of items: which they are, and how their rows are reduced.
+
+Rows per worker are reduced as NumPy does. Rows per block are reduced as a fixed binary tree::
+
+    row 0   row 1   row 2   row 3   row 4
+       \     /         \     /        │
+        0 + 1           2 + 3         4
+            \           /            │
+             (0+1) + (2+3)            4
+                     \              /
+                      ((0+1)+(2+3)) + 4
+
+The tree depends on the number of rows only, and what is in a row depends on its items only: the result
+has the same bits with any number of workers, in any context, whatever the timing.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any
 
-import numpy.typing as npt
+import numpy as np
+from numpy.typing import NDArray
 
 
 class Rows:
@@ -15,18 +32,18 @@ class Rows:
     def __init__(self) -> None:
         self._known: dict[int, tuple[weakref.ref[Any], str, int | None]] = {}
 
-    def note(self, array: npt.NDArray[Any], order: str, per_block: int | None) -> None:
+    def note(self, array: NDArray[Any], order: str, per_block: int | None) -> None:
         """Remember an array: its memory layout, and the items per row, or None for rows per worker."""
         key = id(array)
         reference = weakref.ref(array, lambda _: self._known.pop(key, None))
         self._known[key] = reference, order, per_block
 
-    def of(self, array: npt.NDArray[Any]) -> tuple[str, int | None] | None:
+    def of(self, array: NDArray[Any]) -> tuple[str, int | None] | None:
         """Return what was noted of an array; None for any other, views included."""
         known = self._known.get(id(array))
         return known[1:] if known is not None and known[0]() is array else None
 
-    def per_worker(self) -> list[npt.NDArray[Any]]:
+    def per_worker(self) -> list[NDArray[Any]]:
         """Return the arrays with rows per worker that are alive."""
         known = [(reference(), n) for reference, _, n in list(self._known.values())]
         return [array for array, per_block in known if array is not None and per_block is None]
@@ -38,4 +55,101 @@ class Rows:
         return math.lcm(*(n for _, _, n in list(self._known.values()) if n))
 
 
-rows = Rows()
+known_rows = Rows()
+
+
+def reduce_rows(
+    array: NDArray[Any],
+    op: Callable[[Any, Any], Any] = np.add,
+    axis: int | None = None,
+    *,
+    tree: bool = False,
+) -> Any:
+    """Combine the rows of an array into one.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        One row per worker or per block of items.
+    op : numpy.ufunc or callable
+        A ufunc of two arguments, or a function of two rows that returns one; it may write to the first.
+    axis : int, optional
+        The axis of the rows. By default the first, and the last if `array` is in Fortran order: where
+        ``alloc(per_worker=True)`` and ``alloc(per_block=n)`` put it.
+    tree : bool
+        Combine neighbours, then neighbours of the results, and so on: for rows per block, whose
+        bits must not depend on the schedule.
+
+    Returns
+    -------
+    numpy.ndarray or scalar
+        An array of its own, without that axis; a scalar if nothing is left, as in NumPy's reductions. Its
+        dtype is that of ``op.reduce``: sums of small integers are of the platform's integer.
+
+    Raises
+    ------
+    TypeError
+        If `op` is a ufunc of another number of arguments or results, or cannot be called.
+    ValueError
+        If there are no rows and `op` has no identity.
+
+    Notes
+    -----
+    An array of shape (n, 1) or (1, n) is in both orders, and its first axis is taken: name the axis where
+    it is known.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ndshare._map.rows import reduce_rows
+    >>> reduce_rows(np.arange(6).reshape(3, 2), tree=True)
+    array([6, 9])
+    """
+    array = np.asarray(array)
+    if isinstance(op, np.ufunc):
+        if op.nin != 2 or op.nout != 1:
+            raise TypeError(
+                f"reduce: {op.__name__} takes {op.nin} arguments and gives {op.nout} results; a reduction "
+                "needs an operation of two that gives one, such as np.add or np.maximum"
+            )
+    elif not callable(op):
+        raise TypeError(f"reduce: op is {op!r}; a ufunc of two arguments or a function of two rows is needed")
+    if array.ndim == 0:
+        raise ValueError(
+            "reduce: the array has no axis, so it has no rows; give one from alloc(per_worker=True)"
+        )
+    if axis is None:
+        axis = array.ndim - 1 if array.flags.fnc else 0
+    rows = np.moveaxis(array, axis, 0)
+    if len(rows) == 0 and getattr(op, "identity", None) is None:
+        name = getattr(op, "__name__", repr(op))
+        raise ValueError(
+            f"reduce: there are no rows (shape {array.shape}, axis {axis}), and {name} has no identity to "
+            "return for them; reduce only if something was mapped"
+        )
+    if not isinstance(op, np.ufunc):
+        return np.asarray(_tree(list(rows), op) if tree else _chain(rows, op))[()]
+    if not tree or len(rows) == 0:
+        return op.reduce(rows, axis=0)
+    return _ufunc_tree(rows, op)
+
+
+def _chain(rows: NDArray[Any], op: Callable[[Any, Any], Any]) -> Any:
+    return functools.reduce(op, rows[1:], rows[0].copy())
+
+
+def _tree(rows: list[Any], op: Callable[[Any, Any], Any]) -> Any:
+    rows = [row.copy() for row in rows]  # `op` may write to its first argument
+    while len(rows) > 1:
+        odd = rows[-1:] if len(rows) % 2 else []
+        rows = [op(left, right) for left, right in zip(rows[::2], rows[1::2], strict=False)] + odd
+    return rows[0]
+
+
+def _ufunc_tree(rows: NDArray[Any], op: np.ufunc) -> Any:
+    dtype = op.reduce(rows[:1], axis=0).dtype  # NumPy's rule: bool and small integers are added as integers
+    rows = rows.astype(dtype, copy=len(rows) == 1)  # the result is memory of its own
+    while (count := len(rows)) > 1:
+        pairs = op(rows[: count - 1 : 2], rows[1::2])
+        rows = np.concatenate([pairs, rows[-1:]]) if count % 2 else pairs
+    return rows[0]

@@ -6,18 +6,27 @@
 
 Importing this package imports none of the libraries it knows; whether one is there is looked up in
 ``sys.modules``, since an object of it cannot exist otherwise.
+
+Guarantees
+----------
+- Entries, their order and their indices are those of a loop over the collection, however it is divided.
+- What lies in shared memory reaches a worker by reference; other arrays are copied once for all workers.
+- No open file travels: each process opens it anew, for reading only.
+
+Not guaranteed
+--------------
+- A collection that is changed while a map runs over it is seen in the old or the new state, item by item.
 """
 
 from __future__ import annotations
 
-from ndshare.functors.base import Functor, count_items, find, gen_split_slices, of_builtins
-from ndshare.functors.hdf5 import HDF5Functor
+from ndshare.functors.base import Functor, claimed, count_items, find, gen_split_slices, of_builtins
+from ndshare.functors.files import HDF5Functor, ZarrFunctor
 from ndshare.functors.iterators import IteratorFunctor
 from ndshare.functors.labelled import DataArrayFunctor, DatasetFunctor
 from ndshare.functors.sequences import NdarrayFunctor, SequenceFunctor, numbers_of, values_of
 from ndshare.functors.tables import DataFrameFunctor, GroupByFunctor, SeriesFunctor
 from ndshare.functors.trains import ExtraDataFunctor
-from ndshare.functors.zarrays import ZarrFunctor
 
 __all__ = [
     "DataArrayFunctor",
@@ -32,6 +41,7 @@ __all__ = [
     "SequenceFunctor",
     "SeriesFunctor",
     "ZarrFunctor",
+    "claimed",
     "count_items",
     "find",
     "gen_split_slices",

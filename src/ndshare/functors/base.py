@@ -112,7 +112,7 @@ class Functor:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        known = Functor._functor_types
+        known = cls._functor_types
         for number, other in enumerate(known):
             if _is_redefinition(cls, other):
                 known[number] = cls
@@ -238,26 +238,33 @@ def _search(obj: Any) -> Functor:
             hook = getattr(obj, name, None)
             if callable(hook):
                 return _checked(hook(), f"{type(obj).__name__}.{name}()")
-    found: list[Functor] = []
-    for kind in tuple(Functor._functor_types):
-        if _wraps_by_itself(kind):
-            functor = kind.wrap(obj)
-            if functor is not None:
-                found.append(functor)
-    if len(found) > 1:
-        names = " and ".join(type(functor).__name__ for functor in found)
-        raise ValueError(
-            f"default functor is ambiguous: {names} accept {type(obj)}; pass the functor itself, such as "
-            f"{type(found[0]).__name__}(obj)"
-        )
-    if found:
-        return found[0]
+    if (functor := claimed(obj, Functor._functor_types)) is not None:
+        return functor
     if _behaves_like_functor(obj):
         return cast("Functor", obj)
     raise ValueError(
         f"no default functor for {type(obj)}; allowed are sequences, arrays, iterators, and collections of "
         "xarray, pandas, h5py, zarr and EXtra-data; pass list(obj), or define _ndshare_functor_() for it"
     )
+
+
+def claimed(obj: Any, kinds: Iterable[type[Functor]]) -> Functor | None:
+    """Return the functor that one of these classes makes for an object, or None if all leave it.
+
+    Raises
+    ------
+    ValueError
+        If more than one accepts it.
+    """
+    wrapped = (kind.wrap(obj) for kind in tuple(kinds) if _wraps_by_itself(kind))
+    found = [functor for functor in wrapped if functor is not None]
+    if len(found) > 1:
+        names = " and ".join(type(functor).__name__ for functor in found)
+        raise ValueError(
+            f"default functor is ambiguous: {names} accept {type(obj)}; pass the functor itself, such as "
+            f"{type(found[0]).__name__}(obj)"
+        )
+    return found[0] if found else None
 
 
 def _checked(functor: Any, source: str) -> Functor:

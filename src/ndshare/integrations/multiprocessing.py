@@ -5,7 +5,7 @@
     register()      adds a reducer for arrays to multiprocessing's own pickler, here and in all children
     q.put(array)    shared: a ticket (`ndshare.integrations._deposits`); ordinary: a copy, as always
     q.get()         opens the memory by the ticket: the same memory, and a hold of its own
-    exit            the sender stays until its arrays were taken (`ndshare.integrations._lingering`)
+    exit            the sender stays until its arrays were taken (`ndshare.integrations._family`)
 
 Guarantees
 ----------
@@ -47,8 +47,7 @@ from ndshare._memory import (
 from ndshare._pickling import late_reducers, reduce_subclass, registered
 from ndshare._system import check_seconds
 from ndshare.integrations._deposits import Deposits, Ticket, take
-from ndshare.integrations._family import Family
-from ndshare.integrations._lingering import linger as _linger
+from ndshare.integrations._family import Family, await_receivers
 
 __all__ = ["register", "unregister"]
 
@@ -186,7 +185,7 @@ def _leave() -> None:
 def _end() -> None:
     """Wait for the receivers, when the process ends."""
     if _state.family is not None:
-        _linger(_deposits, _state.family, _state.linger_s)
+        await_receivers(_deposits, _state.family, _state.linger_s)
 
 
 def _after_fork() -> None:

@@ -19,7 +19,8 @@
  * Everything runs under the GIL. The atomics are for the other processes.
  */
 #define NO_IMPORT_ARRAY
-#include "loop.h"
+#include "items.h"
+#include "values.h"
 
 #include <stdatomic.h>
 #include <stdint.h>
@@ -105,7 +106,7 @@ call_value(PyObject *kernel, PyObject *worker_id, ndshare_values *values, Py_ssi
  * An exception of the kernel or of the source stays set as the Python error; how far the loop came is
  * then read from the slot's state. */
 PyObject *
-ndshare_loop_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+ndshare_items_run(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 10) {
         return PyErr_Format(PyExc_TypeError, "run takes 10 arguments, got %zd", nargs);

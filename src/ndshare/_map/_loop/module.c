@@ -5,10 +5,10 @@
  *
  * No state.
  */
-#include "loop.h"
+#include "items.h"
 
 static PyMethodDef methods[] = {
-    {"run", (PyCFunction)(void (*)(void))ndshare_loop_run, METH_FASTCALL,
+    {"run", (PyCFunction)(void (*)(void))ndshare_items_run, METH_FASTCALL,
      PyDoc_STR("run(kernel, worker_id, source, by_index, board, slot, mask, first, count, timed)\n"
                "    -> (items, killed)\n\n"
                "Call the kernel for the entries of one share. `source` is indexed, or else an iterator of tuples.")},

@@ -4,7 +4,7 @@
  * are read from the array for every item, because a kernel may change it in place.
  */
 #define NO_IMPORT_ARRAY
-#include "loop.h"
+#include "values.h"
 
 #include <numpy/arrayscalars.h>
 #include <stddef.h>

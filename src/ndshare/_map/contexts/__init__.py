@@ -14,8 +14,7 @@ Guarantees
 
 from __future__ import annotations
 
-from ndshare._map.contexts.base import MapContext
-from ndshare._map.contexts.local import SerialContext, ThreadContext
+from ndshare._map.contexts.base import MapContext, SerialContext, ThreadContext
 from ndshare._map.contexts.processes import ProcessContext
 
 __all__ = ["MapContext", "ProcessContext", "SerialContext", "ThreadContext"]

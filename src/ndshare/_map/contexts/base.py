@@ -1,9 +1,10 @@
-"""`MapContext`: arrays to write to, maps, reduction; its subclasses say with which workers."""
+"""`MapContext`: arrays to write to, maps, reduction; and its subclasses whose maps run in this process."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -11,17 +12,16 @@ import numpy.typing as npt
 
 from ndshare import _arrays, functors
 from ndshare._map import mapping
-from ndshare._map.contexts.layouts import Shape, resolved
-from ndshare._map.driving import Progress
+from ndshare._map.driving import Bar, Progress
 from ndshare._map.job import Job
-from ndshare._map.progress import Bar
-from ndshare._map.reduction import reduce_rows
-from ndshare._map.report.report import MapReport
-from ndshare._map.rows import rows
+from ndshare._map.report import MapReport
+from ndshare._map.rows import known_rows, reduce_rows
 from ndshare._map.workers.base import MapWorkers
-from ndshare._system import Board, check_callable, check_count, check_seconds
+from ndshare._map.workers.local import Caller, Threads
+from ndshare._system import Board, check_callable, check_count, check_seconds, default_workers
 
 Kernel = Callable[..., object]
+Shape = int | Iterable[int]
 
 
 class MapContext(abc.ABC):
@@ -116,7 +116,7 @@ class MapContext(abc.ABC):
         -----
         Arrays of every context are the same: what one has made, every other can map over.
         """
-        given, kind, layout = resolved(shape, dtype, order, like)
+        given, kind, layout = _resolved(shape, dtype, order, like)
         if per_worker and per_block is not None:
             raise ValueError("alloc: per_worker and per_block exclude each other; give one of them")
         if per_worker:
@@ -132,7 +132,7 @@ class MapContext(abc.ABC):
         if fill is not None:
             array[...] = fill
         if per_worker or per_block is not None:
-            rows.note(array, layout, per_block)
+            known_rows.note(array, layout, per_block)
         return array
 
     def _alloc(self, shape: tuple[int, ...], dtype: np.dtype[Any], order: str) -> npt.NDArray[Any]:
@@ -231,7 +231,7 @@ class MapContext(abc.ABC):
         Rows per block are combined as a fixed tree: the bits of the result depend on neither the number of
         workers nor timing. Those of floating-point rows per worker do, in the last places.
         """
-        noted = rows.of(array)
+        noted = known_rows.of(array)
         if noted is None:
             raise ValueError(
                 "reduce takes a whole array that alloc(per_worker=True) or alloc(per_block=n) has made; for "
@@ -249,3 +249,58 @@ def _progress(progress: bool | Progress) -> Progress | None:
         return None
     check_callable("progress", progress)
     return progress
+
+
+def _resolved(
+    shape: Shape | None, dtype: npt.DTypeLike | None, order: str | None, like: Any
+) -> tuple[tuple[int, ...], np.dtype[Any], str]:
+    """Return shape, dtype and order of an array, with what is not given taken from `like`."""
+    if shape is None:
+        if like is None:
+            raise TypeError("alloc: give a shape, or an array that the new one is to be like")
+        shape = like.shape
+    try:
+        dimensions: tuple[int, ...] = (operator.index(cast("int", shape)),)
+    except TypeError:
+        dimensions = tuple(operator.index(number) for number in cast("Iterable[Any]", shape))
+    if dtype is None:
+        dtype = like.dtype if like is not None else np.float64
+    if order is None:
+        order = "F" if like is not None and like.flags.f_contiguous and not like.flags.c_contiguous else "C"
+    if order not in ("C", "F"):
+        raise ValueError(f"alloc: order is {order!r}; allowed are 'C' and 'F'")
+    return dimensions, np.dtype(dtype), order
+
+
+class SerialContext(MapContext):
+    """Maps run in the calling thread, one item after the other.
+
+    Parameters
+    ----------
+    *_ignored, **_options
+        Those of other contexts are accepted and ignored: there is one worker.
+    """
+
+    def __init__(self, *_ignored: object, **_options: object) -> None:
+        super().__init__(1)
+
+    def make_workers(self, job: Job, tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+        """See `MapContext`."""
+        return Caller(job, tell), ""
+
+
+class ThreadContext(MapContext):
+    """Maps run in threads of this process, made for each map.
+
+    Parameters
+    ----------
+    num_workers : int, optional
+        By default the number of processors.
+    """
+
+    def __init__(self, num_workers: int | None = None) -> None:
+        super().__init__(default_workers() if num_workers is None else num_workers)
+
+    def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
+        """See `MapContext`."""
+        return Threads(job), ""

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import altered as altered_heap
-from ndshare._memory import detach, span
-from ndshare._memory import digest as digest_heap
+from ndshare._memory import altered, detach, digest, span
 
 _COPY_MAX = 1 << 20  # bytes; of larger arrays 128 bits are kept instead of a copy
 _DETACH_MIN = 1 << 20  # bytes; from here on mapping anew costs less than looking at everything
@@ -41,14 +39,14 @@ def watch_array(array: np.ndarray[Any, Any]) -> Question:
     """
     dense = span(array.shape, array.strides, array.itemsize) == array.nbytes
     if dense and not array.dtype.hasobject:
-        altered = altered_heap(array)
-        if altered is None and array.nbytes >= _DETACH_MIN and detach(array):
-            altered = altered_heap(array)
-        if altered is False:  # else it was written to before: the file is no picture of it
-            return lambda: bool(altered_heap(array))
+        before = altered(array)
+        if before is None and array.nbytes >= _DETACH_MIN and detach(array):
+            before = altered(array)
+        if before is False:  # else it was written to before: the file is no picture of it
+            return lambda: bool(altered(array))
         if array.nbytes > _COPY_MAX:
-            digest = digest_heap(array)
-            return lambda: digest_heap(array) != digest
+            kept_bits = digest(array)
+            return lambda: digest(array) != kept_bits
     kept = array.copy()  # of objects the pointers are compared; the copy keeps them alive
     return lambda: array.tobytes() != kept.tobytes()
 

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._map.watch.contents import attributes, first, function_of, parameters
+from ndshare._map.watch.captured import attributes, first, function_of, parameters
 from ndshare._map.watch.differences import BUFFERS, Question, elements, same, watch_array, watch_container
 from ndshare._memory import is_scratch, is_shared
 from ndshare._pickling import find_memmap

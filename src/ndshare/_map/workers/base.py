@@ -2,11 +2,11 @@
 
 ::
 
-    MapWorkers ── Caller       the calling thread        _local_workers
-               ├─ Threads                                _local_workers
-               ├─ PoolWorkers  processes of the pool     _pool_workers
-               ├─ Forked       forked for this map       _forked_workers
-               └─ Remote       of other machines         _cluster_workers
+    MapWorkers ── Caller       the calling thread
+               ├─ Threads      made for this map
+               ├─ PoolWorkers  processes of the pool
+               ├─ Forked       forked for this map
+               └─ Remote       on other machines
 """
 
 from __future__ import annotations

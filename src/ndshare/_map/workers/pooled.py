@@ -15,8 +15,7 @@ from ndshare._map.watch.captured import Traffic, account, module_data
 from ndshare._map.workers.base import Lost, Outcome, Ranges
 from ndshare._pool import Pool, QuietTask, Task
 from ndshare._system import _wire
-from ndshare._transport import Draft, Parcel, by_value_modules, mainspace
-from ndshare._transport import pack as pack_transport
+from ndshare._transport import Draft, Parcel, by_value_modules, mainspace, pack
 
 #: Which global data kernels used last time, so that they are pickled once.
 _globals_of: KernelMemory[frozenset[str]] = KernelMemory(frozenset())
@@ -88,7 +87,7 @@ class PoolWorkers(Task):
         """Return what runners are sent, and the globals of ``__main__`` it brings."""
         facts = self.job.facts()
         if type(facts[0]) is tuple:  # a kernel that was taken apart brings all it uses
-            return pack_transport((run_facts, (facts, {}, {}, ranges), {})), frozenset()
+            return pack((run_facts, (facts, {}, {}, ranges), {})), frozenset()
         before = _globals_of.get(self.job.kernel)
         data = mainspace.current(before) if before else {}
         arrays = {

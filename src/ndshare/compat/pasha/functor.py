@@ -35,15 +35,6 @@ class Functor(ndshare.Functor):
 
     _functor_types: ClassVar[list[type[Functor]]] = []  # type: ignore[assignment]
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        # Not that of ndshare.Functor: what is registered there would be asked as well. A class that is
-        # defined again, as by a cell of a notebook, replaces the first.
-        name = cls.__module__, cls.__qualname__
-        if "<locals>" not in cls.__qualname__:
-            others = [kind for kind in Functor._functor_types if (kind.__module__, kind.__qualname__) != name]
-            Functor._functor_types[:] = others
-        Functor._functor_types.append(cls)
-
     @classmethod
     def try_wrap(cls, value: Any) -> Any:
         """Return the functor of an object.
@@ -70,16 +61,8 @@ class Functor(ndshare.Functor):
             return kind(value)
         if not isinstance(value, type) and hasattr(value, "_pasha_functor_"):
             return value._pasha_functor_()
-        # An inherited wrap is asked once, of the class that was registered first.
-        wraps = {getattr(kind.wrap, "__func__", kind): kind.wrap for kind in reversed(Functor._functor_types)}
-        found = [functor for wrap in wraps.values() if (functor := wrap(value)) is not None]
-        if len(found) > 1:
-            names = " and ".join(type(functor).__name__ for functor in found)
-            raise ValueError(
-                f"default functor is ambiguous: {names} accept {type(value)}; pass the functor itself, such "
-                f"as {type(found[0]).__name__}(obj)"
-            )
-        return found[0] if found else functors.find(value)
+        claimed = functors.claimed(value, Functor._functor_types)
+        return functors.find(value) if claimed is None else claimed
 
 
 class SequenceFunctor(ndshare.SequenceFunctor, Functor):

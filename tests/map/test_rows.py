@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ndshare
-from ndshare._map.reduction import reduce_rows
+from ndshare._map.rows import reduce_rows
 
 _UFUNCS = [np.add, np.multiply, np.maximum, np.minimum, np.logical_or, np.hypot, np.fmax]
 

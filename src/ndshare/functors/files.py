@@ -1,26 +1,114 @@
-"""Functor of h5py datasets, along their first axis.
+"""Functors of arrays in files, along their first axis: HDF5 datasets, zarr arrays.
 
 ::
 
     caller                                   worker
     HDF5Functor(dataset) ── file name and ──► opens the file read-only when the first item
                             dataset name      is read, once per process
+    ZarrFunctor(array) ──── its store ──────► reads the store itself
+
+Items are read many at a time.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
-from ndshare.functors.base import is_instance
-from ndshare.functors.slabs import SlabFunctor, check_has_items
+from ndshare.functors.base import Functor, indices_of, is_instance
 
-__all__ = ["HDF5Functor"]
+__all__ = ["HDF5Functor", "SlabFunctor", "ZarrFunctor"]
 
+# One read costs some 50 µs whatever its size, and a compressed chunk is unpacked anew for every read that
+# misses the cache: read up to this much at once, and whole chunks where they fit.
+_SLAB_BYTES = 4 << 20
 # Others keep the content in memory, in several files, or far away.
 _REOPENABLE = ("sec2", "stdio", "direct")
 # From this version of the superblock on, a file says in itself that somebody writes it.
 _MARKS_WRITERS = 3
+
+
+class SlabFunctor(Functor):
+    """Base of functors whose array is read along its first axis, a slab of items at a time.
+
+    Subclasses set `count` and return the array from `opened`.
+    """
+
+    count: int
+
+    def opened(self) -> Any:
+        """Return the array, opened in this process."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.count
+
+    def iterate(self, share: slice) -> Iterator[tuple[Any, ...]]:
+        """Yield ``(index, array[index])``; values are views of what was read at once."""
+        indices = indices_of(share, self.count)
+        if not indices:
+            return
+        array = self.opened()
+        if indices.step != 1:
+            for index in indices:
+                yield index, array[index]
+            return
+        start = indices.start
+        while start < indices.stop:
+            stop = min(indices.stop, _slab_end(array, start))
+            yield from enumerate(array[start:stop], start)
+            start = stop
+
+
+def _slab_end(array: Any, start: int) -> int:
+    item_bytes = max(1, array.dtype.itemsize * math.prod(array.shape[1:]))
+    most: int = max(1, _SLAB_BYTES // item_bytes)
+    per_chunk: int = array.chunks[0] if array.chunks else 1
+    if most < per_chunk:
+        return start + most
+    return (start + most) // per_chunk * per_chunk
+
+
+def _count_items(name: str, shape: tuple[int, ...] | None, what: str) -> int:
+    """Return the length of the first axis, or refuse what has none."""
+    if not shape:
+        raise ValueError(f"{name}: {what} has no dimensions, and so no items; read it by [()]")
+    return int(shape[0])
+
+
+class ZarrFunctor(SlabFunctor):
+    """Functor of a `zarr.Array`: the kernel gets ``(worker_id, index, array[index])``.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        Of at least one dimension.
+
+    Notes
+    -----
+    Workers read the store themselves; zarr says how a store travels, so that one in memory is copied to
+    every worker. Reading is fastest when a chunk holds whole items.
+    """
+
+    def __init__(self, array: Any) -> None:
+        if not is_instance(array, "zarr", "Array"):
+            raise TypeError(f"ZarrFunctor: needs a zarr.Array, got {type(array).__name__}")
+        self.count = _count_items("ZarrFunctor", array.shape, "the array")
+        self.array = array
+
+    @classmethod
+    def wrap(cls, value: Any) -> Self | None:
+        """Accept zarr arrays."""
+        return cls(value) if is_instance(value, "zarr", "Array") else None
+
+    def opened(self) -> Any:
+        """Return the array; its store opens itself."""
+        return self.array
+
+
+# ---------------------------------------------------------------------- HDF5
 
 
 class Place(NamedTuple):
@@ -61,7 +149,7 @@ class HDF5Functor(SlabFunctor):
             raise TypeError(f"HDF5Functor: needs an h5py.Dataset, got {type(dataset).__name__}")
         if not dataset:
             raise ValueError("HDF5Functor: the file of this dataset is closed; open it again")
-        self.count = check_has_items("HDF5Functor", dataset.shape, f"the dataset {dataset.name!r}")
+        self.count = _count_items("HDF5Functor", dataset.shape, f"the dataset {dataset.name!r}")
         self._dataset = dataset
         # A relative name means this file only until the working directory changes.
         self._filename = os.path.abspath(dataset.file.filename)
