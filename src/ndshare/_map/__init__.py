@@ -28,6 +28,7 @@ Not guaranteed
 
 from __future__ import annotations
 
+from ndshare._map._loop import drop as drop_result
 from ndshare._map._loop import run
 from ndshare._map.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
 from ndshare._map.driving import Bar, Drive
@@ -60,6 +61,7 @@ __all__ = [
     "Traffic",
     "WorkerReport",
     "account",
+    "drop_result",
     "item_rng",
     "known_rows",
     "module_data",

@@ -308,4 +308,4 @@ class ShareKernel:
         """Call the kernel for all entries of a share."""
         kernel = self.kernel
         for entry in self.functor.iterate(share):
-            kernel(worker_id, *entry)
+            _loop.drop(kernel(worker_id, *entry))

@@ -9,9 +9,9 @@ from typing import Any
 from ndshare._memory import stats
 from ndshare._pool.tasks import describe
 from ndshare._system import (
-    check_callable,
     check_count,
     check_environment,
+    check_runs,
     default_workers,
     module_names,
     tuple_of,
@@ -93,7 +93,7 @@ def checked_settings(
         check_count("threads_per_worker", threads_per_worker, 1)
     check_count("retries", retries, 0)
     if initializer is not None:
-        check_callable("initializer", initializer)
+        check_runs("initializer", initializer)
     initargs = tuple_of("initargs", initargs)
     if not (isinstance(snapshot, str) and snapshot in {"start", "submit"}):
         raise ValueError(f"snapshot must be 'start' or 'submit', got {snapshot!r}")

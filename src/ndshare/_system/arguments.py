@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,31 @@ def check_callable(name: str, value: object) -> None:
     """Refuse what cannot be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r}")
+
+
+def check_runs(name: str, value: object) -> None:
+    """Refuse what cannot be called, and what does nothing when it is called and its result is dropped."""
+    check_callable(name, value)
+    function: Any = value
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not hasattr(function, "__code__"):
+        function = getattr(function, "__func__", None) or type(function).__call__
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    for flag, kind, remedy in _IDLE:
+        if flags & flag:
+            raise TypeError(
+                f"{name} is {value!r}, {kind}: calling it makes an object that somebody would have to run, "
+                f"and nobody does; give a function that does the work itself, without {remedy}"
+            )
+
+
+#: Flags of code: `inspect` calls them CO_ASYNC_GENERATOR, CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_GENERATOR.
+_IDLE = (
+    (0x200, "an async generator function", "async and yield"),
+    (0x80 | 0x100, "a coroutine function", "async"),
+    (0x20, "a generator function", "yield"),
+)
 
 
 def tuple_of(name: str, value: object) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@
 #include "values.h"
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -38,6 +39,32 @@ now_ns(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Drops what the kernel returned. What a generator function or coroutine function returns has not run yet, and
+ * never would: -1 with an exception. */
+static int
+drop_result(PyObject *result)
+{
+    if (result == Py_None) { /* of most */
+        Py_DECREF(result);
+        return 0;
+    }
+    bool coroutine = PyCoro_CheckExact(result), generator = PyGen_CheckExact(result);
+    int ran = !coroutine && !generator && !PyAsyncGen_CheckExact(result);
+    if (!ran) {
+        if (coroutine) { /* else a warning says that nobody has awaited it */
+            Py_XDECREF(PyObject_CallMethod(result, "close", NULL));
+            PyErr_Clear();
+        }
+        PyErr_Format(PyExc_TypeError,
+                     "map: the kernel returned a %.100s, so that nothing of it has run: calling a %s only makes one; "
+                     "let the kernel do the work itself, without %s",
+                     Py_TYPE(result)->tp_name, generator ? "generator function" : "coroutine function or async generator",
+                     generator ? "yield" : "async");
+    }
+    Py_DECREF(result);
+    return ran - 1;
 }
 
 /* Calls the kernel for one entry, a tuple of any length. 0, or -1 with an exception. */
@@ -71,11 +98,7 @@ call_entry(PyObject *kernel, PyObject *worker_id, PyObject *entry)
         result = PyObject_Call(kernel, args, NULL);
         Py_DECREF(args);
     }
-    if (result == NULL) {
-        return -1;
-    }
-    Py_DECREF(result);
-    return 0;
+    return result == NULL ? -1 : drop_result(result);
 }
 
 /* The same as `call_entry` for item `index` of something that can be indexed. */
@@ -93,11 +116,17 @@ call_value(PyObject *kernel, PyObject *worker_id, ndshare_values *values, Py_ssi
         ndshare_values_done(values, value);
     }
     Py_DECREF(number);
-    if (result == NULL) {
-        return -1;
+    return result == NULL ? -1 : drop_result(result);
+}
+
+/* drop(result): for loops in Python. */
+PyObject *
+ndshare_items_drop(PyObject *Py_UNUSED(module), PyObject *result)
+{
+    if (drop_result(Py_NewRef(result)) < 0) {
+        return NULL;
     }
-    Py_DECREF(result);
-    return 0;
+    Py_RETURN_NONE;
 }
 
 /* run(kernel, worker_id, source, by_index, board, slot, mask, first, count, timed)

@@ -5,5 +5,6 @@
 #include "loop.h"
 
 PyObject *ndshare_items_run(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_items_drop(PyObject *module, PyObject *result);
 
 #endif

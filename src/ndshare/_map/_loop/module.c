@@ -12,6 +12,8 @@ static PyMethodDef methods[] = {
      PyDoc_STR("run(kernel, worker_id, source, by_index, board, slot, mask, first, count, timed)\n"
                "    -> (items, killed)\n\n"
                "Call the kernel for the entries of one share. `source` is indexed, or else an iterator of tuples.")},
+    {"drop", ndshare_items_drop, METH_O,
+     PyDoc_STR("drop(result)\n\nRefuse what a kernel has returned if nothing of the kernel has run for it.")},
     {NULL, NULL, 0, NULL},
 };
 

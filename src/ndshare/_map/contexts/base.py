@@ -18,7 +18,7 @@ from ndshare._map.report import MapReport
 from ndshare._map.rows import known_rows, reduce_rows
 from ndshare._map.workers.base import MapWorkers
 from ndshare._map.workers.local import Caller, Threads
-from ndshare._system import Board, check_callable, check_count, check_seconds, default_workers
+from ndshare._system import Board, check_count, check_runs, check_seconds, default_workers
 
 Kernel = Callable[..., object]
 Shape = int | Iterable[int]
@@ -188,7 +188,7 @@ class MapContext(abc.ABC):
         TypeError
             If the kernel uses something that cannot be sent to workers.
         """
-        check_callable("kernel", kernel)
+        check_runs("kernel", kernel)
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', got {on_error!r}")
         if timeout is not None:
@@ -247,7 +247,7 @@ def _progress(progress: bool | Progress) -> Progress | None:
         return Bar()
     if not progress:
         return None
-    check_callable("progress", progress)
+    check_runs("progress", progress)
     return progress
 
 

@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 import ndshare
+from ndshare._map import drop_result
 from ndshare.compat import preloads
 from ndshare.compat.pasha.functor import Functor
 
@@ -128,7 +129,7 @@ class MapContext:
         """Call the kernel for every entry of a share: ``run_worker(function, functor, share, worker_id)``."""
         function, functor, share, worker_id = args
         for entry in functor.iterate(share):
-            function(worker_id, *entry)
+            drop_result(function(worker_id, *entry))
 
 
 class NativeContext(MapContext):
