@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def shutdown(pool: Pool, *, wait: bool, cancel: bool) -> None:
-    """Take no more tasks; end when those that were taken are finished."""
+    """Take no more tasks; end when those that were taken are finished.
+
+    Page: docs/executor.md.
+    """
     if pool.hub.pid != os.getpid():
         pool.closed = True
         return

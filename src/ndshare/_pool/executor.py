@@ -33,6 +33,8 @@ _T = TypeVar("_T")
 class ProcessPoolExecutor(concurrent.futures.Executor):
     """Run calls in a pool of worker processes; arrays do not go through pickle.
 
+    Page: docs/executor.md.
+
     Parameters
     ----------
     max_workers : int, optional

@@ -51,6 +51,8 @@ _PLAIN = frozenset((bytes, str, int, float, bool, type(None)))
 class Queue:
     """A queue of messages between processes and threads, arrays in it by shared memory.
 
+    Page: docs/queue.md.
+
     Methods and exceptions are those of `multiprocessing.Queue` and, for `shutdown`, of `queue.Queue` in
     Python 3.13.
 

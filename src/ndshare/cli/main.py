@@ -104,7 +104,10 @@ def _age(seconds: float) -> str:
 
 
 def prune(argv: Sequence[str]) -> int:
-    """Remove the dicts that nobody uses and print which; return the exit status."""
+    """Remove the dicts that nobody uses and print which; return the exit status.
+
+    Page: docs/shared_dict.md.
+    """
     from ndshare._dict import prune as remove_unused
 
     parser = argparse.ArgumentParser(

@@ -108,7 +108,7 @@ static PyMethodDef methods[] = {
     {"block_of", ndshare_obtain_of, METH_O,
      PyDoc_STR("block_of(array)\n--\n\n(Block, offset of the lowest byte), or None for ordinary memory.")},
     {"is_shared", ndshare_obtain_is_shared, METH_O, PyDoc_STR("is_shared(array)\n--\n\n"
-        "Tell whether the memory of an array is shared.\n\n"
+        "Tell whether the memory of an array is shared.\n\nPage: docs/arrays.md.\n\n"
         "Parameters\n----------\n"
         "array : object\n    Anything; what is no ndarray is not shared.\n\n"
         "Returns\n-------\n"

@@ -38,6 +38,8 @@ _OURS = __name__.rpartition(".")[0]
 class MapContext:
     """Base of contexts: subclasses define `map`, and call `run_worker` for each share.
 
+    Page: docs/map.md.
+
     Parameters
     ----------
     num_workers : int
@@ -162,7 +164,10 @@ class NativeContext(MapContext):
 
 
 class SerialContext(NativeContext):
-    """One worker, which is the calling thread. All arguments are ignored."""
+    """One worker, which is the calling thread. All arguments are ignored.
+
+    Page: docs/map.md.
+    """
 
     def __init__(self, *_ignored: Any, **_options: Any) -> None:
         super().__init__(num_workers=1)
@@ -221,7 +226,10 @@ class _NativePoolContext(NativeContext, PoolContext):  # type: ignore[misc]
 
 
 class ThreadContext(_NativePoolContext):
-    """Threads of this process."""
+    """Threads of this process.
+
+    Page: docs/map.md.
+    """
 
     @cached_property
     def worker_storage(self) -> Any:
@@ -244,6 +252,8 @@ class ThreadContext(_NativePoolContext):
 
 class ProcessContext(_NativePoolContext):
     """Processes that see the state of the program as it is when `map` is called.
+
+    Page: docs/map.md.
 
     Notes
     -----
