@@ -104,10 +104,7 @@ def _age(seconds: float) -> str:
 
 
 def prune(argv: Sequence[str]) -> int:
-    """Remove the dicts that nobody uses and print which; return the exit status.
-
-    Page: docs/shared_dict.md.
-    """
+    """Remove the dicts that nobody uses and print which; return the exit status."""
     from ndshare._dict import prune as remove_unused
 
     parser = argparse.ArgumentParser(

@@ -247,8 +247,6 @@ def shm_wrap_f(f: Callable[..., Any], /, *args: Any, shm_out: bool = True, **kwa
 class ProcessPoolExecutor(ndshare.ProcessPoolExecutor):
     """`ndshare.ProcessPoolExecutor` whose tasks find arrays under keys.
 
-    Page: docs/executor.md.
-
     Parameters
     ----------
     *args, **options

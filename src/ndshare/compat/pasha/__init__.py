@@ -48,8 +48,6 @@ _default_context: Any = None
 def get_default_context() -> Any:
     """Return the context that `map` and `alloc` use: processes, unless another one was chosen.
 
-    Page: docs/map.md.
-
     Returns
     -------
     MapContext
@@ -62,8 +60,6 @@ def get_default_context() -> Any:
 
 def set_default_context(ctx_or_method: Any, *args: Any, **kwargs: Any) -> None:
     """Choose the context that `map` and `alloc` use.
-
-    Page: docs/map.md.
 
     Parameters
     ----------

@@ -38,8 +38,6 @@ _OURS = __name__.rpartition(".")[0]
 class MapContext:
     """Base of contexts: subclasses define `map`, and call `run_worker` for each share.
 
-    Page: docs/map.md.
-
     Parameters
     ----------
     num_workers : int
@@ -164,10 +162,7 @@ class NativeContext(MapContext):
 
 
 class SerialContext(NativeContext):
-    """One worker, which is the calling thread. All arguments are ignored.
-
-    Page: docs/map.md.
-    """
+    """One worker, which is the calling thread. All arguments are ignored."""
 
     def __init__(self, *_ignored: Any, **_options: Any) -> None:
         super().__init__(num_workers=1)
@@ -226,10 +221,7 @@ class _NativePoolContext(NativeContext, PoolContext):  # type: ignore[misc]
 
 
 class ThreadContext(_NativePoolContext):
-    """Threads of this process.
-
-    Page: docs/map.md.
-    """
+    """Threads of this process."""
 
     @cached_property
     def worker_storage(self) -> Any:
@@ -252,8 +244,6 @@ class ThreadContext(_NativePoolContext):
 
 class ProcessContext(_NativePoolContext):
     """Processes that see the state of the program as it is when `map` is called.
-
-    Page: docs/map.md.
 
     Notes
     -----

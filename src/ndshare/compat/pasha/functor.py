@@ -27,8 +27,6 @@ __all__ = [
 class Functor(ndshare.Functor):
     """Something that can be mapped over; subclassing registers, see `ndshare.Functor`.
 
-    Page: docs/functors.md.
-
     Notes
     -----
     Subclasses that define `split` and `iterate` only are mapped share by share. With a ``__len__`` and an
@@ -68,10 +66,7 @@ class Functor(ndshare.Functor):
 
 
 class SequenceFunctor(ndshare.SequenceFunctor, Functor):
-    """Functor of a sequence: the kernel gets ``(worker_id, index, value)``.
-
-    Page: docs/functors.md.
-    """
+    """Functor of a sequence: the kernel gets ``(worker_id, index, value)``."""
 
     @classmethod
     def wrap(cls, value: Any) -> Any:
@@ -80,10 +75,7 @@ class SequenceFunctor(ndshare.SequenceFunctor, Functor):
 
 
 class NdarrayFunctor(ndshare.NdarrayFunctor, SequenceFunctor):
-    """Functor of an array along one axis, which is swapped with the first one.
-
-    Page: docs/functors.md.
-    """
+    """Functor of an array along one axis, which is swapped with the first one."""
 
     @classmethod
     def wrap(cls, value: Any) -> Any:
@@ -92,10 +84,7 @@ class NdarrayFunctor(ndshare.NdarrayFunctor, SequenceFunctor):
 
 
 class DataArrayFunctor(ndshare.DataArrayFunctor, NdarrayFunctor):
-    """Functor of an `xarray.DataArray` along a dimension, by ``transpose(dim, ...)``.
-
-    Page: docs/functors.md.
-    """
+    """Functor of an `xarray.DataArray` along a dimension, by ``transpose(dim, ...)``."""
 
     @classmethod
     def wrap(cls, value: Any) -> Any:
@@ -104,10 +93,7 @@ class DataArrayFunctor(ndshare.DataArrayFunctor, NdarrayFunctor):
 
 
 class ExtraDataFunctor(ndshare.ExtraDataFunctor, Functor):
-    """Functor of EXtra-data objects: the kernel gets ``(worker_id, index, train_id, data)``.
-
-    Page: docs/functors.md.
-    """
+    """Functor of EXtra-data objects: the kernel gets ``(worker_id, index, train_id, data)``."""
 
     @classmethod
     def wrap(cls, value: Any) -> Any:

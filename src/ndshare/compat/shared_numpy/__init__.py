@@ -113,10 +113,7 @@ def _shared(make: Callable[[], npt.NDArray[Any]], what: str) -> SharedNDArray:
 
 
 def array(obj: Any, *args: Any, **kwargs: Any) -> SharedNDArray:
-    """Make an array in shared memory; arguments are those of `numpy.array`.
-
-    Page: docs/arrays.md.
-    """
+    """Make an array in shared memory; arguments are those of `numpy.array`."""
     return _shared(lambda: np.array(obj, *args, **kwargs), "array")
 
 
