@@ -126,6 +126,15 @@ def test_help_lists_every_public_name() -> None:
     assert set(ndshare.__all__) - words == set()
 
 
+@pytest.mark.parametrize("name", sorted(set(ndshare.__all__) - {"ShutDown"}))
+def test_docstring_names_its_page(name: str) -> None:
+    """Where to read on stands in the docstring of every public name, and the page has the name."""
+    found = re.search(r"docs/(\w+)\.md", inspect.getdoc(_public()[name]) or "")
+    assert found, f"{name}: name a page of docs/ in its docstring"
+    page = _SOURCE.parents[1] / "docs" / f"{found[1]}.md"
+    assert name in page.read_text()
+
+
 def test_import_changes_nothing(run_script) -> None:
     """Importing ndshare starts nothing, opens nothing, sets nothing, patches nothing, stays light."""
     changed, heavy = map(json.loads, run_script(_OBSERVE).stdout.splitlines())

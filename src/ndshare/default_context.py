@@ -27,6 +27,8 @@ _default: MapContext | None = None
 def get_default_context() -> MapContext:
     """Return the context that `ndshare.map` and `ndshare.alloc` use.
 
+    Page: docs/map.md.
+
     Returns
     -------
     MapContext
@@ -40,6 +42,8 @@ def get_default_context() -> MapContext:
 
 def set_default_context(context: MapContext | str, *args: Any, **options: Any) -> None:
     """Choose the context that `ndshare.map` and `ndshare.alloc` use.
+
+    Page: docs/map.md.
 
     Parameters
     ----------

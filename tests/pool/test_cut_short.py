@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ndshare
-from ndshare._queue.opened import Opened
+from ndshare._queue.wire import Wire
 from tests.dict.dict_tasks import ended, forked
 from tests.pool import cut_short_story
 
@@ -75,14 +75,14 @@ def test_a_death_in_shutdown_keeps_nobody_waiting(when: str) -> None:
     time.sleep(0.1)
 
     def die() -> None:
-        set_flags = Opened.set_flags
+        set_flags = Wire.set_flags
 
-        def dies(opened: Opened, flags: int) -> None:
+        def dies(wire: Wire, flags: int) -> None:
             if when == "after":
-                set_flags(opened, flags)
+                set_flags(wire, flags)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        Opened.set_flags = dies  # type: ignore[method-assign]
+        Wire.set_flags = dies  # type: ignore[method-assign]
         shared.shutdown()
 
     assert ended(forked(die)) == -signal.SIGKILL
@@ -97,7 +97,7 @@ def test_a_child_keeps_nothing_of_a_queue_that_was_closed_and_had_again() -> Non
     shared, carrier = ndshare.Queue(), ndshare.Queue()
     carrier.put(shared)
     number = 0
-    while not shared._line.backlog:
+    while not shared._line.backlog.messages:
         shared.put(np.zeros(3000))
         number += 1
     shared.close()

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 import ndshare
-from ndshare._pool import muster
-from ndshare._pool import results as _pool_results
+from ndshare._pool import Pool
 from ndshare._processes.hub import Hub
 from tests import misdeeds
 
@@ -109,14 +108,14 @@ def test_error_of_a_future_with_a_callback_is_heard_by_who_leads(
 ) -> None:
     """The I/O thread, which calls back, rings after it has resolved the future, not only before."""
     executor = make()
-    finish = _pool_results._finish
+    finish = Pool._finish
 
-    def slowly(pool: Any, task: Any) -> bool:
+    def slowly(pool: Pool, task: Any) -> bool:
         if pool.hub.in_thread:
             time.sleep(0.1)  # who leads has heard the bell of before, and sleeps again
         return finish(pool, task)
 
-    monkeypatch.setattr(_pool_results, "_finish", slowly)
+    monkeypatch.setattr(Pool, "_finish", slowly)
     future = executor.submit(os._exit, 3)
     future.add_done_callback(lambda _: None)
     assert _ends(_beside(future.result))
@@ -234,7 +233,7 @@ def test_ctrl_c_while_an_initializer_is_pickled_lets_the_pool_end() -> None:
     """When all workers are started at once, what was to be sent is sent by the I/O thread."""
     executor = ndshare.ProcessPoolExecutor(1, initializer=misdeeds.same, initargs=(Strike(),))
     with pytest.raises(KeyboardInterrupt):
-        muster.start_workers(executor._pool)
+        executor._pool.start_workers()
     try:
         assert _ends(_beside(executor.shutdown))
     finally:

@@ -125,7 +125,7 @@ def test_threads_by_default_divide_the_processors() -> None:
     processors = len(os.sched_getaffinity(0))
     for workers in (processors, 1):
         with ProcessPoolExecutor(workers) as executor:
-            expected = max(1, ndshare._system.cpus.default_workers() // workers)
+            expected = max(1, ndshare._system.default_workers() // workers)
             assert executor.submit(_blas_threads).result(_HANG_S) == {expected}
 
 
@@ -390,7 +390,7 @@ _COUNT = "import ndshare, os\nprint(ndshare.ProcessPoolExecutor()._max_workers)\
 def test_count_by_default_follows_the_affinity(run_script: RunScript) -> None:
     """A process bound to one processor gets one worker."""
     everything = run_script(_COUNT).stdout
-    assert int(everything) == ndshare._system.cpus.default_workers() <= len(os.sched_getaffinity(0))
+    assert int(everything) == ndshare._system.default_workers() <= len(os.sched_getaffinity(0))
     one = run_script("import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" + _COUNT)
     assert one.stdout == "1\n"
 
@@ -404,7 +404,7 @@ def test_count_by_default_follows_the_quota(
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(platform, "cpu_quota", lambda: quota)
-    assert ndshare._system.cpus.default_workers() == expected
+    assert ndshare._system.default_workers() == expected
     executor = ProcessPoolExecutor()
     assert executor._max_workers == expected
     executor.shutdown()

@@ -107,7 +107,7 @@ def test_any_array_waits_in_the_sender_unharmed(recipe):
     q = ndshare.Queue()
     filling = 0
     filler = b"x" * 40_000
-    while not q._line.backlog:
+    while not q._line.backlog.messages:
         q.put(filler)
         filling += 1
     q.put(a)

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 import ndshare
-from ndshare._pool.futures import TaskFuture
+from ndshare._pool import TaskFuture
 from ndshare._transport import transport
 from tests.workspace import workspace_tasks as tasks
 from tests.workspace.workspace_places import make_workspace, two_processes  # noqa: F401 - fixtures

@@ -75,6 +75,8 @@ def _documented(*parameters: str) -> Callable[[F], F]:
 def empty(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDArray[Any]:
     """Make a shared array without setting its content.
 
+    Page: docs/arrays.md.
+
     Parameters
     ----------
     shape : int or sequence of int
@@ -116,6 +118,8 @@ def empty(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDA
 def zeros(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDArray[Any]:
     """Make a shared array of zeros.
 
+    Page: docs/arrays.md.
+
     Unlike NumPy's, its pages are taken at once: it costs what it will use.
     """
     return create(shape, dtype, order, "ndshare.zeros", zero=True)
@@ -123,7 +127,10 @@ def zeros(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDA
 
 @_documented(_SHAPE, _DTYPE, _ORDER)
 def ones(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDArray[Any]:
-    """Make a shared array of ones."""
+    """Make a shared array of ones.
+
+    Page: docs/arrays.md.
+    """
     result = create(shape, dtype, order, "ndshare.ones", zero=False)
     result.fill(1)
     return result
@@ -133,7 +140,10 @@ def ones(shape: ShapeLike, dtype: DTypeLike = float, order: Order = "C") -> NDAr
 def full(
     shape: ShapeLike, fill_value: ArrayLike, dtype: DTypeLike | None = None, order: Order = "C"
 ) -> NDArray[Any]:
-    """Make a shared array filled with one value."""
+    """Make a shared array filled with one value.
+
+    Page: docs/arrays.md.
+    """
     kind = np.asarray(fill_value).dtype if dtype is None else dtype
     result = create(shape, kind, order, "ndshare.full", zero=False)
     np.copyto(result, cast("Any", fill_value), casting="unsafe")
@@ -147,7 +157,10 @@ def empty_like(
     order: LikeOrder = "K",
     shape: ShapeLike | None = None,
 ) -> NDArray[Any]:
-    """Make a shared array shaped like another, without setting its content."""
+    """Make a shared array shaped like another, without setting its content.
+
+    Page: docs/arrays.md.
+    """
     return create_like(prototype, dtype, order, shape, "ndshare.empty_like")
 
 
@@ -158,7 +171,10 @@ def zeros_like(
     order: LikeOrder = "K",
     shape: ShapeLike | None = None,
 ) -> NDArray[Any]:
-    """Make a shared array of zeros shaped like another."""
+    """Make a shared array of zeros shaped like another.
+
+    Page: docs/arrays.md.
+    """
     return create_like(prototype, dtype, order, shape, "ndshare.zeros_like", zero=True)
 
 
@@ -169,7 +185,10 @@ def ones_like(
     order: LikeOrder = "K",
     shape: ShapeLike | None = None,
 ) -> NDArray[Any]:
-    """Make a shared array of ones shaped like another."""
+    """Make a shared array of ones shaped like another.
+
+    Page: docs/arrays.md.
+    """
     result = create_like(prototype, dtype, order, shape, "ndshare.ones_like")
     result.fill(1)
     return result
@@ -183,7 +202,10 @@ def full_like(
     order: LikeOrder = "K",
     shape: ShapeLike | None = None,
 ) -> NDArray[Any]:
-    """Make a shared array filled with one value, shaped like another."""
+    """Make a shared array filled with one value, shaped like another.
+
+    Page: docs/arrays.md.
+    """
     result = create_like(prototype, dtype, order, shape, "ndshare.full_like")
     np.copyto(result, cast("Any", fill_value), casting="unsafe")
     return result
@@ -191,6 +213,8 @@ def full_like(
 
 def array(object: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K") -> NDArray[Any]:  # noqa: A002  -- NumPy's name
     """Copy anything array-like into a new shared array.
+
+    Page: docs/arrays.md.
 
     Parameters
     ----------

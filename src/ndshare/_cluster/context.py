@@ -37,6 +37,8 @@ __all__ = ["ClusterContext"]
 class ClusterContext(MapContext):
     """Maps run on the machines of a cluster.
 
+    Page: docs/cluster.md.
+
     Parameters
     ----------
     engine : distributed.Client, str or Executor

@@ -29,6 +29,8 @@ _T = TypeVar("_T")
 class ClusterExecutor(concurrent.futures.Executor):
     """Run calls on the machines of a cluster.
 
+    Page: docs/cluster.md.
+
     Parameters
     ----------
     engine : distributed.Client, str or Executor

@@ -310,6 +310,8 @@ def infos() -> list[DictInfo]:
 def prune(dry_run: bool = False, *, persistent: bool = False) -> list[str]:
     """Remove the SharedDicts of this user that nobody uses any more, such as those of killed programs.
 
+    Page: docs/shared_dict.md.
+
     Parameters
     ----------
     dry_run : bool

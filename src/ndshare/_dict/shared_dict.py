@@ -45,6 +45,8 @@ _CLOSE_POLL_S = 0.001  # while other threads of this process finish what they do
 class SharedDict(WritableDict):
     """A mapping from keys to arrays in shared memory, for any number of processes of one user.
 
+    Page: docs/shared_dict.md.
+
     Parameters
     ----------
     arrays : mapping, optional

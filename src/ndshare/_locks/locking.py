@@ -41,6 +41,8 @@ _lock.configure(OwnerDiedError)
 class Lock(_lock.Mutex):
     """A lock that works between threads and processes; made by `lock`.
 
+    Page: docs/map.md.
+
     Methods and context manager are those of `threading.Lock`: ``acquire(blocking=True, timeout=-1)``,
     ``release()``, ``locked()``. It is not reentrant, and only the thread that acquired it may release it.
 
@@ -97,6 +99,8 @@ class Lock(_lock.Mutex):
 
 def lock(*, report_death: bool = False) -> Lock:
     """Make a lock that works between threads, workers and forked children.
+
+    Page: docs/map.md.
 
     Parameters
     ----------

@@ -123,6 +123,8 @@ name_items(current_item)
 def item_rng() -> np.random.Generator:
     """Return the random number generator of the item a kernel works on.
 
+    Page: docs/map.md.
+
     What it draws depends on the ``seed`` of the map and the index of the item only: the same bits in every
     context, with any number of workers, in any order. No two items share a stream.
 

@@ -50,6 +50,8 @@ _WORKER_COLUMNS = ("worker", "process", "items", "shares", "busy", "peak memory"
 class MapReport:
     """What a map did.
 
+    Page: docs/map.md.
+
     Attributes
     ----------
     items : int

@@ -23,6 +23,8 @@ marked: dict[int, weakref.ref[np.ndarray[Any, Any]]] = {}
 def scratch(array: A) -> A:
     """Mark an array as private scratch memory: nobody is warned that writes to it are lost.
 
+    Page: docs/map.md.
+
     A kernel of `map` that writes to an ordinary array writes to a copy of its worker's own; that is
     warned about, because it is usually a mistake. It is none where the array is only a place to work in.
 

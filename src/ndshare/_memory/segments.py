@@ -123,6 +123,8 @@ before_trim: set[Callable[[], object]] = set()
 def trim() -> int:
     """Give memory that is kept for the next array back to the system.
 
+    Page: docs/arrays.md.
+
     Returns
     -------
     int
@@ -170,6 +172,8 @@ def recycled_memory() -> Iterator[None]:
 
 class shared_memory:  # noqa: N801  -- used like a function, as `contextlib` does
     """Context in which every array NumPy makes is shared, of any size and by whatever code.
+
+    Page: docs/arrays.md.
 
     Notes
     -----
@@ -246,6 +250,8 @@ def readable_bytes(nbytes: int) -> str:
 class Stats:
     """Shared memory of this process, in bytes and counts.
 
+    Page: docs/arrays.md.
+
     Attributes
     ----------
     shared_bytes, shared_segments
@@ -316,6 +322,8 @@ class Stats:
 
 def stats() -> Stats:
     """Say what this process has in shared memory, and which limit binds.
+
+    Page: docs/arrays.md.
 
     Returns
     -------

@@ -33,6 +33,8 @@ class _Content(NamedTuple):
 def register_wrapper(cls: type, attribute: str) -> None:
     """Have the array that instances of a class hold moved through shared memory.
 
+    Page: docs/integrations.md.
+
     Needed only for classes that turn their array into bytes when they are pickled: with a ``__reduce__`` or
     ``__getstate__`` of their own. All others are looked through anyway.
 

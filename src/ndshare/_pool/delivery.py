@@ -19,9 +19,8 @@ import threading
 import weakref
 from typing import Any
 
-from ndshare._pool.items_tasks import MapRun
 from ndshare._pool.settings import PoolSettings
-from ndshare._pool.tasks import Task
+from ndshare._pool.tasks import MapRun, Task
 from ndshare._processes import Crew, Worker, WorkerGoneError, frames
 from ndshare._system import _wire
 from ndshare._transport import INLINE_MAX, Inputs, Parcel, close_all, mainspace, pack, pack_plain

@@ -15,23 +15,24 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
-from ndshare._pool.futures import TaskFuture
-from ndshare._pool.items_tasks import ItemsTask, MapRun
-from ndshare._pool.pool import Pool
+from ndshare._pool.pool import Pool, new_pool
 from ndshare._pool.repeats import Repeats
-from ndshare._pool.settings import Environment, PoolSettings, checked_settings
+from ndshare._pool.settings import Environment, checked_settings
+from ndshare._pool.tasks import ItemsTask, MapRun, TaskFuture
 
 # `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
 # that moment would leave the child an import lock that nobody releases.
-from ndshare._processes import CrewClosedError, errstate, own_crew
-from ndshare._system import check_callable, check_count, check_seconds, warn_caller
-from ndshare.errors import InheritedError, RepeatedCopyWarning
+from ndshare._processes import errstate
+from ndshare._system import check_callable, check_count, check_seconds
+from ndshare.errors import InheritedError
 
 _T = TypeVar("_T")
 
 
 class ProcessPoolExecutor(concurrent.futures.Executor):
     """Run calls in a pool of worker processes; arrays do not go through pickle.
+
+    Page: docs/executor.md.
 
     Parameters
     ----------
@@ -155,7 +156,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         self._check_usable()
         check_callable("fn", fn)
         if not self._repeats.told:
-            warn_of_copies(self._repeats, fn, args, kwargs)
+            self._repeats.warn(fn, args, kwargs)
         if (errors := errstate.current()) is not None:
             fn, args = errstate.call, (errors, fn, *args)
         task = TaskFuture(self._pool, fn, args, kwargs)
@@ -210,7 +211,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
             if not self._repeats.told:
                 for args in group:
-                    warn_of_copies(self._repeats, fn, args, {})
+                    self._repeats.warn(fn, args, {})
             task = ItemsTask(run, group)
             if self._snapshot == "submit":
                 task.read_now(private=self._pool.settings.retries > 0)
@@ -270,21 +271,6 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         if sys.is_finalizing():
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-
-
-def warn_of_copies(repeats: Repeats, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Say once that a large ordinary array is copied again and again."""
-    if (text := repeats.look(fn, args, kwargs)) is not None:
-        warn_caller(RepeatedCopyWarning(text))
-
-
-def new_pool(settings: PoolSettings) -> Pool:
-    """Make a pool on the workers of this process."""
-    while True:
-        try:
-            return Pool(own_crew(), settings)
-        except CrewClosedError:  # another thread was just shutting it down
-            continue
 
 
 def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:

@@ -10,28 +10,46 @@ Policy
 ------
 - A task goes to an idle worker; else a new worker is started up to `max_workers`; else it waits. Only
   when tasks are short is a worker sent more than it can run at once (`ndshare._pool.roster`).
-- Many short tasks travel in one message. An idle worker takes back what another one has not begun.
+- Many short tasks travel in one message (`ndshare._pool.delivery`). An idle worker takes back what another
+  one has not begun.
 - Arguments are read when a task is dispatched, in the thread that dispatches it.
 - A worker's death fails the task it was running, or tries it again; what it had not begun runs elsewhere.
+- Results are rebuilt and futures resolved without the hub's lock: that is taken only while the books are
+  changed.
 """
 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
+import contextlib
 import functools
+import os
+import signal
+import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
-from ndshare._pool import deaths as _pool_deaths
-from ndshare._pool import end as _pool_end
-from ndshare._pool import interrupts, results
 from ndshare._pool.delivery import Delivery
 from ndshare._pool.roster import BURST_TASKS, Roster
 from ndshare._pool.settings import PoolSettings
-from ndshare._pool.tasks import Task
-from ndshare._processes import Crew, Worker, WorkerGoneError
+from ndshare._pool.tasks import Task, TaskFuture
+from ndshare._processes import (
+    Answer,
+    Crew,
+    CrewClosedError,
+    Todo,
+    Worker,
+    WorkerGoneError,
+    frames,
+    handle_waiting,
+    own_crew,
+)
 from ndshare._system import _wire, processors
+from ndshare._transport import by_value_modules, close_all, unpack, with_traceback
+from ndshare.errors import InheritedError, InitializerError, WorkerDiedError, code_or_signal
 
 #: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
 _BURST_S = 100e-6
@@ -39,17 +57,29 @@ _BURST_S = 100e-6
 _AGAIN_S = 0.02
 #: After this time without an answer all workers sleep: see `ndshare._processes.frames.SPIN_ALONE_US`.
 _ASLEEP_S = 1e-3
+#: A worker that does not react to Ctrl-C within this time is killed.
+_INTERRUPT_S = 0.6
 
 
 class Pool:
-    """Workers of one executor and the tasks that wait for them."""
+    """Workers of one executor and the tasks that wait for them.
+
+    Parameters
+    ----------
+    crew : Crew
+        Where workers come from, and who hears them.
+    settings : PoolSettings
+        What it was asked to be.
+    """
 
     def __init__(self, crew: Crew, settings: PoolSettings) -> None:
         self.crew = crew
         self.hub = crew.hub
+        self.ring = crew.hub.ring
         self.settings = settings
+        self.withheld = settings.withheld
         self.delivery = Delivery(crew, settings)
-        self.roster = Roster(crew, self, settings)
+        self.roster = Roster(settings)
         self.workers = self.roster.workers
         self.queue: collections.deque[Task] = collections.deque()
         self.pending = 0  # tasks that are not finished
@@ -85,7 +115,7 @@ class Pool:
                 self.hub.look(self.workers)
             self._pump()
         except BaseException:  # Ctrl-C while something was pickled: the caller gets no future of it
-            interrupts.drop(self, (task,))
+            self._drop((task,))
             raise
         finally:
             _wire.unshield()
@@ -106,10 +136,45 @@ class Pool:
                 self._take_on(tasks)
             self._pump(leaving=waits)
         except BaseException:
-            interrupts.drop(self, tasks)
+            self._drop(tasks)
             raise
         finally:
             _wire.unshield()
+
+    def start_workers(self) -> None:
+        """Start all workers now; return when each of them has run its initializer.
+
+        Raises
+        ------
+        InitializerError
+            If that failed in one of them.
+        WorkerDiedError
+            If a worker ended.
+        """
+        probes = [TaskFuture(self, start_worker, (), {}) for _ in range(self.settings.max_workers)]
+        _wire.shield()
+        try:
+            for number, probe in enumerate(probes):
+                try:
+                    with self.hub.lock:
+                        worker = self._hire()
+                        worker.sent -= 1  # what is asked of it here is no task of the user's
+                        worker.sending = probe.dispatched = probe.start()
+                        self.pending += 1
+                except BlockingIOError:  # no room for another process now: the queue tries again
+                    self.submit_all(probes[number:])
+                    break
+                try:
+                    self.dispatch(worker, [probe])
+                except BaseException:  # Ctrl-C while the initializer is pickled: the I/O thread goes on
+                    self.hub.put_off(self.pump)
+                    raise
+        finally:
+            _wire.unshield()
+        for probe in probes:
+            probe.result()
+        with self.hub.lock:
+            self.roster.seconds = None  # says nothing about the tasks to come
 
     def _take_on(self, tasks: Iterable[Task]) -> None:
         """Put tasks into the queue (under the lock: nobody closes the pool meanwhile)."""
@@ -119,6 +184,12 @@ class Pool:
         self.queue.extend(tasks)
         self.pending += len(self.queue) - before
         self.interrupted = False
+
+    def _drop(self, unwanted: Iterable[Task]) -> None:
+        """Drop tasks that nobody will hear of; what waited behind them is sent by the I/O thread."""
+        for task in unwanted:
+            self.withdraw(task)
+        self.hub.put_off(self.pump)
 
     def withdraw(self, task: Task) -> bool:
         """Let go of a task that its user cancels; False if a worker has begun it."""
@@ -130,8 +201,12 @@ class Pool:
                 try:
                     self.queue.remove(task)
                 except ValueError:
-                    if not self._recall(task):
+                    worker = self.roster.recall(task)
+                    if worker is None:
                         return False
+                    if not worker.inflight:  # no answer of it will make the next task come
+                        self.roster.offer(worker)
+                        self.hub.put_off(self.pump)
                 self.pending -= 1
                 if not task.dispatched:
                     task.start()  # tells those that wait: it is cancelled, not running
@@ -141,20 +216,7 @@ class Pool:
             _wire.unshield()
         return True
 
-    def _recall(self, task: Task) -> bool:
-        """Take a task back from the worker it was sent to, if that has not begun it (under the lock)."""
-        for worker in self.workers:
-            for seq, other in worker.inflight.items():
-                if other is task:
-                    if not worker.recall(seq):
-                        return False
-                    del worker.inflight[seq]
-                    worker.sent -= 1
-                    if not worker.inflight:  # no answer of it will make the next task come
-                        self.roster.offer(worker)
-                        self.hub.put_off(self.pump)
-                    return True
-        return False
+    # ------------------------------------------------------------------ to the workers
 
     def pump(self) -> None:
         """Send as much as the workers can take; after Ctrl-C the I/O thread does the rest."""
@@ -178,7 +240,7 @@ class Pool:
                 if not self.queue and self.pending < 2:  # nothing to send, and nothing to take back
                     break
             if self.killed:
-                _pool_end.drop_waiting(self)
+                self._drop_waiting()
             self.when_empty()
         finally:
             _wire.unshield()
@@ -194,13 +256,13 @@ class Pool:
         if self.killed or not (self.queue or self.roster.take_back(self.queue)):
             return None
         try:
-            worker = self.roster.choose(len(self.queue))
+            worker = self.roster.choose(len(self.queue), self._hire)
         except BlockingIOError:
             self.hub.later(_AGAIN_S, self.pump)
             return None
         except Exception as error:
             if self.queue and not self.workers:  # else those that are there will do
-                self.hub.put_off(functools.partial(self.refuse, self.queue.popleft(), error))
+                self.hub.put_off(functools.partial(self._refuse, self.queue.popleft(), error))
             return None
         if worker is None:
             return None
@@ -228,7 +290,11 @@ class Pool:
         self.roster.free.pop(worker, None)
         return worker, batch
 
-    # ------------------------------------------------------------------ sending
+    def _hire(self) -> Worker:
+        """Get a worker more (under the hub's lock)."""
+        worker = self.crew.lease(self, self.settings.overlay(self.roster.vacancy()))
+        self.roster.add(worker)
+        return worker
 
     def dispatch(self, worker: Worker, batch: list[Task], *, here: bool = False) -> None:
         """Send tasks that are on the books to a worker that is marked as being sent to.
@@ -257,17 +323,298 @@ class Pool:
             for task, reason in failed:
                 self.fail(task, reason)
             if failed:
-                self.hub.ring()
+                self.ring()
 
-    # ------------------------------------------------------------------ answers, deaths, Ctrl-C, the end
+    # ------------------------------------------------------------------ from the workers
 
-    resolve = results.resolve
-    fail = results.fail
-    refuse = results.refuse
-    on_initialized = _pool_deaths.on_initialized
-    on_death = _pool_deaths.on_death
-    interrupt = interrupts.interrupt
-    shutdown = _pool_end.shutdown
-    abandon = _pool_end.abandon
-    kill = _pool_end.kill
-    when_empty = _pool_end.when_empty
+    def wait_for(self, task: Task, condition: threading.Condition, timeout: float | None) -> None:
+        """Receive until a task is done, or wait while another thread receives."""
+        if self.hub.pid != os.getpid():
+            raise InheritedError("a future of an executor", self.hub.pid, os.getpid())
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            _wire.shield()
+            try:
+                if self.held:
+                    self.pump()
+                likely = self.roster.busy() if self.pending == 1 and self.roster.short else None
+                self.hub.drive(task.done, deadline, likely)
+                if not task.done() and (deadline is None or time.monotonic() < deadline):
+                    self.hub.wait(condition, task.done, deadline)
+            finally:
+                _wire.unshield()
+        except KeyboardInterrupt:
+            self.interrupt()
+            self.hub.put_off(self.pump)  # it may have struck while an argument was pickled
+            raise
+
+    def resolve(self, worker: Worker, answers: collections.deque[Answer]) -> None:
+        """Rebuild results and resolve their futures, without the lock."""
+        try:
+            handle_waiting()  # those that came before, if another thread is at them
+            while answers:
+                answer = answers.popleft()
+                if answer[0].has_callbacks():
+                    if not self.hub.in_thread:
+                        alone = collections.deque([answer])
+                        self.hub.call_back(functools.partial(self.resolve, worker, alone))
+                        continue
+                    # The user's code may wait for the others: they are not kept from it.
+                    self.hub.do_next(functools.partial(self.resolve, worker, answers))
+                    answers = collections.deque()
+                self._resolve(worker, *answer)
+        except BaseException:  # Ctrl-C, in the thread that waits: the I/O thread does the rest
+            self.hub.put_off(functools.partial(self.resolve, worker, answers))
+            raise
+        if self.closed:
+            self.when_empty()
+
+    def _resolve(self, worker: Worker, task: Task, status: int, body: bytes, fds: tuple[int, ...]) -> None:
+        try:
+            self.delivery.bytes_sent += len(body)
+            value = unpack(body, fds)
+        except BaseException as error:  # a result that cannot be rebuilt, or exits, is this task's error
+            self.fail(task, error)
+            return
+        if status == frames.OK:
+            self._end(task, task.succeed, value)
+        elif status == frames.ERROR or not self._try_by_value(worker, task, value[0]):
+            self.fail(task, *value)
+
+    def _try_by_value(self, worker: Worker, task: Task, error: BaseException) -> bool:
+        """Send a module by value that the worker could not import; False if that cannot help."""
+        name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        worker.known_main.clear()
+        worker.functions.discard(task.token)
+        if not name or name not in sys.modules or name in task.modules_tried:
+            return False
+        task.modules_tried |= {name}
+        by_value_modules.add(name)
+        try:
+            task.read_again()
+        except Exception:  # arguments that cannot be rebuilt here: the first error says enough
+            return False
+        with self.hub.lock:
+            self.queue.appendleft(task)
+        self.pump()
+        return True
+
+    def fail(self, task: Task, error: BaseException, text: str = "") -> None:
+        """End a task by an error."""
+        handle_waiting()
+        with_traceback(error, text)
+        self._end(task, task.fail, error)
+
+    def _refuse(self, task: Task, error: BaseException) -> None:
+        """Fail a task for which there is no worker, then see about the next one."""
+        self.fail(task, error)
+        self.pump()
+
+    def _end(self, task: Task, tell: Callable[[Any], None], outcome: Any) -> None:
+        """End a task; callbacks are run by the I/O thread alone."""
+        if not task.seal():
+            if not self.hub.in_thread:
+                self.hub.call_back(functools.partial(self._end, task, tell, outcome))
+                return
+            task.on_done = self.ring  # before callbacks of the user's, which may block
+        try:
+            if self._finish(task):
+                tell(outcome)
+        finally:
+            if self.closed:
+                self.when_empty()
+
+    def _finish(self, task: Task) -> bool:
+        """Take a task off the books; False if its user has cancelled it, or it was off them already."""
+        with self.hub.lock:
+            if task.pool is None:
+                return False
+            self.pending -= 1
+            task.let_go()
+            if task.dispatched:
+                return True
+            task.dispatched = True
+            return task.start()
+
+    # ------------------------------------------------------------------ deaths
+
+    def on_initialized(
+        self, worker: Worker, status: int, body: bytes, fds: tuple[int, ...], done: Todo
+    ) -> None:
+        """The initializer has run in a worker (under the hub's lock)."""
+        if status == frames.OK:
+            close_all(fds)
+            return
+        worker.leaving = True
+        waiting = list(worker.inflight.values()) + list(self.queue)
+        worker.inflight.clear()
+        self.queue.clear()
+        self.roster.dismiss(worker)
+        done.append(lambda: self._initializer_failed(waiting, body, fds))
+
+    def _initializer_failed(self, waiting: list[Task], body: bytes, fds: tuple[int, ...]) -> None:
+        try:
+            cause, text = unpack(body, fds)
+        except BaseException as error:
+            cause, text = error, str(error)
+        name = self.settings.setup or f"preload={list(self.settings.preload)}"
+        for task in waiting:
+            failure = InitializerError(name, text)
+            failure.__cause__ = cause
+            self.fail(task, failure)
+
+    def on_death(self, worker: Worker, pid: int, code: int | None, peak: int, done: Todo) -> None:
+        """A worker has ended (under the hub's lock)."""
+        victims, spared = self.roster.bury(worker)
+        if self.killed:
+            victims, spared = victims + spared, []
+        setup = ""  # what it was at, if that was not a task
+        if not worker.proved and not worker.leaving and not victims:
+            if self.settings.initializer is not None and worker.state_version is not None:
+                setup = self.settings.setup
+            if self.roster.is_hopeless():
+                victims, spared = [*victims, *spared, *self.queue], []
+                self.queue.clear()
+        exit_code, number = code_or_signal(code)
+        lost: list[tuple[Task, BaseException]] = []
+        for task in victims:
+            task.attempts += 1
+            if task.attempts <= self.settings.retries and not self.killed:
+                spared.insert(0, task)
+            else:
+                facts = (setup or task.describe(), pid, exit_code, number, peak, task.attempts)
+                death = WorkerDiedError(*facts)
+                lost.append((task, InitializerError(setup, str(death)) if setup else death))
+        self.queue.extendleft(reversed(spared))
+
+        def tell() -> None:
+            for task, error in lost:
+                self.fail(task, error)
+            self.pump()
+
+        done.append(tell)
+
+    # ------------------------------------------------------------------ Ctrl-C
+
+    def interrupt(self, only: Collection[Task] | None = None) -> None:
+        """Ctrl-C: interrupt what is running, or some of it; a worker that does not react is killed."""
+        if self.hub.pid != os.getpid():
+            return
+        _wire.shield()
+        try:
+            self.interrupted = self.interrupted or only is None
+            with self.hub.lock:
+                running = self.roster.heads(only)
+            for worker, seq in running:
+                worker.interrupt(seq)
+            if running:
+                self.hub.later(_INTERRUPT_S, functools.partial(self._insist, running))
+        finally:
+            _wire.unshield()
+
+    def _insist(self, running: list[tuple[Worker, int]]) -> None:
+        """Kill the workers that are still at the task they were interrupted in, or in their initializer.
+
+        If the pool is being closed since, nobody wants what they have begun in the meantime either.
+        """
+        with self.hub.lock:
+            unwanted = self.closed and self.interrupted
+            for worker, seq in running:
+                if seq in worker.inflight or (unwanted and worker.inflight):
+                    worker.leaving = True  # it gets nothing more, should it be done when the signal comes
+                    worker.signal(signal.SIGKILL)
+
+    # ------------------------------------------------------------------ the end
+
+    def shutdown(self, *, wait: bool, cancel: bool) -> None:
+        """Take no more tasks; end when those that were taken are finished."""
+        if self.hub.pid != os.getpid():
+            self.closed = True
+            return
+        try:
+            _wire.shield()
+            try:
+                self._close(cancel=cancel)
+                if wait:
+                    self.hub.drive(lambda: self.over, None)
+                    self.hub.wait(self.ended, lambda: self.over, None)
+            finally:
+                _wire.unshield()
+        except KeyboardInterrupt:  # nobody wants the rest of the queue to be computed first
+            self.interrupt()
+            self._close(cancel=True)
+            raise
+
+    def _close(self, *, cancel: bool) -> None:
+        with self.hub.lock:
+            self.closed = True
+            waiting = list(self.queue) if cancel else []
+            sent = self.roster.sent() if cancel else []
+        for task in waiting:
+            if not task.cancel() and self.withdraw(task):
+                task.fail(concurrent.futures.CancelledError())  # it was on its way already
+        for task in sent:
+            if self.withdraw(task):
+                task.fail(concurrent.futures.CancelledError())
+        self.ring()
+        self.when_empty()
+
+    def abandon(self) -> None:
+        """Let nobody wait: called by the garbage collector, so it takes no lock."""
+        if self.hub.pid == os.getpid() and not self.over:
+            self.closed = True
+            self.hub.from_finalizer(self.when_empty)
+
+    def kill(self, number: int) -> None:
+        """End all workers of this pool by a signal; nothing that waits is run any more."""
+        with self.hub.lock:
+            self.closed = True
+            self.killed = number
+            for worker in self.workers:
+                worker.signal(number)
+        self._drop_waiting()
+        self.when_empty()
+
+    def _drop_waiting(self) -> None:
+        """End what waits in the queue of a pool whose workers were killed, or came back to it since."""
+        for task in list(self.queue):
+            if not task.cancel():  # it was sent to a worker, and taken back
+                with self.hub.lock, contextlib.suppress(ValueError):
+                    self.queue.remove(task)
+                self.fail(task, WorkerDiedError(task.describe(), 0, None, self.killed, 0))
+        self.ring()
+
+    def _is_over(self) -> bool:
+        if not self.closed or self.pending or self.over:
+            return False
+        # A thread may not have noticed yet that what it has just sent is done: the worker is still its own.
+        return not any(worker.sending for worker in self.workers)
+
+    def when_empty(self) -> None:
+        """After the last task of a closed pool: give the workers back."""
+        if not self._is_over():
+            return
+        with self.hub.lock:
+            if not self._is_over():  # somebody else has done it
+                return
+            self.crew.pools.discard(self)
+            for worker in list(self.workers):
+                self.roster.dismiss(worker)
+                self.crew.release(worker)
+        with self.ended:
+            self.over = True
+            self.ended.notify_all()
+        self.ring()
+
+
+def start_worker() -> None:
+    """What a worker is asked to do to see that it is there."""
+
+
+def new_pool(settings: PoolSettings) -> Pool:
+    """Make a pool on the workers of this process."""
+    while True:
+        try:
+            return Pool(own_crew(), settings)
+        except CrewClosedError:  # another thread was just shutting it down
+            continue

@@ -15,6 +15,8 @@ import numpy as np
 
 from ndshare._memory import is_shared
 from ndshare._pickling import find_memmap
+from ndshare._system import warn_caller
+from ndshare.errors import RepeatedCopyWarning
 
 _LEAST_BYTES = 1 << 20  # smaller ones cost less than the trouble of sharing them
 _TIMES = 3
@@ -29,6 +31,11 @@ class Repeats:
     def __init__(self) -> None:
         self.told = False  # once is enough
         self._seen: dict[tuple[object, ...], int] = {}
+
+    def warn(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count the arguments of a task; say once that an array is copied again and again."""
+        if (text := self.look(fn, args, kwargs)) is not None:
+            warn_caller(RepeatedCopyWarning(text))
 
     def look(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Count the arguments of a task; return what to say when one is sent for the third time."""

@@ -1,21 +1,17 @@
 """The workers of one pool: who is there, who can take how much, how long tasks take.
 
-Everything here is called under the hub's lock.
+Everything here is called under the hub's lock, but for what says that it takes none.
 """
 
 from __future__ import annotations
 
 import collections
 import math
-import weakref
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
 
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import Task
-from ndshare._processes import Crew, Worker, frames
-
-if TYPE_CHECKING:
-    from ndshare._pool.pool import Pool
+from ndshare._processes import Worker, frames
 
 #: A message carries about this much work; enough that its price does not matter, little enough to wait for.
 _BATCH_S = 1e-3
@@ -25,6 +21,8 @@ _PREFETCH_S = 20e-3
 #: Shorter ones are tiny: a busy worker gets more of them only by the dozen.
 TINY_S = 200e-6
 BURST_TASKS = 32
+#: So many workers in a row may die before they have answered anything, then the tasks that wait fail.
+_STILLBORN = 3
 
 
 class Roster:
@@ -32,25 +30,20 @@ class Roster:
 
     Parameters
     ----------
-    crew : Crew
-        Where workers come from.
-    pool : Pool
-        Whose they are.
     settings : PoolSettings
         How many they may be, and what they must be like.
     """
 
-    def __init__(self, crew: Crew, pool: Pool, settings: PoolSettings) -> None:
-        self._crew = crew
-        self._pool = weakref.ref(pool)  # no cycle: a pool that is over gives its initializer's arrays back
+    def __init__(self, settings: PoolSettings) -> None:
         self._settings = settings
         self.workers: list[Worker] = []
         self.free: dict[Worker, None] = {}  # those that could take more
         self.seconds: float | None = None  # what a task takes, smoothed
-        self.stillborn = 0  # workers in a row that ended before they had answered anything
-        self._numbers: list[int] = []  # worker numbers that are free again
-        self._next_number = 0
+        self._stillborn = 0  # workers in a row that ended before they had answered anything
+        self._vacant: list[int] = []  # worker numbers that are free again
         self._number_of: dict[Worker, int] = {}
+
+    # ------------------------------------------------------------------ how they are doing
 
     @property
     def saturated(self) -> bool:
@@ -79,13 +72,29 @@ class Roster:
                 return worker
         return None
 
-    def choose(self, waiting: int) -> Worker | None:
+    def heads(self, only: Collection[Task] | None) -> list[tuple[Worker, int]]:
+        """Return who is at which task, or at which of some tasks; the first that it was sent counts."""
+        first = [(worker, *next(iter(worker.inflight.items()))) for worker in self.workers if worker.inflight]
+        return [(worker, seq) for worker, seq, task in first if only is None or task in only]
+
+    def sent(self) -> list[Task]:
+        """Return what workers were sent and have not answered."""
+        return [task for worker in self.workers for task in worker.inflight.values()]
+
+    def took(self, seconds: float) -> None:
+        """Note how long a task took."""
+        self._stillborn = 0
+        self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
+
+    # ------------------------------------------------------------------ who gets what
+
+    def choose(self, waiting: int, hire: Callable[[], Worker]) -> Worker | None:
         """Who gets the next of `waiting` tasks: an idle worker, a new one, or one that has little left."""
         for worker in reversed(self.free):  # the one that has worked last is the warmest
             if not worker.inflight:
                 return worker
         if len(self.workers) < self._settings.max_workers:
-            return self.hire()
+            return hire()
         if self.seconds is None or self.seconds > _PREFETCH_S:
             return None
         if self.seconds > TINY_S or waiting >= BURST_TASKS:
@@ -118,22 +127,33 @@ class Roster:
                 queue.appendleft(loaded.inflight.pop(seq))
         return bool(queue)
 
-    def hire(self) -> Worker:
-        """Get a worker more."""
-        number = self._numbers.pop() if self._numbers else self._next_number
-        if number == self._next_number:
-            self._next_number += 1
-        pool = self._pool()
-        assert pool is not None  # it is the one that asks
-        worker = self._crew.lease(pool, self._settings.overlay(number))
-        self._number_of[worker] = number
+    def recall(self, task: Task) -> Worker | None:
+        """Take a task back from the worker it was sent to, and return that, if it has not begun it."""
+        for worker in self.workers:
+            for seq, other in worker.inflight.items():
+                if other is task:
+                    if not worker.recall(seq):
+                        return None
+                    del worker.inflight[seq]
+                    worker.sent -= 1
+                    return worker
+        return None
+
+    # ------------------------------------------------------------------ coming and going
+
+    def vacancy(self) -> int:
+        """Return the number that the next worker will have."""
+        return self._vacant[-1] if self._vacant else len(self._number_of)
+
+    def add(self, worker: Worker) -> None:
+        """Put a worker on the books."""
+        self._number_of[worker] = self._vacant.pop() if self._vacant else len(self._number_of)
         self.workers.append(worker)
-        return worker
 
     def dismiss(self, worker: Worker) -> None:
         """Take a worker off the books."""
         if worker in self._number_of:
-            self._numbers.append(self._number_of.pop(worker))
+            self._vacant.append(self._number_of.pop(worker))
             self.workers.remove(worker)
         self.free.pop(worker, None)
 
@@ -148,7 +168,21 @@ class Roster:
         elif len(worker.inflight) < max(2, worker.batch // 2 + 1):
             self.free[worker] = None
 
-    def took(self, seconds: float) -> None:
-        """Note how long a task took."""
-        self.stillborn = 0
-        self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
+    def bury(self, worker: Worker) -> tuple[list[Task], list[Task]]:
+        """Take a worker off the books that has ended; return what it had begun, and what it had not."""
+        self.dismiss(worker)
+        victims: list[Task] = []
+        spared: list[Task] = []
+        for seq, task in sorted(worker.inflight.items()):
+            # Taken back, so that a worker whose parent went first cannot begin it in its last moment.
+            (spared if worker.take_back(seq) else victims).append(task)
+        worker.inflight.clear()
+        return victims, spared
+
+    def is_hopeless(self) -> bool:
+        """Note that a worker has ended that never answered; whether too many in a row have."""
+        self._stillborn += 1
+        if self._stillborn < _STILLBORN:
+            return False
+        self._stillborn = 0
+        return True

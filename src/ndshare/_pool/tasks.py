@@ -2,27 +2,46 @@
 
 ::
 
-    Task ── TaskFuture   one call; also a `concurrent.futures.Future` (`ndshare._pool.futures`)
+    Task ── TaskFuture   one call; also a `concurrent.futures.Future`
        └─── QuietTask    nobody but ndshare sees it, so it costs less
-              └── ItemsTask   some items of an executor's `map` (`ndshare._pool.items_tasks`)
+              └── ItemsTask   some items of an executor's `map`
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import functools
-import os
+import logging
 import threading
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from ndshare._system import _wire
 from ndshare._transport import Draft, Parcel, pack, unpack
-from ndshare.errors import InheritedError
 
-if TYPE_CHECKING:
-    from ndshare._pool.pool import Pool
+_T = TypeVar("_T")
+
+_FINISHED = "FINISHED"
+_DONE = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED", _FINISHED})
+#: Where the standard library logs what callbacks raise.
+_LOGGER = logging.getLogger("concurrent.futures")
+
+
+class TaskPool(Protocol):
+    """What a task needs of its pool."""
+
+    @property
+    def withheld(self) -> frozenset[str]:
+        """Variables whose values its workers have already."""
+
+    def withdraw(self, task: Any) -> bool:
+        """Let go of a task that its user cancels; False if a worker has begun it."""
+
+    def wait_for(self, task: Any, condition: threading.Condition, timeout: float | None) -> None:
+        """Receive until a task is done, or wait while another thread receives."""
+
+    def ring(self) -> None:
+        """Make a thread that receives look whether what it waits for has happened."""
 
 
 class Task:
@@ -39,7 +58,7 @@ class Task:
     on_done: Callable[[], None] | None = None  # called before the callbacks
     brings: frozenset[str] = frozenset()  # names of `__main__` that its parcel defines itself
     modules_tried: frozenset[str] = frozenset()  # sent by value for it
-    pool: Pool | None
+    pool: TaskPool | None
     function: Callable[..., Any] | None
     content: Any
 
@@ -65,7 +84,7 @@ class Task:
 
     def draft(self) -> Draft:
         """What travels for this task."""
-        withheld = self.pool.settings.withheld if self.pool is not None else frozenset[str]()
+        withheld = self.pool.withheld if self.pool is not None else frozenset[str]()
         return pack(self.content, withheld=withheld)
 
     def read_now(self, *, private: bool) -> None:
@@ -103,30 +122,127 @@ class Task:
         return describe(self.function)
 
     def _await(self, condition: threading.Condition, timeout: float | None) -> None:
-        """Receive until this task is done, or wait while another thread receives."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pool = self.pool
-        if pool is None:  # another thread is just resolving it
+        """Wait until this task is done; at most for `timeout` seconds."""
+        if (pool := self.pool) is not None:
+            pool.wait_for(self, condition, timeout)
+        else:  # another thread is just resolving it
             with condition:
                 condition.wait_for(self.done, timeout)
-            return
-        if pool.hub.pid != os.getpid():
-            raise InheritedError("a future of an executor", pool.hub.pid, os.getpid())
-        try:
-            _wire.shield()
+
+
+class TaskFuture(Task, concurrent.futures.Future[Any]):
+    """A `concurrent.futures.Future` whose `result` receives the result itself.
+
+    Everything of the standard class holds: `as_completed`, `wait`, callbacks, `asyncio.wrap_future`.
+    """
+
+    _done_callbacks: list[Callable[[concurrent.futures.Future[Any]], object]]
+    _sealed = False  # a thread that runs no callbacks is just resolving it
+
+    def __init__(
+        self, pool: TaskPool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        concurrent.futures.Future.__init__(self)
+        self.pool = pool
+        self.function = function
+        self.content = function, args, kwargs
+
+    start = concurrent.futures.Future.set_running_or_notify_cancel
+    succeed = concurrent.futures.Future.set_result  # type: ignore[assignment]  # names of parameters
+    fail = concurrent.futures.Future.set_exception  # type: ignore[assignment]
+
+    def done(self) -> bool:
+        """Whether it has succeeded, failed or been cancelled; takes no lock."""
+        return self._state in _DONE
+
+    def has_callbacks(self) -> bool:
+        """See `Task.has_callbacks`."""
+        return bool(self._done_callbacks)
+
+    def seal(self) -> bool:
+        """See `Task.seal`."""
+        condition = self._condition
+        condition.acquire()  # with a `with` it takes three times as long
+        self._sealed = sealed = not self._done_callbacks
+        condition.release()
+        return sealed
+
+    def _invoke_callbacks(self) -> None:
+        """Call the user's callbacks: all of them, whatever one does. Ctrl-C is let through."""
+        interrupt = None
+        if self.on_done is not None:  # the result is there for all that wait, before the callbacks have run
+            self.on_done()
+        # They often refer to the future, as joblib's: its result would stay until the garbage is collected.
+        callbacks, self._done_callbacks = self._done_callbacks, []
+        for callback in callbacks:
+            opening = 0
             try:
-                if pool.held:
-                    pool.pump()
-                likely = pool.roster.busy() if pool.pending == 1 and pool.roster.short else None
-                pool.hub.drive(self.done, deadline, likely)
-                if not self.done() and (deadline is None or time.monotonic() < deadline):
-                    pool.hub.wait(condition, self.done, deadline)
+                try:
+                    opening = _wire.window()
+                except KeyboardInterrupt as error:  # came before: this callback is called all the same
+                    interrupt = error
+                try:
+                    callback(self)
+                finally:
+                    _wire.curtain(opening)
+            except KeyboardInterrupt as error:
+                interrupt = error
+            except BaseException:
+                _LOGGER.exception("exception calling callback for %r", self)
+        if interrupt is not None:
+            if threading.current_thread() is threading.main_thread():
+                raise interrupt
+            _LOGGER.error("exception calling callback for %r", self, exc_info=interrupt)  # somebody's own
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return what the task returned, or raise what it raised; see `concurrent.futures.Future.result`."""
+        if self._state != _FINISHED:
+            self._await(self._condition, timeout)
+        if self._state != _FINISHED:  # cancelled, or out of time
+            return _shielded(concurrent.futures.Future.result, self, 0)
+        if self._exception is not None:  # the base class overlooks exceptions that are false, before 3.13
+            try:
+                raise self._exception
             finally:
-                _wire.unshield()
-        except KeyboardInterrupt:
-            pool.interrupt()
-            pool.hub.put_off(pool.pump)  # it may have struck while an argument was pickled
-            raise
+                self = None  # type: ignore[assignment]
+        return self._result  # it changes no more: no lock
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the task raised, or None; see `concurrent.futures.Future.exception`."""
+        if self._state != _FINISHED:
+            self._await(self._condition, timeout)
+        if self._state != _FINISHED:
+            return _shielded(concurrent.futures.Future.exception, self, 0)
+        return self._exception
+
+    def cancel(self) -> bool:
+        """Cancel the task if it has not been sent to a worker; its arguments are let go at once."""
+        return _shielded(self._cancel)
+
+    def _cancel(self) -> bool:
+        pool = self.pool  # who finds it cancelled lets go of it
+        if not concurrent.futures.Future.cancel(self):
+            return False
+        if pool is not None:
+            pool.withdraw(self)
+            pool.ring()
+        return True
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
+        """Call `fn` when the future is done; see `concurrent.futures.Future.add_done_callback`."""
+        if self._state not in _DONE:
+            _shielded(self._add_callback, fn)
+        else:
+            concurrent.futures.Future.add_done_callback(self, fn)
+
+    def _add_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
+        with self._condition:
+            if self._sealed:
+                self._condition.wait_for(self.done)
+            if self._state not in _DONE:
+                self._done_callbacks.append(fn)
+                return
+        concurrent.futures.Future.add_done_callback(self, fn)
 
 
 class QuietTask(Task):
@@ -173,6 +289,58 @@ class QuietTask(Task):
         return True
 
 
+class MapRun:
+    """What the tasks of one call of `map` share: the function, which workers are sent once."""
+
+    def __init__(self, pool: TaskPool, function: Callable[..., Any], token: int) -> None:
+        self.pool = pool
+        self.function = function
+        self.token = token
+        self.condition = threading.Condition()
+        self.waited_for = False
+
+
+class ItemsTask(QuietTask):
+    """A few items of a `map`, for the function that the map's workers have been sent.
+
+    Parameters
+    ----------
+    run : MapRun
+        What the items of one map share.
+    items : sequence of tuple
+        Arguments of the calls.
+    """
+
+    def __init__(self, run: MapRun, items: Sequence[tuple[Any, ...]]) -> None:
+        self.run = run
+        self.pool = run.pool
+        self.function = run.function
+        self.token = run.token
+        self.content = items
+
+    def _tell(self) -> None:
+        if self.run.waited_for:
+            with self.run.condition:
+                self.run.condition.notify_all()
+
+    def result(self, timeout: float | None) -> Any:
+        """Return the results of the items, or raise what one of them raised.
+
+        Raises
+        ------
+        TimeoutError
+            If they are not there in time.
+        """
+        if not self.finished:
+            self.run.waited_for = True
+            self._await(self.run.condition, timeout)
+            if not self.finished:
+                raise TimeoutError(f"map: the next result was not there in time ({self.describe()})")
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
 def describe(function: Any) -> str:
     """Readable name of something callable."""
     while isinstance(function, functools.partial):
@@ -180,3 +348,12 @@ def describe(function: Any) -> str:
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     module = getattr(function, "__module__", None)
     return f"{module}.{name}()" if module else f"{name}()"
+
+
+def _shielded(function: Callable[..., _T], *args: Any) -> _T:
+    """Call what takes the lock of a future: Ctrl-C between taking and noting that would leave it taken."""
+    _wire.shield()
+    try:
+        return function(*args)
+    finally:
+        _wire.unshield()

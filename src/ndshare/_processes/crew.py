@@ -279,6 +279,8 @@ def own_crew() -> Crew:
 def shutdown() -> None:
     """End the shared workers and the process they are forked from.
 
+    Page: docs/executor.md.
+
     Executors that are still open finish what was submitted to them first, and are shut down. The next
     use of ndshare starts new workers. Without effect if none are running. Arrays stay valid.
 

@@ -7,18 +7,20 @@
     memory                                   flags, counters, sizes; its file bears the locks
     bell_in ◀──── rings ────────── bell_out  a pipe: a slot is free; also tells who is left
 
-`_wire/queue.h` is the other half of this layout.
+`_system/_wire/queue_slots.h` is the other half of this layout.
 """
 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import socket
 import struct
 from typing import NamedTuple
 
 from ndshare._system import lock_byte, reopen
+from ndshare.errors import TransportError
 
 # Begins every message: kind, whether its descriptors are in an envelope, slot and one.
 HEAD = struct.Struct("<BBHI")
@@ -26,7 +28,7 @@ PLAIN, NAMED = 0, 1
 # A NAMED message: lengths of the list of names and of the parcel that defines them, its descriptors.
 NAMES = struct.Struct("<III")
 
-FLAGS, WAITERS, SLOTS, MAX_BYTES, MAXSIZE, PUT, GOT, SIZES = 0, 8, 16, 24, 32, 64, 128, 192
+FLAGS, WAITERS, SLOTS, MAX_BYTES, MAXSIZE, CHECK, PUT, GOT, SIZES = 0, 8, 16, 24, 32, 40, 64, 128, 192
 SHUT, IMMEDIATE, WORKERS = 1, 2, 4
 
 # Bytes of the memory's file that are locked.
@@ -35,6 +37,9 @@ SLOT_BYTE = 1 << 40
 
 SLOTS_OF_BYTES = 1024  # of a queue that is bounded by bytes only: a message counts for a fair share at least
 MAXSIZE_MAX = 1 << 20
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_CHECK = 0x6575657571646E61
 
 _BELL_BYTES = 4096
 _BUFFER_BYTES = 212_992  # what every Linux allows; it counts double
@@ -65,10 +70,12 @@ def create(maxsize: int, maxbytes: int | None) -> Files:
         for end in (out, into):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         opened += out.detach(), into.detach()
-        memory = os.memfd_create("ndshare-queue", os.MFD_CLOEXEC)
+        memory = os.memfd_create("ndshare-queue", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         opened.append(memory)
         os.ftruncate(memory, SIZES + 8 * slots)
-        os.pwrite(memory, struct.pack("<QQQ", slots, maxbytes or 0, maxsize), SLOTS)
+        numbers = slots, maxbytes or 0, maxsize
+        os.pwrite(memory, struct.pack("<QQQQ", *numbers, _check(*numbers)), SLOTS)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
         bell_in, bell_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         opened += bell_in, bell_out
         # A waiter that died may leave rings nobody waits for: not too many.
@@ -78,6 +85,33 @@ def create(maxsize: int, maxbytes: int | None) -> Files:
         for fd in opened:
             os.close(fd)
         raise
+
+
+def _check(slots: int, maxbytes: int, maxsize: int) -> int:
+    return (slots ^ maxbytes << 1 ^ maxsize << 2 ^ _CHECK) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def open_memory(fd: int) -> tuple[mmap.mmap, int, int, int]:
+    """Map the memory of a queue; also returns its slots, maxsize and maxbytes.
+
+    Raises
+    ------
+    TransportError
+        If the file is not that of a queue, or could be made shorter under our hands.
+    """
+    try:
+        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+        memory = mmap.mmap(fd, 0)
+        slots, maxbytes, maxsize, check = struct.unpack_from("<QQQQ", memory, SLOTS)
+    except (OSError, ValueError, struct.error):
+        sealed = False
+    if not sealed or len(memory) != SIZES + 8 * slots or check != _check(slots, maxbytes, maxsize):
+        raise TransportError(
+            "a queue was refused",
+            "what came as its memory is not that of a queue, or somebody has overwritten it",
+            "make a new queue",
+        )
+    return memory, slots, maxsize, maxbytes
 
 
 def keep_slot(keep_fd: int, slot_fd: int, slot: int) -> None:

@@ -26,25 +26,32 @@ Not guaranteed
 
 from __future__ import annotations
 
+import pickle
+import queue
+import time
 import weakref
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, NoReturn
 
 from ndshare._pickling import Descriptor, register_reducer
-from ndshare._queue import memory as _queue_memory
-from ndshare._queue.getting import Getting
-from ndshare._queue.line import Line
-from ndshare._queue.lines import line_of
-from ndshare._queue.memory import GOT, MAXSIZE_MAX, PUT, SHUT, WORKERS, Files
-from ndshare._queue.putting import Putting
+from ndshare._queue.backlog import Backlog
+from ndshare._queue.line import Line, line_of
+from ndshare._queue.memory import GOT, MAXSIZE_MAX, PUT, SHUT, WAITERS, WORKERS, Files, create
+from ndshare._queue.messages import Message, unpack
+from ndshare._queue.wire import Received
 from ndshare._system import _wire
 from ndshare.errors import SegmentError, ShutDown
 
 __all__ = ["Queue", "ShutDown"]
 
+# They need no look at what is in them.
+_PLAIN = frozenset((bytes, str, int, float, bool, type(None)))
 
-class Queue(Putting, Getting):
+
+class Queue:
     """A queue of messages between processes and threads, arrays in it by shared memory.
+
+    Page: docs/queue.md.
 
     Methods and exceptions are those of `multiprocessing.Queue` and, for `shutdown`, of `queue.Queue` in
     Python 3.13.
@@ -83,7 +90,7 @@ class Queue(Putting, Getting):
 
     def __init__(self, maxsize: int = 0, *, maxbytes: int | None = None) -> None:
         self._line: Line | None = None
-        self._closed: weakref.ref[Line] | None = None  # strong only in the thread that still sends
+        self._closed: weakref.ref[Backlog] | None = None  # strong only in the thread that still sends
         if maxsize > MAXSIZE_MAX:
             raise ValueError(
                 f"Queue: maxsize is {maxsize}; allowed are 1 to {MAXSIZE_MAX}, or 0 for a queue without limit"
@@ -91,10 +98,188 @@ class Queue(Putting, Getting):
         if maxbytes is not None and maxbytes < 1:
             raise ValueError(f"Queue: maxbytes is {maxbytes}; allowed are 1 and more, or None for no limit")
         try:
-            files = _queue_memory.create(max(maxsize, 0), maxbytes)
+            files = create(max(maxsize, 0), maxbytes)
         except OSError as error:
             raise SegmentError(error.errno or 0, "make a queue, which takes 5 open files") from error
         self._line = line_of(files)
+
+    def _open(self) -> Line:
+        if self._line is None:
+            raise ValueError(f"{self!r} is closed")
+        return self._line
+
+    # ---- objects go in
+
+    def put(self, obj: object, block: bool = True, timeout: float | None = None) -> None:
+        """Put an object into the queue.
+
+        Parameters
+        ----------
+        obj : object
+            Anything that can be pickled. It is serialized, and ordinary arrays in it are copied, before this
+            returns.
+        block : bool
+            Whether to wait while a bounded queue is full.
+        timeout : float, optional
+            How long at most, in seconds. None: as long as it takes.
+
+        Raises
+        ------
+        queue.Full
+            If the queue stays full.
+        ShutDown
+            If it was shut down.
+        ValueError
+            If it is closed here, if the object alone is larger than `maxbytes`, or if `timeout` is negative.
+        Exception
+            Whatever pickling raises; the queue is as before.
+        CapacityError
+            If there is no memory for the copies.
+        """
+        line = self._line or self._open()
+        wire = line.wire
+        if type(obj) in _PLAIN and line.push_stream(pickle.dumps(obj, 5)):
+            return
+        deadline = _deadline_of(block, timeout)
+        message = _message(line, obj)
+        stream = message.bare
+        if stream is not None:
+            if line.push_stream(stream):
+                return
+            if wire.slots and deadline is None:
+                line.backlog.let_drain()
+                if wire.spin_for_slot() and line.push_stream(stream):
+                    return
+        try:
+            if wire.slots and not line.slots.take(message, doubt=not block):
+                if not block:
+                    raise queue.Full
+                _wait_for_slot(line, message, deadline)
+            line.push(message)
+        except BaseException:
+            line.slots.give_back(message)
+            raise
+
+    def put_nowait(self, obj: object) -> None:
+        """Put an object, or raise `queue.Full` at once; see `put`."""
+        self.put(obj, False)
+
+    async def aput(self, obj: object) -> None:
+        """Put an object; wait for room without blocking the event loop. See `put`."""
+        from ndshare._queue.asynchronous import wait_for_slot
+
+        line = self._open()
+        message = _message(line, obj)
+        try:
+            if line.wire.slots and not line.slots.take(message):
+                _wire.add_u64(line.wire.memory, WAITERS, 1)
+                try:
+                    while not line.slots.take(message):
+                        await wait_for_slot(line.wire)
+                finally:
+                    _wire.add_u64(line.wire.memory, WAITERS, -1)
+            line.push(message)
+        except BaseException:
+            line.slots.give_back(message)
+            raise
+
+    # ---- objects come out
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Take the next object out of the queue.
+
+        Parameters
+        ----------
+        block : bool
+            Whether to wait while the queue is empty.
+        timeout : float, optional
+            How long at most, in seconds. None: as long as it takes.
+
+        Returns
+        -------
+        object
+            Equal to what was put. Shared arrays are the same memory; others are the caller's own.
+
+        Raises
+        ------
+        queue.Empty
+            If the queue stays empty.
+        ShutDown
+            If it was shut down and is empty.
+        ValueError
+            If it is closed here, or `timeout` is negative.
+        SegmentError
+            If the process has too many open files; the message stays in the queue.
+        Exception
+            Whatever unpickling raises; that message is gone.
+        """
+        line = self._line or self._open()
+        received = line.wire.receive()
+        if received is None:
+            received = _wait(line, _deadline_of(block, timeout))
+        return pickle.loads(received) if type(received) is bytes else unpack(received)
+
+    def get_nowait(self) -> Any:
+        """Take the next object, or raise `queue.Empty` at once; see `get`."""
+        return self.get(False)
+
+    def get_many(self, max_items: int, timeout: float | None = None) -> list[Any]:
+        """Wait for one object, then take what is there.
+
+        Parameters
+        ----------
+        max_items : int
+            Most objects to take, at least 1.
+        timeout : float, optional
+            How long to wait for the first one at most, in seconds. None: as long as it takes.
+
+        Returns
+        -------
+        list
+            Between 1 and `max_items` objects.
+
+        Raises
+        ------
+        queue.Empty
+            If there is none in time.
+        ShutDown
+            If the queue was shut down and is empty.
+
+        Notes
+        -----
+        Other errors are those of `get`. One that occurs after the first object is raised as well: what had
+        been taken out by then is gone.
+        """
+        if max_items < 1:
+            raise ValueError(f"Queue.get_many: max_items is {max_items}; allowed are 1 and more")
+        found = [self.get(True, timeout)]
+        line = self._open()
+        while len(found) < max_items:
+            try:
+                received = line.wire.receive()
+            except ShutDown:
+                break
+            if received is None:
+                break
+            found.append(unpack(received))
+        return found
+
+    async def aget(self) -> Any:
+        """Take the next object; wait for it without blocking the event loop. See `get`."""
+        from ndshare._queue.asynchronous import wait_for_message
+
+        line = self._open()
+        while (received := line.wire.receive()) is None:
+            await wait_for_message(line.wire)
+        return unpack(received)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when there may be something to get.
+
+        For `selectors` and event loops, to wait with; not to read from. When it is readable, call
+        `get_nowait` and be ready for `queue.Empty`: somebody else may have been quicker.
+        """
+        return self._open().wire.files.into
 
     # ---- state
 
@@ -102,7 +287,7 @@ class Queue(Putting, Getting):
         """Return how many objects are in the queue: exactly if it is bounded, else about."""
         wire = self._open().wire
         if wire.slots:
-            return _wire.queue_used(wire.files.memory, wire.memory)
+            return _wire.queue_used(wire.memory, wire.files.memory)
         if not wire.has_messages() and not wire.has_backlogs():
             return 0
         return max(1, _wire.load_u64(wire.memory, PUT) - _wire.load_u64(wire.memory, GOT))
@@ -117,9 +302,9 @@ class Queue(Putting, Getting):
         wire = line.wire
         if not wire.slots:
             return False
-        if _wire.queue_used(wire.files.memory, wire.memory) >= wire.slots:
+        if _wire.queue_used(wire.memory, wire.files.memory) >= wire.slots:
             return True
-        return bool(wire.maxbytes) and line.is_full_of_bytes()
+        return bool(wire.maxbytes) and line.slots.is_full_of_bytes()
 
     # ---- the end
 
@@ -145,7 +330,7 @@ class Queue(Putting, Getting):
         """
         line, self._line = self._line, None
         if line is not None:
-            self._closed = weakref.ref(line)
+            self._closed = weakref.ref(line.backlog)
             line.close()
 
     def join_thread(self) -> None:
@@ -158,17 +343,15 @@ class Queue(Putting, Getting):
         """
         if self._closed is None:
             raise ValueError(f"{self!r} is not closed; call close() before join_thread()")
-        line = self._closed()
-        if line is not None:
-            line.join()
+        backlog = self._closed()
+        if backlog is not None:
+            backlog.join()
 
     def cancel_join_thread(self) -> None:
         """Let this process end without waiting for what it put to be sent: that may be lost."""
-        line = self._line
-        if line is None and self._closed is not None:
-            line = self._closed()
-        if line is not None:
-            line.waits_at_exit = False
+        backlog = self._closed() if self._closed is not None else self._open().backlog
+        if backlog is not None:
+            backlog.waits_at_exit = False
 
     # ---- between processes
 
@@ -189,6 +372,65 @@ class Queue(Putting, Getting):
             "a Queue cannot be pickled or copied: the copy would be another queue. Pass it to a child of "
             "multiprocessing when it starts, or to a task, kernel or queue of ndshare"
         )
+
+
+# ---------------------------------------------------------------------- waiting
+
+
+def _deadline_of(block: bool, timeout: float | None) -> float | None:
+    """When to give up; None: never."""
+    if not block:
+        return 0.0
+    if timeout is None:
+        return None
+    if timeout < 0:
+        raise ValueError(f"timeout is {timeout}; allowed are 0 and more seconds, or None for no limit")
+    return time.monotonic() + timeout
+
+
+def _left_of(deadline: float | None) -> float | None:
+    return None if deadline is None else deadline - time.monotonic()
+
+
+def _wait_for_slot(line: Line, message: Message, deadline: float | None) -> None:
+    wire = line.wire
+    _wire.add_u64(wire.memory, WAITERS, 1)
+    try:
+        rung = True
+        while not line.slots.take(message, doubt=not rung):
+            left = _left_of(deadline)
+            if left is not None and left <= 0 and not rung:
+                raise queue.Full
+            rung = wire.wait_for_slot(left)
+    finally:
+        _wire.add_u64(wire.memory, WAITERS, -1)
+
+
+def _message(line: Line, obj: object) -> Message:
+    flags = line.wire.flags
+    if flags & SHUT:
+        raise ShutDown
+    message = Message(obj, define=bool(flags & WORKERS))
+    if line.wire.maxbytes and message.nbytes > line.wire.maxbytes:
+        raise ValueError(
+            f"Queue.put: the message has {message.nbytes} bytes, and the queue takes at most "
+            f"{line.wire.maxbytes} (maxbytes); put it in pieces or make the queue larger"
+        )
+    return message
+
+
+def _wait(line: Line, deadline: float | None) -> Received:
+    while True:
+        left = _left_of(deadline)
+        if left is not None and left <= 0:
+            raise queue.Empty
+        line.wire.wait_for_message(left)
+        received = line.wire.receive()
+        if received is not None:
+            return received
+
+
+# ---------------------------------------------------------------------- from process to process
 
 
 def _opened(line: Line) -> Queue:

@@ -1,10 +1,12 @@
-"""Messages into the socket of a queue and out of it. No waiting, no threads.
+"""The open files of a queue in this process: what can be seen in them, messages in and out, waiting.
 
 Guarantees
 ----------
-* Nothing here blocks. A message is sent whole or not at all.
+* To send and to receive never blocks. A message is sent whole or not at all.
 * At most a quarter of the open files a process may have is in flight in one queue: descriptors in flight
   count for the whole user, and the kernel refuses everybody when there are too many.
+* Who waits does not miss for long that somebody died.
+* All files are closed when the last reference goes: a thread that still works with them keeps them open.
 """
 
 from __future__ import annotations
@@ -14,13 +16,27 @@ import errno
 import gc
 import os
 import resource
+import select
 import socket
+import time
 
 from ndshare._memory import trim
-from ndshare._queue.memory import HEAD, IMMEDIATE, PLAIN, SHUT, Files
+from ndshare._queue.memory import (
+    BACKLOG_BYTE,
+    FLAGS,
+    GOT,
+    HEAD,
+    IMMEDIATE,
+    PLAIN,
+    PUT,
+    SHUT,
+    SIZES,
+    WAITERS,
+    Files,
+    open_memory,
+)
 from ndshare._queue.messages import FDS_MAX, Message, envelope
-from ndshare._queue.waiting import Waiting
-from ndshare._system import _wire, descriptors_in_flight
+from ndshare._system import _wire, descriptors_in_flight, is_byte_locked
 from ndshare._transport import BARE_TAG, INLINE_MAX, close_all
 from ndshare.errors import SegmentError, ShutDown
 
@@ -30,15 +46,105 @@ Received = bytes | tuple[bytes, tuple[int, ...]]
 _BARE_HEAD = HEAD.pack(PLAIN, 0, 0, 0) + BARE_TAG
 _END = (b"", ())
 
+_DEATHS_MS = 100.0  # how often a waiter looks for participants that died
+_NEVER_MS = 3_600_000.0
+_SPIN_US = 50  # to be woken costs the sender more than this costs the waiter
+_SPIN_MAX_S = 0.001  # ... if the last message did not take longer than this to come
 
-class Wire(Waiting):
-    """The files of a queue, to send by and to receive from."""
+
+class Wire:
+    """The files of a queue in this process.
+
+    Attributes
+    ----------
+    files : Files
+    memory : mmap.mmap
+    slots : int
+        0 for a queue without bounds.
+    maxsize, maxbytes : int
+        As they were asked for; 0: no bound.
+    least : int
+        What a message counts for at least, in bytes.
+    heard : bool
+        Whether this process counts as one that may take messages.
+    """
 
     def __init__(self, files: Files) -> None:
-        super().__init__(files)
-        self.receiving = files.into, self.memory, files.bell_out  # arguments of queue_recv
-        self.sending = files.out, files.memory, self.memory  # ... of queue_send
+        self.files = files
+        for fd in files:
+            os.set_inheritable(fd, False)
+        self.memory, self.slots, self.maxsize, self.maxbytes = open_memory(files.memory)
+        self.least = self.maxbytes // self.slots if self.maxbytes and not self.maxsize else 1
+        self.heard = True
+        self.receiving = self.memory, files.into, files.bell_out  # arguments of queue_recv
+        self.sending = self.memory, files.out, files.memory  # ... of queue_send
         self._budget = 0  # descriptors that may be sent before looking again how many are in flight
+        self._waited_s = 1.0
+
+    def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]
+        for fd in self.files:
+            close(fd)
+
+    @property
+    def flags(self) -> int:
+        """SHUT, IMMEDIATE, WORKERS."""
+        return _wire.load_u64(self.memory, FLAGS)
+
+    def set_flags(self, flags: int) -> None:
+        """Set flags for everybody; there is no way back."""
+        while not _wire.cas_u64(self.memory, FLAGS, before := self.flags, before | flags):
+            pass
+
+    @property
+    def got(self) -> int:
+        """How many messages were taken out."""
+        return _wire.load_u64(self.memory, GOT)
+
+    def count_put(self, number: int = 1) -> None:
+        """Count a message that was accepted."""
+        _wire.add_u64(self.memory, PUT, number)
+
+    def ring(self) -> None:
+        """Wake who waits for a slot."""
+        if _wire.load_u64(self.memory, WAITERS):
+            with contextlib.suppress(BlockingIOError):
+                os.write(self.files.bell_out, b".")
+
+    def clear_slot(self, slot: int) -> None:
+        """Note that a slot, -1: none, is about to be free."""
+        if slot >= 0:
+            _wire.store_u64(self.memory, SIZES + 8 * slot, 0)
+
+    def has_backlogs(self) -> bool:
+        """Tell whether a process still has messages that the socket had no room for."""
+        return is_byte_locked(self.files.memory, BACKLOG_BYTE)
+
+    def has_messages(self) -> bool:
+        """Tell whether a message is there to be received."""
+        flags = self.flags
+        if flags & IMMEDIATE:
+            return False
+        for fd in (self.files.into, self.files.out) if flags & SHUT else (self.files.into,):
+            sock = socket.socket(fileno=fd)
+            try:
+                if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    return True
+            except BlockingIOError:
+                pass
+            finally:
+                sock.detach()
+        return False
+
+    def stop_hearing(self) -> None:
+        """Do not count as one that may take messages any more: then `is_deserted` can tell."""
+        if self.heard:
+            self.heard = False
+            # Its number stays taken: another thread may be about to use it.
+            os.dup2(self.files.bell_out, self.files.bell_in, inheritable=False)
+
+    def is_deserted(self) -> bool:
+        """Tell whether no process is left that could take messages: none has the queue, none will get it."""
+        return not self.heard and bool(_ready_within(self.files.bell_out, 0, 0.0))
 
     # ---- sending
 
@@ -52,7 +158,7 @@ class Wire(Waiting):
                 return False
             self._budget -= 1
             nbytes = max(nbytes, self.least)
-        return _wire.queue_send(*self.sending, stream, nbytes)
+        return _wire.queue_send(*self.sending, nbytes, stream)
 
     def send_again(self, stream: bytes) -> bool:
         """Send a pickle that was accepted before; False if there is no room, or the queue was shut down."""
@@ -143,7 +249,53 @@ class Wire(Waiting):
         return received
 
     def _recv_late(self) -> Received | None:
-        return _wire.queue_recv(self.files.out, self.memory, self.files.bell_out)
+        return _wire.queue_recv(self.memory, self.files.out, self.files.bell_out)
+
+    # ---- waiting
+
+    def wait_for_message(self, seconds: float | None) -> None:
+        """Wait until there may be a message, at most so long."""
+        if self.flags & SHUT:
+            _ready_within(self.files.out, select.POLLIN, min(_milliseconds(seconds), _DEATHS_MS))
+        else:
+            start = time.monotonic()
+            if self._waited_s < _SPIN_MAX_S:
+                _wire.spin(self.files.into, _SPIN_US)
+            _ready_within(self.files.into, select.POLLIN, _milliseconds(seconds))
+            self._waited_s = time.monotonic() - start
+
+    def spin_for_slot(self) -> bool:
+        """Look for a free slot for a moment, without sleeping; tell whether there seems to be one."""
+        return not self.maxbytes and _wire.queue_spin(self.memory, _SPIN_US)
+
+    def wait_for_slot(self, seconds: float | None) -> bool:
+        """Wait until there may be a free slot, at most so long, and not longer than a death may go unseen.
+
+        Returns whether somebody said that there is one.
+        """
+        rung = _ready_within(self.files.bell_in, select.POLLIN, min(_milliseconds(seconds), _DEATHS_MS))
+        if rung:
+            self.hear_bell()
+        return rung
+
+    def hear_bell(self) -> None:
+        """Take one ring of the bell, unless it is for everybody."""
+        if not self.flags & SHUT:
+            with contextlib.suppress(OSError):  # somebody else took it, or the queue has been closed here
+                os.read(self.files.bell_in, 1)
+
+    def wait_for_room(self, milliseconds: float, *, late: bool = False) -> bool:
+        """Wait until a message may find room in the socket, or nobody is left to take it.
+
+        Returns False if there was room all the time: the kernel refuses for another reason.
+        """
+        poll = select.poll()
+        poll.register(self.files.into if late else self.files.out, select.POLLOUT)
+        poll.register(self.files.bell_out, 0)
+        if poll.poll(0):
+            return False
+        poll.poll(milliseconds)
+        return True
 
     # ---- the end
 
@@ -161,6 +313,17 @@ class Wire(Waiting):
             for recv in (self.files.into, self.files.out):
                 # What is received now is dropped: the flag is set.
                 while True:
-                    received = _wire.queue_recv(recv, self.memory, self.files.bell_out)
+                    received = _wire.queue_recv(self.memory, recv, self.files.bell_out)
                     if received is None or received == _END:
                         break
+
+
+def _ready_within(fd: int, events: int, milliseconds: float) -> bool:
+    """Wait for a file; tell whether anything happened."""
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(milliseconds))
+
+
+def _milliseconds(seconds: float | None) -> float:
+    return _NEVER_MS if seconds is None else max(0.0, min(seconds * 1e3, _NEVER_MS))

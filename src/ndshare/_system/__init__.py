@@ -1,4 +1,19 @@
-"""Door."""
+"""What the rooms above ask of the system, and checks that every face makes.
+
+`platform` is the facts of the machine, system calls, and how many workers make sense; `board` what the
+processes of one map tell each other; `arguments` checks of what users pass, and warnings at their line.
+`_wire` is a namespace of functions in C: messages with descriptors, atomics in shared memory, the shield
+against Ctrl-C between two lines that belong together. Every C extension begins and ends with `extension.h`.
+
+Guarantees
+----------
+* Nothing here starts a process or a thread, or keeps a file open.
+* Functions of `_wire` that cannot block keep the GIL, those that can give it up; none needs it.
+
+Not guaranteed
+--------------
+* Anything on other systems than Linux: `require_linux` says so at import.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +28,19 @@ from ndshare._system.arguments import (
     module_names,
     tuple_of,
     variables,
+    warn_caller,
 )
 from ndshare._system.board import DONE, FAILED, UNDONE, Board, drop_spares, keep_spare, spare_size, take_spare
-from ndshare._system.callers import warn_caller
-from ndshare._system.cpus import default_workers, processors, set_inside_worker
 from ndshare._system.platform import (
+    default_workers,
     descriptors_in_flight,
     is_alive,
     is_byte_locked,
     lock_byte,
+    processors,
     reopen,
     require_linux,
+    set_inside_worker,
     unlock_byte,
 )
 

@@ -1,10 +1,16 @@
-"""Checks of what users pass: refused at the call that made it, with what was got and what is allowed."""
+"""What users pass is refused at the call that made it, with what was got and what is allowed.
+
+And what they are warned of is said at the line that called ndshare.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,3 +129,20 @@ def variables(value: object) -> dict[str, str]:
             "give the name of a file, set them in os.environ, which workers have too, or use an initializer"
         )
     return found
+
+
+_PACKAGE = str(Path(__file__).parents[1]) + "/"
+
+
+def warn_caller(warning: Warning) -> None:
+    """Warn at the first frame outside of this package.
+
+    Parameters
+    ----------
+    warning : Warning
+        An instance.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(warning, stacklevel=level)

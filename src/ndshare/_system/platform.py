@@ -16,13 +16,16 @@ from typing import Final
 __all__ = [
     "cpu_count",
     "cpu_quota",
+    "default_workers",
     "descriptors_in_flight",
     "is_alive",
     "is_byte_locked",
     "lock_byte",
     "process_start_time",
+    "processors",
     "reopen",
     "require_linux",
+    "set_inside_worker",
     "unlock_byte",
 ]
 
@@ -97,6 +100,33 @@ def cpu_count() -> int:
     allowed = len(os.sched_getaffinity(0))
     quota = cpu_quota()
     return max(1, allowed if quota is None else min(allowed, math.ceil(quota)))
+
+
+_inside_worker: int | None = None
+
+
+def default_workers() -> int:
+    """Number of workers by default.
+
+    Returns
+    -------
+    int
+        The smaller of the CPU affinity of this process and its container's CPU quota (rounded up), at
+        least 1. Inside a worker: the number of threads that worker was given, so that nested pools do
+        not multiply.
+    """
+    return cpu_count() if _inside_worker is None else _inside_worker
+
+
+def processors() -> int:
+    """Return how many threads can run at once for a moment (a quota of time does not matter then)."""
+    return len(os.sched_getaffinity(0)) if _inside_worker is None else _inside_worker
+
+
+def set_inside_worker(threads: int) -> None:
+    """Say that this process is a worker which has `threads` processors to itself."""
+    global _inside_worker
+    _inside_worker = threads
 
 
 def process_start_time(pid: int) -> int | None:

@@ -76,6 +76,8 @@ class _SharingPickler(pickle.Pickler):
 def share(obj: T, mode: Literal["rw", "r"] = "rw") -> T:
     """Return the equal of an object with all its arrays in shared memory.
 
+    Page: docs/arrays.md.
+
     Parameters
     ----------
     obj : numpy.ndarray or object

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
-from ndshare._pool import PoolSettings, Repeats, new_pool, start_workers, warn_of_copies
+from ndshare._pool import PoolSettings, Repeats, new_pool
 from ndshare._processes import SetUp
 from ndshare._workspace.calls import Handle, PoolHandle, wait_for
 from ndshare.errors import InheritedError
@@ -79,7 +79,7 @@ class PoolStaff:
             )
         )
         try:
-            start_workers(self.pool)
+            self.pool.start_workers()
         except BaseException as error:
             self.close(type(error))
             raise
@@ -104,7 +104,7 @@ class PoolStaff:
     ) -> PoolHandle:
         """See `Staff`."""
         if not self._repeats.told:
-            warn_of_copies(self._repeats, function, args, kwargs)
+            self._repeats.warn(function, args, kwargs)
         handle = PoolHandle(self.pool, function, args, kwargs)
         if self._snapshot == "submit":
             handle.read_now(private=self._private)

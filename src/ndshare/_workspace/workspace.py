@@ -31,6 +31,8 @@ from ndshare.errors import CapacityError
 class Workspace:
     """Arrays that functions in worker processes use by name.
 
+    Page: docs/workspace.md.
+
     Parameters
     ----------
     values : mapping of str to object

@@ -9,7 +9,10 @@ from typing import Any
 
 
 class NdshareError(Exception):
-    """Root of all errors that ndshare raises on its own account."""
+    """Root of all errors that ndshare raises on its own account.
+
+    Page: docs/guarantees.md.
+    """
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         # Errors with an __init__ but no __reduce__ of their own are rebuilt without __init__ by tblib, which
@@ -41,6 +44,8 @@ def _readable(nbytes: int) -> str:
 class SegmentError(NdshareError, OSError):
     """The system refused to make, map or lend shared memory.
 
+    Page: docs/arrays.md.
+
     Parameters
     ----------
     number : int
@@ -61,11 +66,16 @@ class SegmentError(NdshareError, OSError):
 
 
 class SegmentGoneError(SegmentError):
-    """The memory that a message names is not there any more."""
+    """The memory that a message names is not there any more.
+
+    Page: docs/arrays.md.
+    """
 
 
 class CapacityError(NdshareError, MemoryError):
     """A request for memory that cannot be met; nothing was taken.
+
+    Page: docs/arrays.md.
 
     Parameters
     ----------
@@ -94,6 +104,8 @@ class CapacityError(NdshareError, MemoryError):
 class TransportError(NdshareError, RuntimeError):
     """An object could not be rebuilt from a message.
 
+    Page: docs/executor.md.
+
     Parameters
     ----------
     what : str
@@ -116,6 +128,8 @@ class TransportError(NdshareError, RuntimeError):
 
 class LayoutError(NdshareError, ValueError):
     """A file is not a SharedDict, or a damaged one; nothing of it was used.
+
+    Page: docs/shared_dict.md.
 
     Parameters
     ----------
@@ -146,6 +160,8 @@ class LayoutError(NdshareError, ValueError):
 class KeyLockError(NdshareError, RuntimeError):
     """Keys of a SharedDict were to be locked in a way that could wait for ever.
 
+    Page: docs/shared_dict.md.
+
     Parameters
     ----------
     wanted : str
@@ -172,6 +188,8 @@ class KeyLockError(NdshareError, RuntimeError):
 class KeyTimeoutError(NdshareError, TimeoutError):
     """The lock of a key of a SharedDict, or a newer value of it, did not come in time.
 
+    Page: docs/shared_dict.md.
+
     Parameters
     ----------
     what : str
@@ -195,6 +213,8 @@ class KeyTimeoutError(NdshareError, TimeoutError):
 class OwnerDiedError(NdshareError, RuntimeError):
     """A process died while it held a lock; what the lock protects may be half written.
 
+    Page: docs/map.md.
+
     Parameters
     ----------
     pid : int
@@ -215,6 +235,8 @@ class OwnerDiedError(NdshareError, RuntimeError):
 
 class UnsendableGlobalError(NdshareError, TypeError):
     """A global of ``__main__`` that a task uses cannot be pickled.
+
+    Page: docs/executor.md.
 
     Parameters
     ----------
@@ -244,11 +266,16 @@ class UnsendableGlobalError(NdshareError, TypeError):
 
 
 class WorkerError(NdshareError, RuntimeError):
-    """Something went wrong with a worker process rather than with the task it ran."""
+    """Something went wrong with a worker process rather than with the task it ran.
+
+    Page: docs/executor.md.
+    """
 
 
 class InheritedError(WorkerError):
     """An executor, or a future of one, was used in a forked child of the process that made it.
+
+    Page: docs/executor.md.
 
     Parameters
     ----------
@@ -276,6 +303,8 @@ class InheritedError(WorkerError):
 class RemoteError(WorkerError):
     """Stands for an exception of a task that could not be pickled, or not be rebuilt from its pickle.
 
+    Page: docs/executor.md.
+
     Parameters
     ----------
     type_name : str
@@ -297,15 +326,23 @@ class RemoteError(WorkerError):
 
 
 class NdshareWarning(UserWarning):
-    """Root of all warnings that ndshare gives."""
+    """Root of all warnings that ndshare gives.
+
+    Page: docs/guarantees.md.
+    """
 
 
 class RepeatedCopyWarning(NdshareWarning):
-    """The same large ordinary array was sent to workers several times, a copy each time."""
+    """The same large ordinary array was sent to workers several times, a copy each time.
+
+    Page: docs/executor.md.
+    """
 
 
 class SilentWriteWarning(NdshareWarning):
     """A kernel wrote to an object that is not shared, so that what it wrote is lost.
+
+    Page: docs/map.md.
 
     Parameters
     ----------

@@ -38,6 +38,8 @@ def code_or_signal(status: int | None) -> tuple[int | None, int | None]:
 class WorkerDiedError(WorkerError, BrokenProcessPool):
     """The process that ran a task ended before the task did.
 
+    Page: docs/executor.md.
+
     Parameters
     ----------
     task : str
@@ -97,6 +99,8 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
 
 class InitializerError(WorkerError, BrokenProcessPool):
     """The initializer of a pool failed in a worker; the tasks that waited for it fail.
+
+    Page: docs/executor.md.
 
     Parameters
     ----------

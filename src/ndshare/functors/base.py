@@ -76,6 +76,8 @@ def _number(where: str, name: str, value: Any, least: int) -> int:
 class Functor:
     """Something that can be mapped over, and how it is divided among workers.
 
+    Page: docs/functors.md.
+
     Subclass it to teach `ndshare.map` a new kind of collection: define `split` and `iterate`, or
     ``__len__`` and `iterate`; with a `wrap` the subclass is found for plain objects too. A class that
     is defined a second time under the same name, as when a notebook cell is run again, replaces the

@@ -14,6 +14,8 @@ __all__ = ["DataArrayFunctor", "DatasetFunctor"]
 class DataArrayFunctor(NdarrayFunctor):
     """Functor of an `xarray.DataArray`: the kernel gets DataArrays with labels and coordinates.
 
+    Page: docs/functors.md.
+
     Parameters
     ----------
     array : xarray.DataArray

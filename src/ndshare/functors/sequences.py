@@ -73,6 +73,8 @@ class _Values:
 class SequenceFunctor(Functor):
     """Functor of a sequence: the kernel gets ``(worker_id, index, sequence[index])``.
 
+    Page: docs/functors.md.
+
     Parameters
     ----------
     sequence : sequence or array-like
@@ -134,6 +136,8 @@ class SequenceFunctor(Functor):
 
 class NdarrayFunctor(SequenceFunctor):
     """Functor of an array along one axis: the kernel gets views of it.
+
+    Page: docs/functors.md.
 
     Parameters
     ----------

@@ -23,6 +23,8 @@ _LIBRARY = "extra_data"
 class ExtraDataFunctor(Functor):
     """Functor of EXtra-data objects: the kernel gets ``(worker_id, index, train_id, data)``.
 
+    Page: docs/functors.md.
+
     Parameters
     ----------
     obj : extra_data.DataCollection or extra_data.KeyData

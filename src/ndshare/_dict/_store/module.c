@@ -16,6 +16,8 @@
  *
  * A file includes the headers of those above it only.
  */
+#include "extension.h"
+
 #include "hold.h"
 #include "memory.h"
 #include "slots.h"
@@ -91,27 +93,10 @@ module_clear(PyObject *module)
     return 0;
 }
 
-static PyModuleDef_Slot slots[] = {
-    {Py_mod_exec, module_exec},
-#if PY_VERSION_HEX >= 0x030C0000
-    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
-#endif
-    {0, NULL},
-};
-
-struct PyModuleDef ndshare_dict_definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "ndshare._dict._store",
-    .m_doc = PyDoc_STR("Two slots per key, in a file that several processes map."),
-    .m_size = sizeof(ndshare_dict_state),
-    .m_methods = methods,
-    .m_slots = slots,
-    .m_traverse = module_traverse,
-    .m_clear = module_clear,
-};
-
-PyMODINIT_FUNC
-PyInit__store(void)
-{
-    return PyModuleDef_Init(&ndshare_dict_definition);
-}
+NDSHARE_EXTENSION(_store, ndshare_dict_definition, Py_MOD_GIL_USED, module_exec,
+                  .m_name = "ndshare._dict._store",
+                  .m_doc = PyDoc_STR("Two slots per key, in a file that several processes map."),
+                  .m_size = sizeof(ndshare_dict_state),
+                  .m_methods = methods,
+                  .m_traverse = module_traverse,
+                  .m_clear = module_clear)

@@ -1,22 +1,26 @@
-/* Mutex: the handle of a process on one lock.
+/* Who has to wait does so without the GIL, for a slice of time, then looks whether a signal came: the wait itself
+ * cannot be interrupted. The slices are also what saves a waiter on kernels before 5.5 whose waker was killed between
+ * waking and taking.
  *
- * Taking it free costs a compare-and-swap; who has to wait sleeps in the kernel (futex), without the GIL, for
- * a slice of time, then looks whether a signal came: the wait itself cannot be interrupted. The slices are
- * also what saves a waiter on kernels before 5.5 whose waker was killed between waking and taking.
- *
- * A mutex knows its holder by thread id. The child of a fork has another one and an empty list of held
- * mutexes: it holds nothing, whatever its parent held.
+ * Without the GIL: what is in shared memory is guarded by the lock itself; an entry of `held` is made and removed by
+ * the holder only, and the dict has a lock of its own; the rest of the state is set before the module can be used.
  */
-#include "lock.h"
+#include "mutex.h"
+
+#include "cell.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <math.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
-#define SLICE_NS 50000000L  /* how long Ctrl-C may wait */
+#define SLICE_NS INT64_C(50000000) /* how long Ctrl-C may wait */
+#define LONGEST_S 1e9
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer view;
+    ndshare_cell *cell;
+    int report;                  /* raise when a holder died, until somebody repaired */
+} mutex;
 
 static ndshare_lock_state *
 state_of(PyObject *self)
@@ -25,88 +29,55 @@ state_of(PyObject *self)
     return module == NULL ? NULL : PyModule_GetState(module);
 }
 
-/* Asked of the kernel once per thread, and anew in a forked child: a system call costs more than the lock. */
-static int32_t
-thread_id(void)
-{
-    static _Thread_local int32_t id;
-    static _Thread_local unsigned known;
-    unsigned forks = atomic_load_explicit(&ndshare_lock_forks, memory_order_relaxed);
-    if (known != forks) {
-        id = (int32_t)syscall(SYS_gettid);
-        known = forks;
-    }
-    return id;
-}
-
-static double
-monotonic(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
-
-/* One slice of waiting, without the GIL. `limit` in seconds from now; a negative one stands for none. */
+/* Wait in slices; `timeout` in seconds, a negative one stands for none. What `ndshare_cell_wait` gives, or -1 with a
+ * Python error: a signal handler has raised. */
 static int
-wait_slice(pthread_mutex_t *mutex, double limit)
+wait(ndshare_cell *cell, double timeout)
 {
-    long slice = limit >= 0 && limit * 1e9 < (double)SLICE_NS ? (long)(limit * 1e9) : SLICE_NS;
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += slice;
-    if (until.tv_nsec >= 1000000000L) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000L;
+    int64_t end = timeout < 0 ? INT64_MAX : ndshare_cell_now() + (int64_t)(fmin(timeout, LONGEST_S) * 1e9);
+    for (;;) {
+        int64_t left = end - ndshare_cell_now();
+        int error;
+        Py_BEGIN_ALLOW_THREADS
+        error = ndshare_cell_wait(cell, left > SLICE_NS ? SLICE_NS : left > 0 ? left : 0);
+        Py_END_ALLOW_THREADS
+        if (error != ETIMEDOUT || left <= 0) {
+            return error;
+        }
+        if (PyErr_CheckSignals() < 0) {
+            return -1;
+        }
     }
-    int error;
-    Py_BEGIN_ALLOW_THREADS
-    error = pthread_mutex_timedlock(mutex, &until);
-    Py_END_ALLOW_THREADS
-    return error;
 }
 
 static void
-recover(ndshare_cell *cell)
+raise_death(ndshare_lock_state *state, int pid)
 {
-    int pid = atomic_load(&cell->holder_pid);
-    atomic_store(&cell->died, pid != 0 ? pid : -1);
-    pthread_mutex_consistent(&cell->mutex);
-}
-
-static int
-give_back(ndshare_cell *cell)
-{
-    atomic_store_explicit(&cell->holder, 0, memory_order_relaxed);
-    atomic_store_explicit(&cell->holder_pid, 0, memory_order_relaxed);
-    return pthread_mutex_unlock(&cell->mutex);
+    PyObject *instance = PyObject_CallFunction(state->died_error, "i", pid);
+    if (instance != NULL) {
+        PyErr_SetObject(state->died_error, instance);
+        Py_DECREF(instance);
+    }
 }
 
 /* 1: taken, 0: not in time, -1: error set */
 static int
-take(ndshare_mutex *self, int blocking, double timeout, int repairing)
+take(mutex *self, int blocking, double timeout, int repairing)
 {
     ndshare_lock_state *state = state_of((PyObject *)self);
     ndshare_cell *cell = self->cell;
     if (state == NULL) {
         return -1;
     }
-    int error = pthread_mutex_trylock(&cell->mutex);
+    int error = ndshare_cell_try(cell);
     if (error == EBUSY || error == EDEADLK) {
         if (!blocking) {
             return 0;
         }
-        double end = timeout < 0 ? 0 : monotonic() + timeout;
-        do {
-            double left = timeout < 0 ? -1 : end - monotonic();
-            if (timeout >= 0 && left <= 0 && error == ETIMEDOUT) {
-                return 0;
-            }
-            error = wait_slice(&cell->mutex, timeout < 0 ? -1 : left > 0 ? left : 0);
-            if (error == ETIMEDOUT && PyErr_CheckSignals() < 0) {
-                return -1;
-            }
-        } while (error == ETIMEDOUT);
+        error = wait(cell, timeout);
+    }
+    if (error == ETIMEDOUT) {
+        return 0;
     }
     if (error == EDEADLK) {
         PyErr_SetString(PyExc_RuntimeError,
@@ -114,34 +85,22 @@ take(ndshare_mutex *self, int blocking, double timeout, int repairing)
                         "release it first, or acquire it in one place only");
         return -1;
     }
-    if (error == EOWNERDEAD) {
-        recover(cell);
-    }
-    else if (error != 0) {
-        errno = error;
-        PyErr_SetFromErrno(PyExc_OSError);
+    if (error != 0) {
+        if (error > 0) {
+            errno = error;
+            PyErr_SetFromErrno(PyExc_OSError);
+        }
         return -1;
     }
-    /* Written by the holder only; a process that reads them without the lock wants a hint. */
-    atomic_store_explicit(&cell->holder_pid, ndshare_lock_pid, memory_order_relaxed);
-    atomic_store_explicit(&cell->holder, thread_id(), memory_order_relaxed);
     int died = atomic_load_explicit(&cell->died, memory_order_relaxed);
     if (died != 0 && self->report && !repairing) {
-        give_back(cell);
-        PyObject *pid = PyLong_FromLong(died);
-        if (pid != NULL && state->died_error != NULL) {
-            PyObject *instance = PyObject_CallOneArg(state->died_error, pid);
-            if (instance != NULL) {
-                PyErr_SetObject(state->died_error, instance);
-                Py_DECREF(instance);
-            }
-        }
-        Py_XDECREF(pid);
+        ndshare_cell_give_back(cell);
+        raise_death(state, died);
         return -1;
     }
     PyObject *key = PyLong_FromVoidPtr(cell);
     if (key == NULL || PyDict_SetItem(state->held, key, (PyObject *)self) < 0) {
-        give_back(cell);
+        ndshare_cell_give_back(cell);
         Py_XDECREF(key);
         return -1;
     }
@@ -169,33 +128,33 @@ mutex_acquire(PyObject *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_ValueError, "Lock.acquire: a timeout was given with blocking=False; leave one out");
         return NULL;
     }
-    int taken = take((ndshare_mutex *)self, blocking, timeout, 0);
+    int taken = take((mutex *)self, blocking, timeout, 0);
     return taken < 0 ? NULL : PyBool_FromLong(taken);
 }
 
 static PyObject *
 mutex_acquire_damaged(PyObject *self, PyObject *Py_UNUSED(unused))
 {
-    int taken = take((ndshare_mutex *)self, 1, -1, 1);
-    return taken < 0 ? NULL : PyBool_FromLong(atomic_load(&((ndshare_mutex *)self)->cell->died) != 0);
+    int taken = take((mutex *)self, 1, -1, 1);
+    return taken < 0 ? NULL : PyBool_FromLong(atomic_load(&((mutex *)self)->cell->died) != 0);
 }
 
 static PyObject *
 mutex_mark_repaired(PyObject *self, PyObject *Py_UNUSED(unused))
 {
-    atomic_store(&((ndshare_mutex *)self)->cell->died, 0);
+    atomic_store(&((mutex *)self)->cell->died, 0);
     Py_RETURN_NONE;
 }
 
 static PyObject *
 mutex_release(PyObject *self, PyObject *Py_UNUSED(unused))
 {
-    ndshare_cell *cell = ((ndshare_mutex *)self)->cell;
+    ndshare_cell *cell = ((mutex *)self)->cell;
     ndshare_lock_state *state = state_of(self);
     if (state == NULL) {
         return NULL;
     }
-    if (atomic_load_explicit(&cell->holder, memory_order_relaxed) != thread_id()) {
+    if (!ndshare_cell_is_mine(cell)) {
         PyErr_SetString(PyExc_RuntimeError,
                         "Lock.release: this thread does not hold the lock; only the thread that acquired it may "
                         "release it, and a forked child does not hold what its parent holds");
@@ -211,7 +170,7 @@ mutex_release(PyObject *self, PyObject *Py_UNUSED(unused))
         (void)PyDict_DelItem(state->held, key);
     }
     Py_DECREF(key);
-    int error = give_back(cell);
+    int error = ndshare_cell_give_back(cell);
     Py_XDECREF(keeper);
     if (error != 0) {
         errno = error;
@@ -223,26 +182,22 @@ mutex_release(PyObject *self, PyObject *Py_UNUSED(unused))
 static PyObject *
 mutex_locked(PyObject *self, PyObject *Py_UNUSED(unused))
 {
-    ndshare_cell *cell = ((ndshare_mutex *)self)->cell;
+    ndshare_cell *cell = ((mutex *)self)->cell;
     if (atomic_load(&cell->holder) == 0) {
         Py_RETURN_FALSE;
     }
     /* Somebody has it, or died with it. */
-    int error = pthread_mutex_trylock(&cell->mutex);
-    if (error == EOWNERDEAD) {
-        recover(cell);
+    if (ndshare_cell_try(cell) != 0) {
+        Py_RETURN_TRUE;
     }
-    if (error == EOWNERDEAD || error == 0) {
-        give_back(cell);
-        Py_RETURN_FALSE;
-    }
-    Py_RETURN_TRUE;
+    ndshare_cell_give_back(cell);
+    Py_RETURN_FALSE;
 }
 
 static PyObject *
 mutex_enter(PyObject *self, PyObject *Py_UNUSED(unused))
 {
-    return take((ndshare_mutex *)self, 1, -1, 0) < 0 ? NULL : Py_NewRef(self);
+    return take((mutex *)self, 1, -1, 0) < 0 ? NULL : Py_NewRef(self);
 }
 
 static PyObject *
@@ -254,7 +209,7 @@ mutex_exit(PyObject *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSE
 static PyObject *
 mutex_holder(PyObject *self, void *Py_UNUSED(closure))
 {
-    ndshare_cell *cell = ((ndshare_mutex *)self)->cell;
+    ndshare_cell *cell = ((mutex *)self)->cell;
     return PyLong_FromLong(atomic_load(&cell->holder) == 0 ? 0 : atomic_load(&cell->holder_pid));
 }
 
@@ -267,7 +222,7 @@ mutex_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|p:Mutex", names, &memory, &report)) {
         return NULL;
     }
-    ndshare_mutex *self = (ndshare_mutex *)type->tp_alloc(type, 0);
+    mutex *self = (mutex *)type->tp_alloc(type, 0);
     if (self == NULL) {
         return NULL;
     }
@@ -277,8 +232,8 @@ mutex_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->cell = self->view.buf;
     self->report = report;
-    if (self->view.len < NDSHARE_LOCK_BYTES || (uintptr_t)self->view.buf % 64 != 0
-        || self->cell->magic != NDSHARE_LOCK_MAGIC) {
+    if (self->view.len < NDSHARE_CELL_BYTES || (uintptr_t)self->view.buf % 64 != 0
+        || self->cell->magic != NDSHARE_CELL_MAGIC) {
         PyErr_Format(PyExc_ValueError, "a lock was looked for in %zd bytes of memory and is not there; make "
                      "locks with ndshare.lock()", self->view.len);
         Py_DECREF(self);
@@ -290,7 +245,7 @@ mutex_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static int
 mutex_traverse(PyObject *self, visitproc visit, void *arg)
 {
-    Py_VISIT(((ndshare_mutex *)self)->view.obj);
+    Py_VISIT(((mutex *)self)->view.obj);
     Py_VISIT(Py_TYPE(self));
     return 0;
 }
@@ -300,7 +255,7 @@ mutex_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    PyBuffer_Release(&((ndshare_mutex *)self)->view);
+    PyBuffer_Release(&((mutex *)self)->view);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -344,7 +299,7 @@ static PyType_Slot mutex_slots[] = {
 
 PyType_Spec ndshare_mutex_spec = {
     .name = "ndshare._locks._lock.Mutex",
-    .basicsize = sizeof(ndshare_mutex),
+    .basicsize = sizeof(mutex),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .slots = mutex_slots,
 };

@@ -5,10 +5,12 @@
  *
  * No state.
  */
+#include "extension.h"
+
 #include "items.h"
 
 static PyMethodDef methods[] = {
-    {"run", (PyCFunction)(void (*)(void))ndshare_items_run, METH_FASTCALL,
+    {"run", NDSHARE_FAST(ndshare_items_run),
      PyDoc_STR("run(kernel, worker_id, source, by_index, board, slot, mask, first, count, timed)\n"
                "    -> (items, killed)\n\n"
                "Call the kernel for the entries of one share. `source` is indexed, or else an iterator of tuples.")},
@@ -24,25 +26,7 @@ module_exec(PyObject *Py_UNUSED(module))
     return 0;
 }
 
-static PyModuleDef_Slot slots[] = {
-    {Py_mod_exec, module_exec},
-#if PY_VERSION_HEX >= 0x030C0000
-    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
-#endif
-    {0, NULL},
-};
-
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "ndshare._map._loop",
-    .m_doc = PyDoc_STR("The inner loop of map."),
-    .m_size = 0,
-    .m_methods = methods,
-    .m_slots = slots,
-};
-
-PyMODINIT_FUNC
-PyInit__loop(void)
-{
-    return PyModuleDef_Init(&definition);
-}
+NDSHARE_EXTENSION(_loop, ndshare_loop_definition, Py_MOD_GIL_USED, module_exec,
+                  .m_name = "ndshare._map._loop",
+                  .m_doc = PyDoc_STR("The inner loop of map."),
+                  .m_methods = methods)

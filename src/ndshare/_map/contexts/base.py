@@ -27,6 +27,8 @@ Shape = int | Iterable[int]
 class MapContext(abc.ABC):
     """Where maps run. Subclasses say with which workers.
 
+    Page: docs/map.md.
+
     Parameters
     ----------
     num_workers : int
@@ -79,6 +81,8 @@ class MapContext(abc.ABC):
         per_block: int | None = None,
     ) -> npt.NDArray[Any]:
         """Make an array that kernels write their results to.
+
+        Page: docs/map.md.
 
         Parameters
         ----------
@@ -155,6 +159,8 @@ class MapContext(abc.ABC):
         trace: bool = False,
     ) -> MapReport:
         """Call ``kernel(worker_id, index, value)`` for every item of a collection.
+
+        Page: docs/map.md.
 
         Parameters
         ----------
@@ -275,6 +281,8 @@ def _resolved(
 class SerialContext(MapContext):
     """Maps run in the calling thread, one item after the other.
 
+    Page: docs/map.md.
+
     Parameters
     ----------
     *_ignored, **_options
@@ -291,6 +299,8 @@ class SerialContext(MapContext):
 
 class ThreadContext(MapContext):
     """Maps run in threads of this process, made for each map.
+
+    Page: docs/map.md.
 
     Parameters
     ----------

@@ -31,6 +31,8 @@ from ndshare.errors import CapacityError
 class ProcessContext(MapContext):
     """Maps run in warm worker processes, or in processes forked for each map.
 
+    Page: docs/map.md.
+
     Parameters
     ----------
     num_workers : int, optional

@@ -207,8 +207,11 @@ class Forked:
 
 def _deliver_messages() -> None:
     """Let what the kernel put into queues get there: this process ends with the map."""
-    queues = sys.modules.get("ndshare._queue.at_exit")
-    left = queues.finish_within(_DELIVERY_S) if queues is not None else 0
+    left = 0
+    if "ndshare._queue" in sys.modules:  # else nothing was put
+        from ndshare._queue import finish_within
+
+        left = finish_within(_DELIVERY_S)
     if left:
         raise TransportError(
             "what a kernel put into a queue could not be delivered",

@@ -2,6 +2,8 @@
  *
  * heap.h says how it works and what the files are for.
  */
+#include "extension.h"
+
 #include "altered.h"
 #include "array.h"
 #include "block.h"
@@ -95,25 +97,23 @@ owner_prefix(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
     return PyLong_FromUnsignedLongLong(ndshare_heap.prefix);
 }
 
-#define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL
-
 static PyMethodDef methods[] = {
-    {"configure", FAST(configure), PyDoc_STR("configure(capacity_error, segment_error, gone_error)\n--\n\n"
+    {"configure", NDSHARE_FAST(configure), PyDoc_STR("configure(capacity_error, segment_error, gone_error)\n--\n\n"
                                              "The exception classes to raise.")},
     {"stage", ndshare_obtain_stage, METH_O,
      PyDoc_STR("stage(nbytes)\n--\n\nA by-value block to fill and lend.")},
-    {"allocate", FAST(ndshare_obtain_allocate), PyDoc_STR("allocate(nbytes, zero)\n--\n\nA shared block.")},
+    {"allocate", NDSHARE_FAST(ndshare_obtain_allocate), PyDoc_STR("allocate(nbytes, zero)\n--\n\nA shared block.")},
     {"seal", ndshare_obtain_seal, METH_O,
      PyDoc_STR("seal(buffer)\n--\n\nA copy of the buffer that nobody can write to.")},
     {"block_of", ndshare_obtain_of, METH_O,
      PyDoc_STR("block_of(array)\n--\n\n(Block, offset of the lowest byte), or None for ordinary memory.")},
     {"is_shared", ndshare_obtain_is_shared, METH_O, PyDoc_STR("is_shared(array)\n--\n\n"
-        "Tell whether the memory of an array is shared.\n\n"
+        "Tell whether the memory of an array is shared.\n\nPage: docs/arrays.md.\n\n"
         "Parameters\n----------\n"
         "array : object\n    Anything; what is no ndarray is not shared.\n\n"
         "Returns\n-------\n"
         "bool\n    True for arrays in shared memory and for views of them, however they were made.\n")},
-    {"attach", FAST(ndshare_obtain_attach),
+    {"attach", NDSHARE_FAST(ndshare_obtain_attach),
      PyDoc_STR("attach(uid, size, kind, fd)\n--\n\nBlock of a received segment; takes over `fd`.")},
     {"should_copy_out", ndshare_obtain_should_copy_out, METH_O,
      PyDoc_STR("should_copy_out(block)\n--\n\nTrue when keeping the block costs more than copying it.")},
@@ -131,7 +131,7 @@ static PyMethodDef methods[] = {
      PyDoc_STR("detach(array)\n--\n\nMap by-value memory copy-on-write in place; False for other memory.")},
     {"digest", ndshare_altered_digest, METH_O,
      PyDoc_STR("digest(array)\n--\n\n128 bits of the bytes from the first to the last, gaps included.")},
-    {"copy", FAST(ndshare_copying_copy),
+    {"copy", NDSHARE_FAST(ndshare_copying_copy),
      PyDoc_STR("copy(target, source, threads)\n--\n\nCopy an array that lies dense, like the target; False for others.")},
     {"trim", trim, METH_NOARGS, PyDoc_STR("trim()\n--\n\nGive idle memory back; bytes.")},
     {"stats", ndshare_stats, METH_NOARGS, PyDoc_STR("stats()\n--\n\n")},
@@ -140,7 +140,7 @@ static PyMethodDef methods[] = {
     {"ledger_create", ndshare_ledger_create, METH_O, PyDoc_STR("ledger_create(slots)\n--\n\nA descriptor.")},
     {"ledger_detach", ndshare_ledger_detach, METH_NOARGS,
      PyDoc_STR("ledger_detach()\n--\n\nLeave the ledger of a pool.")},
-    {"ledger_attach", FAST(ndshare_ledger_attach), PyDoc_STR("ledger_attach(fd, slot)\n--\n\n")},
+    {"ledger_attach", NDSHARE_FAST(ndshare_ledger_attach), PyDoc_STR("ledger_attach(fd, slot)\n--\n\n")},
     {"ledger_clear", ndshare_ledger_clear, METH_O, PyDoc_STR("ledger_clear(slot)\n--\n\n")},
     {NULL, NULL, 0, NULL},
 };
@@ -175,21 +175,7 @@ module_exec(PyObject *module)
         || PyModule_AddIntConstant(module, "COPY", NDSHARE_COPY) < 0 ? -1 : 0;
 }
 
-static PyModuleDef_Slot slots[] = {
-    {Py_mod_exec, module_exec},
-    {0, NULL},
-};
-
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "ndshare._memory._heap",
-    .m_doc = PyDoc_STR("Recycled shared memory."),
-    .m_methods = methods,
-    .m_slots = slots,
-};
-
-PyMODINIT_FUNC
-PyInit__heap(void)
-{
-    return PyModuleDef_Init(&definition);
-}
+NDSHARE_EXTENSION(_heap, ndshare_heap_definition, Py_MOD_GIL_USED, module_exec,
+                  .m_name = "ndshare._memory._heap",
+                  .m_doc = PyDoc_STR("Recycled shared memory."),
+                  .m_methods = methods)

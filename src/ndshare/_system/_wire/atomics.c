@@ -1,10 +1,8 @@
-/* Atomic reads and writes on memory that several processes map.
- *
- * NumPy's stores promise nothing about order between processes; these do: loads acquire, stores
- * release, and compare-and-swap and add are sequentially consistent. An object that exports a
- * writable buffer is taken with the byte offset of the cell, which must lie inside and be aligned.
+/* NumPy's stores promise nothing about order between processes; these do: loads acquire, stores release, and
+ * compare-and-swap and add are sequentially consistent. An object that exports a writable buffer is taken with
+ * the byte offset of the cell, which must lie inside and be aligned.
  */
-#include "wire.h"
+#include "atomics.h"
 
 #include <stdatomic.h>
 #include <stdint.h>
@@ -12,15 +10,16 @@
 _Static_assert(ATOMIC_CHAR_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2,
                "atomics between processes must not use a lock inside one of them");
 
-/* The address of a cell of `width` bytes at `offset`, or NULL with an error set. */
+/* The address of a cell of `width` bytes, from the arguments (memory, offset, ...), or NULL with an error set. */
 static void *
-cell_at(PyObject *memory, PyObject *offset, Py_ssize_t width, Py_buffer *view)
+cell_at(const char *name, PyObject *const *args, Py_ssize_t nargs, Py_ssize_t wanted, Py_ssize_t width,
+        Py_buffer *view)
 {
-    Py_ssize_t at = PyLong_AsSsize_t(offset);
-    if (at == -1 && PyErr_Occurred()) {
-        return NULL;
+    if (nargs != wanted) {
+        return PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, got %zd", name, wanted, nargs);
     }
-    if (PyObject_GetBuffer(memory, view, PyBUF_WRITABLE) < 0) {
+    Py_ssize_t at = PyLong_AsSsize_t(args[1]);
+    if ((at == -1 && PyErr_Occurred()) || PyObject_GetBuffer(args[0], view, PyBUF_WRITABLE) < 0) {
         return NULL;
     }
     char *address = (char *)view->buf + at;
@@ -33,146 +32,66 @@ cell_at(PyObject *memory, PyObject *offset, Py_ssize_t width, Py_buffer *view)
     return address;
 }
 
-static int
-check_count(const char *name, Py_ssize_t got, Py_ssize_t wanted)
-{
-    if (got != wanted) {
-        PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, got %zd", name, wanted, got);
-        return -1;
+#define LOAD_AND_CAS(bits)                                                                            \
+    PyObject *                                                                                        \
+    ndshare_atomic_load_u##bits(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs) \
+    {                                                                                                 \
+        Py_buffer view;                                                                               \
+        _Atomic uint##bits##_t *cell = cell_at("load_u" #bits, args, nargs, 2, bits / 8, &view);      \
+        if (cell == NULL) {                                                                           \
+            return NULL;                                                                              \
+        }                                                                                             \
+        uint##bits##_t value = atomic_load_explicit(cell, memory_order_acquire);                      \
+        PyBuffer_Release(&view);                                                                      \
+        return PyLong_FromUnsignedLongLong(value);                                                    \
+    }                                                                                                 \
+                                                                                                      \
+    PyObject *                                                                                        \
+    ndshare_atomic_cas_u##bits(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)  \
+    {                                                                                                 \
+        Py_buffer view;                                                                               \
+        _Atomic uint##bits##_t *cell = cell_at("cas_u" #bits, args, nargs, 4, bits / 8, &view);       \
+        if (cell == NULL) {                                                                           \
+            return NULL;                                                                              \
+        }                                                                                             \
+        uint##bits##_t expected = (uint##bits##_t)PyLong_AsUnsignedLongLong(args[2]);                 \
+        uint##bits##_t wanted = (uint##bits##_t)PyLong_AsUnsignedLongLong(args[3]);                   \
+        int done = !PyErr_Occurred() && atomic_compare_exchange_strong(cell, &expected, wanted);      \
+        PyBuffer_Release(&view);                                                                      \
+        return PyErr_Occurred() ? NULL : PyBool_FromLong(done);                                       \
     }
-    return 0;
-}
+
+LOAD_AND_CAS(8)
+LOAD_AND_CAS(64)
 
 PyObject *
-ndshare_atomic_cas_u8(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+ndshare_atomic_store_u64(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     Py_buffer view;
-    if (check_count("cas_u8", nargs, 4) < 0) {
-        return NULL;
-    }
-    int expected = PyLong_AsInt(args[2]), wanted = PyLong_AsInt(args[3]);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    _Atomic uint8_t *cell = cell_at(args[0], args[1], 1, &view);
+    _Atomic uint64_t *cell = cell_at("store_u64", args, nargs, 3, 8, &view);
     if (cell == NULL) {
         return NULL;
     }
-    uint8_t seen = (uint8_t)expected;
-    int done = atomic_compare_exchange_strong(cell, &seen, (uint8_t)wanted);
+    unsigned long long value = PyLong_AsUnsignedLongLong(args[2]);
+    int failed = value == (unsigned long long)-1 && PyErr_Occurred();
+    if (!failed) {
+        atomic_store_explicit(cell, (uint64_t)value, memory_order_release);
+    }
     PyBuffer_Release(&view);
-    return PyBool_FromLong(done);
-}
-
-PyObject *
-ndshare_atomic_cas_u64(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
-{
-    Py_buffer view;
-    if (check_count("cas_u64", nargs, 4) < 0) {
-        return NULL;
-    }
-    unsigned long long expected = PyLong_AsUnsignedLongLong(args[2]), wanted = PyLong_AsUnsignedLongLong(args[3]);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    _Atomic uint64_t *cell = cell_at(args[0], args[1], 8, &view);
-    if (cell == NULL) {
-        return NULL;
-    }
-    uint64_t seen = (uint64_t)expected;
-    int done = atomic_compare_exchange_strong(cell, &seen, (uint64_t)wanted);
-    PyBuffer_Release(&view);
-    return PyBool_FromLong(done);
-}
-
-PyObject *
-ndshare_atomic_load_u8(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
-{
-    Py_buffer view;
-    if (check_count("load_u8", nargs, 2) < 0) {
-        return NULL;
-    }
-    _Atomic uint8_t *cell = cell_at(args[0], args[1], 1, &view);
-    if (cell == NULL) {
-        return NULL;
-    }
-    uint8_t value = atomic_load_explicit(cell, memory_order_acquire);
-    PyBuffer_Release(&view);
-    return PyLong_FromLong(value);
-}
-
-PyObject *
-ndshare_atomic_store_u8(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
-{
-    Py_buffer view;
-    if (check_count("store_u8", nargs, 3) < 0) {
-        return NULL;
-    }
-    int value = PyLong_AsInt(args[2]);
-    if (value == -1 && PyErr_Occurred()) {
-        return NULL;
-    }
-    _Atomic uint8_t *cell = cell_at(args[0], args[1], 1, &view);
-    if (cell == NULL) {
-        return NULL;
-    }
-    atomic_store_explicit(cell, (uint8_t)value, memory_order_release);
-    PyBuffer_Release(&view);
-    Py_RETURN_NONE;
+    return failed ? NULL : Py_NewRef(Py_None);
 }
 
 PyObject *
 ndshare_atomic_add_u64(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     Py_buffer view;
-    if (check_count("add_u64", nargs, 3) < 0) {
+    _Atomic uint64_t *cell = cell_at("add_u64", args, nargs, 3, 8, &view);
+    if (cell == NULL) {
         return NULL;
     }
     unsigned long long n = PyLong_AsUnsignedLongLongMask(args[2]); /* a negative number subtracts */
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    _Atomic uint64_t *cell = cell_at(args[0], args[1], 8, &view);
-    if (cell == NULL) {
-        return NULL;
-    }
-    uint64_t old = atomic_fetch_add(cell, (uint64_t)n);
+    int failed = n == (unsigned long long)-1 && PyErr_Occurred();
+    uint64_t before = failed ? 0 : atomic_fetch_add(cell, (uint64_t)n);
     PyBuffer_Release(&view);
-    return PyLong_FromUnsignedLongLong(old);
-}
-
-PyObject *
-ndshare_atomic_load_u64(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
-{
-    Py_buffer view;
-    if (check_count("load_u64", nargs, 2) < 0) {
-        return NULL;
-    }
-    _Atomic uint64_t *cell = cell_at(args[0], args[1], 8, &view);
-    if (cell == NULL) {
-        return NULL;
-    }
-    uint64_t value = atomic_load_explicit(cell, memory_order_acquire);
-    PyBuffer_Release(&view);
-    return PyLong_FromUnsignedLongLong(value);
-}
-
-PyObject *
-ndshare_atomic_store_u64(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
-{
-    Py_buffer view;
-    if (check_count("store_u64", nargs, 3) < 0) {
-        return NULL;
-    }
-    unsigned long long value = PyLong_AsUnsignedLongLong(args[2]);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    _Atomic uint64_t *cell = cell_at(args[0], args[1], 8, &view);
-    if (cell == NULL) {
-        return NULL;
-    }
-    atomic_store_explicit(cell, (uint64_t)value, memory_order_release);
-    PyBuffer_Release(&view);
-    Py_RETURN_NONE;
+    return failed ? NULL : PyLong_FromUnsignedLongLong(before);
 }

@@ -10,12 +10,17 @@
  *   - A blocking call gives it up, and runs Python's signal handlers when interrupted.
  *   - Descriptors arrive close-on-exec. If the process is short of descriptors, the message is looked
  *     at first and left in the socket (EMFILE): a receive that fails half-way would lose arrays.
+ *   - What came with an empty or truncated message is closed.
+ *
+ * Several threads may be at it at once, with or without the GIL; each needs a buffer of its own.
  */
-#include "wire.h"
+#include "messages.h"
 
 #include <errno.h>
-#include <stdbool.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -23,23 +28,32 @@
 #include <unistd.h>
 
 #define MAX_PARTS 128
+#define LIMIT_VALID 32 /* messages, before the limit is read again */
 
-/* Highest descriptor number received so far. The kernel hands out the lowest free one, so numbers
- * near the limit mean that the process is short of them. */
-static atomic_int highest_fd;
-
+/* Are the highest numbers in use? The kernel hands out the lowest, so this means that few are left. Asked before
+ * every message: what came may be kept for long, while the program opens files of its own. */
 static bool
-descriptors_scarce(int sock_fd)
+descriptors_may_lack(void)
 {
-    struct rlimit limit;
-    int highest = atomic_load_explicit(&highest_fd, memory_order_relaxed);
-    if (sock_fd > highest) {
-        highest = sock_fd;
+    static _Atomic rlim_t last;
+    static atomic_uint age;
+    rlim_t limit = atomic_load_explicit(&last, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&age, 1, memory_order_relaxed) % LIMIT_VALID == 0 || limit == 0) {
+        struct rlimit now;
+        if (getrlimit(RLIMIT_NOFILE, &now) != 0) {
+            return true;
+        }
+        limit = now.rlim_cur;
+        atomic_store_explicit(&last, limit, memory_order_relaxed);
     }
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
+    if (limit == RLIM_INFINITY) {
         return false;
     }
-    return (rlim_t)highest + NDSHARE_MAX_FDS + 64 > limit.rlim_cur;
+    if (limit <= NDSHARE_MAX_FDS + 1) {
+        return true;
+    }
+    rlim_t probed = limit - NDSHARE_MAX_FDS - 1;
+    return fcntl(probed < INT_MAX ? (int)probed : INT_MAX, F_GETFD) >= 0;
 }
 
 PyObject *
@@ -63,23 +77,23 @@ ndshare_message_send(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     if (PyErr_Occurred()) {
         return NULL;
     }
-    parts = PySequence_Fast(args[1], "send_message: parts is not a sequence");
+    parts = PySequence_Tuple(args[1]); /* of a list a copy: without the GIL others may change it meanwhile */
     if (parts == NULL) {
         goto done;
     }
-    fds = PySequence_Fast(args[2], "send_message: fds is not a sequence");
+    fds = PySequence_Tuple(args[2]);
     if (fds == NULL) {
         goto done;
     }
-    Py_ssize_t nparts = PySequence_Fast_GET_SIZE(parts);
-    Py_ssize_t nfds = PySequence_Fast_GET_SIZE(fds);
+    Py_ssize_t nparts = PyTuple_GET_SIZE(parts);
+    Py_ssize_t nfds = PyTuple_GET_SIZE(fds);
     if (nparts > MAX_PARTS || nfds > NDSHARE_MAX_FDS) {
         PyErr_Format(PyExc_ValueError, "send_message: %zd parts and %zd descriptors; at most %d and %d fit",
                      nparts, nfds, MAX_PARTS, NDSHARE_MAX_FDS);
         goto done;
     }
     for (; nviews < nparts; nviews++) {
-        if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(parts, nviews), &views[nviews], PyBUF_SIMPLE) < 0) {
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(parts, nviews), &views[nviews], PyBUF_SIMPLE) < 0) {
             goto done;
         }
         iov[nviews].iov_base = views[nviews].buf;
@@ -97,7 +111,7 @@ ndshare_message_send(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
         header->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)nfds);
         int *slots = (int *)CMSG_DATA(header);
         for (Py_ssize_t i = 0; i < nfds; i++) {
-            slots[i] = PyLong_AsInt(PySequence_Fast_GET_ITEM(fds, i));
+            slots[i] = PyLong_AsInt(PyTuple_GET_ITEM(fds, i));
             if (slots[i] == -1 && PyErr_Occurred()) {
                 goto done;
             }
@@ -156,24 +170,23 @@ take_descriptors(struct msghdr *msg, int out[NDSHARE_MAX_FDS])
     return count;
 }
 
-static void
-close_all(const int *fds, Py_ssize_t count)
+void
+ndshare_message_close(const int *fds, Py_ssize_t count)
 {
     for (Py_ssize_t i = 0; i < count; i++) {
         close(fds[i]);
     }
 }
 
-/* One message into `view`; its descriptors to `received`. NDSHARE_FAILED: errno is set, or, if it is 0, a Python error. */
 int
-ndshare_receive(int sock_fd, const Py_buffer *view, int flags, int look_first, int received[NDSHARE_MAX_FDS],
-                Py_ssize_t *size, Py_ssize_t *count)
+ndshare_message_receive(int sock_fd, const Py_buffer *view, int flags, int received[NDSHARE_MAX_FDS],
+                        Py_ssize_t *size, Py_ssize_t *count)
 {
     union {
         char bytes[CMSG_SPACE(sizeof(int) * NDSHARE_MAX_FDS)];
         struct cmsghdr align;
     } control;
-    bool careful = look_first == NDSHARE_IF_SCARCE ? descriptors_scarce(sock_fd) : look_first;
+    bool careful = descriptors_may_lack();
 
     for (;;) {
         struct iovec iov = {view->buf, (size_t)view->len};
@@ -205,30 +218,30 @@ ndshare_receive(int sock_fd, const Py_buffer *view, int flags, int look_first, i
         }
         *count = take_descriptors(&msg, received);
         if (msg.msg_flags & MSG_CTRUNC) {
-            close_all(received, *count);
+            ndshare_message_close(received, *count);
             errno = EMFILE;
             return NDSHARE_FAILED;
         }
         if (careful) {
-            close_all(received, *count);
+            ndshare_message_close(received, *count);
             careful = false;
             continue;
         }
         if (msg.msg_flags & MSG_TRUNC) {
-            close_all(received, *count);
+            ndshare_message_close(received, *count);
             errno = EMSGSIZE;
             return NDSHARE_FAILED;
         }
-        if (*count > 0) {
-            atomic_store_explicit(&highest_fd, received[*count - 1], memory_order_relaxed);
+        if (*size == 0) { /* the end, or a message that is none: nobody would close what came with it */
+            ndshare_message_close(received, *count);
+            *count = 0;
         }
         return NDSHARE_RECEIVED;
     }
 }
 
-/* A tuple of the descriptors, which are closed if it cannot be made. */
 PyObject *
-ndshare_descriptor_tuple(const int received[NDSHARE_MAX_FDS], Py_ssize_t count)
+ndshare_message_descriptors(const int received[NDSHARE_MAX_FDS], Py_ssize_t count)
 {
     PyObject *fds = PyTuple_New(count);
     for (Py_ssize_t i = 0; fds != NULL && i < count; i++) {
@@ -240,7 +253,7 @@ ndshare_descriptor_tuple(const int received[NDSHARE_MAX_FDS], Py_ssize_t count)
         PyTuple_SET_ITEM(fds, i, number);
     }
     if (fds == NULL) {
-        close_all(received, count);
+        ndshare_message_close(received, count);
     }
     return fds;
 }
@@ -263,12 +276,12 @@ ndshare_message_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     int received[NDSHARE_MAX_FDS];
     Py_ssize_t size, count;
     PyObject *result = NULL;
-    switch (ndshare_receive(sock_fd, &view, flags, NDSHARE_IF_SCARCE, received, &size, &count)) {
+    switch (ndshare_message_receive(sock_fd, &view, flags, received, &size, &count)) {
     case NDSHARE_NOTHING:
         result = Py_NewRef(Py_None);
         break;
     case NDSHARE_RECEIVED: {
-        PyObject *fds = ndshare_descriptor_tuple(received, count);
+        PyObject *fds = ndshare_message_descriptors(received, count);
         result = fds == NULL ? NULL : Py_BuildValue("(nN)", size, fds);
         break;
     }
@@ -291,7 +304,7 @@ typedef struct __attribute__((packed)) {
 } head;
 
 PyObject *
-ndshare_message_recv_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+ndshare_message_recv_answers(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 4) {
         return PyErr_Format(PyExc_TypeError, "recv_answers takes 4 arguments, got %zd", nargs);
@@ -312,7 +325,7 @@ ndshare_message_recv_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_
     for (long n = 0; n < most; n++) {
         int received[NDSHARE_MAX_FDS];
         Py_ssize_t size, count;
-        int how = ndshare_receive(sock_fd, &view, MSG_DONTWAIT, NDSHARE_IF_SCARCE, received, &size, &count);
+        int how = ndshare_message_receive(sock_fd, &view, MSG_DONTWAIT, received, &size, &count);
         if (how == NDSHARE_FAILED && errno == ECONNRESET) {
             continue; /* said once, before what is still in the queue */
         }
@@ -324,20 +337,20 @@ ndshare_message_recv_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_
             goto done;
         }
         if ((size_t)size < sizeof(head)) {
-            close_all(received, count);
+            ndshare_message_close(received, count);
             PyErr_Format(PyExc_ValueError, "recv_answers: a message of %zd bytes has no head", size);
             goto done;
         }
         head h;
         memcpy(&h, view.buf, sizeof h);
-        PyObject *fds = ndshare_descriptor_tuple(received, count);
+        PyObject *fds = ndshare_message_descriptors(received, count);
         if (fds == NULL) {
             goto done;
         }
         PyObject *message = Py_BuildValue("(iiIfy#N)", h.kind, h.status, h.number, h.seconds,
                                           (const char *)view.buf + sizeof h, size - (Py_ssize_t)sizeof h, fds);
         if (message == NULL || PyList_Append(args[3], message) < 0) {
-            close_all(received, count);
+            ndshare_message_close(received, count);
             Py_XDECREF(message);
             goto done;
         }

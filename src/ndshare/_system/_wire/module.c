@@ -1,17 +1,21 @@
 /* ndshare._system._wire: what goes between processes, in C because every microsecond of it is paid per task.
  *
- * messages.c        whole messages with descriptors
- * queue_messages.c  into a queue and out of it
- * queue_slots.c     the slots of a bounded queue
- * spin.c            waiting without sleeping
- * shield.c          no Ctrl-C between two lines that belong together
- * atomics.c         cells in shared memory
- * resting.c         sleep while another thread is at it
- * here              `selective`, a filter for picklers; `die_with_parent`, `here`, `processor`
+ * atomics         cells in shared memory
+ * messages        whole messages with descriptors
+ * queue_slots     the memory of a queue, the slots of a bounded one
+ * queue_messages  into a queue and out of it
+ * shield          no Ctrl-C between two lines that belong together
+ * waiting         without sleeping, and while another thread is at it
+ * here            `selective`, a filter for picklers; `die_with_parent`, `here`, `processor`
  *
- * The module has no state but one hint about descriptor numbers, and needs no lock.
+ * No state but atomics: the limit of descriptors, read now and then, and that of the shield, see there.
  */
-#include "wire.h"
+#include "atomics.h"
+#include "messages.h"
+#include "queue_messages.h"
+#include "queue_slots.h"
+#include "shield.h"
+#include "waiting.h"
 
 #include <sched.h>
 #include <sys/prctl.h>
@@ -89,50 +93,48 @@ processor(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 }
 
 static PyMethodDef methods[] = {
-    {"send_message", (PyCFunction)(void (*)(void))ndshare_message_send, METH_FASTCALL,
+    {"send_message", NDSHARE_FAST(ndshare_message_send),
      PyDoc_STR("send_message(sock_fd, parts, fds, flags) -> bool\n\nOne message; False if it would block.")},
-    {"recv_message", (PyCFunction)(void (*)(void))ndshare_message_recv, METH_FASTCALL,
+    {"recv_message", NDSHARE_FAST(ndshare_message_recv),
      PyDoc_STR("recv_message(sock_fd, buffer, flags) -> (nbytes, fds) | None\n\n"
                "One message into `buffer`; None if it would block, (0, ()) at the end of the stream.")},
-    {"recv_answers", (PyCFunction)(void (*)(void))ndshare_message_recv_all, METH_FASTCALL,
+    {"recv_answers", NDSHARE_FAST(ndshare_message_recv_answers),
      PyDoc_STR("recv_answers(sock_fd, buffer, most, out) -> int\n\n"
                "Append up to `most` waiting messages (kind, status, number, seconds, body, fds) to the list `out`.\n"
                "0: that was all; EAGAIN: there may be more; EPIPE: the end; else an errno.")},
-    {"queue_take", (PyCFunction)(void (*)(void))ndshare_queue_take, METH_FASTCALL,
-     PyDoc_STR("queue_take(memory_fd, memory, nbytes, doubt) -> (slot, fd) | None\n\n"
+    {"queue_take", NDSHARE_FAST(ndshare_queue_take),
+     PyDoc_STR("queue_take(memory, memory_fd, nbytes, doubt) -> (slot, fd) | None\n\n"
                "A free slot of a bounded queue and the descriptor that holds it; None if the queue is full.\n"
                "In doubt slots of dead processes are looked for.")},
-    {"queue_send", (PyCFunction)(void (*)(void))ndshare_queue_send, METH_FASTCALL,
-     PyDoc_STR("queue_send(sock_fd, memory_fd, memory, stream, nbytes) -> bool\n\n"
+    {"queue_send", NDSHARE_FAST(ndshare_queue_send),
+     PyDoc_STR("queue_send(memory, sock_fd, memory_fd, nbytes, stream) -> bool\n\n"
                "Send one pickle, with a slot if the queue is bounded; False if that cannot be done at once.")},
-    {"queue_recv", (PyCFunction)(void (*)(void))ndshare_queue_recv, METH_FASTCALL,
-     PyDoc_STR("queue_recv(sock_fd, memory, bell_fd) -> (message, fds) | stream | None\n\n"
+    {"queue_recv", NDSHARE_FAST(ndshare_queue_recv),
+     PyDoc_STR("queue_recv(memory, sock_fd, bell_fd) -> (message, fds) | stream | None\n\n"
                "The next message, its slot given back; bytes if it is one pickle and nothing else.\n"
                "None if there is none, (b'', ()) at the end, b'' if it was dropped: the queue was shut down at once.")},
-    {"queue_spin", (PyCFunction)(void (*)(void))ndshare_queue_spin, METH_FASTCALL,
+    {"queue_spin", NDSHARE_FAST(ndshare_queue_spin),
      PyDoc_STR("queue_spin(memory, microseconds) -> bool\n\n"
                "Return when a slot looks free, or the time is over: whether one does.")},
-    {"queue_used", (PyCFunction)(void (*)(void))ndshare_queue_used, METH_FASTCALL,
-     PyDoc_STR("queue_used(memory_fd, memory) -> int\n\nHow many slots somebody holds.")},
-    {"rest", (PyCFunction)(void (*)(void))ndshare_rest, METH_FASTCALL,
+    {"queue_used", NDSHARE_FAST(ndshare_queue_used),
+     PyDoc_STR("queue_used(memory, memory_fd) -> int\n\nHow many slots somebody holds.")},
+    {"rest", NDSHARE_FAST(ndshare_waiting_rest),
      PyDoc_STR("rest(fd, count, period_ms, most_ms)\n\n"
                "Return when `fd` is readable, or the number at `count` has not changed for a period.")},
-    {"spin", (PyCFunction)(void (*)(void))ndshare_message_spin, METH_FASTCALL,
+    {"spin", NDSHARE_FAST(ndshare_waiting_spin_readable),
      PyDoc_STR("spin(fd, microseconds)\n\n"
                "Return when `fd` is readable, the time is over, or another thread wanted the processor.")},
-    {"cas_u8", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u8, METH_FASTCALL,
+    {"cas_u8", NDSHARE_FAST(ndshare_atomic_cas_u8),
      PyDoc_STR("cas_u8(buffer, offset, expected, new) -> bool")},
-    {"cas_u64", (PyCFunction)(void (*)(void))ndshare_atomic_cas_u64, METH_FASTCALL,
+    {"cas_u64", NDSHARE_FAST(ndshare_atomic_cas_u64),
      PyDoc_STR("cas_u64(buffer, offset, expected, new) -> bool")},
-    {"load_u8", (PyCFunction)(void (*)(void))ndshare_atomic_load_u8, METH_FASTCALL,
+    {"load_u8", NDSHARE_FAST(ndshare_atomic_load_u8),
      PyDoc_STR("load_u8(buffer, offset) -> int")},
-    {"store_u8", (PyCFunction)(void (*)(void))ndshare_atomic_store_u8, METH_FASTCALL,
-     PyDoc_STR("store_u8(buffer, offset, value)")},
-    {"add_u64", (PyCFunction)(void (*)(void))ndshare_atomic_add_u64, METH_FASTCALL,
+    {"add_u64", NDSHARE_FAST(ndshare_atomic_add_u64),
      PyDoc_STR("add_u64(buffer, offset, n) -> int\n\nThe value before.")},
-    {"load_u64", (PyCFunction)(void (*)(void))ndshare_atomic_load_u64, METH_FASTCALL,
+    {"load_u64", NDSHARE_FAST(ndshare_atomic_load_u64),
      PyDoc_STR("load_u64(buffer, offset) -> int")},
-    {"store_u64", (PyCFunction)(void (*)(void))ndshare_atomic_store_u64, METH_FASTCALL,
+    {"store_u64", NDSHARE_FAST(ndshare_atomic_store_u64),
      PyDoc_STR("store_u64(buffer, offset, value)")},
     {"die_with_parent", die_with_parent, METH_O,
      PyDoc_STR("die_with_parent(signal)\n\nThe signal this process gets when the *thread* that forked it ends.")},
@@ -150,31 +152,14 @@ static PyMethodDef methods[] = {
      PyDoc_STR("here() -> (device, inode) | None\n\nIdentity of the working directory.")},
     {"processor", processor, METH_NOARGS,
      PyDoc_STR("processor() -> int\n\nNumber of the processor that the calling thread runs on; -1: not known.")},
-    {"selective", (PyCFunction)(void (*)(void))selective, METH_FASTCALL,
+    {"selective", NDSHARE_FAST(selective),
      PyDoc_STR("selective(on_named, base, on_subclass)\n\n"
                "A fast filter for Pickler.reducer_override: on_named gets functions and classes, on_subclass\n"
                "instances of subclasses of base.")},
     {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef_Slot slots[] = {
-#if PY_VERSION_HEX >= 0x030C0000
-    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
-#endif
-    {0, NULL},
-};
-
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "ndshare._system._wire",
-    .m_doc = PyDoc_STR("Messages, descriptors and atomics between processes."),
-    .m_size = 0,
-    .m_methods = methods,
-    .m_slots = slots,
-};
-
-PyMODINIT_FUNC
-PyInit__wire(void)
-{
-    return PyModuleDef_Init(&definition);
-}
+NDSHARE_EXTENSION(_wire, ndshare_wire_definition, Py_MOD_GIL_NOT_USED, ndshare_shield_start,
+                  .m_name = "ndshare._system._wire",
+                  .m_doc = PyDoc_STR("Messages, descriptors and atomics between processes."),
+                  .m_methods = methods)

@@ -1,28 +1,37 @@
-/* Into a queue and out of it: pickles that are all of a message in one call, and every receive.
+/* A message is a head and a body. The descriptor of its slot, if it has one, is the last one that comes with it.
  *
  * Nothing here gives up the GIL, so that no fork of Python's can copy the descriptor of a slot.
  */
-#include "queue.h"
+#include "queue_messages.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
+#include "messages.h"
+#include "queue_slots.h"
+
+#include <poll.h>
 #include <string.h>
-#include <sys/resource.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #define HEAD_AND_TAG 9 /* of a message that is one pickle and nothing else: `parcel.BARE` */
-#define LIMIT_VALID 32 /* messages, before the limit is read again */
 #define MESSAGE_BYTES (112 * 1024)
+
+/* Begins every message; `_queue.memory.HEAD` is the same in Python. */
+typedef struct {
+    uint8_t kind, split;
+    uint16_t unused;
+    uint32_t slot; /* and one; 0: none */
+} head;
+
+_Static_assert(sizeof(head) == 8, "the head Python knows");
 
 /* One message without descriptors of its own. */
 static ssize_t
 send_bare(int sock_fd, const Py_buffer *stream, int64_t slot, int slot_fd)
 {
     struct {
-        ndshare_queue_head head;
+        head head;
         char tag;
     } start = {.head = {.slot = (uint32_t)(slot + 1)}};
     struct iovec iov[2] = {{&start, sizeof start.head + 1}, {stream->buf, (size_t)stream->len}};
@@ -47,130 +56,100 @@ send_bare(int sock_fd, const Py_buffer *stream, int64_t slot, int slot_fd)
 PyObject *
 ndshare_queue_send(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs != 5) {
-        return PyErr_Format(PyExc_TypeError, "queue_send takes 5 arguments, got %zd", nargs);
-    }
-    int sock_fd = PyLong_AsInt(args[0]);
-    int memory_fd = PyLong_AsInt(args[1]);
-    unsigned long long nbytes = PyLong_AsUnsignedLongLong(args[4]);
-    if (PyErr_Occurred()) {
+    ndshare_queue queue;
+    long long numbers[3]; /* sock_fd, memory_fd, nbytes */
+    if (ndshare_queue_arguments(&queue, "queue_send", args, nargs, 5, numbers, 3) < 0) {
         return NULL;
     }
-    Py_buffer view, stream;
-    ndshare_queue_memory *memory = ndshare_queue_memory_of(args[2], &view);
-    if (memory == NULL) {
+    Py_buffer stream;
+    if (PyObject_GetBuffer(args[4], &stream, PyBUF_SIMPLE) < 0) {
+        PyBuffer_Release(&queue.view);
         return NULL;
     }
-    if (PyObject_GetBuffer(args[3], &stream, PyBUF_SIMPLE) < 0) {
-        PyBuffer_Release(&view);
-        return NULL;
-    }
-    PyObject *result = NULL;
     int64_t slot = -1;
     int slot_fd = -1;
-    if (memory->slots > 0) {
-        slot_fd = ndshare_queue_get_slot(memory_fd, memory, nbytes, false, &slot);
+    if (queue.slots > 0) {
+        slot_fd = ndshare_queue_get_slot(&queue, (int)numbers[1], (uint64_t)numbers[2], false, &slot);
     }
-    if (slot_fd == NDSHARE_QUEUE_REFUSED || (slot_fd == NDSHARE_QUEUE_FULL && memory->slots > 0)) {
-        result = Py_NewRef(Py_False); /* the long way says what is the matter */
-        goto done;
-    }
-    if (send_bare(sock_fd, &stream, slot, slot_fd) >= 0) {
-        atomic_fetch_add_explicit(&memory->put, 1, memory_order_relaxed);
-        if (slot_fd >= 0) {
-            close(slot_fd);
-        }
-        result = Py_NewRef(Py_True);
-        goto done;
+    /* What cannot be done at once goes the long way, which says what is the matter. */
+    bool sent = (queue.slots == 0 || slot_fd >= 0) && send_bare((int)numbers[0], &stream, slot, slot_fd) >= 0;
+    if (sent) {
+        atomic_fetch_add_explicit(&queue.memory->put, 1, memory_order_relaxed);
     }
     if (slot_fd >= 0) {
-        ndshare_queue_give_back(memory, slot_fd, slot);
+        if (sent) {
+            close(slot_fd);
+        }
+        else {
+            ndshare_queue_give_back(&queue, slot_fd, slot);
+        }
     }
-    result = Py_NewRef(Py_False);
-done:
     PyBuffer_Release(&stream);
-    PyBuffer_Release(&view);
-    return result;
+    PyBuffer_Release(&queue.view);
+    return PyBool_FromLong(sent);
 }
 
-/* Are the highest numbers in use? The kernel hands out the lowest, so this means that few are left. What comes
- * out of a queue may be kept for long, while the program opens files of its own: unlike between a pool and its
- * workers, the number of the last descriptor that was received does not tell. */
+/* Nothing was received: was that the end, or an empty message, which the kernel shows in the same way? */
 static bool
-descriptors_may_lack(void)
+is_at_end(int sock_fd)
 {
-    static struct rlimit limit; /* the GIL is held */
-    static unsigned age;
-    if (age++ % LIMIT_VALID == 0 && getrlimit(RLIMIT_NOFILE, &limit) != 0) {
-        return true;
-    }
-    if (limit.rlim_cur == RLIM_INFINITY) {
-        return false;
-    }
-    if (limit.rlim_cur <= NDSHARE_MAX_FDS + 1) {
-        return true;
-    }
-    rlim_t probed = limit.rlim_cur - NDSHARE_MAX_FDS - 1;
-    return fcntl(probed < INT_MAX ? (int)probed : INT_MAX, F_GETFD) >= 0;
+    struct pollfd entry = {.fd = sock_fd, .events = POLLRDHUP};
+    int waiting = 0;
+    return poll(&entry, 1, 0) > 0 && (entry.revents & (POLLRDHUP | POLLHUP | POLLERR))
+        && (ioctl(sock_fd, FIONREAD, &waiting) != 0 || waiting == 0);
 }
 
 PyObject *
 ndshare_queue_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs != 3) {
-        return PyErr_Format(PyExc_TypeError, "queue_recv takes 3 arguments, got %zd", nargs);
-    }
-    int sock_fd = PyLong_AsInt(args[0]);
-    int bell_fd = PyLong_AsInt(args[2]);
-    if (PyErr_Occurred()) {
+    ndshare_queue queue;
+    long long numbers[2]; /* sock_fd, bell_fd */
+    if (ndshare_queue_arguments(&queue, "queue_recv", args, nargs, 3, numbers, 2) < 0) {
         return NULL;
     }
+    PyObject *result = NULL;
     char buffer[MESSAGE_BYTES];
     Py_buffer into = {.buf = buffer, .len = sizeof buffer};
     int received[NDSHARE_MAX_FDS];
     Py_ssize_t size, count;
-    switch (ndshare_receive(sock_fd, &into, MSG_DONTWAIT, descriptors_may_lack(), received, &size, &count)) {
-    case NDSHARE_NOTHING:
-        Py_RETURN_NONE;
-    case NDSHARE_FAILED:
-        return errno != 0 ? PyErr_SetFromErrno(PyExc_OSError) : NULL;
-    default:
-        break;
-    }
-    if (size > 0) {
-        Py_buffer view;
-        ndshare_queue_memory *memory = ndshare_queue_memory_of(args[1], &view);
-        ndshare_queue_head head = {0};
-        memcpy(&head, buffer, (size_t)size < sizeof head ? 0 : sizeof head);
-        if (memory == NULL) {
-            for (Py_ssize_t i = 0; i < count; i++) {
-                close(received[i]);
-            }
-            return NULL;
+    do {
+        int how = ndshare_message_receive((int)numbers[0], &into, MSG_DONTWAIT, received, &size, &count);
+        if (how == NDSHARE_NOTHING) {
+            result = Py_NewRef(Py_None);
+            goto done;
         }
-        atomic_fetch_add_explicit(&memory->got, 1, memory_order_relaxed);
-        if (head.slot > 0 && head.slot <= memory->slots && count > 0) {
-            atomic_store(&memory->sizes[head.slot - 1], 0);
-            /* Unlocked, not only closed: the sender may not have closed its descriptor of the same description yet. */
-            ndshare_queue_set_lock(received[--count], F_UNLCK, NDSHARE_QUEUE_SLOTS + (off_t)head.slot - 1);
-            close(received[count]);
-            if (atomic_load(&memory->waiters) > 0) {
-                ssize_t ignored = write(bell_fd, "", 1); /* a full pipe wakes them as well */
+        if (how == NDSHARE_FAILED) {
+            if (errno != 0) {
+                PyErr_SetFromErrno(PyExc_OSError);
+            }
+            goto done;
+        }
+    } while (size == 0 && !is_at_end((int)numbers[0]));
+    head start = {0};
+    if (size > 0) {
+        memcpy(&start, buffer, (size_t)size < sizeof start ? 0 : sizeof start);
+        atomic_fetch_add_explicit(&queue.memory->got, 1, memory_order_relaxed);
+        if (start.slot > 0 && start.slot <= queue.slots && count > 0) {
+            ndshare_queue_free_slot(&queue, received[--count], (int64_t)start.slot - 1);
+            if (atomic_load(&queue.memory->waiters) > 0) {
+                ssize_t ignored = write((int)numbers[1], "", 1); /* a full pipe wakes them as well */
                 (void)ignored;
             }
         }
-        bool at_once = atomic_load(&memory->flags) & NDSHARE_QUEUE_IMMEDIATE;
-        PyBuffer_Release(&view);
-        if (at_once) {
-            for (Py_ssize_t i = 0; i < count; i++) {
-                close(received[i]);
-            }
-            return PyBytes_FromStringAndSize(NULL, 0);
-        }
-        if (count == 0 && head.kind == 0 && size > HEAD_AND_TAG && buffer[sizeof head] == 0) {
-            return PyBytes_FromStringAndSize(buffer + HEAD_AND_TAG, size - HEAD_AND_TAG);
+        if (atomic_load(&queue.memory->flags) & NDSHARE_QUEUE_IMMEDIATE) {
+            ndshare_message_close(received, count);
+            result = PyBytes_FromStringAndSize(NULL, 0);
+            goto done;
         }
     }
-    PyObject *fds = ndshare_descriptor_tuple(received, count);
-    return fds == NULL ? NULL : Py_BuildValue("(y#N)", buffer, size, fds);
+    if (count == 0 && start.kind == 0 && size > HEAD_AND_TAG && buffer[sizeof start] == 0) {
+        result = PyBytes_FromStringAndSize(buffer + HEAD_AND_TAG, size - HEAD_AND_TAG);
+    }
+    else {
+        PyObject *fds = ndshare_message_descriptors(received, count);
+        result = fds == NULL ? NULL : Py_BuildValue("(y#N)", buffer, size, fds);
+    }
+done:
+    PyBuffer_Release(&queue.view);
+    return result;
 }

@@ -1,6 +1,4 @@
-/* Ctrl-C must not strike between two lines that belong together.
- *
- * A thread that waits for a result does the pool's bookkeeping, and if that thread is the main thread, Python
+/* A thread that waits for a result does the pool's bookkeeping, and if that thread is the main thread, Python
  * may raise KeyboardInterrupt after any instruction: a message that was received but not yet noted, or
  * a task taken from the queue but not yet sent, would be lost, and somebody would wait for it for ever.
  *
@@ -14,16 +12,18 @@
  *     moment runs as soon as the shield is down or a window is open.
  *   - The disposition that was there before is put back, unless somebody changed it meanwhile.
  *   - No effect in other threads, where Python runs no handlers.
+ *   - The child of a fork begins without a shield, with the thread that has forked as its main thread.
  *
- * State: `depth` is written by the main thread only and read by the handler, which may run in any thread.
+ * State: `depth`, `windows`, `installed` and `before` are written by the main thread only; the handler, which may run
+ * in any thread, reads `depth`, and `before` once it is in place. None of it needs the GIL.
  */
-#include "wire.h"
+#include "shield.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <unistd.h>
 
 static atomic_int depth;
 static int windows;  /* that are open: within them the handler stays in place */
@@ -33,7 +33,6 @@ static bool installed;
 static struct sigaction before;
 static pthread_t main_thread;
 static atomic_bool main_known;
-static pid_t owner;
 
 static void
 on_interrupt(int number, siginfo_t *info, void *context)
@@ -89,6 +88,29 @@ uninstall(void)
     }
 }
 
+/* Threads that were in the handler are not here to leave it; what was noted is the parent's. */
+static void
+after_fork_in_child(void)
+{
+    main_thread = pthread_self();
+    atomic_store(&handling, 0);
+    atomic_store(&depth, 0);
+    atomic_store(&caught, false);
+    windows = 0;
+    uninstall();
+}
+
+int
+ndshare_shield_start(PyObject *Py_UNUSED(module))
+{
+    static atomic_bool registered;
+    if (!atomic_exchange(&registered, true) && pthread_atfork(NULL, NULL, after_fork_in_child) != 0) {
+        PyErr_SetString(PyExc_OSError, "ndshare cannot register its fork handler");
+        return -1;
+    }
+    return 0;
+}
+
 /* Let Python's handler run for what was noted; -1 if it raised. */
 static int
 deliver(void)
@@ -108,11 +130,6 @@ ndshare_shield_main(PyObject *Py_UNUSED(module), PyObject *ident)
     }
     main_thread = (pthread_t)number;
     atomic_store(&main_known, true);
-    if (atomic_load(&depth) > 0 && getpid() != owner) {
-        atomic_store(&depth, 0);  /* a forked child starts without a shield */
-        windows = 0;
-    }
-    owner = getpid();
     Py_RETURN_NONE;
 }
 
@@ -124,7 +141,8 @@ ndshare_shield_up(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
             if (windows == 0) {
                 install();
             }
-            while (atomic_load(&handling) > 0 && getpid() == owner) {  /* another thread has seen no shield, and says so to Python */
+            while (atomic_load(&handling) > 0) {
+                sched_yield();  /* another thread has seen no shield, and says so to Python */
             }
             /* What came before is raised here, not at the first line that is shielded. */
             if (PyErr_CheckSignals() < 0) {
@@ -177,7 +195,7 @@ ndshare_shield_curtain(PyObject *Py_UNUSED(module), PyObject *number)
     if (saved == -1 && PyErr_Occurred()) {
         return NULL;
     }
-    if (saved > 0) {
+    if (saved > 0 && windows > 0) {  /* not in a child that was forked in between */
         windows--;
         atomic_store(&depth, saved);
         if (PyErr_CheckSignals() < 0) {  /* came through the window, not yet raised */
