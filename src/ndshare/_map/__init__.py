@@ -31,6 +31,7 @@ from __future__ import annotations
 from ndshare._map._loop import drop as drop_result
 from ndshare._map._loop import run
 from ndshare._map.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
+from ndshare._map.contexts import resolved as resolved_layout
 from ndshare._map.driving import Bar, Drive
 from ndshare._map.job import Death, Job, WorkerReport
 from ndshare._map.mapping import Batch
@@ -65,6 +66,7 @@ __all__ = [
     "item_rng",
     "known_rows",
     "module_data",
+    "resolved_layout",
     "run",
     "run_in_worker",
     "unsendable",

@@ -15,6 +15,7 @@ Guarantees
 from __future__ import annotations
 
 from ndshare._map.contexts.base import MapContext, SerialContext, ThreadContext
+from ndshare._map.contexts.layouts import resolved
 from ndshare._map.contexts.processes import ProcessContext
 
-__all__ = ["MapContext", "ProcessContext", "SerialContext", "ThreadContext"]
+__all__ = ["MapContext", "ProcessContext", "SerialContext", "ThreadContext", "resolved"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import abc
-import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from ndshare import _arrays, functors
 from ndshare._map import mapping
+from ndshare._map.contexts.layouts import Shape, resolved
 from ndshare._map.driving import Bar, Progress
 from ndshare._map.job import Job
 from ndshare._map.report import MapReport
@@ -21,7 +21,6 @@ from ndshare._map.workers.local import Caller, Threads
 from ndshare._system import Board, check_count, check_runs, check_seconds, default_workers
 
 Kernel = Callable[..., object]
-Shape = int | Iterable[int]
 
 
 class MapContext(abc.ABC):
@@ -94,8 +93,9 @@ class MapContext(abc.ABC):
             Memory layout; by default "C".
         fill : scalar or array_like, optional
             What it is filled with, by NumPy's rules of broadcasting. By default zeros.
-        like : array, optional
-            Where shape, dtype and order are taken from, as far as they are not given.
+        like : array-like, optional
+            Where shape, dtype and order are taken from, as far as they are not given: any array,
+            Series, DataFrame, tensor or list of numbers. What does not define what is needed is refused.
         per_worker : bool, optional
             Make one such array for each worker: along the first axis of the result for order "C", along the
             last for "F". The kernel writes to that of its `worker_id`.
@@ -112,7 +112,8 @@ class MapContext(abc.ABC):
         Raises
         ------
         TypeError
-            If neither `shape` nor `like` is given; for object dtypes.
+            If neither `shape` nor `like` is given; if `like` has no shape, or a dtype that NumPy has not;
+            for object dtypes.
         ValueError
             For an unknown order; if `per_worker` and `per_block` are given together.
 
@@ -120,7 +121,7 @@ class MapContext(abc.ABC):
         -----
         Arrays of every context are the same: what one has made, every other can map over.
         """
-        given, kind, layout = _resolved(shape, dtype, order, like)
+        given, kind, layout = resolved(shape, dtype, order, like)
         if per_worker and per_block is not None:
             raise ValueError("alloc: per_worker and per_block exclude each other; give one of them")
         if per_worker:
@@ -255,27 +256,6 @@ def _progress(progress: bool | Progress) -> Progress | None:
         return None
     check_runs("progress", progress)
     return progress
-
-
-def _resolved(
-    shape: Shape | None, dtype: npt.DTypeLike | None, order: str | None, like: Any
-) -> tuple[tuple[int, ...], np.dtype[Any], str]:
-    """Return shape, dtype and order of an array, with what is not given taken from `like`."""
-    if shape is None:
-        if like is None:
-            raise TypeError("alloc: give a shape, or an array that the new one is to be like")
-        shape = like.shape
-    try:
-        dimensions: tuple[int, ...] = (operator.index(cast("int", shape)),)
-    except TypeError:
-        dimensions = tuple(operator.index(number) for number in cast("Iterable[Any]", shape))
-    if dtype is None:
-        dtype = like.dtype if like is not None else np.float64
-    if order is None:
-        order = "F" if like is not None and like.flags.f_contiguous and not like.flags.c_contiguous else "C"
-    if order not in ("C", "F"):
-        raise ValueError(f"alloc: order is {order!r}; allowed are 'C' and 'F'")
-    return dimensions, np.dtype(dtype), order
 
 
 class SerialContext(MapContext):

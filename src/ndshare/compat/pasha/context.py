@@ -20,13 +20,12 @@ import queue
 import threading
 from collections.abc import Callable
 from functools import cached_property
-from numbers import Integral
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 import ndshare
-from ndshare._map import drop_result
+from ndshare._map import drop_result, resolved_layout
 from ndshare.compat import preloads
 from ndshare.compat.pasha.functor import Functor
 
@@ -52,12 +51,7 @@ class MapContext:
         """Return shape, dtype and order; what is given wins over `like`, and that over float64 and "C"."""
         if shape is None and like is None:
             raise ValueError("array shape must be specified, or an array that the new one is to be like")
-        flags = getattr(like, "flags", None)
-        only_f = flags is not None and flags.f_contiguous and not flags.c_contiguous
-        shape = like.shape if shape is None else shape
-        dtype = getattr(like, "dtype", np.float64) if dtype is None else dtype
-        order = ("F" if only_f else "C") if order is None else order
-        return (shape,) if isinstance(shape, Integral) else tuple(shape), dtype, order
+        return resolved_layout(shape, dtype, order, like, objects=True)
 
     @staticmethod
     def _alloc(shape: tuple[int, ...], dtype: Any, order: Any, fill: Any) -> np.ndarray[Any, Any]:
