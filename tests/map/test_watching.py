@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -622,3 +623,129 @@ def test_silent_write_warning_says_what_was_lost_and_what_to_do():
     text = str(ndshare.SilentWriteWarning("found", "list"))
     assert "found (list)" in text
     assert "scratch" not in text
+
+
+PADDED = np.dtype([("flag", "u1"), ("x", "f8"), ("inner", [("a", "u1"), ("b", "f4")], 2)], align=True)
+
+
+@pytest.mark.parametrize("size", [5, 10_000, 100_000])
+def test_watch_bytes_between_fields_are_nobody_s(size):
+    """Structures with padding, views of one field and of several: read, and rewritten with equal values."""
+    bits = np.random.default_rng(1).bytes(PADDED.itemsize * size)
+    table = np.frombuffer(bits, PADDED).copy()
+    one, several, other = table["x"], table[["flag", "inner"]], table[["x"]][::2]
+    inner = table["inner"]["b"]
+
+    def reads(worker_id, index, value):
+        return table[index], table["x"].max(), one[index], several[index], other[index], inner[index]
+
+    assert run(reads) == []
+
+    def writes(worker_id, index, value):
+        one[1] = 7.5
+
+    assert [name for name, _ in run(writes)] == ["one"]
+
+
+def test_watch_bound_again_to_an_equal_structure_is_not_named():
+    """``table = table.copy()`` says nothing new."""
+    table = np.frombuffer(np.random.default_rng(1).bytes(PADDED.itemsize * 3), PADDED).copy()
+
+    def kernel(worker_id, index, value):
+        nonlocal table
+        table = table.copy()
+
+    assert run(kernel) == []
+
+
+@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="this NumPy has no StringDType")
+@pytest.mark.parametrize("size", [3, 1000])
+def test_watch_text_of_any_length_is_compared_as_text(size):
+    """The bytes of a StringDType array say where the text lies."""
+    # Built in place of being sent: such arrays do not travel in memory that is shared.
+    for text in ("a", "long enough to lie elsewhere" * 4):
+        words = np.array([text, None] * size, np.dtypes.StringDType(na_object=None))
+
+        def reads(worker_id, index, value, words=words):
+            words[index], words.copy()
+            words[0] = words[0]
+
+        def writes(worker_id, index, value, words=words):
+            words[1] = "now"
+
+        for kernel, names in ((reads, []), (writes, ["words"])):
+            watch = Watch(kernel)
+            kernel(0, 0, 1)
+            assert [name for name, _ in watch.changes()] == names
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A library that was installed, with a decorator and objects that keep caches."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "cachinglib.py").write_text(
+        "import functools, numpy as np\n"
+        "class Compiled:\n"
+        "    def __init__(self, function):\n"
+        "        self.function, self.overloads, self.calls, self.data = function, {}, 0, np.zeros(3)\n"
+        "    def __call__(self, *args):\n"
+        "        self.overloads[tuple(map(type, args))] = 1\n"
+        "        self.calls += 1\n"
+        "        return self.function(*args)\n"
+        "def remembered(function):\n"
+        "    cache, calls = {}, 0\n"
+        "    @functools.wraps(function)\n"
+        "    def call(x):\n"
+        "        nonlocal calls\n"
+        "        calls += 1\n"
+        "        if x not in cache:\n"
+        "            cache[x] = function(x)\n"
+        "        return cache[x]\n"
+        "    return call\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    import cachinglib
+
+    yield cachinglib
+    del sys.modules["cachinglib"]
+
+
+def test_watch_caches_of_libraries_are_no_data(library):
+    """Objects that compile when they are called, decorators that remember; arrays of theirs are data."""
+    compiled, seen = library.Compiled(lambda *args: args), []
+    remembered = library.remembered(lambda x: x + 1)
+
+    def uses(worker_id, index, value):
+        compiled(index, 1.5)
+        remembered(index)
+
+    def run_here(kernel):
+        watch = Watch(kernel)
+        kernel(0, 0, 1)
+        return [name for name, _ in watch.changes()]
+
+    assert run_here(uses) == []
+    assert run_here(compiled) == []
+    assert run_here(lambda worker_id, index, value: seen.append(compiled(1))) == ["seen"]
+
+    def writes(worker_id, index, value):
+        compiled.data[0] = 1
+
+    assert run_here(writes) == ["compiled.data"]
+
+
+def test_watch_functions_of_numba_are_no_data():
+    """What they compile for new types is theirs."""
+    numba = pytest.importorskip("numba")
+
+    @numba.njit
+    def add(a, b):
+        return a + b
+
+    def kernel(worker_id, index, value):
+        add(index, 1.5)
+
+    watch = Watch(kernel)
+    kernel(0, 0, 1)
+    assert watch.changes() == []

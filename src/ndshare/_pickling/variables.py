@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,7 @@ from ndshare._pickling import cells
 from ndshare._pickling.functions import needs_of
 from ndshare._pickling.namespace import main_namespace
 
+_PYTHON = os.path.dirname(os.__file__) + "/"
 _LENGTH_MAX = 1000  # elements of one container that are looked into
 
 
@@ -80,6 +82,24 @@ def is_by_value(function: types.FunctionType) -> bool:
 def _attributes(obj: object, name: str) -> Iterator[tuple[str, Any]]:
     for attribute, value in getattr(obj, "__dict__", {}).items():
         yield f"{name}.{attribute}", value
+
+
+def is_of_user(module: types.ModuleType) -> bool:
+    """Tell whether a module is a file of the user's, and not of an installed library."""
+    path = getattr(module, "__file__", None)
+    return path is not None and not is_installed(path)
+
+
+@functools.lru_cache(maxsize=1024)
+def is_installed(path: str) -> bool:
+    """Tell whether a file belongs to Python or to an installed library."""
+    return path.startswith(_PYTHON) or "/site-packages/" in path or "/dist-packages/" in path
+
+
+def is_of_library(kind: type) -> bool:
+    """Tell whether a class is that of an installed library: lists in its objects are the library's affair."""
+    path = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return path is not None and is_installed(path)
 
 
 # ---------------------------------------------------------------------- what they hold

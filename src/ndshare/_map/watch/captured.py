@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +17,16 @@ import numpy as np
 
 from ndshare._locks import Lock
 from ndshare._memory import is_shared
-from ndshare._pickling import Placed, cells, function_of, is_by_value, names_used, record, variables
+from ndshare._pickling import (
+    Placed,
+    cells,
+    function_of,
+    is_by_value,
+    is_of_user,
+    names_used,
+    record,
+    variables,
+)
 
 _FUNCTIONS_MOST = 200  # that are looked through for arrays of their modules
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
@@ -49,7 +57,7 @@ def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
         for name, value in globals_of(function).items():
             if isinstance(value, types.FunctionType):
                 functions_left.append(value)
-            elif isinstance(value, types.ModuleType) and _is_of_user(value):
+            elif isinstance(value, types.ModuleType) and is_of_user(value):
                 attributes_named = function.__code__.co_names
                 functions_left += [getattr(value, attribute, None) for attribute in attributes_named]
             elif isinstance(value, (np.ndarray, Lock)) and not is_by_value(function):
@@ -70,14 +78,9 @@ def _leads_nowhere(kernel: Callable[..., object]) -> bool:
     for value in used:
         if isinstance(value, types.FunctionType):
             return False
-        if isinstance(value, types.ModuleType) and _is_of_user(value):
+        if isinstance(value, types.ModuleType) and is_of_user(value):
             return False
     return True
-
-
-def _is_of_user(module: types.ModuleType) -> bool:
-    path = getattr(module, "__file__", None)
-    return path is not None and not path.startswith((sys.prefix, sys.base_prefix))
 
 
 def globals_of(kernel: Any) -> dict[str, Any]:

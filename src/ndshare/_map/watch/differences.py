@@ -18,6 +18,8 @@ from ndshare._memory import altered, detach, digest, span
 _COPY_MAX = 1 << 20  # bytes; of larger arrays 128 bits are kept instead of a copy
 _DETACH_MIN = 1 << 20  # bytes; from here on mapping anew costs less than looking at everything
 
+_TEXT = "T"  # of StringDType
+
 Question = Callable[[], bool]
 
 BUFFERS = (bytearray, arrays.array)
@@ -35,8 +37,12 @@ def watch_array(array: np.ndarray[Any, Any]) -> Question:
     Returns
     -------
     callable
-        Tells whether any byte of it is another one now.
+        Tells whether any byte of it is another one now; those between the fields of a structure are nobody's.
     """
+    by_value = array.dtype.names is not None or array.dtype.char == _TEXT
+    if by_value and array.nbytes <= _COPY_MAX:
+        model = array.copy()
+        return lambda: not _equal(array, model)
     dense = span(array.shape, array.strides, array.itemsize) == array.nbytes
     if dense and not array.dtype.hasobject:
         before = altered(array)
@@ -48,7 +54,16 @@ def watch_array(array: np.ndarray[Any, Any]) -> Question:
             kept_bits = digest(array)
             return lambda: digest(array) != kept_bits
     kept = array.copy()  # of objects the pointers are compared; the copy keeps them alive
-    return lambda: array.tobytes() != kept.tobytes()
+    return lambda: not _equal(array, kept)
+
+
+def _equal(array: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> bool:
+    """Tell whether an array has the bytes of its copy, as far as they mean anything."""
+    if array.dtype.names is not None:  # a copy has other bytes between the fields
+        return all(_equal(array[name], kept[name]) for name in array.dtype.names)
+    if array.dtype.char == _TEXT:  # the bytes say where the text lies
+        return not _differ(array.ravel().tolist(), kept.ravel().tolist())
+    return bool(array.tobytes() == kept.tobytes())
 
 
 def watch_container(value: Any) -> Question:
@@ -83,7 +98,7 @@ def same(old: Any, new: Any) -> bool:
     if isinstance(old, np.ndarray):
         if old.shape != new.shape or old.dtype != new.dtype:
             return False
-        return bool(old.tobytes() == new.tobytes())
+        return _equal(new, old)
     try:
         return bool(old == new) or bool(old != old and new != new)  # NaN
     except Exception:

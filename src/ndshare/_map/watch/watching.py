@@ -21,8 +21,9 @@ Not guaranteed
 --------------
 * Containers are looked into a few levels deep, and the first thousand elements of each, of the mapped
   collection the first 64.
-* Changes inside objects of the standard library, and of private lists and dicts of other objects, are not
-  looked for: they are mostly caches.
+* Changes inside objects of the standard library, of lists and dicts that objects and decorators of installed
+  libraries keep, and of private ones of other objects, are not looked for: they are mostly caches. Arrays are
+  data wherever they are.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from ndshare._pickling import (
     find_memmap,
     first,
     function_of,
+    is_installed,
+    is_of_library,
     is_random,
     parameters,
     state_of,
@@ -135,7 +138,7 @@ class Watch:
         if isinstance(owner, _UNCHANGING):
             return
         for name, value in attributes(owner):
-            if not name.startswith("_"):
+            if not name.startswith("_") and not is_of_library(type(owner)):
                 self._binding(f"self.{name}", value, functools.partial(getattr, owner, name, None))
         self._visit("self", owner, 0)
 
@@ -151,10 +154,12 @@ class Watch:
         if not isinstance(function, types.FunctionType):  # compiled by Cython, it looks much like one
             return
         code = function.__code__
+        quiet = is_installed(code.co_filename)  # a decorator of a library keeps what it likes
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             value = _content(cell)
-            self._binding(name, value, functools.partial(_content, cell))
-            self._visit(name, value, depth)
+            if not quiet:
+                self._binding(name, value, functools.partial(_content, cell))
+            self._visit(name, value, depth, quiet=quiet)
         if defaults := function.__defaults__:
             for name, value in zip(parameters(function)[-len(defaults) :], defaults, strict=True):
                 self._visit(name, value, depth)
@@ -194,6 +199,7 @@ class Watch:
             if (state := state_of(value)) is not None:
                 self._watch(name, value, lambda: state_of(value) != state)
         else:
+            quiet = quiet or is_of_library(kind)
             for attribute, content in attributes(value):
                 private = attribute.startswith("_")
                 self._visit(
