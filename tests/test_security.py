@@ -150,7 +150,7 @@ def test_shared_dict_runs_no_code(run_script: Any) -> None:
                     os.write(2, event.encode())
                     os._exit(9)
 
-            import ndshare._dict.shared_dict, ndshare.cli.ls  # noqa: everything is imported before
+            import ndshare._dict.shared_dict  # noqa: everything is imported before
             with ndshare.SharedDict.attach("no-code") as warm:
                 warm["a"], warm.view("a"), list(warm)
             ndshare.prune()

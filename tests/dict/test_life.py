@@ -18,8 +18,7 @@ import pytest
 import ndshare
 from ndshare import SharedDict
 from ndshare._dict import files
-from ndshare.cli import ls as _command_ls
-from ndshare.cli import prune as _command_prune
+from ndshare.cli import main
 from tests.dict.dict_tasks import ended, forked, running, until
 
 
@@ -91,9 +90,9 @@ def test_life_persistent_stays_until_unlinked(name, capsys):
         d.unlink()
     assert not os.path.exists(_file(name))
     SharedDict({"a": 1}, name, persistent=True).close()
-    assert _command_ls.main([]) == 0
+    assert main(["ls"]) == 0
     assert "persistent" in capsys.readouterr().out
-    assert _command_prune.main(["--persistent"]) == 0
+    assert main(["prune", "--persistent"]) == 0
     assert f"removed {name}" in capsys.readouterr().out
     assert not os.path.exists(_file(name))
 
@@ -116,11 +115,11 @@ def test_life_prune_removes_exactly_the_dead(name, capsys):
                 assert infos[name + "-dead1"].users == ()
                 assert 0 <= infos[d.name].age < 3600
                 dead = [name + "-dead1", name + "-dead2"]
-                assert _command_ls.main([]) == 0
+                assert main(["ls"]) == 0
                 line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(d.name))
                 assert str(pid) in line
                 assert ndshare.prune(dry_run=True) == dead
-                assert _command_prune.main(["--dry-run"]) == 0
+                assert main(["prune", "--dry-run"]) == 0
                 assert f"would remove {dead[0]}" in capsys.readouterr().out
                 assert ndshare.prune() == dead
                 assert ndshare.prune() == []
@@ -128,8 +127,8 @@ def test_life_prune_removes_exactly_the_dead(name, capsys):
             assert d["a"].shape == (3,)
     finally:
         os.unlink(foreign)
-    assert _command_prune.main([]) == 0
-    assert _command_ls.main([]) == 0
+    assert main(["prune"]) == 0
+    assert main(["ls"]) == 0
     assert capsys.readouterr().out == "nothing to remove\nno SharedDict of this user\n"
 
 
