@@ -49,7 +49,7 @@ ndshare_queue_arguments(ndshare_queue *queue, const char *name, PyObject *const 
         uint64_t slots = atomic_load_explicit(&memory->slots, memory_order_relaxed),
                  maxsize = atomic_load_explicit(&memory->maxsize, memory_order_relaxed);
         if (slots == queue->slots
-            && (slots ^ (queue->max_bytes << 1) ^ (maxsize << 2) ^ NDSHARE_QUEUE_CHECK)
+            && (slots ^ 3 * queue->max_bytes ^ 5 * maxsize ^ NDSHARE_QUEUE_CHECK)
                    == atomic_load_explicit(&memory->check, memory_order_relaxed)) {
             return 0;
         }
