@@ -242,12 +242,40 @@ def test_store_refuses_parts_outside_the_file():
             store.load(1)
         with pytest.raises(LookupError):
             store.load(0)
-        with pytest.raises(RuntimeError, match="does not have its lock"):
-            store.put([0], [np.zeros(2)])
+        hold = _store.Hold(store, [0])
+        for use in (hold.begin, lambda: hold.put([np.zeros(2)])):
+            with pytest.raises(RuntimeError, match="has not taken the locks"):
+                use()
         with pytest.raises(TypeError):
             store.fill(0, np.zeros(3))
         store.fill(0, np.ones(2))
         assert store.load(0).tolist() == [1, 1]
+        assert hold.take(0) is None
+        with pytest.raises(TypeError, match="dtype and shape of its key"):
+            hold.put([np.zeros(3)])
+        with pytest.raises(ValueError, match="as many arrays as keys"):
+            hold.put([])
+        assert hold.put([np.zeros(2)]) is None
+        hold.free()
+        assert store.load(0).tolist() == [0, 0]
         store.close()
     finally:
         os.close(fd)
+
+
+def test_hold_without_init_takes_nothing():
+    """What was not made by its constructor refuses, and can be left."""
+    hold = _store.Hold.__new__(_store.Hold)
+    with pytest.raises(RuntimeError, match="__init__ was not called"):
+        hold.take(1.0)
+    for use in (hold.begin, lambda: hold.put([])):
+        with pytest.raises(RuntimeError, match="has not taken the locks"):
+            use()
+    hold.free()
+    hold.__exit__(None, None, None)
+    assert not hold.held
+    for wrong in ((), (1, [0]), (None, [0])):
+        with pytest.raises(TypeError):
+            hold.__init__(*wrong)
+    with pytest.raises(TypeError):
+        _store.Store.__new__(_store.Store)

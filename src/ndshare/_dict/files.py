@@ -296,6 +296,16 @@ def users_of(fd: int) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def stopped_users(fd: int) -> tuple[int, ...]:
+    """Return those of the processes that hold a file which a signal or a debugger has stopped."""
+    stopped = []
+    for pid in users_of(fd):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+            if file.read().rpartition(")")[2].split()[0] in "Tt":
+                stopped.append(pid)
+    return tuple(stopped)
+
+
 def infos() -> list[DictInfo]:
     """Return what there is of this user, by name."""
     found = []
