@@ -36,6 +36,9 @@ from __future__ import annotations
 import sys as _sys
 import typing as _typing
 
+from ndshare import _system as _system  # before NumPy: it refuses where neither can work
+
+# isort: split
 from ndshare._arrays import (
     array,
     empty,

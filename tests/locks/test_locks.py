@@ -6,6 +6,8 @@ import copy
 import gc
 import os
 import pickle
+import shutil
+import subprocess
 import threading
 import time
 
@@ -440,4 +442,53 @@ with lock.repair():
 """,
         str(seed),
         str(60 * chaos_rounds),
+    )
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_lock_does_not_care_who_sets_the_clock(seconds, run_script, tmp_path):
+    """A wait with a timeout ends in time, and Ctrl-C ends one without, whatever the wall clock says."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    source, library = tmp_path / "clock.c", tmp_path / "clock.so"
+    source.write_text(
+        f"""
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec *now) {{
+    int failed = (int)syscall(SYS_clock_gettime, clock, now);
+    if (clock == CLOCK_REALTIME) now->tv_sec += {seconds};
+    return failed;
+}}
+"""
+    )
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    run_script(
+        """
+import os, signal, threading, time, ndshare
+lock, held, stop = ndshare.lock(), threading.Event(), threading.Event()
+def hold():
+    with lock:
+        held.set()
+        stop.wait()
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+began, cpu = time.monotonic(), time.process_time()
+assert not lock.acquire(timeout=0.5)
+assert time.monotonic() - began >= 0.5
+assert time.process_time() - cpu < 0.4, "it was busy waiting"
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    lock.acquire()
+except KeyboardInterrupt:
+    pass
+stop.set()
+thread.join()
+assert lock.acquire(timeout=20)
+""",
+        LD_PRELOAD=str(library),
     )

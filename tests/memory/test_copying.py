@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -49,6 +50,24 @@ def test_copy_equals_numpys(name: str) -> None:
     source, target = _layouts()[name]
     copy_array(target, source)
     assert np.array_equal(target, source)
+
+
+def test_memory_between_the_items_is_left_alone() -> None:
+    """Strides whose extent happens to be the size of the array do not make it dense, such as (0, 24)."""
+
+    def make(fill: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        memory = np.full(64, fill)
+        return memory, np.lib.stride_tricks.as_strided(memory[32:], shape, strides)
+
+    copied = 0
+    for shape in [(2, 2), (3, 2), (1, 2), (2, 3), (4, 1), (2, 2, 2)]:
+        for strides in itertools.product((0, 8, -8, 16, 24), repeat=len(shape)):
+            (_, source), (ours, target), (theirs, expected) = (make(f, shape, strides) for f in (7, 1, 1))
+            if _heap.copy(target, source, 3):
+                copied += 1
+                np.copyto(expected, source)
+                assert (ours == theirs).all(), (shape, strides)
+    assert copied > 10
 
 
 @pytest.mark.parametrize("threads", [-1, 0, 1, 2, 3, 8, 100])

@@ -308,3 +308,38 @@ def test_executor_inside_a_forked_child_of_a_worker():
         shared = ndshare.zeros(300_000)
         assert executor.submit(fork_tasks.child_with_executor, shared).result() == 0
         assert shared.sum() == 300_000
+
+
+def test_child_has_no_descriptor_that_nobody_knows(run_script):
+    """A fork in the middle of memory being made, mapped and given back by other threads leaves nothing half done."""
+    done = run_script(
+        _PRELUDE
+        + """
+from ndshare._memory import segments
+from tests.peers import ticket, take
+stop = False
+def churn(n):
+    while not stop:
+        a = ndshare.empty(n, "u1"); a[::4096] = 1
+        del a
+        segments.trim()
+def known():
+    open_now = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+                if os.path.islink(f"/proc/self/fd/{fd}")]
+    s = ndshare.stats()
+    segments_of_ours = sum(name.startswith("/memfd:ndshare (") for name in open_now)
+    mapped = sum("/memfd:ndshare (" in line for line in open("/proc/self/maps"))
+    here = s.shared_segments + s.value_segments + s.sealed_segments
+    assert segments_of_ours <= here, (segments_of_ours, here, s)
+    assert mapped <= here + s.cached_mappings, (mapped, here, s)
+threads = [threading.Thread(target=churn, args=(n << 20,)) for n in (40, 90, 5)]
+for thread in threads: thread.start()
+for _ in range(60):
+    forked(known)
+    time.sleep(0.01)
+stop = True
+for thread in threads: thread.join()
+print("known")
+"""
+    )
+    assert done.stdout == "known\n", done.stderr

@@ -427,3 +427,151 @@ def test_heap_under_threads_mixes_nothing_up():
     for thread in threads:
         thread.join()
     assert not failures
+
+
+_RESIZE = """
+import sys, threading, time
+import numpy as np, ndshare
+from ndshare._memory import _heap, segments
+segments.set_idle_limit(0)
+_heap.set_handler(segments.value_handler())
+arrays = [ndshare.ones(1 << 20), np.ones(1 << 20), ndshare.ones(1000), np.ones(1000)]
+stop = False
+def read():
+    while not stop:
+        for a in arrays:
+            assert a.item(0) == 1 and a[5] == 1  # no view: it would keep the address of the old memory
+threads = [threading.Thread(target=read) for _ in range(2)]
+for thread in threads: thread.start()
+until, n = time.monotonic() + float(sys.argv[1]), 0
+while time.monotonic() < until:
+    for a in arrays:
+        a.resize(a.size * (1 + n % 3) if n % 3 else max(a.size // 6, 500), refcheck=False)
+    n += 1
+stop = True
+for thread in threads: thread.join()
+print("read")
+"""
+
+
+def test_array_can_be_read_while_another_thread_resizes_it(run_script):
+    """NumPy gives up the old memory before it knows the new: nobody else may run in between."""
+    assert run_script(_RESIZE, "2").stdout == "read\n"
+
+
+class Naughty:
+    """A shape, a dtype or an offset that releases the block while it is read."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __index__(self):
+        self.act()
+        return 0
+
+    def __iter__(self):
+        yield 1
+        self.act()
+        yield 1
+
+    @property
+    def dtype(self):
+        self.act()
+        return np.dtype("u1")
+
+
+@pytest.mark.parametrize("make", [segments.stage, segments.allocate, lambda n: segments.seal(bytes(n))])
+@pytest.mark.parametrize("where", ["dtype", "shape", "strides", "offset"])
+def test_block_released_by_what_describes_the_array_stays_until_the_array_is_made(make, where):
+    """Code that runs in the middle of `Block.array` can release the block, and the array is whole all the same."""
+    for size in (100, 3 * MB):
+        block = make(size)
+        naughty = Naughty(block.release)
+        arguments = {"dtype": "u1", "shape": [1, 1], "strides": [1, 1], "offset": 0}
+        arguments.update({
+            "dtype": {"dtype": naughty},
+            "shape": {"shape": naughty},
+            "strides": {"strides": naughty},
+            "offset": {"offset": naughty},
+        }[where])  # fmt: skip
+        if where == "offset":  # read before the block is looked at
+            with pytest.raises(ValueError, match="released"):
+                block.array(**arguments)
+            continue
+        a = block.array(**arguments)
+        assert block.released
+        others = [make(size) for _ in range(3)]
+        assert all(
+            segments.block_of(a)[0].uid != o.uid or o.offset != segments.block_of(a)[1] for o in others
+        )
+        a.tobytes()
+
+
+_RELEASED = """
+import os, resource, sys, threading, time
+import numpy as np, ndshare
+from ndshare import _arrays
+from ndshare._memory import segments
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+until = time.monotonic() + float(sys.argv[1])
+block, errors = segments.stage(100), []
+def use(act):
+    while time.monotonic() < until:
+        try: act(block)
+        except (ValueError, BufferError, OSError): pass
+        except BaseException as error: errors.append(error)
+def lend(block):
+    os.close(block.lend())
+def view(block):
+    with memoryview(block) as m: bytes(m[:3])
+acts = [lend, lend, view, lambda b: b.array("u1", [3])[0], lambda b: b.users, lambda b: b.mark_lent(), repr,
+        lambda b: b.release(), lambda b: segments.should_copy_out(b)]
+threads = [threading.Thread(target=use, args=(act,)) for act in acts]
+for thread in threads: thread.start()
+idle = [_arrays.empty(2 << 20, "u1") for _ in range(10)]
+del idle
+files = []
+sys.setswitchinterval(1e-5)
+while time.monotonic() < until:
+    block = segments.stage(100) if len(files) % 3 else segments.allocate(100)
+    time.sleep(0)
+    try: files.append(os.open("/dev/null", 0))   # now and then there is no descriptor left
+    except OSError:
+        for fd in files: os.close(fd)
+        files = []
+    block.release
+for thread in threads: thread.join()
+print(errors)
+"""
+
+
+def test_block_may_be_released_while_other_threads_use_it(run_script):
+    """Each use finds the memory or a ValueError, with all descriptors taken, too."""
+    assert run_script(_RELEASED, "2").stdout == "[]\n"
+
+
+def test_pages_that_could_not_be_had_are_not_counted(run_script):
+    """Threads whose slots get no pages leave the figures, and the slots of others, right."""
+    done = run_script("""
+import random, threading
+import ndshare
+from ndshare import _arrays
+from ndshare._memory import _heap, segments
+refusals = []
+def work(seed):
+    rng, kept = random.Random(seed), []
+    for step in range(400):
+        if seed == 0: _heap.set_memory_limit(rng.choice([1 << 20, 3 << 20, 40 << 20]))
+        try: a = _arrays.full(rng.choice([3000, 5000, 20_000, 100_000]), seed, "u1")
+        except MemoryError: refusals.append(step)
+        else: kept.append(a)
+        if len(kept) > 20: assert (kept.pop(rng.randrange(20)) == seed).all()
+        if step % 50 == 49: segments.trim()
+threads = [threading.Thread(target=work, args=(seed,)) for seed in range(5)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+segments.trim()
+s = segments.stats()
+print(len(refusals) > 10, s.own_bytes, s.idle_bytes, s.own_segments)
+""")
+    assert done.stdout == "True 0 0 0\n"

@@ -14,7 +14,7 @@ import pytest
 
 import ndshare
 from ndshare import _arrays
-from ndshare._memory import segments
+from ndshare._memory import _heap, segments
 from ndshare.errors import CapacityError
 from tests.peers import Peer, staged
 
@@ -22,6 +22,13 @@ pytestmark = [pytest.mark.once, pytest.mark.usefixtures("fresh_heap")]
 
 MB = 1 << 20
 GROUP = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture
+def memory_limit():
+    """Return a function that sets the limit which NDSHARE_MEMORY_LIMIT sets at import."""
+    yield _heap.set_memory_limit
+    _heap.set_memory_limit(None)
 
 
 def test_allocation_larger_than_the_machine_raises_capacity_error():
@@ -39,9 +46,9 @@ def test_allocation_larger_than_the_machine_raises_capacity_error():
     assert segments.stats().own_bytes == before
 
 
-def test_memory_limit_from_the_environment_binds(monkeypatch):
+def test_memory_limit_binds(memory_limit):
     """NDSHARE_MEMORY_LIMIT simulates a small machine."""
-    monkeypatch.setenv("NDSHARE_MEMORY_LIMIT", "64M")
+    memory_limit(64 * MB)
     kept = [staged(20 * MB) for _ in range(3)]
     with pytest.raises(CapacityError, match="NDSHARE_MEMORY_LIMIT") as caught:
         segments.stage(20 * MB)
@@ -54,9 +61,149 @@ def test_memory_limit_from_the_environment_binds(monkeypatch):
     del kept
 
 
-def test_handler_falls_back_to_ordinary_memory_where_segments_do_not_fit(monkeypatch):
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("0", 0), ("100", 100), ("1k", 1024), ("1K", 1024), ("300M", 300 * MB), ("1.5G", 1536 * MB),
+        ("2t", 2 << 40), (" 1.5 GB ", 1536 * MB), ("64MiB", 64 * MB), (".5m", MB // 2), ("1.", 1),
+        ("0.0001K", 0), ("9" * 40, int("9" * 40)),
+    ],
+)  # fmt: skip
+def test_sizes_have_units_and_decimals(text, nbytes):
+    """Powers of 1024, exactly."""
+    assert segments.parse_size(text, "a size") == nbytes
+
+
+@pytest.mark.parametrize(
+    "text", ["lots", "1.5X", "-1", "1,5G", "1e9", "G", "0x10", "1 2", "12MM", "nan", "٣M"]
+)
+def test_what_is_no_size_is_refused_with_a_sentence(text):
+    """What was got, and what is allowed."""
+    with pytest.raises(ValueError, match=r"a size is .* allowed is a number of bytes.*such as 300M or 1\.5G"):
+        segments.parse_size(text, "a size")
+
+
+def test_memory_limit_is_read_from_the_environment_at_import(run_script):
+    """NDSHARE_MEMORY_LIMIT with a unit and decimals binds; what is no size stops the import with a sentence."""
+    script = """
+import ndshare
+try: ndshare.empty(60 << 20, "u1")
+except MemoryError as error: print(error.limit, error.available)
+print(ndshare.empty(40 << 20, "u1").nbytes)
+"""
+    for text in ("0.05G", "51.2M", "53687091"):
+        done = run_script(script, NDSHARE_MEMORY_LIMIT=text)
+        assert done.stdout.splitlines() == ["NDSHARE_MEMORY_LIMIT 53687091", str(40 * MB)]
+    done = run_script("import ndshare", check=False, NDSHARE_MEMORY_LIMIT="1.5X")
+    assert done.returncode == 1
+    assert "NDSHARE_MEMORY_LIMIT is '1.5X'; allowed is a number of bytes" in done.stderr.splitlines()[-1]
+
+
+def test_memory_limit_of_workers_is_their_environments(run_script):
+    """A limit given by `env=` holds in the workers, not in the caller."""
+    done = run_script("""
+import numpy as np, ndshare
+def refused(n):
+    try: ndshare.empty(n, "u1")
+    except MemoryError as error: return error.limit
+with ndshare.ProcessPoolExecutor(1, env={"NDSHARE_MEMORY_LIMIT": "20M"}) as executor:
+    print(executor.submit(refused, 30 << 20).result(), executor.submit(refused, 10 << 20).result())
+print(refused(30 << 20))
+""")
+    assert done.stdout == "NDSHARE_MEMORY_LIMIT None\nNone\n"
+
+
+_BEYOND = """
+import resource, sys
+import numpy as np, ndshare
+from ndshare._memory import _heap, segments
+scarce = sys.argv[1] == "scarce"
+if scarce: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+keep = [ndshare.empty(3 << 20, "u1") for _ in range(9 if scarce else 1)]
+def refused(make, *arguments, **keywords):
+    try: make(*arguments, **keywords)
+    except MemoryError: return
+    raise AssertionError((make, arguments))
+model = np.empty(0, "u1")
+sizes = [2**n + d for n in (44, 45, 46, 47, 48, 55, 61, 62) for d in (-1, 0, 1)]
+for n in sizes:
+    for make in (ndshare.empty, ndshare.zeros, ndshare.ones):
+        refused(make, n, "u1")
+    refused(ndshare.full, n, 7, "u1")
+    refused(ndshare.empty_like, model, shape=n)
+    refused(ndshare.zeros_like, model, shape=(1, n))
+    refused(segments.stage, n)
+    refused(segments.allocate, n)
+    with ndshare.shared_memory():
+        refused(np.ones, n, "u1")
+    former = _heap.set_handler(segments.value_handler())
+    refused(np.ones, n, "u1")
+    _heap.set_handler(former)
+refused(ndshare.empty, (2**40, 2**40))
+refused(ndshare.empty, 2**63, "u1")
+refused(ndshare.empty, 2**70)
+assert all((ndshare.zeros(3 << 20, "u1") == 0).all() for _ in range(3))
+print("refused")
+"""
+
+
+@pytest.mark.parametrize("descriptors", ["scarce", "plenty"])
+def test_sizes_beyond_the_address_space_are_memory_errors(run_script, descriptors):
+    """However it is asked for, with few descriptors left as well, where large arrays share a segment."""
+    assert run_script(_BEYOND, descriptors).stdout == "refused\n"
+
+
+def test_sizes_beyond_the_address_space_are_memory_errors_in_a_worker(run_script):
+    """What a task asks NumPy or ndshare for there."""
+    done = run_script("""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+import numpy as np, ndshare
+def refused(n):
+    keep = [ndshare.empty(3 << 20, "u1") for _ in range(15)] + [np.ones(3 << 20, "u1") for _ in range(3)]
+    found = []
+    for make in (np.ones, ndshare.empty, ndshare.zeros):
+        try: make(n, "u1")
+        except MemoryError: found.append(make.__name__)
+    return found
+with ndshare.ProcessPoolExecutor(1) as executor:
+    for n in (2**46 + 1, 2**47 + 1, 2**60):
+        print(*executor.submit(refused, n).result())
+""")
+    assert done.stdout == "ones empty zeros\n" * 3
+
+
+def test_no_mapping_left_is_a_memory_error(run_script):
+    """What the kernel calls ENOMEM is a MemoryError, whichever system call says so."""
+    done = run_script("""
+import ctypes, mmap
+import numpy as np, ndshare
+from ndshare._memory import segments
+kept = [ndshare.ones(2 << 20, "u1")]
+most = int(open("/proc/sys/vm/max_map_count").read())
+libc, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+room = mmap.mmap(-1, page * 2 * most)
+base = ctypes.addressof(ctypes.c_char.from_buffer(room))
+errors = [None] * 4
+makes = [lambda: kept.append(ndshare.empty(2 << 20, "u1"))] * 2 + [  # for the first there may be room
+    lambda: segments.stage(5 << 20), lambda: segments.seal(bytes(5)), lambda: ndshare.empty(100_000, "u1")]
+at = 0
+while libc.mprotect(base + at, page, 0) == 0:
+    at += 2 * page
+for i, make in enumerate(makes):
+    try: make()
+    except BaseException as error: errors[i - 1] = error
+libc.mprotect(base, at, mmap.PROT_READ)
+for error in errors: print(isinstance(error, ndshare.CapacityError), getattr(error, "limit", error))
+""")
+    lines = done.stdout.splitlines()
+    assert lines == ["True address space of this process, or the number of its mappings"] * 4, done.stdout
+
+
+def test_handler_falls_back_to_ordinary_memory_where_segments_do_not_fit(memory_limit):
     """Code that makes arrays under shared_memory() or in a worker is never refused by ndshare."""
-    monkeypatch.setenv("NDSHARE_MEMORY_LIMIT", "8M")
+    memory_limit(8 * MB)
     with segments.shared_memory():
         a, b = np.ones(MB), np.zeros((4, MB))
     assert not ndshare.is_shared(b)
@@ -74,7 +221,7 @@ def test_file_size_limit_is_named(run_script):
 import resource, numpy as np
 import ndshare
 from ndshare import _arrays
-from ndshare._memory import segments
+from ndshare._memory import _heap, segments
 from ndshare.errors import CapacityError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 22, 1 << 22))
 a = _arrays.ones(1000); b = _arrays.ones(1 << 20, np.uint8)
@@ -201,7 +348,7 @@ def test_out_of_descriptors_is_an_error_that_says_so(run_script):
 import os, resource, numpy as np
 import ndshare
 from ndshare import _arrays
-from ndshare._memory import segments
+from ndshare._memory import _heap, segments
 from ndshare.errors import SegmentError
 a = _arrays.ones(10)
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
@@ -235,7 +382,7 @@ def test_ledger_counts_what_the_others_reserve(monkeypatch):
 import os
 import ndshare
 from ndshare import _arrays
-from ndshare._memory import segments
+from ndshare._memory import _heap, segments
 from ndshare.errors import CapacityError
 segments.ledger_attach({fd}, 2)
 try: _arrays.empty(60 << 20, 'u1')
@@ -321,7 +468,7 @@ open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
 import numpy as np
 import ndshare
 from ndshare import _arrays
-from ndshare._memory import segments
+from ndshare._memory import _heap, segments
 from ndshare.errors import CapacityError
 print(segments.stats().idle_limit <= 25 << 20)
 kept = []

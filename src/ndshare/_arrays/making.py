@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import operator
+import sys
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast
 
 import numpy as np
 
 from ndshare._memory import allocate
+from ndshare.errors import CapacityError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +46,8 @@ def _make(
     nbytes = dtype.itemsize
     for n in shape:
         nbytes *= n
+    if nbytes > sys.maxsize:
+        raise CapacityError(nbytes, sys.maxsize, "address space")
     block = allocate(nbytes, zero=zero)
     result = block.array(dtype, shape, strides)
     block.release()

@@ -27,6 +27,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -92,8 +94,35 @@ __all__ = [
     "value_handler",
 ]
 
+_LIMIT = "NDSHARE_MEMORY_LIMIT"
+_SIZE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?)(?:i?B)?\s*", re.ASCII | re.IGNORECASE)
+_POWERS = ("", "K", "M", "G", "T")
+
+
+def parse_size(text: str, what: str) -> int:
+    """Return the bytes of a size like ``300M`` or ``1.5G``; K, M, G and T are powers of 1024.
+
+    Raises
+    ------
+    ValueError
+        If it is none; `what` says whose size it is.
+    """
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError(
+            f"{what} is {text!r}; allowed is a number of bytes, with decimals and K, M, G or T "
+            "(powers of 1024), such as 300M or 1.5G; correct it"
+        )
+    number, unit = found.groups()
+    whole, _, part = number.partition(".")
+    return (int(whole + part) << 10 * _POWERS.index(unit.upper())) // int("1" + "0" * len(part))
+
+
 require_linux()
 _heap.configure(CapacityError, SegmentError, SegmentGoneError)
+# Read once: another thread may be changing the environment when memory is asked for.
+if _limit := os.environ.get(_LIMIT, ""):
+    _heap.set_memory_limit(parse_size(_limit, _LIMIT))
 
 
 def allocate(nbytes: int, *, zero: bool = False) -> Block:

@@ -136,7 +136,7 @@ class Descriptor:
         status = os.fstat(self._fd)
         return memoryview(b"%d:%d" % (status.st_dev, status.st_ino))
 
-    def __del__(self) -> None:
+    def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]
         if self._owner is None and self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)  # when the interpreter ends, modules may be empty
             self._fd = -1

@@ -30,7 +30,7 @@ _BOOT = (
 #: Variables that libraries read once, when they are loaded: too late for a worker whose zygote has
 #: imported NumPy already.
 _IMPORT_TIME_PREFIXES = (
-    "BLIS_", "GOMP_", "GOTO_", "KMP_", "LD_", "MKL_", "NPY_", "NUMEXPR_", "OMP_", "OPENBLAS_",
+    "BLIS_", "GOMP_", "GOTO_", "KMP_", "LD_", "MKL_", "NDSHARE_", "NPY_", "NUMEXPR_", "OMP_", "OPENBLAS_",
     "PYTHON", "VECLIB_",
 )  # fmt: skip
 

@@ -88,7 +88,7 @@ def create(maxsize: int, maxbytes: int | None) -> Files:
 
 
 def _check(slots: int, maxbytes: int, maxsize: int) -> int:
-    return (slots ^ maxbytes << 1 ^ maxsize << 2 ^ _CHECK) & 0xFFFF_FFFF_FFFF_FFFF
+    return (slots ^ 3 * maxbytes ^ 5 * maxsize ^ _CHECK) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def open_memory(fd: int) -> tuple[mmap.mmap, int, int, int]:

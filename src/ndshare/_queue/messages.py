@@ -2,20 +2,19 @@
 
 A message is one parcel of `ndshare._transport.transport` behind a head. What it names in ``__main__`` is
 looked up by name in the receiver, as with `multiprocessing.Queue`. If the queue has been sent to workers of
-ndshare, which
-do not import the program, definitions of those names go with it, and a receiver that lacks one takes it from
-there.
+ndshare, which do not import the program, definitions of those names go with it, and a receiver that lacks one
+takes it from there.
 
 A socket message has room for 253 descriptors: more of them travel inside a socket, their envelope.
 """
 
 from __future__ import annotations
 
-import marshal
+import errno
 import os
 import pickle
 import socket
-from collections.abc import Iterator
+import struct
 from typing import Any
 
 from ndshare._pickling import main_namespace
@@ -111,7 +110,7 @@ class Message:
 def _definitions(needs: frozenset[str]) -> tuple[bytes, Parcel] | tuple[()]:
     try:
         draft = mainspace.deliver(needs, {})
-        return () if draft is None else (marshal.dumps(sorted(needs)), draft.settle())
+        return () if draft is None else ("\n".join(sorted(needs)).encode(), draft.settle())
     except UnsendableGlobalError:
         return ()  # then only who has it can read it
 
@@ -128,26 +127,52 @@ def unpack(received: bytes | tuple[bytes, tuple[int, ...]]) -> Any:
     """
     if isinstance(received, bytes):
         return pickle.loads(received)
-    data, fds = received
-    kind, split, _, _ = HEAD.unpack_from(data)
-    if split:
-        fds = tuple(_opened(fds[0]))
-    body = memoryview(data)[HEAD.size :]
-    if kind == PLAIN:
-        return unpack_transport(body, fds)
-    names_len, definitions_len, count = NAMES.unpack_from(body)
-    start = NAMES.size + names_len
-    namespace = main_namespace()
-    if all(name in namespace for name in marshal.loads(body[NAMES.size : start]) if "." not in name):
-        close_all(fds[:count])
-    else:
-        try:
-            update = unpack_transport(body[start : start + definitions_len], fds[:count])
-        except BaseException:
-            close_all(fds[count:])
-            raise
-        mainspace.apply({name: value for name, value in update.items() if name not in namespace})
-    return unpack_transport(body[start + definitions_len :], fds[count:])
+    data, received_fds = received
+    fds = list(received_fds)
+    names, definitions, count, body = _parts(data, fds)
+    if names:
+        namespace = main_namespace()
+        if all(name in namespace for name in names if "." not in name):
+            close_all(fds[:count])
+        else:
+            try:
+                update = unpack_transport(definitions, fds[:count])
+            except BaseException:
+                close_all(fds[count:])
+                raise
+            mainspace.apply({name: value for name, value in update.items() if name not in namespace})
+    return unpack_transport(body, fds[count:])
+
+
+def _parts(data: bytes, fds: list[int]) -> tuple[list[str], memoryview, int, memoryview]:
+    """Take a message apart: names, the parcel that defines them, its descriptors, the parcel of the object.
+
+    Descriptors that came in an envelope replace it in the list. On any error they are closed.
+    """
+    try:
+        kind, split, _, _ = HEAD.unpack_from(data)
+        if split:
+            if len(fds) != 1:
+                raise ValueError
+            fds[:] = _opened(fds.pop())
+        body = memoryview(data)[HEAD.size :]
+        names: list[str] = []
+        definitions, count = body[:0], 0
+        if kind == NAMED:
+            names_len, definitions_len, count = NAMES.unpack_from(body)
+            start = NAMES.size + names_len
+            names = str(body[NAMES.size : start], "utf-8").split("\n")
+            definitions, body = body[start : start + definitions_len], body[start + definitions_len :]
+        if kind not in (PLAIN, NAMED) or not body or count > len(fds) or (names and not definitions):
+            raise ValueError
+    except (struct.error, ValueError):
+        close_all(fds)
+        raise TransportError(
+            "a message of a queue was refused",
+            f"its {len(data)} bytes with {len(fds)} descriptors were not put by ndshare",
+            "let nobody else write to the sockets of a queue",
+        ) from None
+    return names, definitions, count, body
 
 
 def envelope(fds: list[int]) -> int:
@@ -166,15 +191,15 @@ def envelope(fds: list[int]) -> int:
         raise
 
 
-def _opened(fd: int) -> Iterator[int]:
+def _opened(fd: int) -> list[int]:
+    """Return the descriptors in an envelope, which is closed."""
     buffer = bytearray(1)
+    found: list[int] = []
     try:
-        while True:
-            received = _wire.recv_message(fd, buffer, socket.MSG_DONTWAIT)
-            if received is None or received[0] == 0:
-                return
-            yield from received[1]
+        while (received := _wire.recv_message(fd, buffer, socket.MSG_DONTWAIT)) and received[0]:
+            found += received[1]
     except OSError as error:
+        close_all(found)
         raise TransportError(
             "a message was refused",
             f"its many arrays could not be received ({os.strerror(error.errno or 0)})",
@@ -182,10 +207,9 @@ def _opened(fd: int) -> Iterator[int]:
         ) from None
     finally:
         os.close(fd)
+    return found
 
 
 def short_of_files(error: SegmentError) -> bool:
     """Tell whether an error goes away when descriptors are closed."""
-    import errno
-
     return error.number in (errno.EMFILE, errno.ENFILE)

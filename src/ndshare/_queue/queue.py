@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import pickle
 import queue
+import sys
 import time
 import weakref
 from multiprocessing.reduction import DupFd, ForkingPickler
@@ -355,8 +356,9 @@ class Queue:
 
     # ---- between processes
 
-    def __del__(self) -> None:
-        if getattr(self, "_line", None) is not None:
+    def __del__(self, is_ending=sys.is_finalizing) -> None:  # type: ignore[no-untyped-def]
+        # When the interpreter ends, modules may be empty, and the kernel closes what is open.
+        if not is_ending() and getattr(self, "_line", None) is not None:
             self.close()
 
     def __repr__(self) -> str:

@@ -28,7 +28,8 @@
 #if PY_VERSION_HEX < 0x030C0000
 #define NDSHARE_INTERPRETERS_SLOT
 #else
-#define NDSHARE_INTERPRETERS_SLOT {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+/* Any interpreter may load it, so that ndshare_extension_refuse is reached and says why it may not. */
+#define NDSHARE_INTERPRETERS_SLOT {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
 #endif
 
 /* In a table of methods: a function that takes its arguments as an array. */

@@ -58,7 +58,7 @@ static int
 scan(const char *low, const char *high, const char *base, int fd, int pagemap)
 {
     uint64_t entries[ENTRIES];
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t page = NDSHARE_PAGE;
     uintptr_t number = (uintptr_t)low / page, last = ((uintptr_t)high - 1) / page;
     const char *from = NULL, *to = NULL;  /* the run that has not been compared yet */
     while (number <= last) {

@@ -87,7 +87,7 @@ ndshare_block_new(ndshare_segment *segment, char *start, size_t nbytes, bool who
 
 /* False: a memoryview of it is alive. */
 static bool
-drop(ndshare_block *block)
+drop(ndshare_block *block, bool let_go)
 {
     ndshare_heap_lock();
     ndshare_segment *segment = block->segment;
@@ -98,7 +98,7 @@ drop(ndshare_block *block)
         *(block->keeper ? &counts->users : &counts->handles) -= 1;
         settle(block, segment);
     }
-    ndshare_heap_unlock();
+    let_go ? ndshare_heap_unlock_let_go() : ndshare_heap_unlock();
     return free;
 }
 
@@ -106,7 +106,7 @@ static void
 block_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    drop((ndshare_block *)self);
+    drop((ndshare_block *)self, false);
     PyObject_Free(self);
     Py_DECREF(type);
 }
@@ -282,7 +282,7 @@ block_mark_lent(PyObject *self, PyObject *Py_UNUSED(unused))
 static PyObject *
 block_release(PyObject *self, PyObject *Py_UNUSED(unused))
 {
-    if (!drop((ndshare_block *)self)) {
+    if (!drop((ndshare_block *)self, true)) {
         PyErr_SetString(PyExc_BufferError, "Block.release: a memoryview of it is alive; release that first");
         return NULL;
     }

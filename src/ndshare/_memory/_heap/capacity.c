@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -182,22 +183,25 @@ address_room(void)
     return limit.rlim_cur > used ? (size_t)limit.rlim_cur - used : 0;
 }
 
-static size_t
-simulated_room(void)
+static atomic_size_t chosen = PLENTY;   /* NDSHARE_MEMORY_LIMIT */
+
+size_t
+ndshare_capacity_choose(size_t nbytes)
 {
-    const char *text = getenv("NDSHARE_MEMORY_LIMIT");
-    if (text == NULL || *text == '\0') {
+    return atomic_exchange(&chosen, nbytes);
+}
+
+static size_t
+chosen_room(void)
+{
+    size_t limit = atomic_load(&chosen);
+    if (limit == PLENTY) {
         return PLENTY;
     }
-    char *end;
-    size_t limit = (size_t)strtoull(text, &end, 10);
-    switch (*end) {
-    case 'k': case 'K': limit <<= 10; break;
-    case 'm': case 'M': limit <<= 20; break;
-    case 'g': case 'G': limit <<= 30; break;
-    default: break;
-    }
-    size_t used = ndshare_ledger_own_use(ndshare_heap.own_bytes);
+    ndshare_heap_lock();
+    size_t own = ndshare_heap.own_bytes;
+    ndshare_heap_unlock();
+    size_t used = ndshare_ledger_own_use(own);
     return limit > used ? limit - used : 0;
 }
 
@@ -214,7 +218,7 @@ ndshare_capacity_available(const char **name)
         room = here;
         *name = "address space of the process (ulimit -v)";
     }
-    if ((here = simulated_room()) < room) {
+    if ((here = chosen_room()) < room) {
         room = here;
         *name = "NDSHARE_MEMORY_LIMIT";
     }
@@ -233,7 +237,8 @@ ndshare_capacity_ram(void)
 size_t
 ndshare_capacity_mappings(void)
 {
-    static size_t limit = 0;
+    static atomic_size_t known = 0;
+    size_t limit = atomic_load_explicit(&known, memory_order_relaxed);
     if (limit == 0) {
         size_t most = 65530;
         FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
@@ -244,6 +249,7 @@ ndshare_capacity_mappings(void)
             fclose(file);
         }
         limit = most;
+        atomic_store_explicit(&known, limit, memory_order_relaxed);
     }
     return limit;
 }

@@ -4,7 +4,8 @@
  * between the handlers, so that nobody can want the heap while it is locked for the fork. vfork + exec
  * (subprocess) runs none of it and costs nothing.
  *
- * before   - by-value memory in which arrays live is remapped MAP_PRIVATE at its address: same pages,
+ * before   - nobody makes, maps or unmaps memory any more (`busy`).
+ *          - by-value memory in which arrays live is remapped MAP_PRIVATE at its address: same pages,
  *            but from now on parent and child do not see each other's writes. It is ordinary memory
  *            from then on (`detached`). Staged blocks are excepted while their Block lives: they are filled
  *            and lent by code of ndshare that does not run on in the child.
@@ -20,6 +21,7 @@
 #include "fork.h"
 
 #include "ledger.h"
+#include "owners.h"
 
 #include <errno.h>
 #include <sys/mman.h>
@@ -54,6 +56,7 @@ before(void)
 {
     int saved = errno;
     ndshare_heap_lock();
+    ndshare_heap_calm();
     bool needed = false;
     for (size_t i = 0; i < ndshare_heap.n_segments; i++) {
         ndshare_segment *segment = ndshare_heap.by_address[i];
@@ -115,6 +118,7 @@ after_in_child(void)
 {
     int saved = errno;
     pthread_mutex_init(&ndshare_heap.lock, NULL);
+    pthread_cond_init(&ndshare_heap.calm, NULL);
     ndshare_heap_lock();
     /* The description travels on in this child: it is what tells the parent that we live. */
     ndshare_heap.token_child_fd = -1;
@@ -123,7 +127,6 @@ after_in_child(void)
         ndshare_heap.token_fd = -1;
     }
     ndshare_heap.fork_epoch = ndshare_heap.freed_epoch = ndshare_heap.token_lost = 0;
-    ndshare_heap.doomed = NULL;  /* a thread of the parent was about to reap them: it does */
     for (size_t i = ndshare_heap.n_segments; i-- > 0;) {
         ndshare_segment *segment = ndshare_heap.by_address[i];
         bool used = segment->counts.users > 0 || segment->counts.handles > 0 || segment->n_used > 0;
@@ -142,9 +145,10 @@ after_in_child(void)
     ndshare_heap.away_bytes = ndshare_heap.cached_bytes = 0;
     ndshare_heap.own_count = ndshare_heap.idle_count = 0;
     ndshare_heap.away_count = ndshare_heap.cached_count = 0;
-    ndshare_heap_redraw_prefix();
+    ndshare_owners_draw_prefix();
+    ndshare_owners_recount();
     ndshare_ledger_leave();
-    ndshare_heap_unlock_in_child();
+    ndshare_heap_unlock();
     errno = saved;
 }
 

@@ -1,15 +1,13 @@
-/* The heap of this process: its lock, its identity, and the reaping of memory nobody uses any more.
+/* The heap of this process: its lock, its tables, and the reaping of memory nobody uses any more.
  *
  * The state is process-global: arrays made through a NumPy handler outlive every module object, up to
  * and through interpreter exit. It is never torn down; the kernel takes everything back.
  */
 #include "heap.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
-#include <time.h>
-#include <unistd.h>
 
 ndshare_heap_state ndshare_heap;
 
@@ -29,38 +27,70 @@ reap(ndshare_segment *doomed)
     }
 }
 
-/* In a child that has just been forked Python has not yet repaired its GIL: it must not be touched. */
-void
-ndshare_heap_unlock_in_child(void)
+/* Lock held; takes it away. What is to be reaped is out of the tables, and its addresses cannot be used again
+ * before munmap. */
+static ndshare_segment *
+unlock(void)
 {
     ndshare_segment *doomed = ndshare_heap.doomed;
     ndshare_heap.doomed = NULL;
+    ndshare_heap.busy += doomed != NULL;
     pthread_mutex_unlock(&ndshare_heap.lock);
-    reap(doomed);
+    return doomed;
 }
 
-/* Unmapping 160 MB takes 25 ms: it happens here, after the lock is gone. The mappings are out of the
- * tables, and their addresses cannot be reused before munmap. */
 void
 ndshare_heap_unlock(void)
 {
-    ndshare_segment *doomed = ndshare_heap.doomed;
-    ndshare_heap.doomed = NULL;
-    pthread_mutex_unlock(&ndshare_heap.lock);
-    if (doomed == NULL) {
-        return;
+    ndshare_segment *doomed = unlock();
+    if (doomed != NULL) {
+        reap(doomed);
+        ndshare_heap_end();
     }
+}
+
+/* Unmapping 160 MB takes 25 ms. */
+void
+ndshare_heap_unlock_let_go(void)
+{
     size_t bytes = 0;
-    for (ndshare_segment *segment = doomed; segment != NULL; segment = segment->next_doomed) {
+    for (ndshare_segment *segment = ndshare_heap.doomed; segment != NULL; segment = segment->next_doomed) {
         bytes += segment->size;
     }
-    PyThreadState *thread = NULL;
-    if (bytes > ((size_t)4 << 20) && Py_IsInitialized() && PyGILState_Check()) {
-        thread = PyEval_SaveThread();
+    if (bytes <= (size_t)4 << 20) {
+        ndshare_heap_unlock();
+        return;
     }
+    ndshare_segment *doomed = unlock();
+    Py_BEGIN_ALLOW_THREADS
     reap(doomed);
-    if (thread != NULL) {
-        PyEval_RestoreThread(thread);
+    ndshare_heap_end();
+    Py_END_ALLOW_THREADS
+}
+
+void
+ndshare_heap_begin(void)
+{
+    ndshare_heap_lock();
+    ndshare_heap.busy++;
+    pthread_mutex_unlock(&ndshare_heap.lock);
+}
+
+void
+ndshare_heap_end(void)
+{
+    ndshare_heap_lock();
+    if (--ndshare_heap.busy == 0) {
+        pthread_cond_broadcast(&ndshare_heap.calm);
+    }
+    pthread_mutex_unlock(&ndshare_heap.lock);
+}
+
+void
+ndshare_heap_calm(void)
+{
+    while (ndshare_heap.busy > 0) {
+        pthread_cond_wait(&ndshare_heap.calm, &ndshare_heap.lock);
     }
 }
 
@@ -69,21 +99,6 @@ ndshare_heap_doom(ndshare_segment *segment)
 {
     segment->next_doomed = ndshare_heap.doomed;
     ndshare_heap.doomed = segment;
-}
-
-/* 31 random bits per process: with 1,000 processes two agree with probability 2e-4, and then the
- * inode still tells their segments apart (receive.c). */
-void
-ndshare_heap_redraw_prefix(void)
-{
-    uint32_t bits = 0;
-    if (getrandom(&bits, sizeof bits, GRND_NONBLOCK) != (ssize_t)sizeof bits) {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        bits = (uint32_t)now.tv_nsec * 2654435761u ^ (uint32_t)getpid();
-    }
-    ndshare_heap.prefix = (uint64_t)(bits & 0x7fffffffu);
-    ndshare_heap.counter = 0;
 }
 
 uint64_t
@@ -253,9 +268,10 @@ PyObject *
 ndshare_error_raise(const ndshare_error *error)
 {
     PyObject *type, *args;
-    if (error->limit != NULL) {
+    if (error->limit != NULL || error->number == ENOMEM) {
+        const char *limit = error->limit ? error->limit : "address space of this process, or the number of its mappings";
         type = ndshare_heap.capacity_error ? ndshare_heap.capacity_error : PyExc_MemoryError;
-        args = Py_BuildValue("(nns)", (Py_ssize_t)error->asked, (Py_ssize_t)error->available, error->limit);
+        args = Py_BuildValue("(nns)", (Py_ssize_t)error->asked, (Py_ssize_t)error->available, limit);
     }
     else {
         type = ndshare_heap.segment_error ? ndshare_heap.segment_error : PyExc_OSError;
@@ -287,12 +303,13 @@ ndshare_heap_empty_lists(void)
 void
 ndshare_heap_start(size_t idle_limit)
 {
+    ndshare_segment_start();
     pthread_mutex_init(&ndshare_heap.lock, NULL);
+    pthread_cond_init(&ndshare_heap.calm, NULL);
     atomic_store(&ndshare_heap.low, UINTPTR_MAX);
     atomic_store(&ndshare_heap.high, 0);
     ndshare_heap_empty_lists();
     ndshare_heap.idle_limit = idle_limit;
     ndshare_heap.threshold = (size_t)256 << 10;
     ndshare_heap.token_fd = ndshare_heap.token_child_fd = -1;
-    ndshare_heap_redraw_prefix();
 }

@@ -11,7 +11,9 @@
  *   - Where memory belongs is decided by its address, never by a size.
  *
  * Locking order: the GIL, then heap.lock. Nobody waits for the GIL while holding heap.lock; mapping and
- * unmapping of whole segments happens outside of it (`doomed` is reaped by ndshare_heap_unlock).
+ * unmapping of whole segments happens outside of it (`doomed` is reaped by ndshare_heap_unlock). Whoever does that
+ * is counted as `busy`, and a fork waits for him: its child would otherwise keep descriptors nobody knows of.
+ * The GIL protects nothing here; who holds it is known by where the call comes from, never asked.
  *
  * The files, each with a header that says what the others may call, from the roof to the ground:
  *
@@ -24,7 +26,8 @@
  *   receive.c   segments of other processes      slots.c    slots of a slab that come back
  *   pool.c      whole segments by size class     fork.c     what a fork does
  *   capacity.c  does it fit                      ledger.c   reservations of a pool
- *   heap.c      lock, tables, reaping            segment.c  one memfd           array.c  an array's bytes
+ *   owners.c    who made them, do they live      array.c    an array's bytes
+ *   heap.c      lock, tables, reaping            segment.c  one memfd
  */
 #ifndef NDSHARE_HEAP_H
 #define NDSHARE_HEAP_H
@@ -42,6 +45,12 @@
 #define NDSHARE_SLAB_SHIFT 6
 
 typedef struct {
+    uint64_t prefix;                 /* upper half of the uids of its segments */
+    uint32_t mapped, live;           /* segments mapped here; of those, by-value ones in use */
+    bool gone;
+} ndshare_owner;
+
+typedef struct {
     pthread_mutex_t lock;
     atomic_uintptr_t low, high;      /* every mapping ever made lies within: the test without a lock */
     ndshare_segment **by_address;
@@ -54,10 +63,12 @@ typedef struct {
     ndshare_link slabs[NDSHARE_SLAB_CLASSES];
     uint32_t slab_count[NDSHARE_SLAB_CLASSES];
     ndshare_segment *doomed;
+    pthread_cond_t calm;
+    size_t busy;                     /* threads that make, map or unmap memory without the lock */
     size_t own_bytes, idle_bytes, slot_idle_bytes, away_bytes, held_bytes, held_value_bytes, cached_bytes;
     size_t own_count, idle_count, away_count, held_count, cached_count;
     size_t idle_limit;
-    size_t threshold;                /* of the by-value handler, in bytes */
+    atomic_size_t threshold;         /* of the by-value handler, in bytes */
     uint64_t fresh_count, recycled_count, probe_count;
     uint64_t prefix;
     uint32_t counter;
@@ -65,8 +76,7 @@ typedef struct {
     int token_fd, token_child_fd;
     uint64_t fork_epoch, freed_epoch;
     uint64_t token_lost;             /* up to this fork nothing is ever reused: it had no token */
-    /* receive.c: live by-value segments per owner */
-    struct { uint64_t prefix; uint32_t live; } *owners;
+    ndshare_owner *owners;
     size_t n_owners, cap_owners;
     PyObject *capacity_error, *segment_error, *gone_error;
 } ndshare_heap_state;
@@ -77,8 +87,10 @@ void ndshare_heap_start(size_t idle_limit);
 void ndshare_heap_empty_lists(void);               /* lock held, or nobody else knows the heap */
 void ndshare_heap_lock(void);
 void ndshare_heap_unlock(void);
-void ndshare_heap_unlock_in_child(void);
-void ndshare_heap_redraw_prefix(void);
+void ndshare_heap_unlock_let_go(void);             /* lets the GIL go while much is unmapped */
+void ndshare_heap_begin(void);                     /* takes the lock: memory is made or mapped without it */
+void ndshare_heap_end(void);                       /* takes the lock: and is in the tables, or gone */
+void ndshare_heap_calm(void);                      /* lock held: waits until nobody does */
 uint64_t ndshare_heap_next_uid(void);              /* lock held */
 
 /* The tables; lock held. */

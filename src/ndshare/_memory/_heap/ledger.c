@@ -2,7 +2,7 @@
  * each take the last gigabyte. A process writes its own line only.
  *
  *   reserved  bytes it is about to turn into pages; back to 0 when the kernel's own figures show them
- *   in_use    bytes of segments it owns; only the simulated limit (NDSHARE_MEMORY_LIMIT) needs it
+ *   in_use    bytes of segments it owns; only a limit of the user (NDSHARE_MEMORY_LIMIT) needs it
  *
  * Reserve first, then read the others' lines: two that race see each other, and may both be refused,
  * never both be admitted. The pool clears the line of a process that died.
@@ -184,10 +184,15 @@ ndshare_ledger_clear(PyObject *Py_UNUSED(module), PyObject *slot)
     if (index == -1 && PyErr_Occurred()) {
         return NULL;
     }
-    if (index < 0 || (size_t)index >= n_lines) {
-        return PyErr_Format(PyExc_ValueError, "ledger_clear: slot is %zd; this ledger has %zu", index, n_lines);
+    pthread_mutex_lock(&in_ledger);
+    size_t n = n_lines;
+    if (index >= 0 && (size_t)index < n) {
+        atomic_store(&lines[index].reserved, 0);
+        atomic_store(&lines[index].in_use, 0);
     }
-    atomic_store(&lines[index].reserved, 0);
-    atomic_store(&lines[index].in_use, 0);
+    pthread_mutex_unlock(&in_ledger);
+    if (index < 0 || (size_t)index >= n) {
+        return PyErr_Format(PyExc_ValueError, "ledger_clear: slot is %zd; this ledger has %zu", index, n);
+    }
     Py_RETURN_NONE;
 }

@@ -13,6 +13,7 @@
 #include "handler.h"
 #include "ledger.h"
 #include "obtain.h"
+#include "owners.h"
 #include "pool.h"
 #include "receive.h"
 #include "room.h"
@@ -35,7 +36,7 @@ trim(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     ndshare_heap_lock();
     size_t bytes = ndshare_room_trim();
-    ndshare_heap_unlock();
+    ndshare_heap_unlock_let_go();
     return PyLong_FromSize_t(bytes);
 }
 
@@ -61,7 +62,7 @@ set_idle_limit(PyObject *Py_UNUSED(module), PyObject *number)
     size_t before = ndshare_heap.idle_limit;
     ndshare_heap.idle_limit = limit;
     ndshare_pool_shrink(limit);
-    ndshare_heap_unlock();
+    ndshare_heap_unlock_let_go();
     return PyLong_FromSize_t(before);
 }
 
@@ -72,9 +73,19 @@ set_threshold(PyObject *Py_UNUSED(module), PyObject *number)
     if (!read_size(number, &threshold)) {
         return NULL;
     }
-    size_t before = ndshare_heap.threshold;
-    ndshare_heap.threshold = threshold > NDSHARE_PAGE ? threshold : NDSHARE_PAGE;
+    size_t before = atomic_exchange(&ndshare_heap.threshold, threshold > NDSHARE_PAGE ? threshold : NDSHARE_PAGE);
     return PyLong_FromSize_t(before);
+}
+
+static PyObject *
+set_memory_limit(PyObject *Py_UNUSED(module), PyObject *number)
+{
+    size_t limit = SIZE_MAX;
+    if (number != Py_None && !read_size(number, &limit)) {
+        return NULL;
+    }
+    size_t before = ndshare_capacity_choose(limit);
+    return before == SIZE_MAX ? Py_NewRef(Py_None) : PyLong_FromSize_t(before);
 }
 
 /* A dead process's segments never come again; the mappings kept of them are what still holds the pages. */
@@ -87,7 +98,7 @@ forget_owner(PyObject *Py_UNUSED(module), PyObject *number)
     }
     ndshare_heap_lock();
     size_t dropped = ndshare_receive_forget(prefix);
-    ndshare_heap_unlock();
+    ndshare_heap_unlock_let_go();
     return PyLong_FromSize_t(dropped);
 }
 
@@ -136,6 +147,8 @@ static PyMethodDef methods[] = {
     {"trim", trim, METH_NOARGS, PyDoc_STR("trim()\n--\n\nGive idle memory back; bytes.")},
     {"stats", ndshare_stats, METH_NOARGS, PyDoc_STR("stats()\n--\n\n")},
     {"set_idle_limit", set_idle_limit, METH_O, PyDoc_STR("set_idle_limit(nbytes)\n--\n\nReturns the former one.")},
+    {"set_memory_limit", set_memory_limit, METH_O,
+     PyDoc_STR("set_memory_limit(nbytes)\n--\n\nShared memory this process, or its pool, may have; None: no limit.")},
     {"set_threshold", set_threshold, METH_O, PyDoc_STR("set_threshold(nbytes)\n--\n\nReturns the former one.")},
     {"ledger_create", ndshare_ledger_create, METH_O, PyDoc_STR("ledger_create(slots)\n--\n\nA descriptor.")},
     {"ledger_detach", ndshare_ledger_detach, METH_NOARGS,
@@ -153,6 +166,7 @@ start(void)
     if (!started) {
         size_t cap = (size_t)8 << 30, eighth = ndshare_capacity_ram() / 8;
         ndshare_heap_start(eighth < cap ? eighth : cap);
+        ndshare_owners_draw_prefix();
         started = ndshare_fork_start() == 0;
     }
     return started ? 0 : -1;

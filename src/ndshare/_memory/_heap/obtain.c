@@ -84,18 +84,18 @@ ndshare_obtain_seal(PyObject *Py_UNUSED(module), PyObject *buffer)
     ndshare_segment *segment = NULL;
     size = ndshare_pool_round(nbytes, &size_class);
     Py_BEGIN_ALLOW_THREADS
+    ndshare_heap_begin();
     if (ndshare_room_reserve(size, &error) == 0) {
         segment = ndshare_segment_seal(view.buf, nbytes, size, &error);
         ndshare_capacity_settle(size);
     }
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&view);
     if (segment != NULL) {
         segment->counts.handles = 1;
-        if (ndshare_pool_enter(segment, &error) < 0) {
-            segment = NULL;
-        }
+        segment = ndshare_pool_enter(segment, &error) < 0 ? NULL : segment;
     }
+    ndshare_heap_end();
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&view);
     if (segment == NULL) {
         return ndshare_error_raise(&error);
     }
@@ -108,22 +108,25 @@ ndshare_obtain_attach(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssi
     if (nargs != 4) {
         return PyErr_Format(PyExc_TypeError, "attach takes uid, size, kind and fd; got %zd arguments", nargs);
     }
-    uint64_t uid = PyLong_AsUnsignedLongLong(args[0]);
-    Py_ssize_t size = PyLong_AsSsize_t(args[1]);
-    long kind = PyLong_AsLong(args[2]), fd = PyLong_AsLong(args[3]);
-    if (PyErr_Occurred()) {
+    long number = PyLong_AsLong(args[3]);
+    if (number == -1 && PyErr_Occurred()) {
         return NULL;
     }
+    int fd = number < INT_MAX ? (int)number : -1;
+    uint64_t uid = PyLong_AsUnsignedLongLong(args[0]);
+    Py_ssize_t size = PyErr_Occurred() ? -1 : PyLong_AsSsize_t(args[1]);
+    long kind = PyErr_Occurred() ? -1 : PyLong_AsLong(args[2]);
     if (size <= 0 || kind < NDSHARE_VALUE || kind > NDSHARE_COPY || fd < 0) {
         if (fd >= 0) {
-            close((int)fd);
+            close(fd);
         }
-        return PyErr_Format(PyExc_ValueError, "attach: size %zd, kind %ld, fd %ld; size must be positive, "
-                            "kind one of VALUE, SHARED, SEALED, COPY, and fd an open descriptor",
-                            size, kind, fd);
+        return PyErr_Occurred() ? NULL
+            : PyErr_Format(PyExc_ValueError, "attach: size %zd, kind %ld, fd %ld; size must be positive, "
+                           "kind one of VALUE, SHARED, SEALED, COPY, and fd an open descriptor",
+                           size, kind, number);
     }
     ndshare_error error = {0};
-    ndshare_segment *segment = ndshare_receive_attach(uid, (size_t)size, (int)kind, (int)fd, &error);
+    ndshare_segment *segment = ndshare_receive_attach(uid, (size_t)size, (int)kind, fd, &error);
     if (segment == NULL) {
         return ndshare_error_raise(&error);
     }

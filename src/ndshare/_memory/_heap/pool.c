@@ -221,9 +221,14 @@ ndshare_pool_enter(ndshare_segment *segment, ndshare_error *error)
     segment->uid = ndshare_heap_next_uid();
     if (ndshare_heap_add(segment) < 0) {
         ndshare_heap_unlock();
+        *error = (ndshare_error){.number = ENOMEM, .asked = segment->size, .doing = "register a shared segment"};
         ndshare_segment_destroy(segment);
-        *error = (ndshare_error){.number = ENOMEM, .doing = "register a shared segment"};
         return -1;
+    }
+    if (segment->slots != NULL) {
+        int shift = segment->slot_shift - NDSHARE_SLAB_SHIFT;
+        ndshare_heap.slab_count[shift]++;
+        ndshare_link_push(&ndshare_heap.slabs[shift], &segment->by_class);
     }
     ndshare_heap.own_count++;
     ndshare_heap.own_bytes += segment->resident;

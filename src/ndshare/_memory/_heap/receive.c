@@ -7,45 +7,17 @@
 #include "receive.h"
 
 #include "capacity.h"
+#include "owners.h"
 #include "pool.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdlib.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
-#define CACHED_MOST 8192   /* mappings kept without a user, where max_map_count is not smaller */
+static time_t swept;       /* when the owners were last looked at, in seconds */
 
-/* Live by-value segments per owner: a handful of entries, found by a plain search. */
-static void
-count(const ndshare_segment *segment, int change)
-{
-    uint64_t prefix = segment->uid >> 32;
-    for (size_t i = 0; i < ndshare_heap.n_owners; i++) {
-        if (ndshare_heap.owners[i].prefix == prefix) {
-            ndshare_heap.owners[i].live += (uint32_t)change;
-            if (ndshare_heap.owners[i].live == 0) {
-                ndshare_heap.owners[i] = ndshare_heap.owners[--ndshare_heap.n_owners];
-            }
-            return;
-        }
-    }
-    if (change < 0) {
-        return;
-    }
-    if (ndshare_heap.n_owners == ndshare_heap.cap_owners) {
-        size_t cap = ndshare_heap.cap_owners ? ndshare_heap.cap_owners * 2 : 16;
-        void *grown = realloc(ndshare_heap.owners, cap * sizeof *ndshare_heap.owners);
-        if (grown == NULL) {
-            return;  /* only the policy of should_copy_out suffers */
-        }
-        ndshare_heap.owners = grown;
-        ndshare_heap.cap_owners = cap;
-    }
-    ndshare_heap.owners[ndshare_heap.n_owners].prefix = prefix;
-    ndshare_heap.owners[ndshare_heap.n_owners++].live = 1;
-}
+#define CACHED_MOST 8192   /* mappings kept without a user, where max_map_count is not smaller */
 
 /* So many live results of one owner are kept as they came; of more, the receiver takes a copy and gives the
  * segment back: that costs less than fresh pages would cost the owner. Two are alive in any loop that
@@ -55,6 +27,9 @@ count(const ndshare_segment *segment, int change)
 static void
 drop(ndshare_segment *segment)
 {
+    if (segment->origin == NDSHARE_RECEIVED) {
+        ndshare_owners_count(segment, -1, 0);
+    }
     if (segment->state == NDSHARE_CACHED) {
         ndshare_link_remove(&segment->by_age);
         ndshare_heap.cached_bytes -= segment->size;
@@ -84,8 +59,16 @@ enter_use(ndshare_segment *segment)
     ndshare_heap.held_bytes += segment->size;
     if (segment->kind == NDSHARE_VALUE) {
         ndshare_heap.held_value_bytes += segment->size;
-        count(segment, 1);
+        ndshare_owners_count(segment, 0, 1);
     }
+}
+
+/* What a dead process made never does, nor what is known here under a uid that nobody else knows. */
+static bool
+comes_again(const ndshare_segment *segment)
+{
+    uint64_t prefix = segment->uid >> 32;
+    return prefix != ndshare_heap.prefix && !ndshare_owners_is_gone(prefix);
 }
 
 void
@@ -99,9 +82,9 @@ ndshare_receive_settle(ndshare_segment *segment)
     ndshare_heap.held_bytes -= segment->size;
     if (segment->kind == NDSHARE_VALUE) {
         ndshare_heap.held_value_bytes -= segment->size;
-        count(segment, -1);
+        ndshare_owners_count(segment, 0, -1);
     }
-    if (segment->detached || segment->transient || segment->kind == NDSHARE_COPY) {
+    if (segment->detached || segment->transient || segment->kind == NDSHARE_COPY || !comes_again(segment)) {
         drop(segment);
         return;
     }
@@ -113,6 +96,12 @@ ndshare_receive_settle(ndshare_segment *segment)
     ndshare_link_push(&ndshare_heap.cache_lru, &segment->by_age);
     size_t most = ndshare_capacity_mappings() / 8;
     ndshare_receive_trim(ndshare_heap.idle_limit, most < CACHED_MOST ? most : CACHED_MOST);
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    if (now.tv_sec != swept) {
+        swept = now.tv_sec;
+        ndshare_receive_sweep();
+    }
 }
 
 /* The segment is known here: use its mapping. NULL: it is another file under the same uid (two
@@ -158,12 +147,46 @@ resolve(ndshare_segment *segment, size_t size, int kind, int fd)
     return segment;
 }
 
+/* Map what is not known here yet, unless another thread is faster. Takes over `fd`. */
+static ndshare_segment *
+attach_new(uint64_t uid, size_t size, int kind, int fd, bool clash, ndshare_error *error)
+{
+    ndshare_segment *segment = ndshare_segment_map(fd, uid, size, kind, error);
+    if (segment == NULL) {
+        close(fd);
+        return NULL;
+    }
+    segment->counts.handles = 1;
+    ndshare_heap_lock();
+    ndshare_segment *known = clash ? NULL : ndshare_heap_by_uid(uid, kind == NDSHARE_COPY), *found = NULL;
+    if (known != NULL && (found = resolve(known, size, kind, fd)) != NULL) {
+        segment->fd = -1;
+        ndshare_heap_doom(segment);
+    }
+    else {
+        if (clash || known != NULL) {
+            segment->uid = ndshare_heap_next_uid();
+        }
+        if (ndshare_heap_add(segment) == 0) {
+            found = segment;
+            ndshare_owners_count(segment, 1, 0);
+            enter_use(segment);
+        }
+        else {
+            *error = (ndshare_error){.number = ENOMEM, .asked = size, .doing = "register a received segment"};
+            ndshare_heap_doom(segment);
+        }
+    }
+    ndshare_heap_unlock();
+    return found;
+}
+
 ndshare_segment *
 ndshare_receive_attach(uint64_t uid, size_t size, int kind, int fd, ndshare_error *error)
 {
-    bool copy = kind == NDSHARE_COPY, clash = false;
+    bool clash = false;
     ndshare_heap_lock();
-    ndshare_segment *known = ndshare_heap_by_uid(uid, copy), *found = NULL;
+    ndshare_segment *known = ndshare_heap_by_uid(uid, kind == NDSHARE_COPY), *found = NULL;
     if (known != NULL) {
         found = resolve(known, size, kind, fd);
         if (found == NULL && known->state == NDSHARE_CACHED) {
@@ -177,36 +200,14 @@ ndshare_receive_attach(uint64_t uid, size_t size, int kind, int fd, ndshare_erro
     if (found != NULL) {
         return found;
     }
+    /* Inside of it nobody waits for the GIL: a fork waits for `busy`, and holds it. */
     PyThreadState *thread = size >= ((size_t)1 << 20) ? PyEval_SaveThread() : NULL;
-    ndshare_segment *segment = ndshare_segment_map(fd, uid, size, kind, error);
+    ndshare_heap_begin();
+    found = attach_new(uid, size, kind, fd, clash, error);
+    ndshare_heap_end();
     if (thread != NULL) {
         PyEval_RestoreThread(thread);
     }
-    if (segment == NULL) {
-        close(fd);
-        return NULL;
-    }
-    segment->counts.handles = 1;
-    ndshare_heap_lock();
-    known = clash ? NULL : ndshare_heap_by_uid(uid, copy);
-    if (known != NULL && (found = resolve(known, size, kind, fd)) != NULL) {
-        segment->fd = -1;  /* another thread was faster; its mapping is the one */
-        ndshare_heap_doom(segment);
-    }
-    else {
-        if (clash || known != NULL) {
-            segment->uid = ndshare_heap_next_uid();
-        }
-        if (ndshare_heap_add(segment) == 0) {
-            found = segment;
-            enter_use(segment);
-        }
-        else {
-            *error = (ndshare_error){.number = ENOMEM, .doing = "register a received segment"};
-            ndshare_heap_doom(segment);
-        }
-    }
-    ndshare_heap_unlock();
     return found;
 }
 
@@ -222,18 +223,26 @@ ndshare_receive_is_crowded(const ndshare_segment *segment)
         || ndshare_heap.held_value_bytes > ndshare_heap.idle_limit) {
         return true;
     }
-    for (size_t i = 0; i < ndshare_heap.n_owners; i++) {
-        if (ndshare_heap.owners[i].prefix == segment->uid >> 32) {
-            return ndshare_heap.owners[i].live > KEPT_MOST;
-        }
+    return ndshare_owners_live(segment->uid >> 32) > KEPT_MOST;
+}
+
+/* Of owners that nobody has told of: asked once a second at most, where memory is given back anyway. */
+void
+ndshare_receive_sweep(void)
+{
+    uint64_t prefix;
+    for (size_t from = 0; ndshare_owners_next_gone(&from, &prefix);) {
+        size_t before = ndshare_heap.n_owners;
+        ndshare_receive_forget(prefix);
+        from -= ndshare_heap.n_owners < before;  /* another one stands in its place */
     }
-    return false;
 }
 
 size_t
 ndshare_receive_forget(uint64_t prefix)
 {
     size_t dropped = 0;
+    ndshare_owners_bury(prefix);
     for (ndshare_link *link = ndshare_heap.cache_lru.next; link != &ndshare_heap.cache_lru;) {
         ndshare_segment *segment = NDSHARE_OF(link, by_age);
         link = link->next;

@@ -24,12 +24,18 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-static int
-fail(ndshare_error *error, const char *doing)
+size_t ndshare_segment_page = 4096;
+
+void
+ndshare_segment_start(void)
 {
-    error->number = errno ? errno : EIO;
-    error->doing = doing;
-    error->limit = NULL;
+    ndshare_segment_page = (size_t)sysconf(_SC_PAGESIZE);
+}
+
+static int
+fail(ndshare_error *error, const char *doing, size_t asked)
+{
+    *error = (ndshare_error){.number = errno ? errno : EIO, .doing = doing, .asked = asked};
     return -1;
 }
 
@@ -48,10 +54,10 @@ make_file(size_t size, ndshare_error *error)
         fd = memfd_create("ndshare", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     }
     if (fd < 0) {
-        return fail(error, "make a shared segment (memfd_create)");
+        return fail(error, "make a shared segment (memfd_create)", size);
     }
     if (ftruncate(fd, (off_t)size) != 0) {
-        fail(error, "size a shared segment (ftruncate)");
+        fail(error, "size a shared segment (ftruncate)", size);
         close(fd);
         return -1;
     }
@@ -86,7 +92,7 @@ begin(size_t size, ndshare_error *error)
     }
     ndshare_segment *segment = describe(fd, size);
     if (segment == NULL) {
-        fail(error, "describe a shared segment");
+        fail(error, "describe a shared segment", size);
         close(fd);
         return NULL;
     }
@@ -111,7 +117,7 @@ ndshare_segment_populate(ndshare_segment *segment, size_t offset, size_t nbytes,
         result = fallocate(segment->fd, 0, (off_t)start, (off_t)(stop - start));
     }
     if (result != 0) {
-        return fail(error, "give a shared segment its pages");
+        return fail(error, "give a shared segment its pages", nbytes);
     }
     return 0;
 }
@@ -124,12 +130,12 @@ ndshare_segment_make(size_t size, bool populate, ndshare_error *error)
         return NULL;
     }
     if (fcntl(segment->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
-        fail(error, "seal a shared segment");
+        fail(error, "seal a shared segment", size);
         goto failed;
     }
     segment->base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, segment->fd, 0);
     if (segment->base == MAP_FAILED) {
-        fail(error, "map a shared segment (mmap)");
+        fail(error, "map a shared segment (mmap)", size);
         goto failed;
     }
     if (populate) {
@@ -192,16 +198,16 @@ ndshare_segment_seal(const char *data, size_t nbytes, size_t size, ndshare_error
     segment->kind = NDSHARE_SEALED;
     segment->readonly = true;
     if (write_all(segment->fd, data, nbytes) != 0) {
-        fail(error, "fill a read-only segment (write)");
+        fail(error, "fill a read-only segment (write)", size);
         goto failed;
     }
     if (fcntl(segment->fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
-        fail(error, "seal a read-only segment");
+        fail(error, "seal a read-only segment", size);
         goto failed;
     }
     segment->base = map_anew(segment->fd, size, PROT_READ, MAP_SHARED | MAP_POPULATE);
     if (segment->base == MAP_FAILED) {
-        fail(error, "map a read-only segment (mmap)");
+        fail(error, "map a read-only segment (mmap)", size);
         goto failed;
     }
     segment->resident = size;
@@ -221,7 +227,7 @@ ndshare_segment_map(int fd, uint64_t uid, size_t size, int kind, ndshare_error *
     if (fstat(fd, &status) != 0 || seals < 0 || (seals & wanted) != wanted
         || (size_t)status.st_size < size || size == 0) {
         errno = EINVAL;
-        fail(error, "map a received segment: the descriptor is not the segment the message names");
+        fail(error, "map a received segment: the descriptor is not the segment the message names", size);
         return NULL;
     }
     int protection = kind == NDSHARE_SEALED ? PROT_READ : PROT_READ | PROT_WRITE;
@@ -235,12 +241,12 @@ ndshare_segment_map(int fd, uint64_t uid, size_t size, int kind, ndshare_error *
         base = mmap(NULL, size, protection, flags, fd, 0);
     }
     if (base == MAP_FAILED) {
-        fail(error, "map a received segment (mmap)");
+        fail(error, "map a received segment (mmap)", size);
         return NULL;
     }
     ndshare_segment *segment = describe(fd, size);
     if (segment == NULL) {
-        fail(error, "describe a received segment");
+        fail(error, "describe a received segment", size);
         munmap(base, size);
         return NULL;
     }
@@ -265,14 +271,14 @@ ndshare_segment_reopen(int fd, ndshare_error *error)
         hold = open(path, O_RDONLY | O_CLOEXEC);
     }
     if (hold < 0) {
-        return fail(error, "lend a shared segment (open a descriptor of its own)");
+        return fail(error, "lend a shared segment (open a descriptor of its own)", 0);
     }
     int locked;
     do {
         locked = flock(hold, LOCK_SH);
     } while (locked != 0 && errno == EINTR);
     if (locked != 0) {
-        fail(error, "lend a shared segment (flock)");
+        fail(error, "lend a shared segment (flock)", 0);
         close(hold);
         return -1;
     }

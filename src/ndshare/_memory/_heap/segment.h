@@ -29,7 +29,9 @@ enum { NDSHARE_VALUE = 0, NDSHARE_SHARED = 1, NDSHARE_SEALED = 2, NDSHARE_COPY =
 enum { NDSHARE_OWN, NDSHARE_RECEIVED, NDSHARE_INHERITED };
 enum { NDSHARE_LIVE, NDSHARE_IDLE, NDSHARE_AWAY, NDSHARE_CACHED };
 
-#define NDSHARE_PAGE ((size_t)4096)
+/* Bytes of a page of this machine: 4, 16 or 64 KiB. */
+extern size_t ndshare_segment_page;
+#define NDSHARE_PAGE ndshare_segment_page
 
 typedef struct ndshare_link {
     struct ndshare_link *prev, *next;
@@ -109,6 +111,7 @@ typedef struct {
     const char *limit;       /* name of the limit that binds; set for capacity errors */
 } ndshare_error;
 
+void ndshare_segment_start(void);
 ndshare_segment *ndshare_segment_make(size_t size, bool populate, ndshare_error *error);
 ndshare_segment *ndshare_segment_map(int fd, uint64_t uid, size_t size, int kind, ndshare_error *error);
 ndshare_segment *ndshare_segment_seal(const char *data, size_t nbytes, size_t size, ndshare_error *error);

@@ -18,6 +18,7 @@
 
 #define SMALL_SLOT ((size_t)64 << 10)   /* below, pages are made for several slots at once */
 #define RUN ((size_t)256 << 10)
+#define LARGE_SLOT ((size_t)1 << 20)
 #define FINE_SLAB ((size_t)4 << 20)     /* slots below a page: all pages at birth, so keep it modest */
 #define PLENTY ((size_t)64 << 20)       /* as long as descriptors are not scarce */
 #define SCARCE ((size_t)4 << 30)
@@ -50,30 +51,15 @@ slots_for(int shift, size_t slabs, bool scarce)
 }
 
 static ndshare_segment *
-make_slab(int shift, ndshare_error *error)
+make_segment(int shift, size_t n, bool populate, ndshare_error *error)
 {
-    size_t slot = (size_t)1 << shift, limit = ndshare_capacity_segments();
-    bool fine = slot < NDSHARE_PAGE;
-    ndshare_heap_lock();
-    size_t own = ndshare_heap.own_count, slabs = ndshare_heap.slab_count[shift - NDSHARE_SLAB_SHIFT];
-    if (own >= limit) {
-        ndshare_pool_make_room(1);
+    size_t bytes = n << shift;
+    if (populate && ndshare_room_reserve(bytes, error) < 0) {
+        return NULL;
     }
-    ndshare_heap_unlock();
-    size_t n = slots_for(shift, slabs, own > limit / 4);
-    ndshare_segment *slab = NULL;
-    for (;; n /= 4) {
-        size_t bytes = n * slot;
-        if (fine && ndshare_room_reserve(bytes, error) < 0) {
-            return NULL;
-        }
-        slab = ndshare_segment_make(bytes, fine, error);
-        if (fine) {
-            ndshare_capacity_settle(bytes);
-        }
-        if (slab != NULL || n < 4 || n * slot / 4 < NDSHARE_PAGE || error->number == EMFILE) {
-            break;  /* RLIMIT_FSIZE and RLIMIT_AS allow smaller ones */
-        }
+    ndshare_segment *slab = ndshare_room_make(bytes, populate, error);
+    if (populate) {
+        ndshare_capacity_settle(bytes);
     }
     if (slab == NULL) {
         return NULL;
@@ -81,7 +67,8 @@ make_slab(int shift, ndshare_error *error)
     slab->slots = calloc(n, sizeof *slab->slots);
     if (slab->slots == NULL) {
         ndshare_segment_destroy(slab);
-        *error = (ndshare_error){.number = ENOMEM, .doing = "describe the slots of a shared segment"};
+        *error = (ndshare_error){.number = ENOMEM, .asked = n * sizeof *slab->slots,
+                                 .doing = "describe the slots of a shared segment"};
         return NULL;
     }
     slab->kind = NDSHARE_SHARED;
@@ -90,14 +77,39 @@ make_slab(int shift, ndshare_error *error)
     for (uint32_t i = 0; i < n; i++) {
         slab->slots[i].next = i + 1 < n ? i + 1 : NDSHARE_NO_SLOT;
     }
-    if (ndshare_pool_enter(slab, error) < 0) {
-        return NULL;
+    return slab;
+}
+
+/* A slab with a free slot for `nbytes`, known to the heap; false with an error. */
+static bool
+make_slab(int shift, size_t nbytes, ndshare_error *error)
+{
+    size_t slot = (size_t)1 << shift, limit = ndshare_capacity_segments();
+    bool fine = slot < NDSHARE_PAGE;
+    if (slot >= LARGE_SLOT) {  /* look before so much address space is taken */
+        if (ndshare_room_reserve(nbytes, error) < 0) {
+            return false;
+        }
+        ndshare_capacity_settle(nbytes);
     }
     ndshare_heap_lock();
-    ndshare_heap.slab_count[shift - NDSHARE_SLAB_SHIFT]++;
-    ndshare_link_push(ndshare_slots_class(shift), &slab->by_class);
+    size_t own = ndshare_heap.own_count, slabs = ndshare_heap.slab_count[shift - NDSHARE_SLAB_SHIFT];
+    if (own >= limit) {
+        ndshare_pool_make_room(1);
+    }
     ndshare_heap_unlock();
-    return slab;
+    ndshare_heap_begin();
+    size_t n = slots_for(shift, slabs, own > limit / 4);
+    ndshare_segment *slab = make_segment(shift, n, fine, error);
+    while (slab == NULL && n >= 4 && n * slot / 4 >= NDSHARE_PAGE && error->number != EMFILE) {
+        n /= 4;  /* RLIMIT_FSIZE and RLIMIT_AS allow smaller ones */
+        slab = make_segment(shift, n, fine, error);
+    }
+    if (slab != NULL && ndshare_pool_enter(slab, error) < 0) {
+        slab = NULL;
+    }
+    ndshare_heap_end();
+    return slab != NULL;
 }
 
 /* What is to be populated so that a slot has pages for `nbytes`: of small slots that have none a run in one go. */
@@ -159,7 +171,7 @@ ndshare_slab_take(size_t nbytes, char **address, bool *dirty, ndshare_error *err
     ndshare_heap_lock();
     while ((slab = ndshare_slots_find(shift)) == NULL) {
         ndshare_heap_unlock();
-        if (make_slab(shift, error) == NULL) {
+        if (!make_slab(shift, nbytes, error)) {
             return NULL;
         }
         ndshare_heap_lock();

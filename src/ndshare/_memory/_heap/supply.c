@@ -8,28 +8,45 @@
 
 #include <errno.h>
 
+#define MOST ((size_t)1 << 46)
+#define LET_GO ((size_t)1 << 20)      /* what takes longer than others should wait for the GIL */
 #define SLAB_MOST ((size_t)1 << 20)   /* larger shared arrays get a segment of their own */
 
-static ndshare_segment *
-make_fresh(size_t size, bool in_handler, ndshare_error *error)
+/* Size classes, and the numbers of slots and pages, end here. */
+static bool
+is_possible(size_t nbytes, ndshare_error *error)
 {
-    PyThreadState *thread = size >= ((size_t)1 << 20) && !in_handler ? PyEval_SaveThread() : NULL;
+    *error = (ndshare_error){.asked = nbytes, .available = MOST, .limit = "address space"};
+    return nbytes <= MOST;
+}
+
+/* A segment of its own with all its pages, and known to the heap. */
+static ndshare_segment *
+make_fresh(size_t nbytes, int kind, bool staged, ndshare_error *error)
+{
+    int size_class;
+    size_t size = ndshare_pool_round(nbytes, &size_class);
     ndshare_segment *segment = NULL;
+    ndshare_heap_begin();
     if (ndshare_room_reserve(size, error) == 0) {
         segment = ndshare_room_make(size, true, error);
         ndshare_capacity_settle(size);
     }
-    if (thread != NULL) {
-        PyEval_RestoreThread(thread);
+    if (segment != NULL) {
+        segment->kind = (uint8_t)kind;
+        segment->size_class = size_class;
+        segment->staged = staged;
+        segment->counts.handles = 1;
+        segment = ndshare_pool_enter(segment, error) < 0 ? NULL : segment;
     }
+    ndshare_heap_end();
     return segment;
 }
 
 ndshare_segment *
 ndshare_supply_whole(size_t nbytes, int kind, bool staged, bool in_handler, bool *fresh, ndshare_error *error)
 {
-    if (nbytes > (size_t)1 << 46) {
-        *error = (ndshare_error){.asked = nbytes, .available = (size_t)1 << 46, .limit = "address space"};
+    if (!is_possible(nbytes, error)) {
         return NULL;
     }
     size_t limit = ndshare_capacity_segments();
@@ -47,32 +64,32 @@ ndshare_supply_whole(size_t nbytes, int kind, bool staged, bool in_handler, bool
         *error = (ndshare_error){.number = EMFILE, .doing = "make a shared segment"};
         return NULL;
     }
-    int size_class;
-    size_t size = ndshare_pool_round(nbytes, &size_class);
-    segment = make_fresh(size, in_handler, error);
-    if (segment == NULL) {
-        return NULL;
+    /* Inside of it nobody waits for the GIL: a fork waits for `busy`, and holds it. */
+    PyThreadState *thread = nbytes >= LET_GO && !in_handler ? PyEval_SaveThread() : NULL;
+    segment = make_fresh(nbytes, kind, staged, error);
+    if (thread != NULL) {
+        PyEval_RestoreThread(thread);
     }
-    segment->kind = (uint8_t)kind;
-    segment->size_class = size_class;
-    segment->staged = staged;
-    segment->counts.handles = 1;
-    *fresh = true;
-    if (ndshare_pool_enter(segment, error) < 0) {
-        return NULL;
-    }
+    *fresh = segment != NULL;
     return segment;
 }
 
+/* Descriptors are: larger arrays share a segment, too. */
 static bool
 scarce(void)
 {
-    return ndshare_heap.own_count > ndshare_capacity_segments() / 2;
+    ndshare_heap_lock();
+    size_t own = ndshare_heap.own_count;
+    ndshare_heap_unlock();
+    return own > ndshare_capacity_segments() / 2;
 }
 
 ndshare_segment *
 ndshare_supply_shared(size_t nbytes, char **address, bool *dirty, bool in_handler, ndshare_error *error)
 {
+    if (!is_possible(nbytes, error)) {
+        return NULL;
+    }
     if (nbytes <= SLAB_MOST || scarce()) {
         return ndshare_slab_take(nbytes, address, dirty, error);
     }

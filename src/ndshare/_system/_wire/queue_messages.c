@@ -142,7 +142,7 @@ ndshare_queue_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
             goto done;
         }
     }
-    if (count == 0 && start.kind == 0 && size > HEAD_AND_TAG && buffer[sizeof start] == 0) {
+    if (count == 0 && start.kind == 0 && start.split == 0 && size > HEAD_AND_TAG && buffer[sizeof start] == 0) {
         result = PyBytes_FromStringAndSize(buffer + HEAD_AND_TAG, size - HEAD_AND_TAG);
     }
     else {

@@ -21,7 +21,7 @@
 
 #define FIRST_SLOT ((off_t)1 << 40)
 #define ADMISSION ((off_t)2)
-#define ADMISSION_TRIES 400 /* then the queue counts as full for the moment: its holder was stopped */
+#define ADMISSION_WAIT_NS 20000000 /* then the queue counts as full for the moment: its holder was stopped */
 #define ADMISSION_PAUSE_NS 50000
 
 int
@@ -49,7 +49,7 @@ ndshare_queue_arguments(ndshare_queue *queue, const char *name, PyObject *const 
         uint64_t slots = atomic_load_explicit(&memory->slots, memory_order_relaxed),
                  maxsize = atomic_load_explicit(&memory->maxsize, memory_order_relaxed);
         if (slots == queue->slots
-            && (slots ^ (queue->max_bytes << 1) ^ (maxsize << 2) ^ NDSHARE_QUEUE_CHECK)
+            && (slots ^ 3 * queue->max_bytes ^ 5 * maxsize ^ NDSHARE_QUEUE_CHECK)
                    == atomic_load_explicit(&memory->check, memory_order_relaxed)) {
             return 0;
         }
@@ -212,15 +212,19 @@ ndshare_queue_take(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
     }
     PyObject *result = NULL;
     int64_t slot;
-    int fd = NDSHARE_QUEUE_BUSY;
-    for (int tries = 0; fd == NDSHARE_QUEUE_BUSY && tries < ADMISSION_TRIES; tries++) {
-        if (tries > 0) { /* without a descriptor, so that the GIL can be given up */
-            struct timespec pause = {0, ADMISSION_PAUSE_NS};
-            Py_BEGIN_ALLOW_THREADS
-            nanosleep(&pause, NULL);
-            Py_END_ALLOW_THREADS
+    int fd;
+    int64_t end = 0;
+    while ((fd = ndshare_queue_get_slot(&queue, (int)numbers[0], (uint64_t)numbers[1], numbers[2] != 0, &slot))
+           == NDSHARE_QUEUE_BUSY) {
+        int64_t now = ndshare_waiting_now();
+        end = end == 0 ? now + ADMISSION_WAIT_NS : end;
+        if (now > end) {
+            break;
         }
-        fd = ndshare_queue_get_slot(&queue, (int)numbers[0], (uint64_t)numbers[1], numbers[2] != 0, &slot);
+        struct timespec pause = {0, ADMISSION_PAUSE_NS};
+        Py_BEGIN_ALLOW_THREADS /* no descriptor is in hand */
+        nanosleep(&pause, NULL);
+        Py_END_ALLOW_THREADS
     }
     if (fd == NDSHARE_QUEUE_REFUSED) {
         PyErr_SetFromErrno(PyExc_OSError);

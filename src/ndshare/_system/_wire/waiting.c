@@ -16,8 +16,8 @@
 
 #define OTHERS_RAN_NS 20000  /* a yield to nobody takes a microsecond, with an interrupt ten */
 
-static int64_t
-now_ns(void)
+int64_t
+ndshare_waiting_now(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -37,12 +37,12 @@ ndshare_waiting_spin(bool (*is_there)(const void *), const void *what, int micro
 {
     bool found;
     Py_BEGIN_ALLOW_THREADS
-    int64_t now = now_ns(), end = now + microseconds * INT64_C(1000), before;
+    int64_t now = ndshare_waiting_now(), end = now + microseconds * INT64_C(1000), before;
     long switches = times_preempted();
     while (!(found = is_there(what)) && now < end) {
-        before = now_ns();
+        before = ndshare_waiting_now();
         sched_yield();
-        now = now_ns();
+        now = ndshare_waiting_now();
         if (now - before > OTHERS_RAN_NS && times_preempted() != switches) {
             found = is_there(what);
             break;
