@@ -1,9 +1,10 @@
 """What the rooms above ask of the system, and checks that every face makes.
 
 `platform` is the facts of the machine, system calls, and how many workers make sense; `board` what the
-processes of one map tell each other; `arguments` checks of what users pass, and warnings at their line.
-`_wire` is a namespace of functions in C: messages with descriptors, atomics in shared memory, the shield
-against Ctrl-C between two lines that belong together. Every C extension begins and ends with `extension.h`.
+processes of one map tell each other; `threads` those that Python did not start; `arguments` checks of what
+users pass, and warnings at their line. `_wire` is a namespace of functions in C: messages with descriptors,
+atomics in shared memory, the shield against Ctrl-C between two lines that belong together. Every C extension
+begins and ends with `extension.h`.
 
 Guarantees
 ----------
@@ -43,6 +44,7 @@ from ndshare._system.platform import (
     set_inside_worker,
     unlock_byte,
 )
+from ndshare._system.threads import native_threads, unknown_to_threading
 
 __all__ = [
     "DONE",
@@ -64,6 +66,7 @@ __all__ = [
     "load_u64",
     "lock_byte",
     "module_names",
+    "native_threads",
     "processors",
     "reopen",
     "require_linux",
@@ -72,6 +75,7 @@ __all__ = [
     "spare_size",
     "take_spare",
     "tuple_of",
+    "unknown_to_threading",
     "unlock_byte",
     "variables",
     "warn_caller",

@@ -25,6 +25,7 @@ from ndshare.functors.files import HDF5Functor, ZarrFunctor
 from ndshare.functors.iterators import IteratorFunctor
 from ndshare.functors.labelled import DataArrayFunctor, DatasetFunctor
 from ndshare.functors.sequences import NdarrayFunctor, SequenceFunctor, numbers_of, values_of
+from ndshare.functors.sparse import SparseFunctor
 from ndshare.functors.tables import DataFrameFunctor, GroupByFunctor, SeriesFunctor
 from ndshare.functors.trains import ExtraDataFunctor
 
@@ -40,6 +41,7 @@ __all__ = [
     "NdarrayFunctor",
     "SequenceFunctor",
     "SeriesFunctor",
+    "SparseFunctor",
     "ZarrFunctor",
     "claimed",
     "count_items",

@@ -21,11 +21,18 @@ from ndshare._map.job import Job
 from ndshare._map.watch import captured
 from ndshare._map.watch.own_state import brings_its_state
 from ndshare._map.workers.base import MapWorkers
-from ndshare._map.workers.forked import Forked, may_fork
+from ndshare._map.workers.forked import Forked, fork_hazards
 from ndshare._map.workers.pooled import PoolWorkers
 from ndshare._pool import Environment, Pool, ProcessPoolExecutor
 from ndshare._system import Board, default_workers, keep_spare, spare_size, take_spare
 from ndshare.errors import CapacityError
+
+_LISTED_MOST = 4
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED_MOST} more" if len(names) > _LISTED_MOST else ""
+    return ", ".join(names[:_LISTED_MOST]) + more
 
 
 class ProcessContext(MapContext):
@@ -41,7 +48,8 @@ class ProcessContext(MapContext):
         Where the workers come from. Workers of the pool are forked from a clean process and sent the kernel;
         forked ones have everything that the caller has, at the price of a fork per map. With "auto" all
         kernels see the state of the program at the time of the map where a fork is safe: workers are
-        forked if no threads but ndshare's run, unless those of the pool would see the same.
+        forked if no threads but ndshare's run, unless those of the pool would see the same. Where threads run
+        that a library started and a child would wait for, "fork" is refused when a map begins.
     threads_per_worker, env, preload
         As of `ndshare.ProcessPoolExecutor`.
     """
@@ -93,18 +101,24 @@ class ProcessContext(MapContext):
             raise
         except Exception as error:
             reason = captured.unsendable(job.kernel, job.functor, error)
-            if not may_fork():
+            if hazards := fork_hazards():
                 raise TypeError(
                     f"{reason}; workers cannot be forked for this map either, because other threads run in "
-                    "this process. Open it inside the kernel, pass what is needed of it, or ask for "
-                    'ProcessContext(start="fork") if these threads hold no locks'
+                    f"this process: {_listed(hazards)}. Open it inside the kernel, pass what is needed of "
+                    'it, or ask for ProcessContext(start="fork") if threads of Python hold no locks'
                 ) from error
             return self._forked(job), reason
         return workers, ""
 
     def _is_to_fork(self, job: Job) -> bool:
         if self.start == "auto":
-            return not brings_its_state(job.kernel, job.functor) and may_fork()
+            return not brings_its_state(job.kernel, job.functor) and not fork_hazards()
+        if self.start == "fork" and (hazards := fork_hazards(native_only=True)):
+            raise RuntimeError(
+                "map: workers cannot be forked, because libraries have threads in this process that a child "
+                f"would wait for without end: {_listed(hazards)}. Map before they are started, or in warm "
+                'workers, which are sent what the kernel uses: ProcessContext(start="pool")'
+            )
         return self.start == "fork"
 
     def _forked(self, job: Job) -> MapWorkers:

@@ -11,8 +11,8 @@ Guarantees
 - Children are killed with the thread that forked them, and when the map is given up.
 - They draw other random numbers than the caller and each other, and have their part of the processors.
 
-Not guaranteed: a fork copies locks that other threads hold. `may_fork` says whether there are any; ndshare's
-own thread holds none at that moment.
+Not guaranteed: a fork copies locks that other threads hold, and not these threads. `fork_hazards` says whose
+there are; ndshare's own thread holds no lock at that moment.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ndshare._map.workers.base import Lost, Outcome, Ranges
 from ndshare._pickling import variables
 from ndshare._pool import describe
 from ndshare._processes import THREAD_NAME
-from ndshare._system import _wire, set_inside_worker
+from ndshare._system import _wire, native_threads, set_inside_worker, unknown_to_threading
 from ndshare._transport import INLINE_MAX, pack, pack_failure, unpack
 from ndshare.errors import TransportError, WorkerDiedError, code_or_signal
 
@@ -49,10 +49,32 @@ _BUFFER_BYTES = INLINE_MAX + 4096
 _known: tuple[int, Any] | None = None
 
 
-def may_fork() -> bool:
-    """Whether no thread but ndshare's own and the calling one runs in this process."""
-    me = threading.current_thread()
-    return all(thread is me or thread.name == THREAD_NAME for thread in threading.enumerate())
+def fork_hazards(*, native_only: bool = False) -> list[str]:
+    """Return whose threads a forked child would lack; none of them is ndshare's own, or the calling one.
+
+    Parameters
+    ----------
+    native_only : bool, optional
+        Leave threads of Python out: the user answers for them.
+    """
+    found = []
+    if not native_only:
+        me = threading.current_thread()
+        others = (thread for thread in threading.enumerate() if thread is not me)
+        found += [f"thread {thread.name!r}" for thread in others if thread.name != THREAD_NAME]
+        if count := unknown_to_threading():
+            found.append(f"{count} of Python that `threading` does not know")
+    return found or list(native_threads(_blas_threads()).harmful)
+
+
+def _blas_threads() -> int:
+    """Return how many threads OpenBLAS may have besides the callers'; it ends them before a fork."""
+    libraries = _controller().info()
+    return sum(
+        library["num_threads"] - 1
+        for library in libraries
+        if library["internal_api"] == "openblas" and library.get("threading_layer") == "pthreads"
+    )
 
 
 def _controller() -> Any:
@@ -85,6 +107,9 @@ class Forked:
 
     def __init__(self, job: Job, threads: int) -> None:
         self._limit = _controller().limit
+        # A team of GNU's OpenMP is not there in a child, which would wait for it.
+        openmp = 1 if native_threads(_blas_threads()).openmp else threads
+        self._limits = {"blas": threads, "openmp": openmp}
         self._job = job
         self._threads = threads
         self._children: dict[int, tuple[int, socket.socket]] = {}  # descriptor -> (process, socket)
@@ -111,7 +136,7 @@ class Forked:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # the other thread is ours, see may_fork
+                warnings.simplefilter("ignore", DeprecationWarning)  # see fork_hazards
                 pid = os.fork()
             if pid == 0:
                 self._live(theirs, ranges)
@@ -130,7 +155,7 @@ class Forked:
             if (random := sys.modules.get("numpy.random")) is not None:
                 random.seed()
             set_inside_worker(self._threads)
-            self._limit(limits=self._threads)
+            self._limit(limits=self._limits)
             try:
                 kernel = self._job.kernel
                 used = {**dict(variables(kernel)), **captured.globals_of(kernel)}

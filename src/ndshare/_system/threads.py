@@ -1,0 +1,175 @@
+"""The threads of this process that Python did not start, and whose they are likely to be.
+
+A fork copies the memory of such threads and not the threads: a library that waits for its own in the child
+waits for ever. Who a thread belongs to is read off its stack while it sleeps: the first library that an
+address on it lies in, apart from those of the system.
+
+Guarantees
+----------
+- A process without such threads is looked at in 10 µs.
+- Not harmful are those that cope with a fork (OpenBLAS, the OpenMP of Intel and LLVM, blosc, jemalloc), those
+  of ZeroMQ, which a child has no use for, and that of `faulthandler`.
+
+Not guaranteed
+--------------
+- The name of the library is a likely one: a thread may have called from one into another.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_TASKS = "/proc/self/task"
+_STACK_BYTES = 16 << 10
+#: Threads of OpenBLAS spin for a while after their work: that long they are waited for.
+_PATIENCE_S = 0.005
+_POLL_S = 0.0005
+
+_SYSTEM = ("libc.", "libc-", "ld-", "ld.", "libpthread", "libstdc++", "libgcc_s", "libm.", "[")
+_PYTHON = ("libpython", "python")
+#: Parts of names of libraries, and beginnings of names of threads.
+_SAFE_LIBRARIES = ("openblas", "libiomp5", "libomp.", "libomp-", "blosc")
+_SAFE_THREADS = ("jemalloc_bg_thd", "ZMQbg")
+_OPENMP = "libgomp"
+
+
+class Native(NamedTuple):
+    """What there is of threads that are not Python's."""
+
+    #: Whom a fork would harm, each once.
+    harmful: tuple[str, ...]
+    #: Whether GNU's OpenMP has threads: in a child it may use one only.
+    openmp: bool
+
+
+_NONE = Native((), openmp=False)
+_found: dict[tuple[str, str], str | None] = {}  # owner by thread and its start
+_libraries: tuple[int, Any, Any, list[str]] = (0, None, None, [])
+
+
+def native_threads(blas_threads: int = 0) -> Native:
+    """Look at the threads of this process that Python did not start.
+
+    Parameters
+    ----------
+    blas_threads : int, optional
+        How many threads OpenBLAS may have: so many that are busy and have no name of their own are taken for
+        its.
+    """
+    python = {str(thread.native_id) for thread in threading.enumerate()}
+    others = [task for task in os.listdir(_TASKS) if task not in python]
+    if not others:
+        return _NONE
+    owners: list[str | None] = []
+    deadline = time.monotonic() + _PATIENCE_S
+    while others:
+        busy = [task for task in others if not _classify(task, owners)]
+        if not busy or time.monotonic() > deadline:
+            others = busy
+            break
+        others = busy
+        time.sleep(_POLL_S)
+    blas_threads -= sum(1 for owner in owners if owner is not None and "openblas" in owner)
+    own_name = _read(str(os.getpid()), "comm")
+    for task in others:
+        name = _read(task, "comm")
+        if name == own_name and blas_threads > 0:
+            blas_threads -= 1
+        elif name == own_name and (openmp := _openmp_library()) is not None:
+            owners.append(openmp)
+        elif name is not None and not name.startswith(_SAFE_THREADS):
+            owners.append(f"a thread named {name!r}")
+    names = [owner for owner in owners if owner is not None]
+    harmful = [
+        name for name in names if _OPENMP not in name and not any(map(name.__contains__, _SAFE_LIBRARIES))
+    ]
+    return Native(tuple(dict.fromkeys(harmful)), openmp=any(_OPENMP in name for name in names))
+
+
+def unknown_to_threading() -> int:
+    """Return how many threads run Python code that the module `threading` does not know."""
+    known = {thread.ident for thread in threading.enumerate()}
+    return len(sys._current_frames().keys() - known)
+
+
+def _classify(task: str, owners: list[str | None]) -> bool:
+    """Add the owner of a thread, None if it harms nobody; False if that cannot be told while it is busy."""
+    name, stat = _read(task, "comm"), _read(task, "stat")
+    if name is None or stat is None:  # it has ended
+        return True
+    if name.startswith(_SAFE_THREADS):
+        return True
+    key = task, stat.rpartition(")")[2].split()[19]  # when it began
+    if key not in _found:
+        state = (_read(task, "syscall") or "running").split()
+        if len(state) < 3:
+            return False
+        if len(_found) > 1000:
+            _found.clear()
+        _found[key] = _owner(int(state[-2], 16), name)
+    owners.append(_found[key])
+    return True
+
+
+def _read(task: str, file: str) -> str | None:
+    try:
+        with open(f"{_TASKS}/{task}/{file}", encoding="utf-8", errors="replace") as text:
+            return text.read().rstrip("\n")
+    except OSError:
+        return None
+
+
+def _owner(stack: int, name: str) -> str | None:
+    """Return whose thread it is that has this stack, or None for one of Python itself."""
+    try:
+        with open("/proc/self/mem", "rb", buffering=0) as memory:
+            content = os.pread(memory.fileno(), _STACK_BYTES, stack)
+    except OSError:
+        return f"a thread named {name!r}"
+    words = np.frombuffer(content[: len(content) // 8 * 8], np.uint64)
+    starts, ends, paths = _executable()
+    at = np.searchsorted(starts, words, side="right") - 1
+    inside = (at >= 0) & (words < ends[np.maximum(at, 0)])
+    seen = list(dict.fromkeys(paths[number] for number in at[inside].tolist()))
+    for path in seen:
+        library = os.path.basename(path)
+        if not library.startswith(_SYSTEM + _PYTHON):
+            package = _package(path)
+            return f"{library} of {package}" if package else library
+    if any(os.path.basename(path).startswith(_PYTHON) for path in seen):
+        return None  # the watchdog of faulthandler
+    return f"a thread named {name!r}"
+
+
+def _package(path: str) -> str:
+    """Return the installed package that a library lies in, or nothing."""
+    for folder in ("/site-packages/", "/dist-packages/"):
+        if folder in path:
+            return path.partition(folder)[2].partition("/")[0].removesuffix(".libs")
+    return ""
+
+
+def _openmp_library() -> str | None:
+    return next((name for path in _executable()[2] if _OPENMP in (name := os.path.basename(path))), None)
+
+
+def _executable() -> tuple[Any, Any, list[str]]:
+    """Return starts, ends and paths of what may be executed in this process, in order."""
+    global _libraries
+    if _libraries[0] != len(sys.modules):
+        found = []
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            for line in maps:
+                fields = line.split(None, 5)
+                if "x" in fields[1] and len(fields) == 6:
+                    start, _, end = fields[0].partition("-")
+                    found.append((int(start, 16), int(end, 16), fields[5].strip()))
+        starts, ends, paths = zip(*found, strict=True)
+        _libraries = len(sys.modules), np.array(starts, np.uint64), np.array(ends, np.uint64), list(paths)
+    return _libraries[1:]
