@@ -287,6 +287,7 @@ class Backlog:
         """Give up a message whose memory cannot be had."""
         with self.slots.lock:
             self.messages.popleft()
+            self._wire.count_dropped()
             if message.slot >= 0:
                 self._wire.clear_slot(message.slot)
                 unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
@@ -305,6 +306,7 @@ class Backlog:
 
     def _end(self) -> None:
         """Let go of what is left. Lock held."""
+        self._wire.count_dropped(len(self.messages))
         for message in self.messages:
             if type(message) is Message:
                 self._wire.clear_slot(message.slot)
