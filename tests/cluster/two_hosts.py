@@ -41,7 +41,7 @@ def _copies(nbytes: int) -> int:
     for pid in tree(os.getpid()):  # this may run twice at a time on a machine
         with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as file:
             for line in file:
-                if "memfd:ndshare-node" in line:
+                if "memfd:ndshare-sparse" in line:
                     span, _, _, _, inode, *_ = line.split()
                     low, high = (int(part, 16) for part in span.split("-"))
                     if high - low >= nbytes:

@@ -7,8 +7,9 @@ import random
 import numpy as np
 import pytest
 
+from ndshare._memory import sparse
 from ndshare._node import _twin
-from ndshare._node.twins import Twin, find_changes, make_segment
+from ndshare._node.twins import Twin, find_changes
 
 pytestmark = pytest.mark.once
 
@@ -108,7 +109,7 @@ def test_twin_of_a_content_is_reset_to_it(resident: bool) -> None:
     """Patches included; whether it stays mapped or not."""
     rng = random.Random(1)
     base = np.frombuffer(rng.randbytes(100_000), np.uint8)
-    memory = make_segment(base.size, filled=True).array(np.uint8, (base.size,))
+    memory = sparse(base.size, filled=True).array(np.uint8, (base.size,))
     memory[:] = base
     twin = Twin(0, base.size, memory)
     twin.resident = resident

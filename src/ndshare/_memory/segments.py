@@ -26,9 +26,12 @@ Not guaranteed
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
+import mmap
 import os
 import re
+import secrets
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -88,6 +91,7 @@ __all__ = [
     "set_idle_limit",
     "shared_memory",
     "should_copy_out",
+    "sparse",
     "stage",
     "stats",
     "trim",
@@ -143,6 +147,34 @@ def allocate(nbytes: int, *, zero: bool = False) -> Block:
         If the system refuses for another reason, such as too many open files.
     """
     return _heap.allocate(nbytes, zero)
+
+
+def sparse(nbytes: int, *, filled: bool) -> Block:
+    """Make a block of shared memory that takes none until it is written to.
+
+    Parameters
+    ----------
+    nbytes : int
+        Its size.
+    filled : bool
+        Whether all of it will be.
+
+    Raises
+    ------
+    CapacityError
+        If that does not fit.
+    """
+    if filled and (room := stats()).available < nbytes:
+        raise CapacityError(nbytes, room.available, room.limit)
+    fd = os.memfd_create("ndshare-sparse", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    size = max(-(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE, mmap.PAGESIZE)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except BaseException:
+        os.close(fd)
+        raise
+    return attach(secrets.randbits(63), size, SHARED, fd)
 
 
 before_trim: set[Callable[[], object]] = set()

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from ndshare._memory import SHARED, Block, attach, block_of, stats
+from ndshare._memory import SHARED, Block, attach, block_of, sparse, stats
 from ndshare._node.link import Link, Offer
-from ndshare._node.twins import leave, make_segment, write
+from ndshare._node.twins import leave, write
 from ndshare._transport import Bytes, Chunks, Content
 
 
@@ -109,7 +109,7 @@ class Store:
 
     def _add(self, digest: bytes, size: int, pieces: list[tuple[slice, Bytes]]) -> None:
         """Keep a content, for all of this machine."""
-        block = _block_of(self._keep(digest, make_segment(size, filled=True), size))
+        block = _block_of(self._keep(digest, sparse(size, filled=True), size))
         fd = block.lend()
         try:
             for place, content in pieces:

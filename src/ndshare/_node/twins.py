@@ -22,56 +22,24 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import fcntl
 import mmap
 import os
-import secrets
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from ndshare._memory import SHARED, Block, attach, stats
+from ndshare._memory import sparse
 from ndshare._node import _twin
 from ndshare._transport import Bytes
-from ndshare.errors import CapacityError
 
-_PAGE = mmap.PAGESIZE
 #: Compared at a time: what is found is sent in pieces of at most this size.
 _PIECE_BYTES = 4 << 20
 #: So much of a twin that is not `resident` is mapped at a time.
 _MAPPED_BYTES = 64 << 20
 #: Shorter runs than this, on average, are those of counts, labels and masks, which compress well.
 _SHORT_RUN_BYTES = 16
-
-
-def make_segment(nbytes: int, *, filled: bool) -> Block:
-    """Make a block of shared memory that takes none until it is written to.
-
-    Parameters
-    ----------
-    nbytes : int
-        Its size.
-    filled : bool
-        Whether all of it will be.
-
-    Raises
-    ------
-    CapacityError
-        If that does not fit.
-    """
-    if filled and (room := stats()).available < nbytes:
-        raise CapacityError(nbytes, room.available, room.limit)
-    fd = os.memfd_create("ndshare-node", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    size = max(-(-nbytes // _PAGE) * _PAGE, _PAGE)
-    try:
-        os.ftruncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    except BaseException:
-        os.close(fd)
-        raise
-    return attach(secrets.randbits(63), size, SHARED, fd)
 
 
 def write(fd: int, content: Bytes, start: int) -> None:
@@ -166,7 +134,7 @@ class Twin:
         self.number = number
         self.base = base
         self.resident = True
-        self.block = make_segment(nbytes, filled=base is not None)
+        self.block = sparse(nbytes, filled=base is not None)
         self.work: Bytes = self.block.array(np.uint8, (nbytes,))
         self._file = self.block.lend()
         self._patches: list[Patch] = []

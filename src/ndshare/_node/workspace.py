@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import block_of
+from ndshare._memory import block_of, sparse
 from ndshare._node.names import Content, Give, Spot, Table, call_named
 from ndshare._node.shares import NamedTask, Script
 from ndshare._node.store import Store
-from ndshare._node.twins import make_segment
 from ndshare._node.worker import Named, Opened
 from ndshare._pickling import CopyOnWrite, Placed
 from ndshare._pool import ProcessPoolExecutor
@@ -164,7 +163,7 @@ class NodeWorkspaces:
 
 
 def _zeros(nbytes: int) -> Bytes:
-    return make_segment(nbytes, filled=False).array(np.uint8, (nbytes,))
+    return sparse(nbytes, filled=False).array(np.uint8, (nbytes,))
 
 
 def _read_only(memory: Bytes) -> Bytes:
