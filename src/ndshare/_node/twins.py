@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import SHARED, Block, attach, stats
+from ndshare._memory import SHARED, Block, attach, available
 from ndshare._node import _twin
 from ndshare._transport import Bytes
 from ndshare.errors import CapacityError
@@ -61,8 +61,8 @@ def make_segment(nbytes: int, *, filled: bool) -> Block:
     CapacityError
         If that does not fit.
     """
-    if filled and (room := stats()).available < nbytes:
-        raise CapacityError(nbytes, room.available, room.limit)
+    if filled and (room := available())[0] < nbytes:
+        raise CapacityError(nbytes, *room)
     fd = os.memfd_create("ndshare-node", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     size = max(-(-nbytes // _PAGE) * _PAGE, _PAGE)
     try:
