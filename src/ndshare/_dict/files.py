@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ndshare._dict.layout import HEADER_BYTES, MAGIC, Layout, decode, header_of
-from ndshare._memory import stats
+from ndshare._memory import available
 from ndshare.errors import CapacityError, LayoutError
 
 DIRECTORY: Final = "/dev/shm"
@@ -155,9 +155,9 @@ def make(layout: Layout, head: bytes) -> int:
     """
     room = os.statvfs(DIRECTORY)
     free, limit = room.f_bavail * room.f_frsize, f"size of {DIRECTORY}"
-    memory = stats()
-    if room.f_blocks == 0 or memory.available < free:
-        free, limit = memory.available, memory.limit
+    memory, binding = available()
+    if room.f_blocks == 0 or memory < free:
+        free, limit = memory, binding
     if layout.size > free:
         raise CapacityError(layout.size, free, limit)
     fd = os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
