@@ -34,6 +34,7 @@ from ndshare.errors import CapacityError, LayoutError
 DIRECTORY: Final = "/dev/shm"
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 _SPACE: Final = "NDSHARE_DICT_SPACE"
+_BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system's are
 _NEW_BYTES: Final = 1 << 20  # written in one piece when a file begins
 
 
@@ -209,7 +210,10 @@ def remove_dead(name: str) -> bool:
 
 def layout_of(fd: int, file: str) -> Layout:
     """Read and check what a file says of itself."""
-    size = os.fstat(fd).st_size
+    status = os.fstat(fd)
+    size = status.st_size
+    if status.st_blocks * _BLOCK_BYTES < size:  # what is not there would end in SIGBUS when memory is full
+        raise LayoutError(file, "memory", f"{status.st_blocks * _BLOCK_BYTES} bytes", f"{size}, its length,")
     head = os.pread(fd, HEADER_BYTES, 0)
     length = header_of(head, size, file)
     directory = b""

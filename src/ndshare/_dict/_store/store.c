@@ -133,7 +133,7 @@ store_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
     }
     self->base = map_anew(fd, self->size);
     if (self->base == NULL) {
-        PyErr_SetFromErrno(PyExc_OSError);
+        errno == ENOMEM ? PyErr_NoMemory() : PyErr_SetFromErrno(PyExc_OSError);
         goto fail;
     }
     if (ndshare_holders_join(self, fd) < 0) {
