@@ -96,6 +96,9 @@ class Pool(Protocol):
     def resolve(self, worker: Worker, answers: collections.deque[Answer]) -> None:
         """Take results, in their order, out of `answers`."""
 
+    def answer(self, worker: Worker, name: str) -> None:
+        """Send a worker a name of ``__main__`` that its task looks up."""
+
     def on_initialized(
         self, worker: Worker, status: int, body: bytes, fds: tuple[int, ...], done: Todo
     ) -> None:
@@ -160,6 +163,7 @@ class Worker:
         self.leaving = False
         self.gone = False
         self.known_main: dict[str, object] = {}
+        self.asked: frozenset[str] = frozenset()  # names of `__main__` that its tasks have looked up
         self.functions: set[int] = set()  # tokens of what it has been sent
         self.stale: list[int] = []  # those it can forget
         self.state_version: tuple[int, int, bool] | None = None
@@ -301,6 +305,10 @@ class Worker:
             if kind == frames.LOG:  # may come between descriptors and the message they belong to
                 records.waiting.append(body)
                 done.append(records.handle_waiting)
+                continue
+            if kind == frames.ASK:
+                if self.pool is not None:
+                    done.append(functools.partial(self.pool.answer, self, bytes(body).decode()))
                 continue
             if self._early_fds:
                 fds, self._early_fds = self._early_fds + fds, ()
