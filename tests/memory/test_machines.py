@@ -43,7 +43,9 @@ def test_works_in_the_main_interpreter_and_refuses_others(run_script, when):
     """Memory is given back as always after another interpreter was made; there the import says why not."""
     done = run_script(_BESIDE, when)
     first, *rest = done.stdout.splitlines()
-    assert "was imported in a subinterpreter; ndshare works in the main interpreter of a process only" in first
+    assert (
+        "was imported in a subinterpreter; ndshare works in the main interpreter of a process only" in first
+    )
     assert rest == ["2097152.0", "[0. 0. 0.]"]
 
 
