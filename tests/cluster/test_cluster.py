@@ -555,9 +555,9 @@ def test_queue_does_not_leave_its_machine() -> None:
 
 def _keep_little() -> None:
     """Begin an engine process whose machine keeps a megabyte of what is not needed."""
-    from ndshare._node import store as _node_store
+    from ndshare._node.node import this_node
 
-    _node_store._KEPT_BYTES = 1 << 20
+    this_node().store.limit = 1 << 20
 
 
 def _held_bytes(_: int) -> int:
@@ -573,7 +573,8 @@ def test_node_does_not_keep_the_arguments_of_all_calls() -> None:
             for number in range(6):
                 array = np.full(1 << 18, float(number))
                 assert executor.submit(np.sum, array).result() == number * array.size
-        assert engine.submit(_held_bytes, 0).result() <= (1 << 20) + array.nbytes
+            assert array.nbytes <= engine.submit(_held_bytes, 0).result() <= (1 << 20) + array.nbytes
+        assert engine.submit(_held_bytes, 0).result() == 0  # the executor has ended
 
 
 class _Held:

@@ -24,7 +24,7 @@ import numpy as np
 
 import ndshare
 from ndshare._cluster.engines import DaskEngine
-from ndshare.bench.memory import pss, tree
+from ndshare.bench.memory import tree
 from tests.cluster.cluster_suite import run_suite
 
 _FIRST, _SECOND = "10.99.0.1", "10.99.0.2"
@@ -41,12 +41,27 @@ def _copies(nbytes: int) -> int:
     for pid in tree(os.getpid()):  # this may run twice at a time on a machine
         with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as file:
             for line in file:
-                if "memfd:ndshare-node" in line:
+                if "memfd:ndshare-sparse" in line:
                     span, _, _, _, inode, *_ = line.split()
                     low, high = (int(part, 16) for part in span.split("-"))
                     if high - low >= nbytes:
                         found.add(inode)
     return len(found)
+
+
+def _memory(host: int) -> int:
+    """Bytes that the processes of a host have: what each has to itself, and pages of shared memory once."""
+    own, files = 0, {}
+    for pid in tree(host):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
+            own += sum(int(line.split()[1]) for line in file if line.startswith(("Pss_Anon:", "Pss_File:")))
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                path = f"/proc/{pid}/fd/{fd}"
+                if os.readlink(path).startswith("/memfd:ndshare"):
+                    facts = os.stat(path)
+                    files[facts.st_ino] = facts.st_blocks * 512
+    return own * 1024 + sum(files.values())
 
 
 def _network() -> dict[str, int]:
@@ -74,7 +89,7 @@ def _check_inputs(context: ndshare.ClusterContext, hosts: list[int], megabytes: 
         out[index] = table[value::512].sum()
 
     context.map(lambda *_: time.sleep(0.01), range(_ITEMS), shares=_ITEMS)  # all have their workers
-    before = [pss(host) for host in hosts]
+    before = [_memory(host) for host in hosts]
     for name in ("first", "second"):
         contents.clear()
         network = _network()
@@ -85,7 +100,8 @@ def _check_inputs(context: ndshare.ClusterContext, hosts: list[int], megabytes: 
             "workers": len(report.workers),
             "copies": _copies(table.nbytes),
             "memory": [
-                round((pss(host) - was) / table.nbytes, 3) for host, was in zip(hosts, before, strict=True)
+                round((_memory(host) - was) / table.nbytes, 3)
+                for host, was in zip(hosts, before, strict=True)
             ],
             "contents": sum(contents) / table.nbytes,
             "sent": {link: round(nbytes / table.nbytes, 4) for link, nbytes in sent.items()},

@@ -209,6 +209,76 @@ def test_layout_error_names_the_field(whole, at, text, field):
         os.unlink(files.file_of(name))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        ("<f8", [1 << 61]),
+        ("<f8", [1 << 61, 0]),
+        ("<f8", [1 << 31, 1 << 31, 0]),
+        ("<f8", [2] * 64),
+        ("|V0", [1 << 61]),
+        ("|S0", [1 << 31, 1 << 31]),
+        ("|u1", [1 << 61]),
+        ("|u1", [(1 << 61) - 1]),
+        ("|u1", [1 << 46]),
+        ("|u1", [1 << 30]),
+        ([["x", "<f8", [0]]], [1 << 62]),
+    ],
+)
+def test_layout_of_sizes_that_cannot_be_is_refused(whole, dtype, shape):
+    """A directory with a right digest whose arrays cannot be, or whose file is longer than its memory."""
+    name, _ = whole
+    text = json.dumps({"created": 1.0, "path": None, "keys": [["a", dtype, shape]]}).encode()
+    try:
+        specs, *_ = layout.decode_directory(text, "file")
+        size = layout.plan(specs, len(text), 1.0, None).size
+    except ndshare.LayoutError:
+        size = 1 << 20
+    head = layout._HEADER.pack(b"NDSHDICT", 1, 128, size, 1, len(text), bytes(16))
+    head = head[:-16] + layout._digest(head, text)
+    _put(name, head.ljust(layout.HEADER_BYTES, b"\0") + text)
+    os.truncate(files.file_of(name), size)
+    try:
+        with pytest.raises(ndshare.LayoutError, match=r"shape of key 'a'|its memory is \d+ bytes"):
+            SharedDict.attach(name)
+        if size == 1 << 20:  # so it is with all of its memory
+            _put(name, (head.ljust(layout.HEADER_BYTES, b"\0") + text).ljust(size, b"\0"))
+            with pytest.raises(ndshare.LayoutError, match="shape of key 'a'"):
+                SharedDict.attach(name)
+    finally:
+        os.unlink(files.file_of(name))
+
+
+@pytest.mark.parametrize("large", [0, 1 << 43, (1 << 63) + 5, (1 << 64) - 2, (1 << 64) - 1])
+def test_layout_stamps_that_cannot_be(whole, large):
+    """Stamps and numbers of transactions near the end of their words, set while the dict is in use."""
+    name, _ = whole
+    with SharedDict({"a": np.zeros(3), "b": np.zeros(3)}, name) as d:
+        cells = d._layout.cells
+        with open(files.file_of(name), "r+b", buffering=0) as file:
+            for at in (cells + 16, cells + 48, 72):  # begun of each slot of the first key, transactions
+                for _ in range(3):
+                    os.pwrite(file.fileno(), struct.pack("<Q", large), at)
+                    for use in (
+                        lambda: d.write({"a": 1.0}),
+                        lambda: d.update({"a": 1.0}, lambda new, old: old + new),
+                        lambda: d.write({"a": 2.0, "b": 2.0}, atomic=True),
+                        lambda: d.locked("a", "b").__enter__(),
+                        lambda: d.read(),
+                    ):
+                        try:
+                            use()
+                        except LookupError as error:
+                            assert "has damaged the file" in str(error)  # noqa: PT017  -- or none at all
+                    if large:
+                        with pytest.raises(
+                            ndshare.LayoutError, match=r"'begun' of key 'a'|'transactions' of"
+                        ):
+                            SharedDict.attach(name)
+                    assert d["b"].shape == (3,)
+                    os.pwrite(file.fileno(), struct.pack("<Q", 9), at)
+
+
 def test_layout_dtype_that_cannot_be_written_is_refused():
     """Dtypes whose description is not the whole of them."""
     overlapping = np.dtype({"names": ["a", "b"], "formats": ["u4", "u2"], "offsets": [0, 1]})
@@ -242,12 +312,40 @@ def test_store_refuses_parts_outside_the_file():
             store.load(1)
         with pytest.raises(LookupError):
             store.load(0)
-        with pytest.raises(RuntimeError, match="does not have its lock"):
-            store.put([0], [np.zeros(2)])
+        hold = _store.Hold(store, [0])
+        for use in (hold.begin, lambda: hold.put([np.zeros(2)])):
+            with pytest.raises(RuntimeError, match="has not taken the locks"):
+                use()
         with pytest.raises(TypeError):
             store.fill(0, np.zeros(3))
         store.fill(0, np.ones(2))
         assert store.load(0).tolist() == [1, 1]
+        assert hold.take(0) is None
+        with pytest.raises(TypeError, match="dtype and shape of its key"):
+            hold.put([np.zeros(3)])
+        with pytest.raises(ValueError, match="as many arrays as keys"):
+            hold.put([])
+        assert hold.put([np.zeros(2)]) is None
+        hold.free()
+        assert store.load(0).tolist() == [0, 0]
         store.close()
     finally:
         os.close(fd)
+
+
+def test_hold_without_init_takes_nothing():
+    """What was not made by its constructor refuses, and can be left."""
+    hold = _store.Hold.__new__(_store.Hold)
+    with pytest.raises(RuntimeError, match="__init__ was not called"):
+        hold.take(1.0)
+    for use in (hold.begin, lambda: hold.put([])):
+        with pytest.raises(RuntimeError, match="has not taken the locks"):
+            use()
+    hold.free()
+    hold.__exit__(None, None, None)
+    assert not hold.held
+    for wrong in ((), (1, [0]), (None, [0])):
+        with pytest.raises(TypeError):
+            hold.__init__(*wrong)
+    with pytest.raises(TypeError):
+        _store.Store.__new__(_store.Store)

@@ -97,6 +97,62 @@ def test_life_persistent_stays_until_unlinked(name, capsys):
     assert not os.path.exists(_file(name))
 
 
+def test_life_what_lives_on_in_memory_holds_no_lock(name):
+    """Objects, views and arrays made in slots outlive their dict without keeping others from attaching."""
+    kept = []
+    d = SharedDict({"a": np.zeros(40_000)}, name, persistent=True)
+    kept += [d.view("a"), d.update({"a": 1.0}, lambda new, old: (kept.append(old + new), kept[-1])[1])["a"]]
+    d.close()
+    with open(_file(name), "rb") as file:
+        assert files.users_of(file.fileno()) == ()
+
+    def attach():
+        with SharedDict.attach(name) as e:
+            assert (e["a"] == 1).all()
+            e.unlink()
+
+    assert ended(forked(attach)) == 0  # neither here nor elsewhere does it wait
+    assert not os.path.exists(_file(name))
+    assert (kept[-1] == 1).all()
+
+
+def test_life_no_mapping_of_a_fork_holds_a_lock(name):
+    """Children of killed users: none keeps a lock of a key; the last that closes removes the file."""
+    ready, tell = os.pipe()
+    go_on, go = os.pipe()
+
+    def grandchild(d):
+        os.write(tell, b"%d" % os.getpid())
+        os.read(go_on, 1)
+        assert d["a"][0] == 2
+        d.close()
+        os.write(tell, b"closed")
+
+    def child():
+        d = SharedDict({"a": np.zeros(40_000)}, name)
+        d.update({"a": 1.0}, lambda new, old: old + new)  # there are second mappings, too
+        forked(lambda: grandchild(d))
+        with d.locked("a") as a:
+            a += 5
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert ended(forked(child)) == -signal.SIGKILL
+    pid = int(os.read(ready, 20))
+    try:
+        with SharedDict.attach(name) as d:
+            assert files.users_of(d._store.fd) == tuple(sorted((os.getpid(), pid)))
+            d.update({"a": 1.0}, lambda new, old: old + new, timeout=30)
+            assert d["a"][0] == 2
+            assert name not in ndshare.prune()
+        os.write(go, b"x")
+        assert os.read(ready, 20) == b"closed"
+        until(lambda: not os.path.exists(_file(name)))
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        for fd in (ready, tell, go_on, go):
+            os.close(fd)
+
+
 def test_life_prune_removes_exactly_the_dead(name, capsys):
     """Of dead and living dicts and of other files, the dead are removed and nothing else."""
     _dead(name + "-dead1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import concurrent.futures
 import os
 import signal
@@ -125,6 +126,89 @@ def test_locks_timeout_names_key_and_holder(d):
             d.locked("a", timeout="1")
         with pytest.raises(ValueError, match="timeout is"):
             d.write({"a": 1}, timeout=wrong)
+
+
+def _slow_reader(d: SharedDict, ready: int) -> None:
+    """Copy a key behind its gate, again and again."""
+    mine = SharedDict.attach(d.name)
+    os.write(ready, b"x")
+    while True:
+        mine["big"]
+
+
+def test_locks_stopped_reader_does_not_stop_writers():
+    """A reader that was overtaken, and is stopped while it copies: writers have their timeouts and Ctrl-C."""
+    with SharedDict({"a": np.zeros(3), "big": np.zeros(4_000_000)}) as d:
+        ready, tell = os.pipe()
+        try:
+            with running(lambda: _slow_reader(d, tell)) as (pid,):
+                os.read(ready, 1)
+                version = _stop_behind_the_gate(d, pid)
+                before = d["a"]
+                for use in (
+                    lambda **limit: d.update({"big": 1.0}, _add, **limit),
+                    lambda **limit: d.write({"big": 1.0}, **limit),
+                    lambda **limit: d.write({"a": 1.0, "big": 1.0}, atomic=True, **limit),
+                    lambda **limit: d.update({"a": 1.0, "big": 1.0}, _add, atomic=True, **limit),
+                    lambda **limit: d.locked("a", "big", **limit).__enter__(),
+                ):
+                    for seconds in (0, 0.05):
+                        with pytest.raises(
+                            ndshare.KeyTimeoutError, match=f"reading key 'big'.*process {pid} is stopped"
+                        ):
+                            use(timeout=seconds)
+                    threading.Timer(0.1, _thread.interrupt_main).start()
+                    with pytest.raises(KeyboardInterrupt):
+                        use()
+                    assert d.version("big") == version
+                    assert (d["a"] == before).all()
+                d.update({"a": 1.0}, _add, timeout=30)  # other keys are free, and so is the lock of this one
+                with pytest.raises(ndshare.KeyTimeoutError):
+                    d.write({"big": 1.0}, timeout=0)
+                os.kill(pid, signal.SIGCONT)
+                d.update({"big": 1.0}, _add, timeout=60)
+                assert d.version("big") == version + 1
+        finally:
+            os.close(ready)
+            os.close(tell)
+
+
+def _stop_behind_the_gate(d: SharedDict, pid: int) -> int:
+    """Stop a reader while it holds the gate of the key, and return the version of the key then."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: files.stopped_users(d._store.fd) == (pid,))
+        try:
+            for _ in range(2):  # it is overtaken, if it copies
+                d.write({"big": 0.0}, timeout=0.02)
+        except ndshare.KeyTimeoutError:
+            return d.version("big")
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.002)
+
+
+def test_locks_slow_readers_of_threads_and_writers_of_one_process():
+    """Readers that never get a copy in time, and writers, all threads of one process, come to an end."""
+    with SharedDict({"big": np.zeros(300_000)}) as d:
+        stop = threading.Event()
+
+        def read():
+            while not stop.is_set():
+                value = d["big"]
+                assert (value == value[0]).all()
+
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            reading = [threads.submit(read) for _ in range(2)]
+            writing = [
+                threads.submit(lambda: [d.update({"big": 1.0}, _add, copy=False) for _ in range(100)])
+                for _ in range(2)
+            ]
+            for future in writing:
+                future.result()
+            stop.set()
+            for future in reading:
+                future.result()
+        assert (d["big"] == 200).all()
 
 
 def test_locks_waiter_gets_it_when_freed(d):

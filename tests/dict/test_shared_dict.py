@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import copy
+import ctypes
 import multiprocessing
 import pickle
 import threading
@@ -247,6 +249,97 @@ def test_shared_dict_locked_publishes_or_drops(d):
     assert (d.version("a"), d.version("b")) == (3, 2)
     with pytest.raises(TypeError, match="at least one"):
         d.locked()
+
+
+@pytest.mark.parametrize("n", [4, 40_000], ids=["small", "large"])
+def test_shared_dict_what_is_made_of_locked_arrays_reaches_nothing_afterwards(n):
+    """Views, views of views, memoryviews, pointers: after the block the dict and its arrays do not follow them."""
+
+    def everything(array):
+        strided = np.lib.stride_tricks.as_strided(array, (n // 2,), (16,))
+        return [
+            array[:2],
+            array[1:][:2],
+            array.reshape(2, -1).T[:2],
+            array.view("u1"),
+            array.base,
+            strided,
+            memoryview(array),
+            memoryview(array[1:3]).cast("B"),
+            np.frombuffer(array, "i8"),
+            (ctypes.c_double * n).from_buffer(array),
+            np.ctypeslib.as_array(array.ctypes.data_as(ctypes.POINTER(ctypes.c_double)), (n,)),
+            array.flat,
+            np.ma.masked_array(array, copy=False),
+            np.from_dlpack(array),
+        ]
+
+    with SharedDict({"a": np.zeros(n), "b": np.zeros(n)}) as d, SharedDict.attach(d.name) as other:
+        for round_ in range(4):
+            for leave_by_error in (False, True):
+                with contextlib.suppress(ZeroDivisionError), d.locked("b", "a") as arrays:
+                    made = [everything(array) for array in arrays]
+                    for array in arrays:
+                        array += 1
+                    if leave_by_error:
+                        raise ZeroDivisionError
+                for array, things in zip(arrays, made, strict=True):
+                    assert not array.flags.writeable
+                    with pytest.raises(ValueError, match="WRITEABLE"):
+                        array.flags.writeable = True
+                    with pytest.raises(ValueError, match="own its"):
+                        array.resize(2, refcheck=False)
+                    for thing in things:
+                        with contextlib.suppress(ValueError):  # read-only, or of nobody else
+                            thing[0] = 99
+                for key in "ab":
+                    assert (d[key] == round_ + 1).all()
+                    assert (other[key] == round_ + 1).all()
+
+
+def test_shared_dict_locked_arrays_keep_their_value():
+    """After the block they show what was published, whatever is published later."""
+    for n in (4, 40_000):
+        with SharedDict({"a": np.zeros(n)}) as d:
+            kept = []
+            for _ in range(4):
+                with d.locked("a") as a:
+                    a += 1
+                kept.append(a[1:])
+            assert [int(part.max()) for part in kept] == [int(part.min()) for part in kept] == [1, 2, 3, 4]
+
+
+def test_shared_dict_locked_array_of_other_shape_is_published_by_its_bytes(d):
+    """Setting shape and dtype of the array in place changes how it is seen, not how much memory is published."""
+    with d.locked("a") as a:
+        a.shape = (2, 2)
+        a[1] = 7
+        a.dtype = a.dtype.newbyteorder("=")
+    assert d["a"].tolist() == [0, 1, 7, 7]
+    with pytest.raises(RuntimeError, match="was resized"), d.locked("a") as a:
+        a.base.resize(7, refcheck=False)
+    assert d["a"].tolist() == [0, 1, 7, 7]
+
+
+@pytest.mark.parametrize("n", [4, 40_000], ids=["small", "large"])
+def test_shared_dict_lends_nothing_that_can_be_written(n):
+    """Views, in every way they are had, and what is made of them, stay read-only."""
+    with SharedDict({"a": np.zeros(n)}) as d:
+        seen = []
+        d.update({"a": 0.0}, lambda new, old: (seen.append(old), old + new)[1], copy=False)
+        seen += [d.view("a"), d.update({"a": 0.0}, lambda new, old: old + new, copy=False)["a"]]
+        seen += [d.update({"a": 0.0}, lambda new, old: old + new, copy=False, atomic=True)["a"]]
+        for view in seen:
+            for thing in (view, view[1:], np.lib.stride_tricks.as_strided(view), view.reshape(2, -1)):
+                with pytest.raises(ValueError, match=r"read-only|WRITEABLE"):
+                    thing[...] = 1
+                with pytest.raises(ValueError, match="WRITEABLE"):
+                    thing.flags.writeable = True
+            assert memoryview(view).readonly
+            assert not np.frombuffer(view, "u1").flags.writeable
+            with pytest.raises((TypeError, BufferError)):
+                (ctypes.c_double * n).from_buffer(view)
+        assert (d["a"] == 0).all()
 
 
 def test_shared_dict_view_is_valid_until_the_second_update(d):

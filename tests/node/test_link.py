@@ -121,7 +121,7 @@ end(owner)
 
 def kept():
     targets = [os.readlink(f"/proc/{keeper}/fd/{fd}") for fd in os.listdir(f"/proc/{keeper}/fd")]
-    return [target for target in targets if "ndshare-node" in target]
+    return [target for target in targets if "ndshare-sparse" in target]
 
 deadline = time.monotonic() + 10
 while kept() and time.monotonic() < deadline:

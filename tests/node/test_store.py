@@ -13,6 +13,7 @@ import pytest
 from ndshare._memory import _heap
 from ndshare._node.link import Link
 from ndshare._node.store import Store
+from ndshare._node.twins import Twin
 from ndshare._transport import freight
 from ndshare._transport.freight import Chunks, Content, Manifest
 
@@ -153,3 +154,64 @@ def test_chunks_that_are_equal_are_sent_once(make_store: Callable[[], Store]) ->
     assert store.get(digest).all()
     longer = Manifest()
     assert longer.add(np.ones(11 * _CHUNK, np.uint8)) != digest
+
+
+def _keep(store: Store, size: int = 3 * _CHUNK) -> bytes:
+    digest, contents, _ = _content(size)
+    assert store.lacks([digest], contents) == []
+    return digest
+
+
+def test_what_a_machine_keeps_is_bounded_for_all_its_processes(make_store: Callable[[], Store]) -> None:
+    """Each lets go of its own, the oldest first, but not of what its task needs."""
+    one, other = make_store(), make_store()
+    one.limit = other.limit = 10 * _CHUNK
+    digests = [_keep(one) for _ in range(3)]
+    assert one.make_room({digests[-1]})
+    assert list(one._held) == digests
+    theirs = _keep(other)
+    assert one.lacks([theirs], {}) == []  # kept once, whoever has it
+    assert one._link.total() == 12 * _CHUNK
+    assert one.make_room({theirs})
+    assert list(one._held) == [digests[1], digests[2], theirs]
+    mine = _keep(other)
+    assert not other.make_room({mine, theirs})  # the rest is not its own
+    assert set(other._held) == {mine, theirs}
+    assert other._link.total() == 12 * _CHUNK
+    assert one.make_room(set()) or one.nbytes == 0
+    one.release(set())
+    assert other.make_room({mine})
+    assert other._link.total() == 6 * _CHUNK
+
+
+def _mapped() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssShmem:"))
+
+
+def test_contents_do_not_count_as_memory_of_the_process(
+    make_store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what has come, nor what was put together from what is here, nor a twin of it."""
+    monkeypatch.setattr(freight, "CHUNK_BYTES", 4 << 20)
+    store = make_store()
+    before = _mapped()
+    digest, contents, values = _content(32 << 20)
+    store.lacks([digest], contents)
+    values[-1] ^= 1
+    manifest = Manifest()
+    changed = manifest.add(values)
+    lacking = store.lacks([changed], _list(changed, manifest.contents))
+    assert len(lacking) == 1
+    brought = _list(changed, manifest.contents) | {lacking[0]: manifest.contents[lacking[0]]}
+    assert store.lacks([changed], brought) == []
+    twin = Twin(0, values.size, store.get(changed))
+    twin.resident = False
+    try:
+        twin.begin([])
+        assert twin.changes() == []
+        assert _mapped() - before < 4 << 20
+        assert np.array_equal(twin.work, values)
+        assert _mapped() - before >= 32 << 20
+    finally:
+        twin.close()

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+from ndshare._memory import sparse
 from ndshare._node import _twin
 from ndshare._node.twins import Twin, find_changes
 
@@ -103,11 +104,15 @@ def test_twin_of_zeros_takes_memory_where_it_is_touched() -> None:
         twin.close()
 
 
-def test_twin_of_a_content_is_reset_to_it() -> None:
-    """Patches included."""
+@pytest.mark.parametrize("resident", [True, False])
+def test_twin_of_a_content_is_reset_to_it(resident: bool) -> None:
+    """Patches included; whether it stays mapped or not."""
     rng = random.Random(1)
     base = np.frombuffer(rng.randbytes(100_000), np.uint8)
-    twin = Twin(0, base.size, base)
+    memory = sparse(base.size, filled=True).array(np.uint8, (base.size,))
+    memory[:] = base
+    twin = Twin(0, base.size, memory)
+    twin.resident = resident
     try:
         patch = _bytes(*[1] * 5000)
         twin.begin([(40_000, patch)])

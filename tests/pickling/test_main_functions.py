@@ -320,8 +320,8 @@ with ProcessPoolExecutor(2) as executor:
     assert through_sockets < 4000 * 200 + 2 * len(blob) + 100_000, through_sockets
     table = table + 1
     assert executor.submit(use, 0).result() == 1.0
-    table[0] = 5  # in place: documented as not seen (share it for that)
-    assert executor.submit(use, 1).result() == 3.0
+    table[1] = 5  # in place
+    assert executor.submit(use, 1).result() == 6.0
 print("works")
 """,
         timeout=_TIMEOUT_S,

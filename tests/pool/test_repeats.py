@@ -80,3 +80,30 @@ def test_hint_does_not_hold_on_to_arrays(executor):
     executor.submit(echo, a).result()
     a.resize(10, refcheck=False)
     assert a.sum() == 10
+
+
+class _Holder:
+    def __init__(self) -> None:
+        self.a = np.ones(300_000)
+
+
+@pytest.mark.parametrize(
+    ("keep", "take"),
+    [
+        (lambda: [np.ones(300_000)], lambda kept: kept[0]),
+        (lambda: {"a": np.ones(300_000)}, lambda kept: kept["a"]),
+        (_Holder, lambda kept: kept.a),
+    ],
+    ids=["list", "dict", "object"],
+)
+def test_hint_is_given_for_what_an_object_keeps(executor, keep, take):
+    """Whoever keeps the array: a list, a dict, an object; no reference is counted."""
+    kept = keep()
+
+    def send():
+        executor.submit(_shape, take(kept)).result()
+
+    send()
+    send()
+    with pytest.warns(ndshare.RepeatedCopyWarning, match="third"):
+        send()

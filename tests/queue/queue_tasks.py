@@ -121,3 +121,10 @@ def exit_with_backlog(q: ndshare.Queue, n: int, cancel: bool) -> None:
         q.put(number)
     if cancel:
         q.cancel_join_thread()
+
+
+def put_later(q: ndshare.Queue, value: object, seconds: float) -> None:
+    """Put something twice, after a while."""
+    time.sleep(seconds)
+    q.put(value)
+    q.put(value)

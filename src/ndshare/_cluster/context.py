@@ -23,7 +23,7 @@ Not guaranteed
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from ndshare._cluster.engines import find_engine
 from ndshare._cluster.workers import Remote
@@ -86,9 +86,26 @@ class ClusterContext(MapContext):
         self.workers_per_node = workers_per_node or self._engine.threads()
         super().__init__(self._groups * self.workers_per_node)
 
+    def release(self) -> None:
+        """Free what machines keep for the next map: inputs that were sent to them, and copies of outputs.
+
+        Notes
+        -----
+        What is needed again is sent again. A Dask cluster is reached as a whole; of other engines those
+        processes that take a task each.
+        """
+        self._engine.release()
+
     def close(self) -> None:
-        """Disconnect, if the context has made the connection itself from an address."""
+        """Release the memory of machines; disconnect, if the context has made the connection itself."""
+        self._engine.release()
         self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def make_workers(self, job: Job, _tell: Callable[[], None]) -> tuple[MapWorkers, str]:
         """See `MapContext`."""

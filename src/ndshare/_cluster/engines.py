@@ -12,15 +12,29 @@ import abc
 import concurrent.futures
 import contextlib
 import itertools
+import math
 import operator
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-from ndshare._node import CallTask, TaskResult, run_task, stop_map
+from ndshare._node import (
+    CallTask,
+    TaskResult,
+    kept_memory,
+    limit_memory,
+    release_memory,
+    relieve_memory,
+    run_task,
+    stop_map,
+)
 
 #: A Dask task with more bytes than this is sent past the scheduler.
 _SCATTER_MIN = 256 * 1024
+#: What a Dask worker tells the scheduler with each heartbeat is called so.
+_METRIC = "ndshare"
+#: Nodes let go of what they keep when a worker has reached this part of what Dask begins to spill at.
+_RELIEVE_AT = 0.9
 
 
 class Engine(abc.ABC):
@@ -70,6 +84,10 @@ class Engine(abc.ABC):
 
     def stop(self, map_id: str) -> None:  # noqa: B027 - most engines have no way to reach all processes
         """End what still runs of a map, and let nodes drop its memory."""
+
+    @abc.abstractmethod
+    def release(self) -> None:
+        """Have nodes let go of the contents that they keep, as far as the engine reaches them."""
 
     def close(self) -> None:  # noqa: B027 - what the user has made, the user closes
         """Close what was made for this engine."""
@@ -125,6 +143,12 @@ class FuturesEngine(Engine):
         """See `Engine`."""
         result: TaskResult = future.result()
         return result
+
+    def release(self) -> None:
+        """See `Engine`; one task for each process, which may go to another one."""
+        with contextlib.suppress(Exception):  # it has been shut down: so have its processes
+            for _ in range(self.processes()):
+                self._executor.submit(release_memory)
 
 
 class DaskEngine(Engine):
@@ -221,6 +245,11 @@ class DaskEngine(Engine):
         with contextlib.suppress(Exception):  # workers that are gone just now have nothing to stop
             self._client.run(stop_map, map_id, on_error="ignore")
 
+    def release(self) -> None:
+        """See `Engine`; also of workers that are paused."""
+        with contextlib.suppress(Exception):
+            self._client.run(release_memory, on_error="ignore")
+
     def close(self) -> None:
         """See `Engine`."""
         if self._own:
@@ -231,9 +260,24 @@ def _run_on_dask(task: CallTask) -> TaskResult:
     """Run a task in a Dask worker."""
     import distributed
 
+    worker: Any = distributed.get_worker()
+    if _METRIC not in worker.metrics:
+        if limit := worker.memory_manager.memory_limit:
+            limit_memory(limit)
+        worker.metrics[_METRIC] = _account
     result = run_task(task)
-    result.address = distributed.get_worker().address
+    result.address = worker.address
     return result
+
+
+def _account(worker: Any) -> dict[str, int]:
+    """Return what a worker keeps; asked for with each heartbeat, also by a worker that is paused."""
+    manager = worker.memory_manager
+    part = manager.memory_spill_fraction or manager.memory_pause_fraction
+    most = _RELIEVE_AT * part * manager.memory_limit if part and manager.memory_limit else math.inf
+    if worker.monitor.get_process_memory() > most:
+        relieve_memory()
+    return kept_memory()
 
 
 def find_engine(engine: Any, processes: int | None) -> Engine:

@@ -134,4 +134,9 @@ class ClusterExecutor(concurrent.futures.Executor):
             self._calls.cancel()
         if wait:
             self._calls.wait()
+            self._engine.release()
         self._engine.close()
+
+    def release(self) -> None:
+        """Free what machines keep for the next call; see `ClusterContext.release`."""
+        self._engine.release()

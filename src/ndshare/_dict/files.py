@@ -28,12 +28,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from ndshare._dict.layout import HEADER_BYTES, MAGIC, Layout, decode, header_of
-from ndshare._memory import stats
+from ndshare._memory import available
 from ndshare.errors import CapacityError, LayoutError
 
 DIRECTORY: Final = "/dev/shm"
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 _SPACE: Final = "NDSHARE_DICT_SPACE"
+_BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system's are
 _NEW_BYTES: Final = 1 << 20  # written in one piece when a file begins
 
 
@@ -155,9 +156,9 @@ def make(layout: Layout, head: bytes) -> int:
     """
     room = os.statvfs(DIRECTORY)
     free, limit = room.f_bavail * room.f_frsize, f"size of {DIRECTORY}"
-    memory = stats()
-    if room.f_blocks == 0 or memory.available < free:
-        free, limit = memory.available, memory.limit
+    memory, binding = available()
+    if room.f_blocks == 0 or memory < free:
+        free, limit = memory, binding
     if layout.size > free:
         raise CapacityError(layout.size, free, limit)
     fd = os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -209,7 +210,10 @@ def remove_dead(name: str) -> bool:
 
 def layout_of(fd: int, file: str) -> Layout:
     """Read and check what a file says of itself."""
-    size = os.fstat(fd).st_size
+    status = os.fstat(fd)
+    size = status.st_size
+    if status.st_blocks * _BLOCK_BYTES < size:  # what is not there would end in SIGBUS when memory is full
+        raise LayoutError(file, "memory", f"{status.st_blocks * _BLOCK_BYTES} bytes", f"{size}, its length,")
     head = os.pread(fd, HEADER_BYTES, 0)
     length = header_of(head, size, file)
     directory = b""
@@ -294,6 +298,16 @@ def users_of(fd: int) -> tuple[int, ...]:
             if words[1:2] == ["FLOCK"] and words[5:6] == [where] and int(words[4]) > 0:
                 found.add(int(words[4]))
     return tuple(sorted(found))
+
+
+def stopped_users(fd: int) -> tuple[int, ...]:
+    """Return those of the processes that hold a file which a signal or a debugger has stopped."""
+    stopped = []
+    for pid in users_of(fd):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+            if file.read().rpartition(")")[2].split()[0] in "Tt":
+                stopped.append(pid)
+    return tuple(stopped)
 
 
 def infos() -> list[DictInfo]:

@@ -40,6 +40,7 @@ _PERSISTENT: Final = struct.Struct("<I")
 _PERSISTENT_OFFSET: Final = 64
 _DTYPE: Final = re.compile(r"[<>|=]?[?biufcSUVmM][0-9]{0,12}(\[[0-9]{0,9}[A-Za-zμ]{1,8}(/[0-9]{1,9})?\])?")
 _LARGEST_DIMENSIONS: Final = 64  # NumPy's own limit
+_LARGEST_BYTES: Final = 1 << 61  # of a value; far more than can be mapped
 
 
 class Spec(NamedTuple):
@@ -196,6 +197,9 @@ def decode_directory(directory: bytes, file: str) -> tuple[dict[Hashable, Spec],
                 dtype = decode_dtype(text)
             except Exception:
                 refuse(f"dtype of key {key!r:.40}", text, "a dtype of NumPy without objects")
+            # NumPy leaves lengths of 0 out, too, when it looks whether an array can be.
+            if math.prod(filter(None, shape)) * max(1, dtype.itemsize) >= _LARGEST_BYTES:
+                refuse(f"shape of key {key!r:.40}", shape, "what fits the address space")
             spec = known[like] = Spec(like[1], dtype)
         specs[key] = spec
     return specs, created, path

@@ -53,7 +53,12 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     for store, token in _tokens:
-        store.adopt(token)
+        own = token
+        with contextlib.suppress(OSError):  # else the kernel goes on naming the parent as its holder
+            own = files.reopen(token)
+        store.adopt(own)
+        if own != token:
+            os.close(token)
     _tokens.clear()
     _lock.release()
 

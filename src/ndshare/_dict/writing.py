@@ -9,9 +9,8 @@ import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-
-from ndshare._dict._store import Hold, Store, set_memory
+from ndshare._dict._store import Hold, Store, own, set_memory
+from ndshare._dict.files import stopped_users
 from ndshare._dict.reading import Array, ReadableDict, checked_timeout, fitted
 from ndshare._memory import recycled_memory, value_handler
 from ndshare._system import is_alive
@@ -30,7 +29,7 @@ def _names(keys: Iterable[Hashable], numbers: Iterable[int]) -> str:
 
 
 def _refused(
-    keys: Iterable[Hashable], wanted: Sequence[int], failure: Failure, timeout: float
+    store: Store, keys: Iterable[Hashable], wanted: Sequence[int], failure: Failure, timeout: float
 ) -> KeyLockError | KeyTimeoutError:
     """Return the error that says why a thread did not get the locks it wanted."""
     reason, number, holder, held = failure
@@ -48,6 +47,10 @@ def _refused(
             f"process {holder} has it and waits for what this thread has; nest dicts in one order everywhere"
         )
         return KeyLockError(_names(known, [number]), mine, remedy)
+    if reason == "readers":
+        stopped = ", ".join(map(str, stopped_users(store.fd)))
+        who = f"process {stopped} is stopped" if stopped else "somebody copies it slowly"
+        return KeyTimeoutError(f"the end of reading key {_names(known, [number])}", timeout, who)
     alive = holder > 0 and is_alive(holder)
     who = f"process {holder} has it" if alive else "its holder has just changed or ended"
     return KeyTimeoutError(f"the lock of key {_names(known, [number])}", timeout, who)
@@ -66,6 +69,7 @@ class _Locks(Hold):
 
     def __init__(self, store: Store, keys: Iterable[Hashable], numbers: list[int], timeout: float) -> None:
         super().__init__(store, numbers)
+        self._store = store
         self._keys = keys
         self._numbers = numbers
         self._timeout = timeout
@@ -77,7 +81,14 @@ class _Locks(Hold):
             self.free()
             raise
         if failure is not None:
-            raise _refused(self._keys, self._numbers, failure, self._timeout)
+            raise _refused(self._store, self._keys, self._numbers, failure, self._timeout)
+        return self
+
+    def store(self, values: Sequence[Array]) -> None:
+        """Publish values of all keys, in their order, at one instant."""
+        failure = self.put(values)
+        if failure is not None:
+            raise _refused(self._store, self._keys, self._numbers, failure, self._timeout)
 
 
 class Locked(_Locks):
@@ -85,7 +96,6 @@ class Locked(_Locks):
 
     def __init__(self, store: Store, keys: Iterable[Hashable], wanted: list[int], timeout: float) -> None:
         super().__init__(store, keys, sorted(wanted), timeout)
-        self._store = store
         self._wanted = wanted
         self._pid = os.getpid()
 
@@ -94,9 +104,12 @@ class Locked(_Locks):
             raise KeyLockError("of this block", "them already", "enter a block of `locked` once at a time")
         try:
             super().__enter__()
-            begun = {number: self._store.begin(number) for number in self._numbers}
-            self.arrays = arrays = [begun[number] for number in self._wanted]
-            return arrays[0] if len(arrays) == 1 else tuple(arrays)
+            begun = self.begin()
+            if isinstance(begun, tuple):
+                raise _refused(self._store, self._keys, self._numbers, begun, self._timeout)
+            arrays = dict(zip(self._numbers, begun, strict=True))
+            wanted = tuple([arrays[number] for number in self._wanted])
+            return wanted[0] if len(wanted) == 1 else wanted
         except BaseException:
             self.free()
             raise
@@ -148,12 +161,12 @@ class WritableDict(ReadableDict):
         store, keys = self._store, self._keys
         if atomic:
             numbers = sorted(values)
-            with _Locks(store, keys, numbers, limit):
-                store.put(numbers, [values[number] for number in numbers])
+            with _Locks(store, keys, numbers, limit) as locks:
+                locks.store([values[number] for number in numbers])
             return
         for number, array in values.items():
-            with _Locks(store, keys, [number], limit):
-                store.put((number,), (array,))
+            with _Locks(store, keys, [number], limit) as locks:
+                locks.store((array,))
 
     def update(
         self,
@@ -211,7 +224,7 @@ class WritableDict(ReadableDict):
         for (key, given), number in zip(new.items(), numbers, strict=True):
             result = self._store.update(number, given, func, copy, limit)
             if isinstance(result, tuple):
-                raise _refused(self._keys, [number], result, limit)
+                raise _refused(self._store, self._keys, [number], result, limit)
             results[key] = result
         return results
 
@@ -230,20 +243,19 @@ class WritableDict(ReadableDict):
         copy: bool,
         limit: float,
     ) -> dict[Any, Array]:
-        store, ordered = self._store, sorted(numbers)
+        store, order = self._store, sorted(range(len(numbers)), key=numbers.__getitem__)
         look = store.load if copy else store.view
-        with _Locks(store, self._keys, ordered, limit), recycled_memory():
-            values = {
-                number: self._fitting(key, number, func(given, look(number)))
+        with _Locks(store, self._keys, [numbers[i] for i in order], limit) as locks, recycled_memory():
+            values = [
+                self._fitting(key, number, func(given, look(number)))
                 for number, (key, given) in zip(numbers, new.items(), strict=True)
-            }
-            store.put(ordered, [values[number] for number in ordered])
-            if not copy:
-                return {key: store.view(number) for key, number in zip(new, numbers, strict=True)}
-            return {
-                key: _own(values[number], given)
-                for number, (key, given) in zip(numbers, new.items(), strict=True)
-            }
+            ]
+            locks.store([values[i] for i in order])
+            if copy:
+                own(values, list(new.values()))
+            else:
+                values = [store.view(number) for number in numbers]
+            return dict(zip(new, values, strict=True))
 
     def locked(self, *keys: Any, timeout: float | None = None) -> Locked:
         """Work on values in place, with their locks held.
@@ -289,10 +301,3 @@ class WritableDict(ReadableDict):
 
     def __delitem__(self, key: Any) -> NoReturn:
         raise TypeError("keys of a SharedDict cannot be deleted: they are fixed when it is made")
-
-
-def _own(value: Array, given: Any) -> Array:
-    """Return what the caller may keep: what the function made, but not what it was given, nor a part."""
-    if value is given or value.base is not None or type(value) is not np.ndarray:
-        return np.array(value, order="C")
-    return value

@@ -26,9 +26,12 @@ Not guaranteed
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
+import mmap
 import os
 import re
+import secrets
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -44,8 +47,10 @@ from ndshare._memory._heap import (
     VALUE,
     Block,
     attach,
+    available,
     block_of,
     forget_owner,
+    idle_limit,
     is_shared,
     ledger_attach,
     ledger_clear,
@@ -73,9 +78,11 @@ __all__ = [
     "Stats",
     "allocate",
     "attach",
+    "available",
     "before_trim",
     "block_of",
     "forget_owner",
+    "idle_limit",
     "install_handler",
     "is_shared",
     "ledger_attach",
@@ -88,6 +95,7 @@ __all__ = [
     "set_idle_limit",
     "shared_memory",
     "should_copy_out",
+    "sparse",
     "stage",
     "stats",
     "trim",
@@ -143,6 +151,34 @@ def allocate(nbytes: int, *, zero: bool = False) -> Block:
         If the system refuses for another reason, such as too many open files.
     """
     return _heap.allocate(nbytes, zero)
+
+
+def sparse(nbytes: int, *, filled: bool) -> Block:
+    """Make a block of shared memory that takes none until it is written to.
+
+    Parameters
+    ----------
+    nbytes : int
+        Its size.
+    filled : bool
+        Whether all of it will be.
+
+    Raises
+    ------
+    CapacityError
+        If that does not fit.
+    """
+    if filled and (room := available())[0] < nbytes:
+        raise CapacityError(nbytes, *room)
+    fd = os.memfd_create("ndshare-sparse", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    size = max(-(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE, mmap.PAGESIZE)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except BaseException:
+        os.close(fd)
+        raise
+    return attach(secrets.randbits(63), size, SHARED, fd)
 
 
 before_trim: set[Callable[[], object]] = set()
@@ -294,13 +330,18 @@ class Stats:
     idle_bytes, idle_segments, idle_limit
         Kept warm for the next array, and how much of it is kept at most; `trim` gives it back.
     own_bytes, own_segments
-        All this process made, idle and lent included.
+        Pages of all this process made, idle and lent included.
     held_bytes, held_segments
-        Segments of other processes in use here.
+        Pages of other processes' segments in use here, as far as they were looked at.
     cached_bytes, cached_mappings
-        Mappings of other processes' segments that are kept though not in use.
+        The same of segments that are kept mapped though not in use.
     detached_bytes
-        By-value memory that became ordinary memory at a fork.
+        Pages of by-value memory that became ordinary memory at a fork, as far as not written to since.
+    other_bytes
+        Pages of shared memory that is not in segments: SharedDicts, queues, locks, and other libraries'.
+    mapped_bytes, proportional_bytes
+        All pages of shared memory in the page tables of this process, the five above: each counted whole, or
+        divided by the number of processes that have it, as ``Pss_Shmem`` of ``/proc/self/smaps_rollup`` is.
     fresh, recycled, probes
         How many segments were made, how many were reused, how often the kernel was asked.
     available, limit
@@ -325,6 +366,9 @@ class Stats:
     cached_bytes: int
     cached_mappings: int
     detached_bytes: int
+    other_bytes: int
+    mapped_bytes: int
+    proportional_bytes: int
     fresh: int
     recycled: int
     probes: int
@@ -340,11 +384,19 @@ class Stats:
             ("lent", self.lent_bytes, self.lent_segments, "in flight or with another process"),
             ("idle", self.idle_bytes, self.idle_segments, kept),
             ("held", self.held_bytes, self.held_segments, "of other processes, in use here"),
+            (
+                "kept",
+                self.cached_bytes,
+                self.cached_mappings,
+                "of other processes, for the next message",
+            ),
         ]
         lines = [
             f"  {name:<9}{readable_bytes(size):>9} in {count:>5} segment{' ' if count == 1 else 's'}  {note}"
             for name, size, count, note in rows
         ]
+        mapped, other = readable_bytes(self.mapped_bytes), readable_bytes(self.other_bytes)
+        lines.append(f"  {mapped} are mapped, {other} of them in dicts, queues, locks and by other libraries")
         lines.append(f"  {readable_bytes(self.available)} more would fit; the limit is the {self.limit}")
         return "\n".join(["ndshare, this process:", *lines])
 
@@ -358,6 +410,12 @@ def stats() -> Stats:
     -------
     Stats
         Numbers as attributes; its ``repr`` is a short report.
+
+    Notes
+    -----
+    Every byte that the kernel counts as shared memory of this process is in one of ``own_bytes``,
+    ``held_bytes``, ``cached_bytes``, ``detached_bytes`` and ``other_bytes``. The kernel is asked mapping by
+    mapping, which takes a few milliseconds.
 
     Examples
     --------

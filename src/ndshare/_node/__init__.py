@@ -9,6 +9,8 @@
 Guarantees
 ----------
 - A content is on a machine once, however many processes of the engine use it.
+- What is kept beyond what the last task needs is at most a quarter of the memory that there is for it, all
+  processes of the machine together; it does not count as memory of the engine's process.
 - What goes back is what has changed, byte by byte; nothing else of the caller's is overwritten.
 - What goes wrong is a failure in the result: `run_task` raises nothing but what ends the process.
 
@@ -19,7 +21,7 @@ Not guaranteed
 
 from __future__ import annotations
 
-from ndshare._node.node import run_task, stop_map
+from ndshare._node.node import kept_memory, limit_memory, release_memory, relieve_memory, run_task, stop_map
 from ndshare._node.shares import BatchTask, CallTask, NamedTask, Script, Setting, ShareTask, TaskResult
 from ndshare._node.twins import Change
 
@@ -32,6 +34,10 @@ __all__ = [
     "Setting",
     "ShareTask",
     "TaskResult",
+    "kept_memory",
+    "limit_memory",
+    "release_memory",
+    "relieve_memory",
     "run_task",
     "stop_map",
 ]

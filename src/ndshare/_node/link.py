@@ -30,7 +30,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 
-_FIND, _OFFER, _WITHDRAW, _HERE, _FETCH = range(5)
+_FIND, _OFFER, _WITHDRAW, _HERE, _FETCH, _TOTAL = range(6)
 _MESSAGE = struct.Struct("<B7x16sQQ")  # what, hash, size, uid of the segment
 _PEER = struct.Struct("3i")
 #: So long a process waits for another one that fetches a content.
@@ -121,6 +121,8 @@ class _Holder:
             self._withdraw(fd, digest)
         elif what == _FIND:
             self._find(fd, digest)
+        elif what == _TOTAL:
+            self._send(fd, _TOTAL, digest)
         return True
 
     def _find(self, fd: int, digest: bytes) -> None:
@@ -134,6 +136,8 @@ class _Holder:
 
     def _send(self, fd: int, what: int, digest: bytes) -> None:
         content, size, uid = self._contents.get(digest, (-1, 0, 0))
+        if what == _TOTAL:
+            size = sum(size for _, size, _ in self._contents.values())
         fds = [content] if what == _HERE else []
         with contextlib.suppress(OSError):  # it has gone; the poll says so
             socket.send_fds(
@@ -191,12 +195,22 @@ class Link:
 
     def find(self, digest: bytes) -> tuple[int, int, int] | None:
         """Return descriptor, size and uid of a content; None if this process is to fetch it."""
+        what, size, uid, fds = self._ask(_FIND, digest)
+        return (fds[0], size, uid) if what == _HERE and fds else None
+
+    def total(self) -> int | None:
+        """Return how many bytes the processes of this machine keep together; None if nobody can tell."""
+        what, size, _, _ = self._ask(_TOTAL, bytes(16))
+        return size if what == _TOTAL else None
+
+    def _ask(self, question: int, digest: bytes) -> tuple[int | None, int, int, list[int]]:
+        """Return kind, size, uid and descriptors of the holder's answer; no kind if there is none."""
         for _ in range(3):  # holders may end while they are asked
             link = self._connected()
             if link is None:
-                return None
+                break
             try:
-                link.send(_MESSAGE.pack(_FIND, digest, 0, 0))
+                link.send(_MESSAGE.pack(question, digest, 0, 0))
                 link.settimeout(_FETCH_S + _ANSWER_S)
                 data, fds, _, _ = socket.recv_fds(link, _MESSAGE.size, 1)
             except OSError:
@@ -204,9 +218,9 @@ class Link:
                 continue
             if len(data) == _MESSAGE.size:
                 what, _, size, uid = _MESSAGE.unpack(data)
-                return (fds[0], size, uid) if what == _HERE and fds else None
+                return what, size, uid, fds
             self._drop()
-        return None
+        return None, 0, 0, []
 
     def offer(self, digest: bytes, fd: int, size: int, uid: int) -> None:
         """Let the others of this machine have a content; the descriptor stays the caller's."""

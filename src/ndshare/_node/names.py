@@ -154,8 +154,16 @@ class Give:
     def __reduce__(self) -> Any:
         return functools.partial, (give_names, *self.content())
 
+    def end(self) -> None:
+        """Let go of the content: no worker is made any more."""
+        self.content = _ended
+
     def __call__(self) -> None:
         raise NotImplementedError  # it is the worker that is given something
+
+
+def _ended() -> Content:
+    raise NotImplementedError
 
 
 def give_names(crates: Opened, images: list[tuple[Bytes, Bytes | None]], table: Table) -> None:

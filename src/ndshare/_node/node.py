@@ -25,7 +25,7 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from ndshare._map import Drive, Job, Outcome, PoolWorkers, ProcessContext, Ranges, Traffic
-from ndshare._memory import block_of, decode_dtype
+from ndshare._memory import block_of, decode_dtype, set_idle_limit, stats, trim
 from ndshare._node.link import machine_name
 from ndshare._node.shares import BatchTask, CallTask, NamedTask, ShareTask, TaskResult
 from ndshare._node.store import Store
@@ -114,6 +114,8 @@ class Node:
         self._executor: ProcessPoolExecutor | None = None
         self._workspaces = NodeWorkspaces(self.store)
         self._stopped: collections.deque[str] = collections.deque(maxlen=_STOPPED_MOST)
+        self._released = False
+        self._needed: set[bytes] = set()  # by the last task
 
     def run(self, task: ShareTask) -> TaskResult:
         """Run a share."""
@@ -123,7 +125,7 @@ class Node:
         if self._map_id != task.map_id:
             self.forget()
             self._map_id = task.map_id
-            self.store.make_room(task.needed())
+        self._make_room(task)
         twins = self._bring_in(task)
         try:
             mask, outcome = self._work(task)
@@ -145,11 +147,9 @@ class Node:
                 self._workspaces.make_room(task)
             if lacks := self._take_in(task):
                 return TaskResult(self.name, self.machine, lacks)
-            self.store.make_room(task.needed())
-            twins = {
-                number: Twin(number, nbytes, None if base is None else self.store.get(base))
-                for number, (nbytes, base) in task.blocks.items()
-            }
+            self._make_room(task)
+            twins: dict[int, Twin] = {}
+            self._add_twins(twins, task)
             called = self._begin(task, functools.partial(self._place, twins))
         try:
             answer = called.result()
@@ -187,6 +187,13 @@ class Node:
         """Keep the contents that a task brings; returns what is still lacking."""
         return self.store.lacks(task.needed(), task.contents)
 
+    def _make_room(self, task: CallTask) -> None:
+        """Let go of what this task does not need, as far as the machine keeps too much."""
+        self._needed = task.needed()
+        while not self.store.make_room(self._needed | self._workspaces.needed()):
+            if not self._workspaces.end_idle(task.map_id):
+                break
+
     def stop(self, map_id: str) -> None:
         """End a map or a workspace; called in any thread, also while a share of it runs."""
         self._stopped.append(map_id)
@@ -207,16 +214,57 @@ class Node:
             twin.close()
         self._twins.clear()
 
+    # ------------------------------------------------------------------ memory
+
+    def limit(self, nbytes: int) -> None:
+        """Note how much memory the engine lets this process have."""
+        self.store.limit = min(self.store.limit, nbytes // 4)
+        set_idle_limit(min(stats().idle_limit, self.store.limit // 2))
+
+    def release(self) -> None:
+        """Let go of all that no task works with, after the share that runs. Called in any thread."""
+        self._released = True
+        if self.lock.acquire(blocking=False):
+            try:
+                self.after_task()
+            finally:
+                self.lock.release()
+
+    def after_task(self) -> None:
+        """Do what was asked for while a task ran; called under the lock."""
+        if self._released:
+            self._released = False
+            self.forget()
+            self.store.release(self._workspaces.needed())
+            trim()
+
+    def relieve(self) -> None:
+        """Let go of what the last task did not need, if none runs. Called in any thread."""
+        if self.lock.acquire(blocking=False):
+            try:
+                self.store.release(self._needed | self._workspaces.needed())
+            finally:
+                self.lock.release()
+        trim()
+
+    # ------------------------------------------------------------------ a share
+
     def _bring_in(self, task: ShareTask) -> list[Twin]:
         patches: dict[int, list[Patch]] = {}
         for number, start, content in task.patches:
             patches.setdefault(number, []).append((start, content))
-        for number, (nbytes, base) in task.blocks.items():
-            if number not in self._twins:
-                memory = None if base is None else self.store.get(base)
-                self._twins[number] = Twin(number, nbytes, memory)
+        self._add_twins(self._twins, task)
+        for number in task.blocks:
             self._twins[number].begin(patches.get(number, []))
         return [self._twins[number] for number in task.blocks]
+
+    def _add_twins(self, twins: dict[int, Twin], task: CallTask) -> None:
+        for number, (nbytes, base) in task.blocks.items():
+            if number not in twins:
+                twins[number] = Twin(number, nbytes, None if base is None else self.store.get(base))
+        total = sum(twin.work.size * (1 if twin.base is None else 2) for twin in twins.values())
+        for twin in twins.values():
+            twin.resident = total <= self.store.limit
 
     def _place(self, twins: dict[int, Twin], piece: Piece) -> Any:
         where, key, offset, code, shape, steps, flags = piece
@@ -284,7 +332,10 @@ def run_task(task: CallTask) -> TaskResult:
         if not isinstance(task, ShareTask):
             return node.call(task)
         with node.lock:
-            return node.run(task)
+            try:
+                return node.run(task)
+            finally:
+                node.after_task()
     except Exception as error:
         return TaskResult(node.name, node.machine, failure=reply(portable(error)))
 
@@ -292,3 +343,24 @@ def run_task(task: CallTask) -> TaskResult:
 def stop_map(map_id: str) -> None:
     """End a map or a workspace in this process of an engine, and let go of its memory."""
     this_node().stop(map_id)
+
+
+def limit_memory(nbytes: int) -> None:
+    """Note how much memory the engine lets this process have: a quarter of it is kept at most."""
+    this_node().limit(nbytes)
+
+
+def release_memory() -> None:
+    """Let go of all contents that no task works with: they are sent again when they are needed."""
+    this_node().release()
+
+
+def relieve_memory() -> None:
+    """Let go of the contents that the last task did not need, and of memory that is kept for the next one."""
+    this_node().relieve()
+
+
+def kept_memory() -> dict[str, int]:
+    """Return how many bytes of contents this process keeps, and how many all of this machine may."""
+    store = this_node().store
+    return {"kept": store.nbytes, "limit": store.limit}

@@ -1,6 +1,12 @@
 """Contents by hash: each is once on this machine, in memory that workers map copy-on-write.
 
 A large one lies there in one piece, and comes in chunks: only those that no other content here has.
+
+Guarantees
+----------
+- What is kept beyond what the last task needs is bounded, for all processes of the machine together.
+- It does not count as memory of this process: an engine that watches its processes would see it grow, and
+  stop giving them tasks. Contents are written as files; what is read of them is unmapped again.
 """
 
 from __future__ import annotations
@@ -11,19 +17,25 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from ndshare._memory import SHARED, Block, attach, block_of
+from ndshare._memory import SHARED, Block, attach, block_of, sparse, stats
 from ndshare._node.link import Link, Offer
-from ndshare._node.twins import make_segment
+from ndshare._node.twins import leave, write
 from ndshare._transport import Bytes, Chunks, Content
-
-#: What is not needed by the share that runs is dropped beyond this, the oldest first.
-_KEPT_BYTES = 4 << 30
 
 
 class Store:
-    """Contents that this process has mapped. Used by one thread at a time."""
+    """Contents that this process has mapped. Used by one thread at a time.
+
+    Attributes
+    ----------
+    limit : int
+        What is not needed by the task that runs is dropped, the oldest first, as long as the processes of
+        this machine keep more bytes than this: a quarter of what there is.
+    """
 
     def __init__(self) -> None:
+        self.limit = 2 * stats().idle_limit  # which is an eighth of the memory of machine or container
+        self._grown = False
         self._held: collections.OrderedDict[bytes, Bytes] = collections.OrderedDict()
         self._chunks: dict[bytes, Chunks] = {}  # of those that have several
         self._link = Link(self._offers)
@@ -76,6 +88,8 @@ class Store:
         if lacks:
             return sorted(lacks | came)
         self._add(digest, chunks.size, [(place, known[part]) for part, place in chunks.places()])
+        for whole in self._chunks:
+            leave(self._held[whole])
         self._chunks[digest] = chunks
         return []
 
@@ -90,16 +104,16 @@ class Store:
     def _keep(self, digest: bytes, block: Block, size: int) -> Bytes:
         memory = self._held[digest] = block.array(np.uint8, (size,))
         block.release()
+        self._grown = True
         return memory
 
     def _add(self, digest: bytes, size: int, pieces: list[tuple[slice, Bytes]]) -> None:
         """Keep a content, for all of this machine."""
-        memory = self._keep(digest, make_segment(size, filled=True), size)
-        for place, content in pieces:
-            memory[place] = content
-        block = _block_of(memory)
+        block = _block_of(self._keep(digest, sparse(size, filled=True), size))
         fd = block.lend()
         try:
+            for place, content in pieces:
+                write(fd, content, place.start or 0)
             self._link.offer(digest, fd, size, block.uid)
         finally:
             os.close(fd)
@@ -116,13 +130,31 @@ class Store:
         if self._held.pop(digest, None) is not None:
             self._link.withdraw(digest)
 
-    def make_room(self, needed: set[bytes]) -> None:
-        """Drop the oldest of what is not needed, as far as there is too much."""
-        total = sum(memory.size for memory in self._held.values())
+    @property
+    def nbytes(self) -> int:
+        """What this process keeps."""
+        return sum(memory.size for memory in list(self._held.values()))
+
+    def make_room(self, needed: set[bytes]) -> bool:
+        """Drop the oldest of what is not needed, as far as there is too much; False if there still is."""
+        if not self._grown:
+            return True
         for digest in [digest for digest in self._held if digest not in needed]:
-            if total <= _KEPT_BYTES:
-                return
-            total -= self._held[digest].size
+            if self._fits():
+                break
+            self.drop(digest)
+        self._grown = not self._fits()
+        return not self._grown
+
+    def _fits(self) -> bool:
+        if self.nbytes > self.limit:
+            return False
+        total = self._link.total()
+        return total is None or total <= self.limit
+
+    def release(self, needed: set[bytes]) -> None:
+        """Drop all that is not needed."""
+        for digest in self._held.keys() - needed:
             self.drop(digest)
 
 

@@ -9,7 +9,8 @@
     begin(patches) ──► kernels write ──► changes() ──► [Change] ──► the caller merges ──► reset()
 
 A copy is a file with holes: what a share does not touch takes no memory and is not looked at. Where the base
-is not zeros, all of it is compared.
+is not zeros, all of it is compared. Large ones are unmapped as soon as they were looked at (`leave`): pages
+that a process has mapped count as its own, and an engine may stop, or kill, what seems too large.
 
 References
 ----------
@@ -19,55 +20,42 @@ Twins and diffs, several writers to one page: Keleher et al., TreadMarks, USENIX
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
-import fcntl
 import mmap
 import os
-import secrets
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from ndshare._memory import SHARED, Block, attach, stats
+from ndshare._memory import sparse
 from ndshare._node import _twin
 from ndshare._transport import Bytes
-from ndshare.errors import CapacityError
 
-_PAGE = mmap.PAGESIZE
 #: Compared at a time: what is found is sent in pieces of at most this size.
 _PIECE_BYTES = 4 << 20
+#: So much of a twin that is not `resident` is mapped at a time.
+_MAPPED_BYTES = 64 << 20
 #: Shorter runs than this, on average, are those of counts, labels and masks, which compress well.
 _SHORT_RUN_BYTES = 16
 
 
-def make_segment(nbytes: int, *, filled: bool) -> Block:
-    """Make a block of shared memory that takes none until it is written to.
+def write(fd: int, content: Bytes, start: int) -> None:
+    """Write into a segment as a file: it is not mapped for that, and fresh pages come faster so."""
+    left = memoryview(content.data)
+    while left:
+        done = os.pwrite(fd, left, start)
+        left, start = left[done:], start + done
 
-    Parameters
-    ----------
-    nbytes : int
-        Its size.
-    filled : bool
-        Whether all of it will be.
 
-    Raises
-    ------
-    CapacityError
-        If that does not fit.
-    """
-    if filled and (room := stats()).available < nbytes:
-        raise CapacityError(nbytes, room.available, room.limit)
-    fd = os.memfd_create("ndshare-node", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    size = max(-(-nbytes // _PAGE) * _PAGE, _PAGE)
-    try:
-        os.ftruncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    except BaseException:
-        os.close(fd)
-        raise
-    return attach(secrets.randbits(63), size, SHARED, fd)
+def leave(memory: Bytes) -> None:
+    """Unmap the pages of a whole block of shared memory; they are mapped again where they are looked at."""
+    if memory.size:
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(memory.size), mmap.MADV_DONTNEED
+        )
 
 
 @dataclasses.dataclass(slots=True)
@@ -135,17 +123,25 @@ class Twin:
         Its size.
     base : ndarray of uint8 or None
         What it holds when a share begins; None: zeros.
+
+    Attributes
+    ----------
+    resident : bool
+        Whether what was looked at may stay mapped.
     """
 
     def __init__(self, number: int, nbytes: int, base: Bytes | None) -> None:
         self.number = number
         self.base = base
-        self.block = make_segment(nbytes, filled=base is not None)
+        self.resident = True
+        self.block = sparse(nbytes, filled=base is not None)
         self.work: Bytes = self.block.array(np.uint8, (nbytes,))
         self._file = self.block.lend()
         self._patches: list[Patch] = []
+        self._changes: list[Change] | None = None  # if it was looked since `begin`
         if base is not None:
-            self.work[:] = base
+            write(self._file, base, 0)
+            leave(base)
 
     def view(
         self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...] | None
@@ -156,18 +152,31 @@ class Twin:
     def begin(self, patches: list[Patch]) -> None:
         """Bring in what a share brings along."""
         self._patches = sorted(patches, key=lambda patch: patch[0])
+        self._changes = None
         for start, content in self._patches:
             self.work[start : start + content.size] = content
 
     def changes(self) -> list[Change]:
         """Return what has changed since `begin`."""
-        found = []
+        found = self._changes = []
+        mapped = 0
         for start, end in self._touched():
             for low, high, before in self._pieces(start, end):
                 change = find_changes(self.number, low, self.work[low:high], before)
                 if change is not None:
                     found.append(change)
+                mapped += high - low
+                if mapped >= _MAPPED_BYTES:
+                    mapped = self._leave()
+        self._leave()
         return found
+
+    def _leave(self) -> int:
+        if not self.resident:
+            for memory in (self.work, self.base):
+                if memory is not None:
+                    leave(memory)
+        return 0
 
     def _pieces(self, start: int, end: int) -> Iterator[tuple[int, int, Bytes | None]]:
         """Cut a stretch where patches begin and end; yield each part and what it held before."""
@@ -200,19 +209,20 @@ class Twin:
                 yield start, min(at, size)
 
     def reset(self) -> None:
-        """Bring it back to the base."""
+        """Bring it back to the base; nobody has written to it since `changes`, if that was called."""
         if self.base is None:
             try:
                 _punch(self._file, self.block.size)
             except OSError:  # the pages stay, then
                 self.work[:] = 0
             return
-        for change in self.changes():
+        for change in self.changes() if self._changes is None else self._changes:
             stretch = slice(change.start, change.start + change.length)
             self.work[stretch] = self.base[stretch]
         for start, content in self._patches:
             self.work[start : start + content.size] = self.base[start : start + content.size]
         self._patches = []
+        self._leave()
 
     def close(self) -> None:
         """Give its memory back, also that of workers which still have it mapped."""

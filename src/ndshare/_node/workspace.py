@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import block_of
+from ndshare._memory import block_of, sparse
 from ndshare._node.names import Content, Give, Spot, Table, call_named
 from ndshare._node.shares import NamedTask, Script
 from ndshare._node.store import Store
-from ndshare._node.twins import make_segment
 from ndshare._node.worker import Named, Opened
 from ndshare._pickling import CopyOnWrite, Placed
 from ndshare._pool import ProcessPoolExecutor
@@ -62,7 +61,8 @@ class NodeWorkspace:
             ]
             return crates, images, self.table
 
-        self._executor = ProcessPoolExecutor(initializer=Give(content, script.called), **script.options)
+        self._give = Give(content, script.called)
+        self._executor = ProcessPoolExecutor(initializer=self._give, **script.options)
 
     def place(self, piece: Piece, other: Callable[[Piece], Any]) -> Any:
         """Return what stands for an array of a crate."""
@@ -98,10 +98,15 @@ class NodeWorkspace:
             self._executor.shutdown(wait=False)
         else:
             self._executor.kill_workers()
+        self._give.end()  # it, the executor and this refer to each other
 
     def forget(self) -> None:
         """Let go of the values; called under the node's lock."""
         self._drop({*self._first, *self._bases})
+
+    def needed(self) -> set[bytes]:
+        """Return the contents of its values."""
+        return {base for base in (*self._first, *self._bases) if base is not None}
 
     def _drop(self, bases: set[bytes | None]) -> None:
         for base in bases:
@@ -125,7 +130,7 @@ class NodeWorkspaces:
     def make_room(self, task: NamedTask) -> None:
         """End others, before it is looked what the store has for a task; called under the node's lock."""
         if task.map_id not in self._open:
-            while len(self._open) >= _KEPT_MOST and self._end_idle():
+            while len(self._open) >= _KEPT_MOST and self.end_idle():
                 pass
 
     def find(self, task: NamedTask, place: Callable[[Piece], Any]) -> NodeWorkspace:
@@ -136,9 +141,15 @@ class NodeWorkspaces:
         self._open.move_to_end(task.map_id)
         return found
 
-    def _end_idle(self) -> bool:
-        idle = next((number for number, workspace in self._open.items() if workspace.idle), None)
-        if idle is None or (found := self.end(idle)) is None:
+    def needed(self) -> set[bytes]:
+        """Return the contents of the values of all of them."""
+        return set[bytes]().union(*(workspace.needed() for workspace in list(self._open.values())))
+
+    def end_idle(self, wanted: str = "") -> bool:
+        """End the oldest one that has no call, except the `wanted` one; called under the node's lock."""
+        idle = (number for number, workspace in self._open.items() if workspace.idle and number != wanted)
+        found = self.end(next(idle, ""))
+        if found is None:
             return False
         found.forget()
         return True
@@ -152,7 +163,7 @@ class NodeWorkspaces:
 
 
 def _zeros(nbytes: int) -> Bytes:
-    return make_segment(nbytes, filled=False).array(np.uint8, (nbytes,))
+    return sparse(nbytes, filled=False).array(np.uint8, (nbytes,))
 
 
 def _read_only(memory: Bytes) -> Bytes:

@@ -26,9 +26,10 @@ from __future__ import annotations
 
 from ndshare._pickling import cells, local_functions
 from ndshare._pickling.cells import CODE_TYPES, expect_gifts, give, given
+from ndshare._pickling.classes import class_attributes
 from ndshare._pickling.codes import CodeMemory, names_used
 from ndshare._pickling.memmaps import find_memmap
-from ndshare._pickling.namespace import MAIN_NAMES, main_namespace, names_in_pickle
+from ndshare._pickling.namespace import MAIN_NAMES, find_in_main, main_namespace, names_in_pickle
 from ndshare._pickling.pickler import ALONE_STREAM, record, record_alone
 from ndshare._pickling.randoms import advanced_by, arrived, describe_random, is_random, state_of
 from ndshare._pickling.recording import FILE, SLOT, CopyOnWrite, Descriptor, Placed, Recording
@@ -64,8 +65,10 @@ __all__ = [
     "attributes",
     "by_value_modules",
     "cells",
+    "class_attributes",
     "describe_random",
     "expect_gifts",
+    "find_in_main",
     "find_memmap",
     "first",
     "function_of",

@@ -1,38 +1,26 @@
 """The second attempt: what pickle cannot do, cloudpickle can.
 
 Imported, and cloudpickle with it (20 ms), when the first object turns up that needs it: a class made
-in a function, a lambda of an importable module, a class of ``__main__`` that is sent by definition.
-Functions of ``__main__`` still go the way of `ndshare._pickling.functions`, so that they share one namespace.
-
-A class that is sent by value carries its attributes, and rebuilding it sets them on the class the
-receiver has by the same tracker id. Towards a worker that is right. Back to the caller it would
-overwrite the caller's own class with what a worker did to its copy, so a class that came from the
-caller goes back as its id alone.
+in a function, a lambda of an importable module that names globals.
+Functions of ``__main__`` still go the way of `ndshare._pickling.functions`, so that they share one namespace,
+and classes that of `ndshare._pickling.classes`.
 """
 
 from __future__ import annotations
 
 import sys
 import types
-import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import cloudpickle.cloudpickle as _impl
 import numpy as np
 
-from ndshare._pickling import cells
-from ndshare._pickling.codes import reduce_code
+from ndshare._pickling import cells, classes
 from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
 from ndshare._pickling.recording import Places, Recording
 from ndshare._pickling.session import Session
 from ndshare._system import selective
-from ndshare.errors import TransportError
-
-_MAKERS = (_impl._make_skeleton_class, _impl._make_skeleton_enum)
-
-# Classes this process was sent by its caller; those it was sent by its own workers are not in here.
-_from_caller: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 class _CloudSession(Session):
@@ -44,7 +32,6 @@ class _CloudSession(Session):
         ours = dict(self.table)
         self.table.update(_impl.Pickler._dispatch_table)
         self.table.update(ours)
-        self.table[types.CodeType] = reduce_code
         self.look_for_late()
 
     def on_named(self, obj: Any) -> Any:
@@ -53,8 +40,8 @@ class _CloudSession(Session):
             reduced = _impl.Pickler.reducer_override(self.pickler, obj)
             if type(reduced) is not tuple:
                 return reduced
-            if reduced[0] in _MAKERS:
-                return self.beyond(obj)
+            if isinstance(obj, type):
+                return self.on_class(obj) if len(reduced) > 2 else reduced
             if isinstance(obj, types.FunctionType) and obj.__globals__ is main_namespace():
                 return self.on_unnamed(obj)  # its decorator gave it the name of something else
             if isinstance(obj, types.FunctionType):
@@ -63,7 +50,7 @@ class _CloudSession(Session):
 
     def beyond(self, obj: Any) -> Any:
         if isinstance(obj, type):
-            return _reduce_class(obj, reply=self.lend)
+            return self.on_class(obj) if classes.can_copy(obj) else _impl._class_reduce(obj)
         if isinstance(obj, types.FunctionType):
             return self.on_dynamic(obj, self.pickler._dynamic_function_reduce(obj))
         if isinstance(obj, types.ModuleType):
@@ -128,36 +115,6 @@ def _is_found_by_name(obj: Any) -> bool:
         and not _impl._PICKLE_BY_VALUE_MODULES  # `cloudpickle.register_pickle_by_value`
         and module.__dict__.get(obj.__qualname__) is obj
     )
-
-
-def _reduce_class(cls: type, *, reply: bool) -> tuple[Any, ...]:
-    if reply and cls in _from_caller:
-        return find_class, (_impl._get_or_create_tracker_id(cls), cls.__qualname__)
-    make, facts, state, *_ = _impl._dynamic_class_reduce(cls)
-    # cloudpickle drops it: Outer.Inner would become Inner.
-    state[0].setdefault("__qualname__", cls.__qualname__)
-    return make_class, (make, facts, reply), state, None, None, _impl._class_setstate
-
-
-def make_class(make: Callable[..., type], facts: tuple[Any, ...], reply: bool) -> type:
-    """Return the class of `_reduce_class`, still without its attributes."""
-    cls = make(*facts)
-    if not reply:
-        _from_caller.add(cls)
-    return cls
-
-
-def find_class(tracker_id: str, name: str) -> type:
-    """Return the class that this process once sent under a tracker id."""
-    cls = _impl._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)
-    if cls is None:
-        raise TransportError(
-            f"an instance of class {name} came back",
-            "but the class itself no longer exists here",
-            "keep a reference to the class while its tasks run",
-        )
-    found: type = cls
-    return found
 
 
 def fill_dynamic(function: types.FunctionType, state: tuple[Any, ...]) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._memory import decode_dtype, dense_strides, encode_dtype
+from ndshare._memory import decode_dtype, dense_strides, encode_dtype, span
 from ndshare._pickling.memmaps import MEMMAP_ATTRIBUTES
 from ndshare._pickling.randoms import random_types, reduce_random
+from ndshare.errors import TransportError
 
 _plain_reduce = np.ndarray.__reduce__
 _plain_reduce_ex = np.ndarray.__reduce_ex__
@@ -64,7 +65,11 @@ def make_small(
     data: bytes, code: str | bytes, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
 ) -> np.ndarray[Any, Any]:
     """Return the array of `reduce_small`, in memory of its own."""
-    array: np.ndarray[Any, Any] = np.ndarray(shape, decode_dtype(code), data, 0, strides)
+    dtype = decode_dtype(code)
+    if dtype.hasobject or (strides is not None and span(shape, strides, dtype.itemsize) > len(data)):
+        got = f"{len(data)} bytes are no array of {dtype} with shape {shape}"
+        raise TransportError("a message was refused", got, "send parcels only, as they are")
+    array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, data, 0, strides)
     return array.copy("C" if strides is None else "K")
 
 

@@ -31,7 +31,8 @@ from ndshare._memory import (
     may_overlap_itself,
     reduce_marked,
 )
-from ndshare._pickling import cells, functions, local_functions, memmaps, wrappers
+from ndshare._pickling import cells, classes, functions, local_functions, memmaps, wrappers
+from ndshare._pickling.codes import reduce_code
 from ndshare._pickling.namespace import MAIN_NAMES, NAME_ONLY, find_in_main, main_namespace, names_in_pickle
 from ndshare._pickling.recording import SLOT, CopyOnWrite, Descriptor, Placed, Places, Recording
 from ndshare._pickling.reducers import (
@@ -95,13 +96,16 @@ class Session:
         self.withheld = _NOTHING
         self.inputs: Places | None = None
         self.given: dict[int, str] = {}  # cells that the receiver fills: id, name
+        self.enumerations: list[type] = []  # that this message defines
         self.late: set[str] = set()
         self.marked: object = None  # the scratch array that is being taken apart
         self.modules = 0  # imported, and wrappers registered, when late reducers were looked for
         self.table = _Table(
             {
                 np.ndarray: self.on_array,
+                **classes.REDUCERS,
                 types.CellType: self.on_cell,
+                types.CodeType: reduce_code,
                 types.ModuleType: self.on_module,
                 **dict.fromkeys(NAME_ONLY, self.on_name_only),
                 _CACHED: self.on_cached,
@@ -121,6 +125,8 @@ class Session:
         if self.cells:
             self.cells.clear()
             self.given.clear()
+        while self.enumerations:
+            del self.table[self.enumerations.pop()]
 
     def close(self) -> None:
         """Forget everything, and break the cycle of the session with the methods in its table."""
@@ -231,7 +237,17 @@ class Session:
             return self.on_unnamed(obj)
         if type(obj) is types.FunctionType and functions.is_dispatching(obj):
             return functions.reduce_dispatching(obj)
-        return self.beyond(obj)
+        return self.on_class(obj) if isinstance(obj, type) else self.beyond(obj)
+
+    def on_class(self, cls: type) -> Any:
+        """Pickle a class as it is."""
+        if not classes.can_copy(cls):
+            return self.beyond(cls)
+        reduced = classes.reduce_class(cls, reply=self.lend)
+        if len(reduced) > 2 and classes.is_enumeration(cls):
+            self.table[cls] = classes.reduce_member  # its members are on their way with it
+            self.enumerations.append(cls)
+        return reduced
 
     def on_unnamed(self, function: types.FunctionType) -> Any:
         """Pickle a function on the globals of ``__main__`` by its code."""

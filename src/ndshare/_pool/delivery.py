@@ -71,6 +71,7 @@ class Delivery:
         self._runs: dict[int, _RunReference] = {}  # maps whose function workers may have
         self._runs_over: collections.deque[_RunReference] = collections.deque()
         self.inputs: Inputs | None = None  # arrays that many tasks have in common are copied once
+        self.looked_at: mainspace.LookedAt = {}  # names of `__main__`, since the last task was taken on
         self.bytes_copied = 0
         self.bytes_sent = 0
 
@@ -230,7 +231,7 @@ class Delivery:
     ) -> None:
         if not needs:
             return
-        draft = mainspace.deliver(needs, worker.known_main, self._settings.withheld, brought)
+        draft = mainspace.deliver(needs, worker.known_main, self._settings.withheld, brought, self.looked_at)
         if draft is not None:
             self._send_parcel(worker, frames.MAIN, 0, draft.settle())
             worker.known_main.update(draft.delivers or {})

@@ -181,6 +181,7 @@ class Pool:
         if self.closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
         before = len(self.queue)
+        self.delivery.looked_at = {}  # globals may have changed since the tasks before
         self.queue.extend(tasks)
         self.pending += len(self.queue) - before
         self.interrupted = False

@@ -2,13 +2,17 @@
 
 Nothing here keeps the array, or a weak reference to it, which would make ``ndarray.resize`` refuse.
 An array is taken for one that was seen before if it lies at the same address with the same layout and
-a sample of its items is the same: a buffer that is filled anew each time is another array.
+a sample of its items is the same: a buffer that is filled anew each time is another array. A temporary
+array may come to lie where the last one was, with the same items. So before anything is said, the program is
+searched for somebody who keeps the array: a variable of a function that runs, or an object that holds it.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,6 @@ _LEAST_BYTES = 1 << 20  # smaller ones cost less than the trouble of sharing the
 _TIMES = 3
 _SAMPLE = 64  # items, about
 _SEEN_MAX = 64
-_REFERENCES = 3  # to an array that only the call has: the tuple, the loop, getrefcount itself
 
 
 class Repeats:
@@ -31,6 +34,7 @@ class Repeats:
     def __init__(self) -> None:
         self.told = False  # once is enough
         self._seen: dict[tuple[object, ...], int] = {}
+        self._next = _TIMES  # a search costs up to a few ms: of temporaries ever fewer are searched for
 
     def warn(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Count the arguments of a task; say once that an array is copied again and again."""
@@ -44,21 +48,22 @@ class Repeats:
         if kwargs:
             args = (*args, *kwargs.values())
         for value in args:
-            # What nobody else refers to cannot be sent again, whatever comes to lie there next.
             if (
                 isinstance(value, np.ndarray)
                 and value.nbytes >= _LEAST_BYTES
-                and (value.base is not None or sys.getrefcount(value) > _REFERENCES)
                 and not value.dtype.hasobject
                 and not is_shared(value)
                 and find_memmap(value) is None
-                and self._count(value) == _TIMES
+                and (times := self._count(value)) >= self._next
             ):
+                if not _is_kept(value, args):
+                    self._next = 2 * times
+                    continue
                 self.told = True
                 return (
                     f"an ordinary array of shape {value.shape} and dtype {value.dtype} is sent to a "
-                    f"worker for the third time: {_TIMES * value.nbytes:,} bytes are copied so far. "
-                    "Put it in shared memory once, x = ndshare.share(x), and send that."
+                    f"worker for the {_ordinal(times)} time: {times * value.nbytes:,} bytes are copied so "
+                    "far. Put it in shared memory once, x = ndshare.share(x), and send that."
                 )
         return None
 
@@ -76,3 +81,25 @@ class Repeats:
         if len(self._seen) > _SEEN_MAX:
             del self._seen[next(iter(self._seen))]
         return times
+
+
+def _ordinal(times: int) -> str:
+    return "third" if times == _TIMES else f"{times}th"
+
+
+def _is_kept(array: np.ndarray[Any, Any], args: tuple[Any, ...]) -> bool:
+    """Tell whether anybody but the call itself has an array, or the array that it is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        if frame.f_globals.get("__package__") != __package__:
+            for names in (frame.f_locals, frame.f_globals):
+                for value in list(names.values()):
+                    if value is array or (type(value) is dict and id(array) in map(id, value.values())):
+                        return True  # the collector does not see dicts of arrays
+        frame = frame.f_back
+    for holder in gc.get_referrers(array):
+        if holder is not args and not isinstance(holder, (np.ndarray, types.FrameType)):
+            return True
+    return False

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ndshare._memory import stats
+from ndshare._memory import idle_limit
 from ndshare._pool.tasks import describe
 from ndshare._system import (
     check_count,
@@ -51,7 +51,7 @@ class PoolSettings:
     @property
     def idle_limit(self) -> int:
         """Bytes of idle memory that a worker may keep."""
-        return max(_IDLE_LEAST_BYTES, stats().idle_limit // max(2, self.max_workers))
+        return max(_IDLE_LEAST_BYTES, idle_limit() // max(2, self.max_workers))
 
     @property
     def setup(self) -> str:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ndshare._processes.hub import THREAD_NAME, Todo
     from ndshare._processes.injection import SetUp, invoke
     from ndshare._processes.records import handle_waiting, name_items
+    from ndshare._processes.surroundings import add_aliases
     from ndshare._processes.worker_handle import Answer, Worker, WorkerGoneError
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Todo",
     "Worker",
     "WorkerGoneError",
+    "add_aliases",
     "errstate",
     "frames",
     "handle_waiting",
@@ -68,6 +70,7 @@ _FILES = {
     "hub": ("THREAD_NAME", "Todo"),
     "injection": ("SetUp", "invoke"),
     "records": ("handle_waiting", "name_items"),
+    "surroundings": ("add_aliases",),
     "worker_handle": ("Answer", "Worker", "WorkerGoneError"),
 }
 

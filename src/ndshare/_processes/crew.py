@@ -203,7 +203,8 @@ class Crew:
         for ear in ears:
             ear.zygote.close()
         with self.hub.lock:
-            for worker in list(self.workers.values()):
+            for worker in list(self.workers.values()):  # ended, with their zygotes
+                forget_owner(_wire.load_u64(worker.board, worker.row + frames.OWNER_AT))
                 worker.close()
             self.workers.clear()
             self.idle.clear()
@@ -282,7 +283,8 @@ def shutdown() -> None:
     Page: docs/executor.md.
 
     Executors that are still open finish what was submitted to them first, and are shut down. The next
-    use of ndshare starts new workers. Without effect if none are running. Arrays stay valid.
+    use of ndshare starts new workers. Arrays stay valid; what was kept of the workers' memory is given
+    back, and `trim` gives back what is this process's own.
 
     Examples
     --------

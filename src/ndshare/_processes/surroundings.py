@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.machinery
 import itertools
 import logging
 import os
@@ -54,6 +55,20 @@ class Snapshot(NamedTuple):
         return pickle.dumps(self.content | extra, protocol=5)
 
 
+_aliases: dict[str, str] = {}
+
+
+def add_aliases(names: dict[str, str]) -> None:
+    """Have the workers of this process import modules under other names, too.
+
+    Parameters
+    ----------
+    names : dict of str to str
+        What code in workers says, and the module that it gets.
+    """
+    _aliases.update(names)
+
+
 class CallerState:
     """The caller's process-wide settings, with a version that changes when they do.
 
@@ -77,6 +92,7 @@ class CallerState:
                 and seen[2] == environ
                 and seen[3] == warnings.filters
                 and seen[4] == bool(logging.root.handlers)
+                and seen[5] == len(_aliases)
                 and records.is_marked()
             ):
                 return last
@@ -86,7 +102,7 @@ class CallerState:
     def _look(self, here: Any, environ: dict[bytes, bytes]) -> Snapshot:
         records.mark()  # before looking: who sets a level meanwhile removes it
         handled = bool(logging.root.handlers)
-        seen = (here, list(sys.path), dict(environ), list(warnings.filters), handled)
+        seen = (here, list(sys.path), dict(environ), list(warnings.filters), handled, len(_aliases))
         try:
             cwd = os.getcwd()
         except FileNotFoundError:  # somebody removed it
@@ -96,6 +112,7 @@ class CallerState:
             "cwd": cwd,
             "path": [os.path.join(base, p) for p in seen[1] if isinstance(p, str)],
             "environ": {os.fsdecode(name): os.fsdecode(value) for name, value in seen[2].items()},
+            "aliases": dict(_aliases),
             "logging": records.settings(),
             "filters": [f for f in seen[3] if f[2].__module__ == "builtins" or _importable(f)],
         }
@@ -145,6 +162,7 @@ class Surroundings:
         if fresh:
             np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
             self._overlay = state["overlay"]
+        _learn_aliases(state["aliases"])
         sys.path[:] = state["path"]
         importlib.invalidate_caches()
         if state["cwd"] is not None:
@@ -195,3 +213,37 @@ class Sources:
     def found(self) -> list[tuple[str, int]]:
         """Return the files with the times of their last changes, in nanoseconds."""
         return list(self._changed.items())[:_MOST_SOURCES]
+
+
+class _Aliases:
+    """Finds modules under other names, before anything else does; imports them when they are asked for."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> Any:
+        """See `importlib.abc.MetaPathFinder`."""
+        return importlib.machinery.ModuleSpec(name, self) if name in self.names else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: Any) -> Any:
+        """See `importlib.abc.Loader`; the module keeps the spec under which it was made."""
+        module = importlib.import_module(self.names[spec.name])
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        """See `importlib.abc.Loader`; it was executed under its own name."""
+        module.__spec__ = module.__spec__.loader_state
+
+
+_finder = _Aliases()
+
+
+def _learn_aliases(names: dict[str, str]) -> None:
+    if names == _finder.names:
+        return
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
+    for name in names.keys() - _finder.names.keys():
+        sys.modules.pop(name, None)  # of an earlier task: what it has imported stays as it is
+    _finder.names = names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import os
 import weakref
 
@@ -62,10 +63,13 @@ async def _readable(fd: int) -> None:
     await mine[fd].wait()
 
 
-async def wait_for_message(wire: Wire) -> None:
-    """Wait until there may be a message."""
+async def wait_for_message(wire: Wire, *, deaths: bool) -> None:
+    """Wait until there may be a message, and not longer than deaths, if they matter, may go unseen."""
     if wire.flags & SHUT:
         await asyncio.sleep(_DEATHS_S / 10)
+    elif deaths:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_readable(wire.files.into), _DEATHS_S)
     else:
         await _readable(wire.files.into)
 

@@ -25,7 +25,7 @@ import threading
 import time
 import types
 
-from ndshare._memory import stats
+from ndshare._memory import available
 from ndshare._queue.memory import BACKLOG_BYTE, IMMEDIATE, SHUT, SLOT_BYTE, hold_again, keep_slot
 from ndshare._queue.messages import Message, short_of_files
 from ndshare._queue.wire import Wire
@@ -287,6 +287,7 @@ class Backlog:
         """Give up a message whose memory cannot be had."""
         with self.slots.lock:
             self.messages.popleft()
+            self._wire.count_dropped()
             if message.slot >= 0:
                 self._wire.clear_slot(message.slot)
                 unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
@@ -294,7 +295,7 @@ class Backlog:
         sys.unraisablehook(
             types.SimpleNamespace(
                 exc_type=CapacityError,
-                exc_value=CapacityError(message.nbytes, stats().available, stats().limit),
+                exc_value=CapacityError(message.nbytes, *available()),
                 exc_traceback=None,
                 err_msg="a message of an ndshare.Queue was lost: there was no memory to send it",
                 object=message,
@@ -305,6 +306,7 @@ class Backlog:
 
     def _end(self) -> None:
         """Let go of what is left. Lock held."""
+        self._wire.count_dropped(len(self.messages))
         for message in self.messages:
             if type(message) is Message:
                 self._wire.clear_slot(message.slot)

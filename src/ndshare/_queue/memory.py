@@ -28,11 +28,23 @@ PLAIN, NAMED = 0, 1
 # A NAMED message: lengths of the list of names and of the parcel that defines them, its descriptors.
 NAMES = struct.Struct("<III")
 
-FLAGS, WAITERS, SLOTS, MAX_BYTES, MAXSIZE, CHECK, PUT, GOT, SIZES = 0, 8, 16, 24, 32, 40, 64, 128, 192
-SHUT, IMMEDIATE, WORKERS = 1, 2, 4
+FLAGS, WAITERS, SLOTS, MAX_BYTES, MAXSIZE, CHECK, PUT, GOT, DONE, SIZES = (
+    0,
+    8,
+    16,
+    24,
+    32,
+    40,
+    64,
+    128,
+    136,
+    192,
+)
+SHUT, IMMEDIATE, WORKERS, ENDS, HAD_PRODUCERS = 1, 2, 4, 8, 16
 
 # Bytes of the memory's file that are locked.
 BACKLOG_BYTE = 1  # shared, by every process that has accepted messages the socket had no room for
+PRODUCER_BYTE = 3  # shared, by every process that may still put, if the queue ends with the last of them
 SLOT_BYTE = 1 << 40
 
 SLOTS_OF_BYTES = 1024  # of a queue that is bounded by bytes only: a message counts for a fair share at least
@@ -55,7 +67,7 @@ class Files(NamedTuple):
     bell_in: int
 
 
-def create(maxsize: int, maxbytes: int | None) -> Files:
+def create(maxsize: int, maxbytes: int | None, flags: int) -> Files:
     """Make the files of a new queue.
 
     Raises
@@ -75,6 +87,7 @@ def create(maxsize: int, maxbytes: int | None) -> Files:
         os.ftruncate(memory, SIZES + 8 * slots)
         numbers = slots, maxbytes or 0, maxsize
         os.pwrite(memory, struct.pack("<QQQQ", *numbers, _check(*numbers)), SLOTS)
+        os.pwrite(memory, struct.pack("<Q", flags), FLAGS)
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
         bell_in, bell_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         opened += bell_in, bell_out

@@ -31,22 +31,38 @@ import queue
 import sys
 import time
 import weakref
+from collections.abc import Iterable
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, NoReturn
 
 from ndshare._pickling import Descriptor, register_reducer
 from ndshare._queue.backlog import Backlog
 from ndshare._queue.line import Line, line_of
-from ndshare._queue.memory import GOT, MAXSIZE_MAX, PUT, SHUT, WAITERS, WORKERS, Files, create
+from ndshare._queue.memory import (
+    DONE,
+    ENDS,
+    GOT,
+    MAXSIZE_MAX,
+    PUT,
+    SHUT,
+    WAITERS,
+    WORKERS,
+    Files,
+    create,
+)
 from ndshare._queue.messages import Message, unpack
 from ndshare._queue.wire import Received
 from ndshare._system import _wire
-from ndshare.errors import SegmentError, ShutDown
+from ndshare.errors import SegmentError, ShutDown, TransportError
 
 __all__ = ["Queue", "ShutDown"]
 
 # They need no look at what is in them.
 _PLAIN = frozenset((bytes, str, int, float, bool, type(None)))
+
+_FILES = len(Files._fields)
+_JOIN_FIRST_S, _JOIN_MOST_S = 0.0001, 0.01  # between two looks of `join`
+_LOST_S = 0.5  # a message that is in nobody's hands for so long will not come
 
 
 class Queue:
@@ -64,6 +80,11 @@ class Queue:
     maxbytes : int, optional
         Most bytes in the queue: pickles and arrays, those that go by reference included. Without `maxsize` a
         message counts for 1/1024 of it at least.
+    ends_with_producers : bool
+        Whether `get` raises `ShutDown` once the queue is empty and no process is left that could put: all
+        that had the queue have closed it, have ended, or only take out. A process counts from the moment at
+        which the queue is sent to it, until it takes something out without ever having put. Not for queues
+        whose producers come and go, with moments in between at which there is none.
 
     Notes
     -----
@@ -89,17 +110,19 @@ class Queue:
     >>> q.close()
     """
 
-    def __init__(self, maxsize: int = 0, *, maxbytes: int | None = None) -> None:
+    def __init__(
+        self, maxsize: int = 0, *, maxbytes: int | None = None, ends_with_producers: bool = False
+    ) -> None:
         self._line: Line | None = None
         self._closed: weakref.ref[Backlog] | None = None  # strong only in the thread that still sends
         if maxsize > MAXSIZE_MAX:
             raise ValueError(
                 f"Queue: maxsize is {maxsize}; allowed are 1 to {MAXSIZE_MAX}, or 0 for a queue without limit"
             )
-        if maxbytes is not None and maxbytes < 1:
+        if maxbytes is not None and not 1 <= maxbytes < 1 << 62:
             raise ValueError(f"Queue: maxbytes is {maxbytes}; allowed are 1 and more, or None for no limit")
         try:
-            files = create(max(maxsize, 0), maxbytes)
+            files = create(max(maxsize, 0), maxbytes, ENDS if ends_with_producers else 0)
         except OSError as error:
             raise SegmentError(error.errno or 0, "make a queue, which takes 5 open files") from error
         self._line = line_of(files)
@@ -139,6 +162,8 @@ class Queue:
         """
         line = self._line or self._open()
         wire = line.wire
+        if line.producer is not None and not line.producer.has_put:
+            line.producer.begin()
         if type(obj) in _PLAIN and line.push_stream(pickle.dumps(obj, 5)):
             return
         deadline = _deadline_of(block, timeout)
@@ -170,6 +195,8 @@ class Queue:
         from ndshare._queue.asynchronous import wait_for_slot
 
         line = self._open()
+        if line.producer is not None:
+            line.producer.begin()
         message = _message(line, obj)
         try:
             if line.wire.slots and not line.slots.take(message):
@@ -206,7 +233,7 @@ class Queue:
         queue.Empty
             If the queue stays empty.
         ShutDown
-            If it was shut down and is empty.
+            If it was shut down, or ends with its producers and has none any more, and is empty.
         ValueError
             If it is closed here, or `timeout` is negative.
         SegmentError
@@ -215,6 +242,8 @@ class Queue:
             Whatever unpickling raises; that message is gone.
         """
         line = self._line or self._open()
+        if line.producer is not None:
+            line.producer.step_back()
         received = line.wire.receive()
         if received is None:
             received = _wait(line, _deadline_of(block, timeout))
@@ -270,9 +299,71 @@ class Queue:
         from ndshare._queue.asynchronous import wait_for_message
 
         line = self._open()
+        if line.producer is not None:
+            line.producer.step_back()
         while (received := line.wire.receive()) is None:
-            await wait_for_message(line.wire)
+            if not _end_without_producers(line):
+                await wait_for_message(line.wire, deaths=line.producer is not None)
         return unpack(received)
+
+    # ---- what becomes of them
+
+    def task_done(self) -> None:
+        """Say that an object that was taken out is done with; see `join`.
+
+        Raises
+        ------
+        ValueError
+            If it is said more often than objects were taken out.
+        """
+        memory = self._open().wire.memory
+        while True:
+            done = _wire.load_u64(memory, DONE)
+            if done >= _wire.load_u64(memory, GOT):
+                raise ValueError("task_done() called too many times: more often than objects were taken out")
+            if _wire.cas_u64(memory, DONE, done, done + 1):
+                return
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until `task_done` was called for everything that was put, in whatever process.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            How long at most, in seconds. None: as long as it takes.
+
+        Raises
+        ------
+        TimeoutError
+            If something is not done by then.
+        TransportError
+            If messages were lost with the process that had put them.
+
+        Notes
+        -----
+        As with `multiprocessing.JoinableQueue`, an object whose receiver was killed before it said
+        `task_done` is never done. What `shutdown` drops counts as done.
+        """
+        wire = self._open().wire
+        deadline = _deadline_of(True, timeout)
+        pause, lost_since = _JOIN_FIRST_S, 0.0
+        while (done := _wire.load_u64(wire.memory, DONE)) < _wire.load_u64(wire.memory, PUT):
+            missing = _wire.load_u64(wire.memory, PUT) - done
+            left = _left_of(deadline)
+            if left is not None and left <= 0:
+                raise TimeoutError(f"Queue.join: {missing} objects are not done with after {timeout} s")
+            if done < wire.got or wire.has_messages() or wire.has_backlogs():
+                lost_since = 0.0
+            elif not lost_since:
+                lost_since = time.monotonic()  # or somebody is just about to count what it has received
+            elif time.monotonic() - lost_since > _LOST_S:
+                raise TransportError(
+                    "a queue cannot be joined",
+                    f"{missing} messages were lost with the processes that had put them",
+                    "put them again, or make a new queue",
+                )
+            time.sleep(pause if left is None else min(pause, left))
+            pause = min(2 * pause, _JOIN_MOST_S)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when there may be something to get.
@@ -423,41 +514,56 @@ def _message(line: Line, obj: object) -> Message:
 
 def _wait(line: Line, deadline: float | None) -> Received:
     while True:
-        left = _left_of(deadline)
-        if left is not None and left <= 0:
-            raise queue.Empty
-        line.wire.wait_for_message(left)
+        if not _end_without_producers(line):
+            left = _left_of(deadline)
+            if left is not None and left <= 0:
+                raise queue.Empty
+            line.wire.wait_for_message(left, deaths=line.producer is not None)
         received = line.wire.receive()
         if received is not None:
             return received
 
 
+def _end_without_producers(line: Line) -> bool:
+    """Shut a queue down that has come to its end; tells whether it has."""
+    over = line.producer is not None and line.producer.none_is_left()
+    if over:
+        line.wire.shut_down(immediate=False)
+    return over
+
+
 # ---------------------------------------------------------------------- from process to process
 
 
-def _opened(line: Line) -> Queue:
+def _arrived(fds: Iterable[int]) -> Queue:
+    files = tuple(fds)
     made = Queue.__new__(Queue)
-    made._line, made._closed = line, None
+    made._line, made._closed = line_of(Files(*files[:_FILES]), *files[_FILES:]), None
     return made
 
 
 def _reduce_queue(made: Queue) -> tuple[Any, ...]:
     """Return how ndshare sends a queue: its open files, with the message."""
-    wire = made._open().wire
-    wire.set_flags(WORKERS)
-    return _from_descriptors, tuple(Descriptor(fd, wire) for fd in wire.files)
+    line = made._open()
+    line.wire.set_flags(WORKERS)
+    files = [Descriptor(fd, line) for fd in line.wire.files]
+    if line.producer is not None:
+        files.append(Descriptor(line.producer.hand_out()))
+    return _from_descriptors, tuple(files)
 
 
 def _from_descriptors(*descriptors: Descriptor) -> Queue:
-    return _opened(line_of(Files(*(descriptor.take() for descriptor in descriptors))))
+    return _arrived(descriptor.take() for descriptor in descriptors)
 
 
 def _reduce_for_multiprocessing(made: Queue) -> tuple[Any, ...]:
-    return _from_duplicates, tuple(DupFd(fd) for fd in made._open().wire.files)
+    line = made._open()
+    files = line.wire.files if line.producer is None else (*line.wire.files, line.producer.share())
+    return _from_duplicates, tuple(DupFd(fd) for fd in files)
 
 
 def _from_duplicates(*duplicates: Any) -> Queue:
-    return _opened(line_of(Files(*(duplicate.detach() for duplicate in duplicates))))
+    return _arrived(duplicate.detach() for duplicate in duplicates)
 
 
 ForkingPickler.register(Queue, _reduce_for_multiprocessing)

@@ -23,6 +23,7 @@ import time
 from ndshare._memory import trim
 from ndshare._queue.memory import (
     BACKLOG_BYTE,
+    DONE,
     FLAGS,
     GOT,
     HEAD,
@@ -103,6 +104,11 @@ class Wire:
     def count_put(self, number: int = 1) -> None:
         """Count a message that was accepted."""
         _wire.add_u64(self.memory, PUT, number)
+
+    def count_dropped(self, number: int = 1) -> None:
+        """Count messages that nobody will take out any more: they are out, and done with."""
+        for cell in (GOT, DONE):
+            _wire.add_u64(self.memory, cell, number)
 
     def ring(self) -> None:
         """Wake who waits for a slot."""
@@ -253,15 +259,17 @@ class Wire:
 
     # ---- waiting
 
-    def wait_for_message(self, seconds: float | None) -> None:
-        """Wait until there may be a message, at most so long."""
-        if self.flags & SHUT:
-            _ready_within(self.files.out, select.POLLIN, min(_milliseconds(seconds), _DEATHS_MS))
+    def wait_for_message(self, seconds: float | None, *, deaths: bool = False) -> None:
+        """Wait until there may be a message, at most so long, and not longer than deaths may go unseen."""
+        shut = self.flags & SHUT
+        most = min(_milliseconds(seconds), _DEATHS_MS if shut or deaths else _NEVER_MS)
+        if shut:
+            _ready_within(self.files.out, select.POLLIN, most)
         else:
             start = time.monotonic()
             if self._waited_s < _SPIN_MAX_S:
                 _wire.spin(self.files.into, _SPIN_US)
-            _ready_within(self.files.into, select.POLLIN, _milliseconds(seconds))
+            _ready_within(self.files.into, select.POLLIN, most)
             self._waited_s = time.monotonic() - start
 
     def spin_for_slot(self) -> bool:

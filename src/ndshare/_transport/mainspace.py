@@ -11,10 +11,9 @@ All functions of the program share that one namespace, as under the standard lib
 initializer's ``global model`` is there for every later task, a cache in a global stays, a constant
 is sent once.
 
-A name is sent when the worker lacks it or when the caller's value changed since: bound to another
-object, or, for mutable values whose pickle takes at most 16 KiB, pickled to other bytes. Larger ones
-are compared by identity: to change a large array in place and have workers see it, share it
-(`ndshare.share`). What the worker assigned itself stays until then.
+A name is sent when the worker lacks it or when the caller's value is another one than was sent: bound to
+another object, or changed in place (`ndshare._transport.definitions`). What the worker assigned itself stays
+until then.
 
 Guarantees
 ----------
@@ -24,50 +23,24 @@ Guarantees
 
 Not guaranteed
 --------------
-* Attributes of classes and functions that change after they were sent are not sent again.
 * Names reached only at run time (``globals()["x"]``, ``exec``) are not found.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
-import os
 import sys
-import threading
 import types
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
-from ndshare._pickling import (
-    CODE_TYPES,
-    MAIN_NAMES,
-    Placed,
-    Recording,
-    expect_gifts,
-    main_namespace,
-    names_in_pickle,
-    record,
-)
+from ndshare._pickling import MAIN_NAMES, expect_gifts, main_namespace, record
+from ndshare._transport import definitions
 from ndshare._transport.transport import Draft
-from ndshare.errors import UnsendableGlobalError
 
-_COMPARED_MAX = 16 * 1024  # bytes of pickle up to which a mutable value is compared by content
-_SCANNED_MAX = 64 * 1024  # bytes of pickle that are searched for names no callback sees
-
-_ABSENT = object()
-_FORGOTTEN = object()
-_CONSTANT_TYPES = frozenset(
-    (
-        type(None), bool, int, float, complex, str, bytes, range,
-        types.FunctionType, types.BuiltinFunctionType, types.ModuleType, np.ufunc,
-        type(functools.lru_cache(len)),
-    )
-)  # fmt: skip
+LookedAt = dict[tuple[frozenset[str], frozenset[str]], dict[str, definitions.Definition]]
+"""Definitions by the names that were asked for, and those left out."""
 
 _replaced: list[types.ModuleType] = []  # a module that nobody refers to would lose its globals
 
@@ -109,64 +82,18 @@ def lent(data: dict[str, Any], module: str = "__main__") -> Iterator[None]:
         data.clear()
 
 
-class _Definition:
-    """What a name meant when it was looked at last, and what it needs."""
-
-    __slots__ = ("_reference", "_value", "content", "needs")
-
-    def __init__(self, name: str, value: object) -> None:
-        recording = record(value, defining=frozenset((name,)))
-        self.needs = tuple(_needs(name, value, recording))
-        self.content = None if _is_constant(value) else _content(recording)
-        self._value: object = None
-        try:
-            self._reference: weakref.ref[Any] | None = weakref.ref(value)
-        except TypeError:  # lists, dicts, numbers: small as a rule
-            self._reference = None
-            self._value = value
-
-    def is_of(self, value: object) -> bool:
-        """Tell whether this defines the very same object."""
-        if self._reference is None:
-            return self._value is value
-        return value is not None and self._reference() is value
-
-    def forget(self) -> None:
-        """Let go of the object: workers' records keep definitions of names that are long rebound."""
-        self._value, self._reference = _FORGOTTEN, None
-
-    def holds(self, name: str, value: object) -> bool:
-        """Tell whether the name still means the same."""
-        if not self.is_of(value):
-            return False
-        return self.content is None or _content(record(value, defining=frozenset((name,)))) == self.content
-
-
-# Definitions of this process's __main__; shared by all workers, so that each is found out once.
-_definitions: dict[str, _Definition] = {}
-_definitions_of: list[int] = []  # id of the namespace they are of
-_lock = threading.RLock()
-
-
-def _new_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it
-
-
 def deliver(
-    needs: Iterable[str],
+    needs: frozenset[str],
     known: dict[str, object],
     withheld: frozenset[str] = frozenset(),
     brought: frozenset[str] = frozenset(),
+    looked_at: LookedAt | None = None,
 ) -> Draft | None:
     """Pack what a worker lacks of the names a task needs.
 
     Parameters
     ----------
-    needs : iterable of str
+    needs : frozenset of str
         `Draft.needs` of the task.
     known : dict
         What this worker was sent before. Call ``known.update(draft.delivers)`` once the draft is sent.
@@ -174,6 +101,9 @@ def deliver(
         Names whose values the worker has already: data that goes by one of them here is not sent.
     brought : frozenset of str
         Names of globals that the task brings itself (`pack_with_data`).
+    looked_at : dict, optional
+        What was found of these names a moment ago: it is not looked for again. Of tasks that wait together it
+        is enough to look once after the last one was submitted.
 
     Returns
     -------
@@ -185,40 +115,30 @@ def deliver(
     UnsendableGlobalError
         If a global cannot be pickled; a TypeError that names it and who uses it.
     """
-    namespace = main_namespace()
-    if all(_is_known(name, namespace, known, brought) for name in needs):
+    found = looked_at.get((needs, brought)) if looked_at is not None else None
+    if found is not None and all(known.get(name) is definition for name, definition in found.items()):
         return None
-    with _lock:
-        namespace = _current_namespace()
-        definitions = _closure(needs, namespace, withheld | brought)
-        stale = {name: d for name, d in definitions.items() if known.get(name) is not d}
+    with definitions.lock:
+        namespace = definitions.current_namespace()
+        if found is None:
+            found = definitions.closure(needs, namespace, withheld | brought)
+            if looked_at is not None:
+                looked_at[needs, brought] = found
+        stale = {name: d for name, d in found.items() if known.get(name) is not d}
         if not stale:
             return None
-        _forget_rebound(namespace)
+        definitions.forget_rebound(namespace)
         while True:
-            update = {name: _value(name, namespace) for name in stale}
+            update = {name: definitions.value_of(name, namespace) for name in stale}
             recording = record(update, defining=frozenset(stale), withheld=withheld)
             more = {
                 name: d
-                for name, d in _closure(recording.needs, namespace, withheld | brought).items()
+                for name, d in definitions.closure(recording.needs, namespace, withheld | brought).items()
                 if name not in stale and known.get(name) is not d
             }
             if not more:
                 return Draft(recording, delivers=dict(stale))
             stale.update(more)
-
-
-def _is_known(
-    name: str, namespace: dict[str, Any], known: Mapping[str, object], brought: frozenset[str]
-) -> bool:
-    """Tell, of most kernels at once, that what is known of one holds; it needs what comes with the task."""
-    definition = known.get(name)
-    return (
-        isinstance(definition, _Definition)
-        and definition.content is None
-        and brought.issuperset(definition.needs)
-        and definition.is_of(namespace.get(name, _ABSENT))
-    )
 
 
 def pack_with_data(content: object, data: dict[str, object]) -> Draft:
@@ -242,17 +162,11 @@ def pack_with_data(content: object, data: dict[str, object]) -> Draft:
     """
     brought = frozenset(data)
     recording = record(content, defining=brought)
-    namespace = main_namespace()
-    if all(
-        type(namespace.get(name)) is types.FunctionType and _is_known(name, namespace, _definitions, brought)
-        for name in recording.needs
-    ):
-        return Draft(recording)
-    with _lock:
-        namespace = _current_namespace()
+    with definitions.lock:
+        namespace = definitions.current_namespace()
         while True:
             known = len(data)
-            _closure(recording.needs, namespace, frozenset(data), data)
+            definitions.closure(recording.needs, namespace, frozenset(data), data)
             if len(data) == known:
                 return Draft(recording)
             recording = record(content, defining=frozenset(data))
@@ -262,95 +176,3 @@ def current(names: Iterable[str]) -> dict[str, object]:
     """Return what some names of ``__main__`` are now; those it lacks are left out."""
     namespace = main_namespace()
     return {name: namespace[name] for name in names if name in namespace}
-
-
-def _current_namespace() -> dict[str, Any]:
-    """The globals of ``__main__``; if they are others than last time, definitions are forgotten."""
-    namespace = main_namespace()
-    if _definitions_of != [id(namespace)]:
-        _definitions.clear()
-        _definitions_of[:] = [id(namespace)]
-    return namespace
-
-
-def _is_constant(value: object) -> bool:
-    return type(value) in _CONSTANT_TYPES or isinstance(value, (type, np.dtype))
-
-
-def _forget_rebound(namespace: dict[str, Any]) -> None:
-    for name, definition in list(_definitions.items()):
-        if not definition.is_of(_value(name, namespace)):
-            definition.forget()
-            del _definitions[name]
-
-
-def _closure(
-    needs: Iterable[str],
-    namespace: dict[str, Any],
-    withheld: frozenset[str],
-    data: dict[str, object] | None = None,
-) -> dict[str, _Definition]:
-    """Return the definitions of some names and of all that these need.
-
-    Functions and classes are not withheld: what is pickled by their name must find them. If there is a dict
-    for `data`, what is not a function, a class or the like is put there and not defined.
-    """
-    found: dict[str, _Definition] = {}
-    users = dict.fromkeys(needs, "the task")
-    open_names = list(users)
-    while open_names:
-        name = open_names.pop()
-        value = _value(name, namespace)
-        if value is _ABSENT or (name in withheld and not isinstance(value, CODE_TYPES)):
-            continue
-        if data is not None and not _is_constant(value):
-            data[name] = value
-            continue
-        definition = _definitions.get(name)
-        try:
-            if definition is None or not definition.holds(name, value):
-                definition = _definitions[name] = _Definition(name, value)
-        except Exception as error:
-            _definitions.pop(name, None)
-            raise UnsendableGlobalError(
-                name, type(value).__qualname__, users[name], f"{type(error).__name__}: {error}"
-            ) from error
-        found[name] = definition
-        for needed in definition.needs:
-            if needed not in users:
-                users[needed] = f"{name!r}"
-                open_names.append(needed)
-    return found
-
-
-def _value(name: str, namespace: dict[str, Any]) -> object:
-    if "." in name:  # the full name of a submodule, see functions.needs_of
-        return sys.modules.get(name, _ABSENT)
-    return namespace.get(name, _ABSENT)
-
-
-def _needs(name: str, value: object, recording: Recording) -> Iterator[str]:
-    """Yield what a value needs: what its pickle noted, and names that no callback sees."""
-    yield from recording.needs - {name}
-    stream = recording.parts[0]
-    if len(stream) <= _SCANNED_MAX and b"__main__" in stream:
-        hidden = names_in_pickle(stream)
-        if name in hidden and not isinstance(value, type):
-            raise TypeError(f"{type(value).__qualname__} objects pickle as nothing but their name")
-        yield from hidden - {name} - recording.needs
-
-
-def _content(recording: Recording) -> bytes | None:
-    """Return a value's pickled bytes for comparison, or None if they are too many."""
-    total = sum(map(len, recording.parts))
-    pieces = list(recording.parts)
-    for note in recording.notes:
-        if isinstance(note, Placed):
-            pieces.append(repr((note.block.uid, note.block.offset, *note[1:])).encode())
-        else:
-            raw = note if isinstance(note, np.ndarray) else np.frombuffer(note.raw(), np.uint8)
-            total += raw.nbytes
-            if total > _COMPARED_MAX:
-                return None
-            pieces.append(raw.tobytes())
-    return b"".join(pieces) if total <= _COMPARED_MAX else None

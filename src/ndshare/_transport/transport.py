@@ -29,14 +29,16 @@ Not guaranteed
 
 from __future__ import annotations
 
+import errno
 import marshal
 import pickle
+import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from ndshare._memory import COPY, SEALED, SHARED, VALUE, attach, decode_dtype, should_copy_out, view_of
+from ndshare._memory import COPY, SEALED, SHARED, VALUE, attach, decode_dtype, should_copy_out, span, view_of
 from ndshare._pickling import FILE, Descriptor, Recording, by_value_modules, record, record_alone
 from ndshare._transport.parcel import (
     ALONE,
@@ -60,7 +62,7 @@ from ndshare._transport.parcel import (
     take_descriptor,
 )
 from ndshare._transport.settling import Settling, settle_alone, settle_references
-from ndshare.errors import CapacityError, SegmentError, TransportError
+from ndshare.errors import CapacityError, NdshareError, SegmentError, TransportError
 
 if TYPE_CHECKING:
     from ndshare._transport.inputs import Inputs
@@ -233,58 +235,120 @@ def unpack(data: bytes | bytearray | memoryview, fds: Sequence[int]) -> Any:
     Exception
         Whatever unpickling raises.
     """
-    if data[0] == BARE:
+    if len(data) and data[0] == BARE:
         close_all(fds)
-        return pickle.loads(memoryview(data)[1:])
+        try:
+            return pickle.loads(memoryview(data)[1:])
+        except _BROKEN as error:
+            _refuse_stream(error)
     left = list(reversed(fds))
     try:
         with memoryview(data) as view:
-            if data[0] == ALONE:
-                return _rebuild_alone(view, left)
-            if data[0] == TABLE:
-                _, table_len, stream_len = TABLE_HEAD.unpack_from(view)
-                start = TABLE_HEAD.size
-                return _rebuild(view[start:], table_len, stream_len, left)
-            if data[0] != STORED:
-                raise TransportError(
-                    "a message was refused", f"its first byte is {data[0]}", "send parcels only"
-                )
-            _, uid, size, offset, kind, table_len, stream_len = STORED_HEAD.unpack_from(view)
-        body = attach(uid, size, kind, take_descriptor(left))
-        try:
-            with memoryview(body) as whole:
-                start = offset - body.offset
-                return _rebuild(whole[start : start + table_len + stream_len], table_len, stream_len, left)
-        finally:
-            release(body)
+            if len(view) and view[0] == STORED:
+                return _rebuild_stored(view, left)
+            stream, arrays = _read(view, left)
+            return _rebuild(stream, arrays)
     finally:
         close_all(left)
 
 
-def _rebuild_alone(data: memoryview, fds: list[int]) -> Any:
-    """Rebuild the object of a message of kind `ALONE`, whose descriptor is taken out of the list."""
+_BROKEN = (pickle.UnpicklingError, EOFError, OverflowError, ValueError)
+"""What the unpickler raises of bytes that are no pickle; the objects themselves may raise it as well."""
+_MALFORMED = (*_BROKEN, AttributeError, BufferError, IndexError, SegmentError, TypeError, struct.error)
+"""What comes of a head or table that nobody has packed."""
+
+
+def _refuse_stream(error: Exception) -> NoReturn:
+    """Raise what an unreadable stream is, or what an object has raised that was rebuilt."""
+    deepest = error.__traceback__
+    if (
+        (deepest is not None and deepest.tb_next is not None)  # code in Python was under way
+        or isinstance(error, NdshareError)
+        or (type(error) is ValueError and not str(error).startswith("unsupported pickle protocol"))
+    ):
+        raise error
+    _refuse(error)
+
+
+def _refuse_head(error: Exception) -> NoReturn:
+    """Raise what a wrong head or table is, or that there is no room here, which is not its fault."""
+    if isinstance(error, SegmentError) and error.number != errno.EINVAL:
+        raise error
+    _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    got = f"{type(error).__name__}: {error}"
+    raise TransportError("a message was refused", got, "send parcels only, as they are") from error
+
+
+def _read(view: memoryview, fds: list[int]) -> tuple[memoryview, list[Any]]:
+    """Return the stream of a message and its arrays, the first one last; take their descriptors."""
+    try:
+        if view[0] == ALONE:
+            return _read_alone(view, fds)
+        if view[0] == TABLE:
+            _, table_len, stream_len = TABLE_HEAD.unpack_from(view)
+            return _read_table(view[TABLE_HEAD.size :], table_len, stream_len, fds)
+        raise ValueError(f"its first byte is {view[0]}")
+    except _MALFORMED as error:
+        _refuse_head(error)
+
+
+def _rebuild(stream: memoryview, arrays: list[Any]) -> Any:
+    if not len(stream):
+        return arrays.pop()
+    try:
+        return pickle.loads(stream, buffers=handed_out(arrays))
+    except _BROKEN as error:
+        _refuse_stream(error)
+
+
+def _rebuild_stored(view: memoryview, fds: list[int]) -> Any:
+    """Rebuild the object of a message whose body lies in a segment: it is mapped meanwhile."""
+    body = None
+    try:
+        try:
+            _, uid, size, offset, kind, table_len, stream_len = STORED_HEAD.unpack_from(view)
+            body = attach(uid, size, kind, take_descriptor(fds))
+            start = offset - body.offset
+            if start < 0:
+                raise ValueError(f"its body begins at {start}")
+            whole = memoryview(body)
+            with whole[start : start + table_len + stream_len] as part:
+                stream, arrays = _read_table(part, table_len, stream_len, fds)
+        except _MALFORMED as error:
+            _refuse_head(error)
+        return _rebuild(stream, arrays)
+    finally:
+        stream = whole = None  # type: ignore[assignment]
+        if body is not None:
+            release(body)
+
+
+def _read_alone(view: memoryview, fds: list[int]) -> tuple[memoryview, list[Any]]:
     start = ALONE_HEAD.size
-    stop = start + ALONE_HEAD.unpack_from(data)[1]
-    uid, size, offset, code, shape, strides = marshal.loads(data[start:stop])
+    stop = start + ALONE_HEAD.unpack_from(view)[1]
+    uid, size, offset, code, shape, strides = _facts(view[start:stop])
     block = attach(uid, size, VALUE, take_descriptor(fds))
     try:
         offset -= block.offset
         dtype = decode_dtype(code)
         if should_copy_out(block):
-            array = copied(view_of(block, offset, dtype, shape, strides))
+            array = _copy_of(block, block.nbytes, offset, dtype, shape, strides)
         else:
             array = block.array(dtype, shape, strides, offset)
     finally:
         release(block)
-    if stop == len(data):
-        return array
-    buffers = [array]
-    del array  # it is the stream's alone: a task that drops its argument frees it
-    return pickle.loads(data[stop:], buffers=handed_out(buffers))
+    return view[stop:], [array]
 
 
-def _rebuild(body: memoryview, table_len: int, stream_len: int, fds: list[int]) -> Any:
-    table, pieces = marshal.loads(body[:table_len])
+def _read_table(
+    body: memoryview, table_len: int, stream_len: int, fds: list[int]
+) -> tuple[memoryview, list[Any]]:
+    if table_len + stream_len > len(body):
+        raise ValueError(f"it has {len(body)} bytes of {table_len + stream_len}")
+    table, pieces = _facts(body[:table_len])
     blocks: list[Any] = []
     try:
         for uid, size, kind in table:
@@ -297,18 +361,20 @@ def _rebuild(body: memoryview, table_len: int, stream_len: int, fds: list[int]) 
         inline = body[table_len + stream_len :]
         arrays: list[Any] = []
         for segment, offset, code, shape, strides, flags in pieces:
+            if segment < INLINE:
+                raise IndexError(f"there is no segment {segment}")
             if segment != INLINE and table[segment][2] == FILE:
                 arrays.append(blocks[segment])
                 continue
             dtype = decode_dtype(code)
             array: Any
             if segment == INLINE:
-                array = copied(view_of(inline, offset, dtype, shape, strides))
+                array = _copy_of(inline, len(inline), offset, dtype, shape, strides)
             else:
                 block = blocks[segment]
                 offset -= block.offset
                 if by_value[segment] and (copy_out[segment] or _is_small(dtype, shape)):
-                    array = copied(view_of(block, offset, dtype, shape, strides))
+                    array = _copy_of(block, block.nbytes, offset, dtype, shape, strides)
                 else:
                     array = block.array(dtype, shape, strides, offset)
                     if flags & READ_ONLY:
@@ -316,10 +382,33 @@ def _rebuild(body: memoryview, table_len: int, stream_len: int, fds: list[int]) 
             arrays.append(memoryview(array) if flags & RAW else array)
             del array
         arrays.reverse()
-        return pickle.loads(body[table_len : table_len + stream_len], buffers=handed_out(arrays))
+        return body[table_len : table_len + stream_len], arrays
     finally:
         for block in blocks:
             release(block)
+
+
+def _facts(packed: memoryview) -> Any:
+    try:
+        return marshal.loads(packed)
+    except MemoryError as error:  # it names a list that nobody could have sent
+        raise ValueError(str(error)) from None
+
+
+def _copy_of(
+    buffer: Any,
+    size: int,
+    lowest: int,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+) -> np.ndarray[Any, Any]:
+    """Copy an array of a buffer of so many bytes; nobody has looked at the numbers yet."""
+    if dtype.hasobject:
+        raise ValueError(f"its dtype {dtype} stands for objects of another process")
+    if strides is not None and not 0 <= lowest <= size - span(shape, strides, dtype.itemsize):
+        raise ValueError(f"an array of shape {shape} and strides {strides} does not lie in {size} bytes")
+    return copied(view_of(buffer, lowest, dtype, shape, strides))
 
 
 def _is_small(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:

@@ -217,4 +217,5 @@ class ClusterStaff:
         if exc_type is None or not issubclass(exc_type, KeyboardInterrupt):
             self._calls.wait()
         self._engine.stop(self._id)
+        self._engine.release()
         self._engine.close()

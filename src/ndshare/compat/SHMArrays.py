@@ -25,7 +25,8 @@ import numpy as np
 
 import ndshare
 
-__all__ = ["SHMArrays", "mem_keys", "partition_sizes", "split_dicts", "var_spec"]
+# `import *` gave what the original had imported, too.
+__all__ = ["OrderedDict", "SHMArrays", "mem_keys", "np", "partition_sizes", "split_dicts", "var_spec"]
 
 
 def partition_sizes(sizes: Any, min_size: int = 20000) -> list[np.ndarray[Any, Any]]:

@@ -14,17 +14,24 @@ import importlib
 import sys
 import types
 
-__all__ = ["install", "preloads"]
+from ndshare._processes import add_aliases
+
+__all__ = ["install"]
 
 #: The modules that each original has.
 _MODULES = {
     "SHMArrays": ("SHMArrays",),
-    "contextshare": ("contextshare",),
+    "contextshare": ("contextshare", "contextshare.contextshare"),
     "npshmex": ("npshmex",),
     "pasha": ("pasha", "pasha.context", "pasha.functor"),
-    "shared_numpy": ("shared_numpy", "shared_numpy.shared_memory"),
+    "shared_numpy": (
+        "shared_numpy",
+        "shared_numpy.queue",
+        "shared_numpy.reduction",
+        "shared_numpy.shared_memory",
+        "shared_numpy.shared_numpy",
+    ),
 }
-_installed: list[str] = []
 
 
 def install(name: str) -> types.ModuleType:
@@ -49,7 +56,7 @@ def install(name: str) -> types.ModuleType:
 
     Notes
     -----
-    Workers of the modules here find the same when they import code that says ``import name``.
+    All workers of this process find the same when they import code that says ``import name``.
 
     Examples
     --------
@@ -71,17 +78,5 @@ def install(name: str) -> types.ModuleType:
                 f"ndshare.compat.install({name!r}) before anything imports it"
             )
     sys.modules.update(modules)
-    if name not in _installed:
-        _installed.append(name)
+    add_aliases({full: module.__name__ for full, module in modules.items()})
     return modules[name]
-
-
-def preloads() -> tuple[str, ...]:
-    """Return what workers have to import in order to find what this program has installed.
-
-    Returns
-    -------
-    tuple of str
-        Names of modules, for the option ``preload``.
-    """
-    return tuple(f"{__name__}._aliases.{name}" for name in sorted(_installed))

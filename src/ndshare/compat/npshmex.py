@@ -19,30 +19,38 @@ import contextlib
 import copy
 import inspect
 import pickle
-from collections.abc import Callable, Iterable
+import random
+import string
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 import ndshare
-from ndshare.compat import _named_arrays, preloads
+from ndshare.compat import _named_arrays
 
 __version__ = "0.2.1"
 
+# `import *` gave what the original had imported, too.
 __all__ = [
     "Future",
     "ProcessPoolExecutor",
+    "concurrent",
     "dtype_to_tuple",
     "is_shmable",
     "is_shmkey",
+    "np",
     "pack_dtype",
+    "pickle",
     "pickle_as_array",
+    "random",
     "register_array_wrapper",
     "shm_clear",
     "shm_del",
     "shm_pop",
     "shm_put",
     "shm_wrap_f",
+    "string",
     "unpack_dtype",
     "unpickle_from_array",
     "unshm",
@@ -254,9 +262,9 @@ class ProcessPoolExecutor(ndshare.ProcessPoolExecutor):
         ``snapshot="start"``.
     """
 
-    def __init__(self, *args: Any, preload: Iterable[str] = (), **options: Any) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         options.setdefault("snapshot", "submit")
-        super().__init__(*args, preload=(*preloads(), *preload), **options)
+        super().__init__(*args, **options)
 
     def submit(self, f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Schedule ``f(*args, **kwargs)`` and return its future.

@@ -30,11 +30,14 @@
  * SYNC POINT commit: stored with release by the writer, loaded with acquire by readers.
  *
  * A reader that was overtaken twice holds the gate of the key (a shared lock on a byte of the file) and raises
- * `slow`. A writer that finds `slow` raised after its `done = 0` waits until it has the gate for itself. Either
- * the reader sees `done = 0` or the writer sees `slow`.
+ * `slow`. A writer that finds `slow` raised after its `done = 0` waits until it has the gate for itself, as long
+ * as it may; then it gives the slot up, as one that died. Either the reader sees `done = 0` or the writer sees `slow`.
  *
  * Locking order: keys by index, then the gate; nobody waits for a key while holding a gate. Between dicts there
  * is no order: who waits for a key says so in the cells of those it holds, and looks whether it waits for itself.
+ *
+ * Within a process nothing here relies on the GIL: a key belongs to one thread at a time (`owner`), each thread knows
+ * what it has, and who uses the descriptor is counted (`busy`) before it looks whether it may (`shut`).
  */
 #ifndef NDSHARE_DICT_H
 #define NDSHARE_DICT_H
@@ -55,6 +58,7 @@
 #define NDSHARE_DICT_CELL 128
 #define NDSHARE_DICT_HANDLER "ndshare_slot"       /* name of the handlers of lending.c */
 #define NDSHARE_DICT_MAX_KEYS (1 << 20)
+#define NDSHARE_DICT_MOST (UINT64_C(1) << 43)      /* stamps and transactions: nobody writes that often */
 #define NDSHARE_DICT_LARGE ((size_t)256 << 10)    /* from here on, slots are whole pages */
 #define NDSHARE_DICT_LOCKS (INT64_C(1) << 60)                            /* byte of the lock of key 0 */
 #define NDSHARE_DICT_GATES (NDSHARE_DICT_LOCKS + (INT64_C(1) << 24))     /* byte of the gate of key 0 */
@@ -69,46 +73,46 @@ typedef struct {
     _Atomic uint64_t seal[2];                 /* of stamp and version, to find damage when attaching */
     _Atomic uint32_t wake, waiters;           /* futex: grows when waiters are woken */
     _Atomic uint32_t freed, lock_waiters;     /* the same, of the lock */
-    _Atomic uint32_t holder, slow;            /* pid of who has the lock, for messages */
+    _Atomic uint32_t holder;                  /* pid of who has the lock, for messages */
+    _Atomic uint32_t slow;                    /* 1: somebody reads behind the gate. 2: and a writer sleeps on this */
     _Atomic uint64_t wanted;                  /* what who has the lock waits for: see holders.c. 0: nothing */
 } ndshare_dict_cell;
 
 _Static_assert(sizeof(ndshare_dict_cell) <= NDSHARE_DICT_CELL && ATOMIC_LLONG_LOCK_FREE == 2,
                "a cell has its size, and atomics between processes use no lock inside one of them");
 
-typedef struct {
+struct ndshare_store;
+
+/* What a process knows of a key. From `writing` on only the thread that has the lock touches it. */
+typedef struct ndshare_entry {
+    struct ndshare_store *store;
     size_t offset, nbytes, stride;
     PyArray_Descr *dtype;
     int ndim;
     npy_intp *shape;
-    unsigned long owner;     /* thread of this process that has the lock, 0: none */
+    _Atomic uint64_t owner;  /* thread of this process that has the lock, or is about to take it; 0: none */
     int writing;             /* slot that the owner has begun, or -1 */
     uint64_t stamp;          /* and its stamp */
-    PyObject *window[2];     /* of the slots: see lending.c */
+    PyObject *window[2];     /* of the slots, and which block goes there: see lending.c */
+    int turn;
+    struct ndshare_entry *next;  /* that the same thread has */
 } ndshare_entry;
-
-typedef struct {
-    unsigned long thread;
-    Py_ssize_t key;
-} ndshare_held;
 
 typedef struct ndshare_store {
     PyObject_HEAD
     PyObject *weakrefs;
-    int fd;                  /* -1: closed */
-    bool shut;               /* no new operation may begin */
-    Py_ssize_t busy;         /* locks and operations of this process that are under way */
+    _Atomic int fd;              /* -1: closed */
+    _Atomic bool shut;           /* no new operation may begin */
+    _Atomic Py_ssize_t busy;     /* locks, and operations with the descriptor, of this process that are under way */
     char *base;
     size_t size, cells;
     Py_ssize_t count;
     ndshare_entry *entries;
     uint32_t pid;
-    pthread_mutex_t slow_lock;   /* slow readers of this process, and writers that wait for slow readers */
+    pthread_mutex_t slow_lock;   /* slow readers of this process, and writers that look for slow readers */
     uint64_t device, inode;
-    PyObject *fitting;       /* called with key and object: makes an array that can be stored, or raises */
-    ndshare_held *held;      /* keys that threads of this process have locked */
-    Py_ssize_t held_count, held_room;
-    struct ndshare_store *next, *previous;   /* all of this process */
+    PyObject *fitting;           /* called with key and object: makes an array that can be stored, or raises */
+    struct ndshare_store *next, *previous;   /* all of this process: see holders.c */
 } ndshare_store;
 
 typedef struct {

@@ -1,4 +1,4 @@
-/* Which thread of this process has which keys, of all dicts; and who waits for whom.
+/* Which keys a thread has, of all dicts; and who waits for whom.
  *
  * Within a dict, keys are locked in their order, which is looked at before anybody waits. Between dicts there is
  * no order. There a thread that waits for a key writes it into the cells of all keys it has (`wanted`): who waits
@@ -7,18 +7,47 @@
  *
  * Who takes a lock clears `wanted`: what a holder that died has left there counts no more.
  *
- * Everything here happens with the GIL. */
+ * A thread frees what it has taken, nobody else: so each has a chain of its own, and only the list of all dicts
+ * needs a lock, which who is waiting takes.
+ */
 #define NO_IMPORT_ARRAY
 #include "holders.h"
 
-#include <errno.h>
-#include <pythread.h>
 #include <sys/stat.h>
 
 #define KEY_BITS 20          /* NDSHARE_DICT_MAX_KEYS */
 #define LONGEST_CHAIN 64
 
+static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER;
 static ndshare_store *all;
+static _Atomic uint64_t threads;
+static _Thread_local uint64_t me;
+static _Thread_local ndshare_entry *mine;
+
+static void
+before_fork(void)
+{
+    pthread_mutex_lock(&all_lock);
+}
+
+static void
+after_fork(void)
+{
+    pthread_mutex_unlock(&all_lock);
+}
+
+/* Once in a process, before there is a dict. */
+int
+ndshare_holders_prepare(void)
+{
+    static bool prepared;
+    if (!prepared && pthread_atfork(before_fork, after_fork, after_fork) != 0) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    prepared = true;
+    return 0;
+}
 
 int
 ndshare_holders_join(ndshare_store *store, int fd)
@@ -30,17 +59,20 @@ ndshare_holders_join(ndshare_store *store, int fd)
     }
     store->device = (uint64_t)status.st_dev;
     store->inode = (uint64_t)status.st_ino;
+    pthread_mutex_lock(&all_lock);
     store->next = all;
     if (all != NULL) {
         all->previous = store;
     }
     all = store;
+    pthread_mutex_unlock(&all_lock);
     return 0;
 }
 
 void
 ndshare_holders_leave(ndshare_store *store)
 {
+    pthread_mutex_lock(&all_lock);
     if (store->previous != NULL) {
         store->previous->next = store->next;
     }
@@ -50,50 +82,45 @@ ndshare_holders_leave(ndshare_store *store)
     if (store->next != NULL) {
         store->next->previous = store->previous;
     }
-    PyMem_Free(store->held);
+    pthread_mutex_unlock(&all_lock);
 }
 
-int
-ndshare_holders_add(ndshare_store *store, Py_ssize_t key)
+/* A number that no other thread of this process has or had; idents of threads are used again. */
+uint64_t
+ndshare_thread(void)
 {
-    if (store->held_count == store->held_room) {
-        Py_ssize_t room = 2 * store->held_room + 8;
-        ndshare_held *grown = PyMem_Realloc(store->held, sizeof *grown * (size_t)room);
-        if (grown == NULL) {
-            return ENOMEM;
-        }
-        store->held = grown;
-        store->held_room = room;
+    if (me == 0) {
+        me = atomic_fetch_add(&threads, 1) + 1;
     }
-    store->held[store->held_count++] = (ndshare_held){PyThread_get_thread_ident(), key};
-    return 0;
+    return me;
+}
+
+/* The chain of what this thread has. */
+ndshare_entry *
+ndshare_holders_first(void)
+{
+    return mine;
+}
+
+/* An entry that somebody has keeps its store. */
+void
+ndshare_holders_add(ndshare_entry *entry)
+{
+    entry->next = mine;
+    mine = entry;
+    Py_INCREF(entry->store);
 }
 
 void
-ndshare_holders_remove(ndshare_store *store, Py_ssize_t key)
+ndshare_holders_remove(ndshare_entry *entry)
 {
-    /* From the end: given back in the reverse order. */
-    for (Py_ssize_t i = store->held_count - 1; i >= 0; i--) {
-        if (store->held[i].key == key) {
-            store->held[i] = store->held[--store->held_count];
+    for (ndshare_entry **link = &mine; *link != NULL; link = &(*link)->next) {
+        if (*link == entry) {
+            *link = entry->next;
+            Py_DECREF(entry->store);
             return;
         }
     }
-}
-
-/* Whether this thread has any key of any dict. */
-bool
-ndshare_holders_any(void)
-{
-    unsigned long me = PyThread_get_thread_ident();
-    for (const ndshare_store *store = all; store != NULL; store = store->next) {
-        for (Py_ssize_t i = 0; i < store->held_count; i++) {
-            if (store->held[i].thread == me) {
-                return true;
-            }
-        }
-    }
-    return false;
 }
 
 static bool
@@ -102,20 +129,10 @@ same_file(const ndshare_store *one, const ndshare_store *other)
     return one->inode == other->inode && one->device == other->device;
 }
 
-/* The last key of this dict that this thread has, or -1; a process may be attached to a dict several times. */
-Py_ssize_t
-ndshare_holders_last(const ndshare_store *store)
+static Py_ssize_t
+key_of(const ndshare_entry *entry)
 {
-    unsigned long me = PyThread_get_thread_ident();
-    Py_ssize_t last = -1;
-    for (const ndshare_store *one = all; one != NULL; one = one->next) {
-        for (Py_ssize_t i = 0; i < one->held_count && same_file(one, store); i++) {
-            if (one->held[i].thread == me && one->held[i].key > last) {
-                last = one->held[i].key;
-            }
-        }
-    }
-    return last;
+    return entry - entry->store->entries;
 }
 
 static uint64_t
@@ -124,45 +141,60 @@ name_of(const ndshare_store *store, Py_ssize_t key)
     return store->inode << KEY_BITS | (uint64_t)key;
 }
 
+/* The last key of this dict that this thread has, or -1; a process may be attached to a dict several times. */
+Py_ssize_t
+ndshare_holders_last(const ndshare_store *store)
+{
+    Py_ssize_t last = -1;
+    for (const ndshare_entry *entry = mine; entry != NULL; entry = entry->next) {
+        if (same_file(entry->store, store) && key_of(entry) > last) {
+            last = key_of(entry);
+        }
+    }
+    return last;
+}
+
 /* Say in everything that this thread has that it waits for a key; with a key < 0, that it waits no more. */
 void
 ndshare_holders_want(const ndshare_store *store, Py_ssize_t key)
 {
-    unsigned long me = PyThread_get_thread_ident();
     uint64_t name = key < 0 ? 0 : name_of(store, key);
-    for (const ndshare_store *one = all; one != NULL; one = one->next) {
-        for (Py_ssize_t i = 0; i < one->held_count; i++) {
-            if (one->held[i].thread == me) {
-                atomic_store(&ndshare_dict_cell_of(one, one->held[i].key)->wanted, name);
-            }
-        }
+    for (const ndshare_entry *entry = mine; entry != NULL; entry = entry->next) {
+        atomic_store(&ndshare_dict_cell_of(entry->store, key_of(entry))->wanted, name);
     }
+}
+
+/* What the holder of a key waits for; 0: nothing, or this process does not have the dict of the key. */
+static uint64_t
+wanted_by_holder(uint64_t name)
+{
+    Py_ssize_t number = (Py_ssize_t)(name & (NDSHARE_DICT_MAX_KEYS - 1));
+    uint64_t wanted = 0;
+    pthread_mutex_lock(&all_lock);
+    const ndshare_store *there = all;
+    while (there != NULL && there->inode != name >> KEY_BITS) {
+        there = there->next;
+    }
+    if (there != NULL && number < there->count) {
+        wanted = atomic_load(&ndshare_dict_cell_of(there, number)->wanted);
+    }
+    pthread_mutex_unlock(&all_lock);
+    return wanted;
 }
 
 /* The key of this thread for which the holder of `key` waits, itself or through others; 0 if there is none. */
 uint64_t
 ndshare_holders_cycle(const ndshare_store *store, Py_ssize_t key)
 {
-    unsigned long me = PyThread_get_thread_ident();
     uint64_t name = name_of(store, key);
     for (int steps = 0; steps < LONGEST_CHAIN; steps++) {
-        const ndshare_store *there = all;
-        while (there != NULL && there->inode != name >> KEY_BITS) {
-            there = there->next;
-        }
-        Py_ssize_t number = (Py_ssize_t)(name & (NDSHARE_DICT_MAX_KEYS - 1));
-        if (there == NULL || number >= there->count) {
-            return 0;
-        }
-        name = atomic_load(&ndshare_dict_cell_of(there, number)->wanted);
+        name = wanted_by_holder(name);
         if (name == 0) {
             return 0;
         }
-        for (const ndshare_store *one = all; one != NULL; one = one->next) {
-            for (Py_ssize_t i = 0; i < one->held_count; i++) {
-                if (one->held[i].thread == me && name_of(one, one->held[i].key) == name) {
-                    return name;
-                }
+        for (const ndshare_entry *entry = mine; entry != NULL; entry = entry->next) {
+            if (name_of(entry->store, key_of(entry)) == name) {
+                return name;
             }
         }
     }
@@ -180,26 +212,18 @@ ndshare_holders_descends(const ndshare_store *store, Py_ssize_t key, uint64_t li
 PyObject *
 ndshare_holders_keys(const ndshare_store *store, bool anywhere)
 {
-    unsigned long me = PyThread_get_thread_ident();
     PyObject *keys = PyList_New(0);
-    for (const ndshare_store *one = all; keys != NULL && one != NULL; one = one->next) {
-        for (Py_ssize_t i = 0; i < one->held_count && (one == store || (anywhere && same_file(one, store))); i++) {
-            PyObject *number = one->held[i].thread == me ? PyLong_FromSsize_t(one->held[i].key) : NULL;
-            if (number != NULL && PyList_Append(keys, number) < 0) {
+    for (const ndshare_entry *entry = mine; keys != NULL && entry != NULL; entry = entry->next) {
+        if (entry->store == store || (anywhere && same_file(entry->store, store))) {
+            PyObject *number = PyLong_FromSsize_t(key_of(entry));
+            if (number == NULL || PyList_Append(keys, number) < 0) {
                 Py_CLEAR(keys);
             }
             Py_XDECREF(number);
-            if (keys == NULL || PyErr_Occurred()) {
-                Py_CLEAR(keys);
-                return NULL;
-            }
         }
     }
+    if (keys != NULL && PyList_Reverse(keys) < 0) {  /* as they were taken */
+        Py_CLEAR(keys);
+    }
     return keys;
-}
-
-PyObject *
-ndshare_store_held(PyObject *self, PyObject *Py_UNUSED(unused))
-{
-    return ndshare_holders_keys((ndshare_store *)self, false);
 }

@@ -1,8 +1,9 @@
 /* Lending the idle slot of a key to the function that computes its new value.
  *
- * While the function runs, its thread's NumPy takes memory from a handler of ours (NEP 49): the first block that
- * has the size of the value lies in the slot, the others are recycled by-value blocks. What `0.1 * new + 0.9 * old`
- * returns then is in its place already, and nothing is copied.
+ * While the function runs, its thread's NumPy takes memory from a handler of ours (NEP 49): one of the blocks that
+ * have the size of the value lies in the slot, the others are recycled by-value blocks. What `0.1 * new + 0.9 * old`
+ * returns then is in its place already, and nothing is copied. Which one that is, the first or, where NumPy makes no
+ * use of temporaries again, a later one, is learned from the call before (`turn`).
  *
  * A window is a second mapping of a slot, for such a block. It belongs to its capsule, which the slot's entry
  * and, as NumPy does it, each array that was made with the handler refer to.
@@ -20,38 +21,66 @@
 #define NO_IMPORT_ARRAY
 #define _GNU_SOURCE
 #include "lending.h"
+#include "holders.h"
 #include "memory.h"
 
-#include <pythread.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #define CAPSULE_NAME "mem_handler"   /* NumPy's */
 #define MOST_WINDOWS 256             /* of a process: the kernel counts mappings */
+#define MOST_BLOCKS 16               /* of a call that are kept in mind */
 
 typedef struct {
     char *base;
     size_t length, nbytes;
-    unsigned long thread;        /* that opened it: a context that the function copied may live on in another one */
-    bool open, detached;
+    _Atomic uint64_t thread;     /* that has it open, or 0; a context that the function copied may live on in another */
+    bool detached;
     _Atomic bool taken;
+    int turn, asked;             /* which block goes here; how many were asked for */
+    void *blocks[MOST_BLOCKS];   /* the others */
     PyDataMem_Handler handler;
 } window;
 
-static int windows;
+static _Atomic int windows;
+
+/* Whether a block of this size is one that counts; then `number` is which one. */
+static bool
+counts(window *self, size_t nbytes, int *number)
+{
+    if (nbytes != self->nbytes || self->thread != ndshare_thread()) {
+        return false;
+    }
+    *number = self->asked++;
+    return true;
+}
 
 static bool
-take(window *self, size_t nbytes)
+take(window *self, int number)
 {
-    return self->open && nbytes == self->nbytes && self->thread == PyThread_get_thread_ident()
-        && !atomic_exchange(&self->taken, true);
+    return number == self->turn && !atomic_exchange(&self->taken, true);
+}
+
+static void *
+keep_in_mind(window *self, int number, void *block)
+{
+    if (number < MOST_BLOCKS) {
+        self->blocks[number] = block;
+    }
+    return block;
 }
 
 static void *
 lent_malloc(void *context, size_t nbytes)
 {
     window *self = context;
-    return take(self, nbytes) ? self->base : ndshare_memory_blocks.malloc(ndshare_memory_blocks.ctx, nbytes);
+    int number;
+    bool counted = counts(self, nbytes, &number);
+    if (counted && take(self, number)) {
+        return self->base;
+    }
+    void *block = ndshare_memory_blocks.malloc(ndshare_memory_blocks.ctx, nbytes);
+    return counted ? keep_in_mind(self, number, block) : block;
 }
 
 static void *
@@ -59,10 +88,13 @@ lent_calloc(void *context, size_t count, size_t size)
 {
     window *self = context;
     size_t nbytes;
-    if (!__builtin_mul_overflow(count, size, &nbytes) && take(self, nbytes)) {
+    int number;
+    bool counted = !__builtin_mul_overflow(count, size, &nbytes) && counts(self, nbytes, &number);
+    if (counted && take(self, number)) {
         return memset(self->base, 0, nbytes);
     }
-    return ndshare_memory_blocks.calloc(ndshare_memory_blocks.ctx, count, size);
+    void *block = ndshare_memory_blocks.calloc(ndshare_memory_blocks.ctx, count, size);
+    return counted ? keep_in_mind(self, number, block) : block;
 }
 
 static void
@@ -118,12 +150,15 @@ window_make(const ndshare_store *store, Py_ssize_t key, int slot)
     *self = (window){.length = entry->stride, .nbytes = entry->nbytes};
     self->handler = (PyDataMem_Handler){
         NDSHARE_DICT_HANDLER, 1, {self, lent_malloc, lent_calloc, lent_realloc, lent_free}};
-    off_t offset = (off_t)(entry->offset + (size_t)slot * entry->stride);
-    void *base = mmap(NULL, self->length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, store->fd, offset);
+    /* The same pages a second time: that is what mremap does with an old size of 0. */
+    void *base = mremap(ndshare_dict_data(store, key, slot), 0, self->length, MREMAP_MAYMOVE);
     if (base == MAP_FAILED) {
         PyMem_Free(self);
         return NULL;
     }
+#ifdef MADV_POPULATE_WRITE
+    madvise(base, self->length, MADV_POPULATE_WRITE);  /* from Linux 5.14 on; else page by page */
+#endif
     self->base = base;
     PyObject *capsule = PyCapsule_New(&self->handler, CAPSULE_NAME, window_end);
     if (capsule == NULL) {
@@ -148,8 +183,10 @@ ndshare_lending_open(ndshare_store *store, Py_ssize_t key, int slot)
             return NULL;
         }
     }
-    window_of(entry->window[slot])->thread = PyThread_get_thread_ident();
-    window_of(entry->window[slot])->open = true;
+    window *self = window_of(entry->window[slot]);
+    self->turn = entry->turn;
+    self->asked = 0;
+    self->thread = ndshare_thread();
     return entry->window[slot];
 }
 
@@ -171,22 +208,29 @@ detach(window *self)
 }
 
 /* No further block goes to the window. 1: `value`, a new reference of the caller's, is all there is in it. 0: there
- * is nothing, or there is no more. -1: out of memory, without an error set. */
+ * is nothing, or there is no more. -1: out of memory, without an error set. `value` is what fits the key, or NULL. */
 int
-ndshare_lending_close(PyObject *capsule, PyObject *value)
+ndshare_lending_close(ndshare_store *store, Py_ssize_t key, PyObject *capsule, PyObject *value)
 {
     window *self = window_of(capsule);
-    self->open = false;
+    self->thread = 0;
+    bool alone = false;
+    void *data = NULL;
+    if (value != NULL && PyArray_CheckExact(value) && Py_REFCNT(value) == 1) {
+        PyArrayObject_fields *array = (PyArrayObject_fields *)value;
+        alone = array->base == NULL && array->weakreflist == NULL;
+        data = array->data;
+    }
+    for (int number = self->asked < MOST_BLOCKS ? self->asked : MOST_BLOCKS; alone && number-- > 0;) {
+        if (self->blocks[number] == data && number != self->turn) {
+            store->entries[key].turn = number;
+            break;
+        }
+    }
     if (!atomic_load(&self->taken) || self->detached) {
         return 0;
     }
-    if (value != NULL && PyArray_CheckExact(value) && Py_REFCNT(value) == 1) {
-        PyArrayObject_fields *array = (PyArrayObject_fields *)value;
-        if (array->data == self->base && array->base == NULL && array->weakreflist == NULL) {
-            return 1;
-        }
-    }
-    return detach(self);
+    return alone && data == self->base ? 1 : detach(self);
 }
 
 /* Let the entry forget a window that was detached. */
@@ -204,16 +248,11 @@ ndshare_lending_drop(ndshare_store *store, Py_ssize_t key, PyObject *capsule)
 PyObject *
 ndshare_store_recall(PyObject *object, PyObject *Py_UNUSED(unused))
 {
-    ndshare_store *store = (ndshare_store *)object;
-    for (Py_ssize_t i = 0; i < store->held_count; i++) {
-        ndshare_entry *entry = &store->entries[store->held[i].key];
-        if (store->held[i].thread != PyThread_get_thread_ident() || entry->writing < 0) {
-            continue;
-        }
-        PyObject *capsule = entry->window[entry->writing];
-        if (capsule != NULL && window_of(capsule)->open) {
+    for (ndshare_entry *entry = ndshare_holders_first(); entry != NULL; entry = entry->next) {
+        PyObject *capsule = entry->writing < 0 ? NULL : entry->window[entry->writing];
+        if ((PyObject *)entry->store == object && capsule != NULL && window_of(capsule)->thread != 0) {
             window *self = window_of(capsule);
-            self->open = false;
+            self->thread = 0;
             if (atomic_load(&self->taken) && detach(self) < 0) {
                 return PyErr_NoMemory();
             }

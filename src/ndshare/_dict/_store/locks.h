@@ -4,9 +4,10 @@
 
 #include "dict.h"
 
-PyObject *ndshare_lock_keys(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, double timeout);
+PyObject *ndshare_lock_keys(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, double end);
+PyObject *ndshare_lock_failure(const ndshare_store *store, const char *reason, Py_ssize_t key);
 void ndshare_lock_free(ndshare_store *store, Py_ssize_t key);
-bool ndshare_lock_owned(ndshare_store *store, Py_ssize_t key);
+bool ndshare_lock_owned(const ndshare_store *store, Py_ssize_t key);
 void ndshare_lock_forget(ndshare_store *store);
 
 #endif

@@ -70,12 +70,12 @@ ndshare_memory_restore(PyObject *before)
     return 0;
 }
 
-/* A new private array for a value of a key. */
+/* A new private array for a value of a key; `brief`: it is filled, and soon given back. */
 PyObject *
-ndshare_store_empty(ndshare_store *store, Py_ssize_t key)
+ndshare_memory_empty(const ndshare_store *store, Py_ssize_t key, bool brief)
 {
-    ndshare_entry *entry = &store->entries[key];
-    bool recycle = entry->nbytes >= NDSHARE_DICT_LARGE && entry->nbytes < HUGE_BYTES;
+    const ndshare_entry *entry = &store->entries[key];
+    bool recycle = entry->nbytes >= NDSHARE_DICT_LARGE && (brief || entry->nbytes < HUGE_BYTES);
     PyObject *before = ndshare_memory_set(recycle ? ndshare_memory_recycled() : NULL);
     if (before == NULL && PyErr_Occurred()) {
         return NULL;

@@ -10,6 +10,6 @@ int ndshare_memory_configure(PyObject *capsule);
 PyObject *ndshare_memory_recycled(void);
 PyObject *ndshare_memory_set(PyObject *handler);
 int ndshare_memory_restore(PyObject *before);
-PyObject *ndshare_store_empty(ndshare_store *store, Py_ssize_t key);
+PyObject *ndshare_memory_empty(const ndshare_store *store, Py_ssize_t key, bool brief);
 
 #endif

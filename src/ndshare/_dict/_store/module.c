@@ -3,15 +3,15 @@
  * dict.h     the layout in the file, the order of the stores; what a process keeps of it
  * waiting    sleeping until a value changes; locks of the kernel, gates
  * slots      which slot is current, publishing, commit of several; copies into slots and out of them
- * holders    which thread has which keys, who waits for whom
- * arguments  numbers of keys
+ * holders    which keys a thread has, who waits for whom
+ * arguments  numbers of keys, arrays that fit
  * locks      locks of keys
  * memory     where the memory of large values comes from
- * view       arrays on the slots
+ * view       read-only arrays on the slots
  * lending    the idle slot as memory of what an update function makes
  * reading    copies, snapshots, waiting for newer values
- * writing    put, begin, update
- * hold       locks for the length of a block, and what was begun published at its end
+ * writing    beginning a slot, update
+ * hold       locks for the length of a block, new values published together
  * store      the type
  *
  * A file includes the headers of those above it only.
@@ -19,10 +19,12 @@
 #include "extension.h"
 
 #include "hold.h"
+#include "holders.h"
 #include "memory.h"
 #include "slots.h"
 #include "store.h"
 #include "view.h"
+#include "writing.h"
 
 static PyObject *
 kill_after(PyObject *Py_UNUSED(module), PyObject *number)
@@ -49,6 +51,8 @@ static PyMethodDef methods[] = {
      PyDoc_STR("intact(array) -> bool or None\n\nWhether a view shows what it was made for; None: not a view.")},
     {"kill_after", kill_after, METH_O,
      PyDoc_STR("kill_after(steps)\n\nFor tests: kill this process after that many steps of writing; -1: never.")},
+    {"own", (PyCFunction)(void (*)(void))ndshare_writing_own, METH_FASTCALL,
+     PyDoc_STR("own(arrays, given)\n\nReplace what is not the list's alone, or is what was given, by copies.")},
     {"set_memory", set_memory, METH_O,
      PyDoc_STR("set_memory(handler)\n\nWhere NumPy takes blocks from while an update function runs.")},
     {NULL, NULL, 0, NULL},
@@ -58,6 +62,9 @@ static int
 module_exec(PyObject *module)
 {
     import_array1(-1);
+    if (ndshare_holders_prepare() < 0) {
+        return -1;
+    }
     ndshare_dict_state *state = PyModule_GetState(module);
     state->store_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &ndshare_store_spec, NULL);
     state->view_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &ndshare_view_spec, NULL);
@@ -93,7 +100,7 @@ module_clear(PyObject *module)
     return 0;
 }
 
-NDSHARE_EXTENSION(_store, ndshare_dict_definition, Py_MOD_GIL_USED, module_exec,
+NDSHARE_EXTENSION(_store, ndshare_dict_definition, Py_MOD_GIL_NOT_USED, module_exec,
                   .m_name = "ndshare._dict._store",
                   .m_doc = PyDoc_STR("Two slots per key, in a file that several processes map."),
                   .m_size = sizeof(ndshare_dict_state),

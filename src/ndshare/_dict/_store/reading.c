@@ -9,7 +9,7 @@
 #include <fcntl.h>
 #include <string.h>
 
-#define TRIES 2                     /* then with the gate, where one try is enough */
+#define GATE_REST_S 0.0005          /* between two tries to pass the gates */
 #define GIL_BYTES ((size_t)1 << 16) /* below, giving the GIL up costs more than the copy */
 #define VALUE_SLICE_S 0.2    /* how long a value stays unnoticed whose writer died before it could wake anybody */
 
@@ -23,11 +23,9 @@ copy_out(ndshare_store *store, Py_ssize_t key, const ndshare_current *from, PyOb
         memcpy(target, source, nbytes);
         return;
     }
-    store->busy++;
     Py_BEGIN_ALLOW_THREADS
     ndshare_slot_copy_out(target, source, nbytes);
     Py_END_ALLOW_THREADS
-    store->busy--;
 }
 
 /* Where the values of several keys lie that were all current at one instant. EAGAIN: they change too fast. */
@@ -63,7 +61,7 @@ gates(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, short kind)
     for (Py_ssize_t i = 0, next; i < n; i = next) {
         for (next = i + 1; next < n && keys[next] == keys[next - 1] + 1; next++) {
         }
-        int error = ndshare_range_lock(store, NDSHARE_DICT_GATES + keys[i], next - i, kind, true);
+        int error = ndshare_range_lock(store, NDSHARE_DICT_GATES + keys[i], next - i, kind);
         if (error != 0) {
             return error;
         }
@@ -72,21 +70,23 @@ gates(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, short kind)
 }
 
 /* No writer that begins now writes before this is over; each that is at it publishes at most once. A slot may
- * be marked as begun meanwhile, by a writer that waits: its data are still what was found. */
+ * be marked as begun meanwhile, by a writer that waits: its data are still what was found. EAGAIN: a writer looks
+ * at one of the gates. */
 static int
 read_behind_gates(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, ndshare_current *found, PyObject **to)
 {
-    store->busy++;
     int error;
     Py_BEGIN_ALLOW_THREADS
     pthread_mutex_lock(&store->slow_lock);
     error = gates(store, keys, n, F_RDLCK);
-    if (error == 0) {
+    bool passed = error == 0;
+    if (passed) {
         for (Py_ssize_t i = 0; i < n; i++) {
             atomic_store(&ndshare_dict_cell_of(store, keys[i])->slow, 1);
         }
         atomic_thread_fence(memory_order_seq_cst);
         error = look_at_all(store, keys, n, found, 2 * n + 16);
+        error = error == EAGAIN ? ENODATA : error;  /* cannot be */
     }
     for (Py_ssize_t i = 0; error == 0 && i < n; i++) {
         ndshare_slot_copy_out(PyArray_DATA((PyArrayObject *)to[i]), ndshare_dict_data(store, keys[i], found[i].slot),
@@ -94,8 +94,25 @@ read_behind_gates(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, nd
     }
     gates(store, keys, n, F_UNLCK);
     pthread_mutex_unlock(&store->slow_lock);
+    for (Py_ssize_t i = 0; passed && i < n; i++) {
+        ndshare_gate_wake(ndshare_dict_cell_of(store, keys[i]));
+    }
     Py_END_ALLOW_THREADS
-    store->busy--;
+    return error;
+}
+
+static int
+read_once(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, ndshare_current *found, PyObject **to)
+{
+    int error = look_at_all(store, keys, n, found, 2);
+    for (Py_ssize_t i = 0; error == 0 && i < n; i++) {
+        copy_out(store, keys[i], &found[i], to[i]);
+    }
+    for (Py_ssize_t i = 0; error == 0 && i < n; i++) {
+        if (!ndshare_slot_unchanged(store, keys[i], &found[i])) {
+            error = EAGAIN;
+        }
+    }
     return error;
 }
 
@@ -103,30 +120,25 @@ read_behind_gates(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, nd
 static int
 read_all(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n, ndshare_current *found, PyObject **to)
 {
-    int error = EAGAIN;
-    for (int try = 0; try < TRIES && error == EAGAIN; try++) {
-        error = look_at_all(store, keys, n, found, 2);
-        for (Py_ssize_t i = 0; error == 0 && i < n; i++) {
-            copy_out(store, keys[i], &found[i], to[i]);
-        }
-        for (Py_ssize_t i = 0; error == 0 && i < n; i++) {
-            if (!ndshare_slot_unchanged(store, keys[i], &found[i])) {
-                error = EAGAIN;
+    int error = read_once(store, keys, n, found, to);
+    while (error == EAGAIN) {
+        error = read_once(store, keys, n, found, to);
+        if (error == EAGAIN) {
+            store->busy++;
+            bool closed = store->fd < 0;
+            error = closed ? 0 : read_behind_gates(store, keys, n, found, to);
+            store->busy--;
+            if (closed) {
+                ndshare_store_open(store);
+                return -1;
             }
         }
+        _Atomic uint32_t never = 0;
+        if (error == EAGAIN && ndshare_doze(&never, 0, GATE_REST_S) < 0) {
+            return -1;
+        }
     }
-    if (error == EAGAIN) {
-        error = read_behind_gates(store, keys, n, found, to);
-    }
-    if (error == ENODATA || error == EAGAIN) {
-        return ndshare_store_damaged(keys[0]);
-    }
-    if (error != 0) {
-        errno = error;
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
-    }
-    return 0;
+    return error == 0 ? 0 : ndshare_store_failed(keys[0], error);
 }
 
 PyObject *
@@ -138,7 +150,7 @@ ndshare_store_load(PyObject *self, PyObject *number)
         return NULL;
     }
     ndshare_current found;
-    PyObject *array = ndshare_store_empty(store, key);
+    PyObject *array = ndshare_memory_empty(store, key, false);
     if (array != NULL && read_all(store, &key, 1, &found, &array) < 0) {
         Py_CLEAR(array);
     }
@@ -160,7 +172,7 @@ ndshare_store_snapshot(PyObject *self, PyObject *sequence)
         goto done;
     }
     for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *array = ndshare_store_empty(store, keys[i]);
+        PyObject *array = ndshare_memory_empty(store, keys[i], false);
         if (array == NULL) {
             goto done;
         }
@@ -210,26 +222,23 @@ ndshare_store_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     ndshare_dict_cell *cell = ndshare_dict_cell_of(store, key);
-    double end = timeout < 0 ? -1 : ndshare_monotonic() + timeout;
+    double end = ndshare_deadline(timeout);
     for (;;) {
         ndshare_current current;
         uint32_t seen = atomic_load(&cell->wake);
         atomic_store(&cell->waiters, 1);
         if (ndshare_slot_look(store, key, &current) != 0) {
-            ndshare_store_damaged(key);
+            ndshare_store_failed(key, ENODATA);
             return NULL;
         }
         if (current.version > version) {
             return PyLong_FromUnsignedLongLong(current.version);
         }
-        double left = end < 0 ? VALUE_SLICE_S : end - ndshare_monotonic();
+        double left = ndshare_left(end, VALUE_SLICE_S);
         if (left <= 0) {
             Py_RETURN_NONE;
         }
-        store->busy++;
-        int raised = ndshare_doze(&cell->wake, seen, left < VALUE_SLICE_S ? left : VALUE_SLICE_S);
-        store->busy--;
-        if (raised < 0 || !ndshare_store_open(store)) {
+        if (ndshare_doze(&cell->wake, seen, left) < 0 || !ndshare_store_open(store)) {
             return NULL;
         }
     }

@@ -91,9 +91,10 @@ ndshare_slot_unchanged(const ndshare_store *store, Py_ssize_t key, const ndshare
         == seen->stamp;
 }
 
-/* Make the idle slot ready to be written. 0, or an errno. The caller has the lock of the key. */
+/* Make the idle slot ready to be written. 0, as `ndshare_gate_wait`, or ENODATA: no slot has a value, or a stamp that
+ * cannot be. The caller has the lock of the key. */
 int
-ndshare_slot_begin(ndshare_store *store, Py_ssize_t key, ndshare_current *current)
+ndshare_slot_begin(ndshare_store *store, Py_ssize_t key, double end, ndshare_current *current)
 {
     ndshare_dict_cell *cell = ndshare_dict_cell_of(store, key);
     ndshare_entry *entry = &store->entries[key];
@@ -108,6 +109,9 @@ ndshare_slot_begin(ndshare_store *store, Py_ssize_t key, ndshare_current *curren
     }
     ndshare_slot *idle = &cell->slot[1 - current->slot];
     uint64_t begun = atomic_load(&idle->begun);
+    if (begun >= NDSHARE_DICT_MOST || current->stamp >= NDSHARE_DICT_MOST) {
+        return ENODATA;
+    }
     ndshare_dict_step();
     atomic_store(&idle->done, 0);
     ndshare_dict_step();
@@ -116,7 +120,7 @@ ndshare_slot_begin(ndshare_store *store, Py_ssize_t key, ndshare_current *curren
     ndshare_dict_step();
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&cell->slow) != 0) {
-        error = ndshare_gate_wait(store, key);
+        error = ndshare_gate_wait(store, key, end);
     }
     if (error == 0) {
         entry->writing = 1 - current->slot;
@@ -170,7 +174,8 @@ unlink_slots(ndshare_store *store, Py_ssize_t key, uint64_t link)
     }
 }
 
-/* Publish the slots begun of all keys, which ascend and whose locks the caller has, by one store. */
+/* Publish the slots begun of all keys, which ascend and whose locks the caller has, by one store. 0, or ENODATA: the
+ * number of the last transaction cannot be. */
 int
 ndshare_slot_commit(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n)
 {
@@ -179,6 +184,10 @@ ndshare_slot_commit(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n)
         return 0;
     }
     ndshare_dict_cell *leader = ndshare_dict_cell_of(store, keys[0]);
+    _Atomic uint64_t *numbers = (_Atomic uint64_t *)(store->base + NDSHARE_DICT_TXN);
+    if (atomic_load(numbers) >= NDSHARE_DICT_MOST) {
+        return ENODATA;
+    }
     uint64_t last = atomic_load(&leader->commit);
     if (last != atomic_load(&leader->settled)) {
         for (Py_ssize_t key = 0; key < store->count; key++) {
@@ -186,7 +195,6 @@ ndshare_slot_commit(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n)
         }
         atomic_store(&leader->settled, last);
     }
-    _Atomic uint64_t *numbers = (_Atomic uint64_t *)(store->base + NDSHARE_DICT_TXN);
     uint64_t link = (atomic_fetch_add(numbers, 1) + 1) << LEADER_BITS | (uint64_t)keys[0];
     for (Py_ssize_t i = 0; i < n; i++) {
         finish(store, keys[i], link);

@@ -11,7 +11,7 @@ typedef struct {
 
 int ndshare_slot_look(const ndshare_store *store, Py_ssize_t key, ndshare_current *out);
 bool ndshare_slot_unchanged(const ndshare_store *store, Py_ssize_t key, const ndshare_current *seen);
-int ndshare_slot_begin(ndshare_store *store, Py_ssize_t key, ndshare_current *current);
+int ndshare_slot_begin(ndshare_store *store, Py_ssize_t key, double end, ndshare_current *current);
 void ndshare_slot_publish(ndshare_store *store, Py_ssize_t key);
 int ndshare_slot_commit(ndshare_store *store, const Py_ssize_t *keys, Py_ssize_t n);
 void ndshare_slot_fill(ndshare_store *store, Py_ssize_t key, const void *source);

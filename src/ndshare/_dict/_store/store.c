@@ -1,7 +1,8 @@
 /* Store: what a process has of one SharedDict; the type and its life.
  *
  * The memory stays mapped as long as anything refers to the Store, views included; the descriptor, and with it
- * the locks, ends with close().
+ * the locks, ends with close(). So the mapping is of a description of its own, without a lock: a mapping keeps its
+ * description, in this process and in every child of a fork that goes on after it.
  */
 #define NO_IMPORT_ARRAY
 #include "store.h"
@@ -15,6 +16,7 @@
 #include "writing.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <structmember.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -72,6 +74,22 @@ entry_drop(ndshare_entry *entry)
     PyMem_Free(entry->shape);
 }
 
+static char *
+map_anew(int fd, size_t size)
+{
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int own = open(path, O_RDWR | O_CLOEXEC);
+    if (own < 0) {
+        return NULL;
+    }
+    void *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, own, 0);
+    int error = errno;
+    close(own);
+    errno = error;
+    return base == MAP_FAILED ? NULL : base;
+}
+
 static PyObject *
 store_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
@@ -103,6 +121,7 @@ store_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
     }
     size_t offset = (size_t)data;
     for (; self->count < n; self->count++) {
+        self->entries[self->count].store = self;
         offset = entry_take(&self->entries[self->count], PyList_GET_ITEM(list, self->count), offset);
         if (offset == 0 || offset > (size_t)size) {
             if (!PyErr_Occurred()) {
@@ -112,12 +131,11 @@ store_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
             goto fail;
         }
     }
-    void *base = mmap(NULL, self->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (base == MAP_FAILED) {
-        PyErr_SetFromErrno(PyExc_OSError);
+    self->base = map_anew(fd, self->size);
+    if (self->base == NULL) {
+        errno == ENOMEM ? PyErr_NoMemory() : PyErr_SetFromErrno(PyExc_OSError);
         goto fail;
     }
-    self->base = base;
     if (ndshare_holders_join(self, fd) < 0) {
         goto fail;
     }
@@ -165,9 +183,8 @@ store_close(PyObject *object, PyObject *Py_UNUSED(unused))
 {
     ndshare_store *self = (ndshare_store *)object;
     self->shut = true;
-    if (self->fd >= 0) {
-        int fd = self->fd;
-        self->fd = -1;
+    int fd = atomic_exchange(&self->fd, -1);
+    if (fd >= 0) {
         close(fd);
     }
     Py_RETURN_NONE;
@@ -198,6 +215,9 @@ store_check(PyObject *object, PyObject *Py_UNUSED(unused))
 {
     ndshare_store *self = (ndshare_store *)object;
     uint64_t txn = atomic_load((_Atomic uint64_t *)(self->base + NDSHARE_DICT_TXN));
+    if (txn >= NDSHARE_DICT_MOST) {
+        return Py_BuildValue("(is)", 0, "transactions");
+    }
     for (Py_ssize_t key = 0; key < self->count; key++) {
         ndshare_dict_cell *cell = ndshare_dict_cell_of(self, key);
         ndshare_current current;
@@ -211,6 +231,9 @@ store_check(PyObject *object, PyObject *Py_UNUSED(unused))
                 uint64_t done = atomic_load(&cell->slot[s].done), begun = atomic_load(&cell->slot[s].begun);
                 uint64_t link = atomic_load(&cell->slot[s].link), version = atomic_load(&cell->slot[s].version);
                 uint64_t seal = atomic_load(&cell->seal[s]);
+                if (begun >= NDSHARE_DICT_MOST) {
+                    return Py_BuildValue("(ns)", key, "begun");
+                }
                 if (done != 0 && done != begun) {
                     field = "begun";
                 }
@@ -235,6 +258,30 @@ store_check(PyObject *object, PyObject *Py_UNUSED(unused))
         }
     }
     Py_RETURN_NONE;
+}
+
+static PyObject *
+store_held(PyObject *self, PyObject *Py_UNUSED(unused))
+{
+    return ndshare_holders_keys((ndshare_store *)self, false);
+}
+
+static PyObject *
+get_fd(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(((ndshare_store *)self)->fd);
+}
+
+static PyObject *
+get_busy(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSsize_t(((ndshare_store *)self)->busy);
+}
+
+static PyObject *
+get_shutting(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(((ndshare_store *)self)->shut);
 }
 
 static PyObject *
@@ -264,12 +311,9 @@ static PyMethodDef store_methods[] = {
      PyDoc_STR("fits(key, object)\n\nWhether `put` takes it for the key.")},
     {"fill", (PyCFunction)(void (*)(void))ndshare_store_fill, METH_FASTCALL,
      PyDoc_STR("fill(key, array)\n\nThe first value, before the file has a name.")},
-    {"put", (PyCFunction)(void (*)(void))ndshare_store_put, METH_FASTCALL,
-     PyDoc_STR("put(keys, arrays)\n\nWrite and publish, as one store.")},
-    {"begin", ndshare_store_begin, METH_O, PyDoc_STR("begin(key)\n\nThe idle slot with a copy of the value.")},
     {"wait", (PyCFunction)(void (*)(void))ndshare_store_wait, METH_FASTCALL,
      PyDoc_STR("wait(key, version, timeout) -> version or None")},
-    {"held", ndshare_store_held, METH_NOARGS, PyDoc_STR("held()\n\nKeys that this thread has locked.")},
+    {"held", store_held, METH_NOARGS, PyDoc_STR("held()\n\nKeys that this thread has locked.")},
     {"update", (PyCFunction)(void (*)(void))ndshare_store_update, METH_FASTCALL,
      PyDoc_STR("update(key, new, func, copy, timeout) -> array, or as `Hold.take` if the lock is not to be had")},
     {"recall", ndshare_store_recall, METH_NOARGS,
@@ -282,15 +326,15 @@ static PyMethodDef store_methods[] = {
 };
 
 static PyMemberDef store_members[] = {
-    {"fd", T_INT, offsetof(ndshare_store, fd), READONLY, NULL},
-    {"busy", T_PYSSIZET, offsetof(ndshare_store, busy), READONLY, NULL},
     {"fitting", T_OBJECT, offsetof(ndshare_store, fitting), 0, NULL},
-    {"shutting", T_BOOL, offsetof(ndshare_store, shut), READONLY, NULL},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(ndshare_store, weakrefs), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyGetSetDef store_getters[] = {
+    {"fd", get_fd, NULL, PyDoc_STR("Of the file, with its locks; -1: closed."), NULL},
+    {"busy", get_busy, NULL, PyDoc_STR("How many operations of this process need the descriptor."), NULL},
+    {"shutting", get_shutting, NULL, PyDoc_STR("Whether what begins now is refused."), NULL},
     {"persistent", get_persistent, set_persistent, PyDoc_STR("Whether it outlives its users."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

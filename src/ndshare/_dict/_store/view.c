@@ -1,4 +1,5 @@
-/* Arrays on the slots themselves. Their base keeps the memory mapped and knows what was to be seen there. */
+/* Read-only arrays on the slots themselves. Their base keeps the memory mapped, knows what was to be seen there, and
+ * lets nobody make them writable. */
 #define NO_IMPORT_ARRAY
 #include "view.h"
 #include "arguments.h"
@@ -19,7 +20,7 @@ state_of(PyObject *store)
 }
 
 PyObject *
-ndshare_store_array(PyObject *self, Py_ssize_t key, const ndshare_current *where, bool writable)
+ndshare_view_array(PyObject *self, Py_ssize_t key, const ndshare_current *where)
 {
     ndshare_store *store = (ndshare_store *)self;
     ndshare_entry *entry = &store->entries[key];
@@ -36,7 +37,7 @@ ndshare_store_array(PyObject *self, Py_ssize_t key, const ndshare_current *where
     view->where = *where;
     PyObject *array = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(entry->dtype), entry->ndim,
                                            entry->shape, NULL, ndshare_dict_data(store, key, where->slot),
-                                           writable ? NPY_ARRAY_CARRAY : NPY_ARRAY_CARRAY_RO, NULL);
+                                           NPY_ARRAY_CARRAY_RO, NULL);
     if (array == NULL) {
         Py_DECREF(view);
         return NULL;
@@ -56,7 +57,7 @@ ndshare_store_view(PyObject *self, PyObject *number)
     if (key < 0) {
         return NULL;
     }
-    return ndshare_store_array(self, key, &current, false);
+    return ndshare_view_array(self, key, &current);
 }
 
 /* Whether a view, or a view of it, still shows what it was made for; None if it is no view of a slot. */

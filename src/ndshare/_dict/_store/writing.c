@@ -8,27 +8,13 @@
 #include "reading.h"
 #include "slots.h"
 #include "view.h"
+#include "waiting.h"
 
 #include <errno.h>
 #include <string.h>
 
 #define GIL_BYTES ((size_t)1 << 16)
 #define PLAIN_COPY (NPY_ARRAY_CARRAY | NPY_ARRAY_ENSURECOPY | NPY_ARRAY_ENSUREARRAY)
-
-/* Whether an object is an array that can be copied into the slot of a key byte by byte. */
-bool
-ndshare_store_fitting(const ndshare_entry *entry, PyObject *object)
-{
-    if (!PyArray_Check(object)) {
-        return false;
-    }
-    PyArrayObject *array = (PyArrayObject *)object;
-    return PyArray_NDIM(array) == entry->ndim && PyArray_IS_C_CONTIGUOUS(array)
-        && PyArray_CompareLists(PyArray_DIMS(array), entry->shape, entry->ndim)
-        && (PyArray_DESCR(array) == entry->dtype
-            || (PyArray_ISNOTSWAPPED(array) && PyArray_DESCR(array)->type_num == entry->dtype->type_num
-                && PyTypeNum_ISNUMBER(entry->dtype->type_num) && PyArray_EquivTypes(PyArray_DESCR(array), entry->dtype)));
-}
 
 PyObject *
 ndshare_store_fits(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -41,21 +27,12 @@ ndshare_store_fits(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     return PyBool_FromLong(ndshare_store_fitting(&store->entries[key], args[1]));
 }
 
-static bool
-check_fits(const ndshare_entry *entry, PyObject *object)
-{
-    if (!ndshare_store_fitting(entry, object)) {
-        PyErr_SetString(PyExc_TypeError, "the array has not the dtype and shape of its key, or is not contiguous");
-        return false;
-    }
-    return true;
-}
-
+/* Copy a value into the slot that was begun. */
 void
-ndshare_store_copy_in(ndshare_store *store, Py_ssize_t key, int slot, const void *source)
+ndshare_writing_copy(ndshare_store *store, Py_ssize_t key, const void *source)
 {
     size_t nbytes = store->entries[key].nbytes;
-    void *target = ndshare_dict_data(store, key, slot);
+    void *target = ndshare_dict_data(store, key, store->entries[key].writing);
     if (nbytes < GIL_BYTES) {
         ndshare_slot_copy_in(target, source, nbytes);
         return;
@@ -65,22 +42,24 @@ ndshare_store_copy_in(ndshare_store *store, Py_ssize_t key, int slot, const void
     Py_END_ALLOW_THREADS
 }
 
-int
-ndshare_store_start(ndshare_store *store, Py_ssize_t key, ndshare_current *current)
+/* Begin the idle slot of a key whose lock the thread has. None, or why not as `ndshare_lock_keys`, or NULL. */
+PyObject *
+ndshare_writing_start(ndshare_store *store, Py_ssize_t key, double end, ndshare_current *current)
 {
     if (!ndshare_lock_owned(store, key)) {
-        return -1;
+        return NULL;
     }
-    int error = ndshare_slot_begin(store, key, current);
-    if (error == ENODATA) {
-        return ndshare_store_damaged(key);
+    int error = ndshare_slot_begin(store, key, end, current);
+    if (error == 0) {
+        Py_RETURN_NONE;
     }
-    if (error != 0) {
-        errno = error;
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
+    if (error == ETIMEDOUT) {
+        return ndshare_lock_failure(store, "readers", key);
     }
-    return 0;
+    if (error > 0) {
+        ndshare_store_failed(key, error);
+    }
+    return NULL;
 }
 
 PyObject *
@@ -91,69 +70,12 @@ ndshare_store_fill(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if (key < 0) {
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "fill takes 2 arguments, got %zd", nargs);
     }
-    if (!check_fits(&store->entries[key], args[1])) {
+    if (!ndshare_store_fitting(&store->entries[key], args[1])) {
+        PyErr_SetString(PyExc_TypeError, "the array has not the dtype and shape of its key, or is not contiguous");
         return NULL;
     }
     ndshare_slot_fill(store, key, PyArray_DATA((PyArrayObject *)args[1]));
     Py_RETURN_NONE;
-}
-
-/* Write all and publish them by one store. */
-PyObject *
-ndshare_store_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-    ndshare_store *store = (ndshare_store *)self;
-    if (nargs != 2) {
-        return PyErr_Format(PyExc_TypeError, "put takes 2 arguments, got %zd", nargs);
-    }
-    PyObject *result = NULL, *arrays = PySequence_Fast(args[1], "put: arrays is not a sequence");
-    Py_ssize_t n;
-    Py_ssize_t *keys = arrays == NULL ? NULL : ndshare_store_keys(store, args[0], &n);
-    if (keys == NULL) {
-        Py_XDECREF(arrays);
-        return NULL;
-    }
-    if (PySequence_Fast_GET_SIZE(arrays) != n) {
-        PyErr_SetString(PyExc_ValueError, "put: as many arrays as keys are needed");
-        goto done;
-    }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        if (!check_fits(&store->entries[keys[i]], PySequence_Fast_GET_ITEM(arrays, i))) {
-            goto done;
-        }
-    }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        ndshare_current current;
-        if (ndshare_store_start(store, keys[i], &current) < 0) {
-            goto done;
-        }
-        ndshare_store_copy_in(store, keys[i], store->entries[keys[i]].writing,
-                PyArray_DATA((PyArrayObject *)PySequence_Fast_GET_ITEM(arrays, i)));
-    }
-    if (n > 0) {
-        ndshare_slot_commit(store, keys, n);
-    }
-    result = Py_NewRef(Py_None);
-done:
-    Py_DECREF(arrays);
-    PyMem_Free(keys);
-    return result;
-}
-
-/* The idle slot, with a copy of the current value, to be worked on in place. */
-PyObject *
-ndshare_store_begin(PyObject *self, PyObject *number)
-{
-    ndshare_store *store = (ndshare_store *)self;
-    Py_ssize_t key = ndshare_store_key(store, number);
-    ndshare_current current;
-    if (key < 0 || ndshare_store_start(store, key, &current) < 0) {
-        return NULL;
-    }
-    int slot = store->entries[key].writing;
-    ndshare_store_copy_in(store, key, slot, ndshare_dict_data(store, key, current.slot));
-    ndshare_current where = {slot, store->entries[key].stamp, current.version + 1};
-    return ndshare_store_array(self, key, &where, true);
 }
 
 /* Whether nobody else can have the memory of what a function returned. */
@@ -163,10 +85,33 @@ is_own(PyObject *value)
     return PyArray_CheckExact(value) && Py_REFCNT(value) == 1 && PyArray_BASE((PyArrayObject *)value) == NULL;
 }
 
+/* What the caller may keep of the arrays in a list, of which nobody else knows the list: each as it is, or a copy if it
+ * is what was given to a function, or if somebody has it, or a part of it, besides the list. */
+PyObject *
+ndshare_writing_own(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[1])
+        || PyList_GET_SIZE(args[0]) != PyList_GET_SIZE(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "own takes two lists of one length");
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]); i++) {
+        PyObject *array = PyList_GET_ITEM(args[0], i);
+        if (array == PyList_GET_ITEM(args[1], i) || !is_own(array)) {
+            PyObject *copy = PyArray_FromAny(array, NULL, 0, 0, PLAIN_COPY, NULL);
+            if (copy == NULL || PyList_SetItem(args[0], i, copy) < 0) {
+                return NULL;
+            }
+        }
+    }
+    Py_RETURN_NONE;
+}
+
 /* Call the function; the result lies in the slot that was begun (`*here`), or somewhere else. */
 static PyObject *
 call(ndshare_store *store, Py_ssize_t key, PyObject *given, PyObject *func, bool copy, bool lend, bool *here)
 {
+    const ndshare_entry *entry = &store->entries[key];
     /* The copy and what the function makes have one size each time: recycled blocks instead of fresh pages. */
     PyObject *memory = lend ? ndshare_memory_recycled() : NULL;
     PyObject *before = ndshare_memory_set(memory);
@@ -180,7 +125,7 @@ call(ndshare_store *store, Py_ssize_t key, PyObject *given, PyObject *func, bool
     Py_XDECREF(number);
     bool failed = false;
     if (old != NULL && memory != NULL) {
-        window = ndshare_lending_open(store, key, store->entries[key].writing);
+        window = ndshare_lending_open(store, key, entry->writing);
         if (window != NULL) {
             Py_INCREF(window);
             PyObject *ours = PyDataMem_SetHandler(window);
@@ -197,7 +142,9 @@ call(ndshare_store *store, Py_ssize_t key, PyObject *given, PyObject *func, bool
         Py_CLEAR(value);
     }
     if (window != NULL) {
-        int how = ndshare_lending_close(window, value);
+        /* Bytes of another dtype, shape or order may lie there; then they are cast as what lies elsewhere. */
+        bool fits = value != NULL && ndshare_store_fitting(entry, value);
+        int how = ndshare_lending_close(store, key, window, fits ? value : NULL);
         ndshare_lending_drop(store, key, window);
         Py_DECREF(window);
         *here = how > 0;
@@ -216,13 +163,13 @@ result_of(ndshare_store *store, Py_ssize_t key, PyObject *given, PyObject *value
 {
     PyObject *result;
     if (!copy) {
-        result = ndshare_store_array((PyObject *)store, key, now, false);
+        result = ndshare_view_array((PyObject *)store, key, now);
     }
     else if (!here && value != given && is_own(value)) {
         return value;
     }
     else {
-        result = here ? ndshare_store_empty(store, key) : PyArray_FromAny(value, NULL, 0, 0, PLAIN_COPY, NULL);
+        result = here ? ndshare_memory_empty(store, key, false) : PyArray_FromAny(value, NULL, 0, 0, PLAIN_COPY, NULL);
         if (result != NULL && here) {
             size_t nbytes = store->entries[key].nbytes;
             void *to = PyArray_DATA((PyArrayObject *)result), *from = ndshare_dict_data(store, key, now->slot);
@@ -235,15 +182,35 @@ result_of(ndshare_store *store, Py_ssize_t key, PyObject *given, PyObject *value
     return result;
 }
 
+/* What a function returned as an array that can be copied byte by byte. Steals `value`. */
 static PyObject *
-update_locked(ndshare_store *store, Py_ssize_t key, PyObject *given, PyObject *func, bool copy)
+fitted(ndshare_store *store, Py_ssize_t key, PyObject *value)
+{
+    const ndshare_entry *entry = &store->entries[key];
+    if (!ndshare_store_fitting(entry, value)) {
+        PyObject *fitting = Py_XNewRef(store->fitting);
+        PyObject *cast = fitting == NULL ? NULL : PyObject_CallFunction(fitting, "nO", key, value);
+        Py_XDECREF(fitting);
+        Py_SETREF(value, cast);
+        if (value == NULL ? !PyErr_Occurred() : !ndshare_store_fitting(entry, value)) {
+            PyErr_SetString(PyExc_RuntimeError, "the store does not know how to cast");
+            Py_CLEAR(value);
+        }
+    }
+    return value;
+}
+
+static PyObject *
+update_locked(ndshare_store *store, Py_ssize_t key, PyObject *given, PyObject *func, bool copy, double end)
 {
     ndshare_entry *entry = &store->entries[key];
     ndshare_current current;
     bool lend = entry->nbytes >= NDSHARE_DICT_LARGE, here = false;
-    if (lend && ndshare_store_start(store, key, &current) < 0) {
-        return NULL;
+    PyObject *begun = lend ? ndshare_writing_start(store, key, end, &current) : Py_NewRef(Py_None);
+    if (begun != Py_None) {
+        return begun;
     }
+    Py_DECREF(begun);
     PyObject *value = call(store, key, given, func, copy, lend, &here);
     if (value == NULL) {
         return NULL;
@@ -253,28 +220,17 @@ update_locked(ndshare_store *store, Py_ssize_t key, PyObject *given, PyObject *f
         return NULL;
     }
     if (!here) {
-        if (!ndshare_store_fitting(entry, value)) {
-            if (store->fitting == NULL) {
-                PyErr_SetString(PyExc_RuntimeError, "the store does not know how to cast");
-                Py_DECREF(value);
-                return NULL;
-            }
-            PyObject *fitted = PyObject_CallFunction(store->fitting, "nO", key, value);
-            Py_SETREF(value, fitted);
-            if (value == NULL) {
-                return NULL;
-            }
-            if (!ndshare_store_fitting(entry, value)) {
-                PyErr_SetString(PyExc_RuntimeError, "what was cast does not fit");
-                Py_DECREF(value);
-                return NULL;
-            }
-        }
-        if (entry->writing < 0 && ndshare_store_start(store, key, &current) < 0) {
-            Py_DECREF(value);
+        value = fitted(store, key, value);
+        if (value == NULL) {
             return NULL;
         }
-        ndshare_store_copy_in(store, key, entry->writing, PyArray_DATA((PyArrayObject *)value));
+        begun = entry->writing < 0 ? ndshare_writing_start(store, key, end, &current) : Py_NewRef(Py_None);
+        if (begun != Py_None) {
+            Py_DECREF(value);
+            return begun;
+        }
+        Py_DECREF(begun);
+        ndshare_writing_copy(store, key, PyArray_DATA((PyArrayObject *)value));
     }
     ndshare_current now = {entry->writing, entry->stamp, current.version + 1};
     ndshare_slot_publish(store, key);
@@ -294,12 +250,13 @@ ndshare_store_update(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if (copy < 0 || (timeout == -1 && PyErr_Occurred())) {
         return NULL;
     }
-    PyObject *result = ndshare_lock_keys(store, &key, 1, timeout);
+    double end = ndshare_deadline(timeout);
+    PyObject *result = ndshare_lock_keys(store, &key, 1, end);
     if (result != Py_None) {
         return result;
     }
     Py_DECREF(result);
-    result = update_locked(store, key, args[1], args[2], copy != 0);
+    result = update_locked(store, key, args[1], args[2], copy != 0, end);
     ndshare_lock_free(store, key);
     return result;
 }

@@ -234,6 +234,30 @@ ndshare_capacity_ram(void)
     return group_limit < total ? group_limit : total;
 }
 
+static int64_t
+milliseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+size_t
+ndshare_capacity_ordinary(void)
+{
+    static atomic_size_t known = 0;
+    static atomic_llong read_at = -1000000;
+    if (milliseconds() - atomic_load(&read_at) > 20) {
+        char text[128];
+        size_t pages = 0, of_files = 0;
+        if (read_file("/proc/self/statm", text, sizeof text) > 0 && sscanf(text, "%*s %zu %zu", &pages, &of_files) == 2) {
+            atomic_store(&known, (pages > of_files ? pages - of_files : 0) * NDSHARE_PAGE);
+        }
+        atomic_store(&read_at, milliseconds());
+    }
+    return atomic_load(&known);
+}
+
 size_t
 ndshare_capacity_mappings(void)
 {
@@ -265,14 +289,6 @@ ndshare_capacity_segments(void)
     }
     size_t descriptors = (size_t)limit.rlim_cur / 4;
     return descriptors < mappings ? descriptors : mappings;
-}
-
-static int64_t
-milliseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 /* 0: reserved, call ndshare_capacity_settle(nbytes) when the pages are there (or were not made). */

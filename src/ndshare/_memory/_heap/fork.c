@@ -142,9 +142,9 @@ after_in_child(void)
     }
     ndshare_heap_empty_lists();
     ndshare_heap.own_bytes = ndshare_heap.idle_bytes = ndshare_heap.slot_idle_bytes = 0;
-    ndshare_heap.away_bytes = ndshare_heap.cached_bytes = 0;
+    ndshare_heap.away_bytes = ndshare_heap.cached_bytes = ndshare_heap.copied_bytes = 0;
     ndshare_heap.own_count = ndshare_heap.idle_count = 0;
-    ndshare_heap.away_count = ndshare_heap.cached_count = 0;
+    ndshare_heap.away_count = ndshare_heap.cached_count = ndshare_heap.copied_count = 0;
     ndshare_owners_draw_prefix();
     ndshare_owners_recount();
     ndshare_ledger_leave();

@@ -65,8 +65,8 @@ typedef struct {
     ndshare_segment *doomed;
     pthread_cond_t calm;
     size_t busy;                     /* threads that make, map or unmap memory without the lock */
-    size_t own_bytes, idle_bytes, slot_idle_bytes, away_bytes, held_bytes, held_value_bytes, cached_bytes;
-    size_t own_count, idle_count, away_count, held_count, cached_count;
+    size_t own_bytes, idle_bytes, slot_idle_bytes, away_bytes, held_bytes, held_value_bytes, cached_bytes, copied_bytes;
+    size_t own_count, idle_count, away_count, held_count, cached_count, copied_count;
     size_t idle_limit;
     atomic_size_t threshold;         /* of the by-value handler, in bytes */
     uint64_t fresh_count, recycled_count, probe_count;

@@ -17,6 +17,11 @@
 
 static time_t swept;       /* when the owners were last looked at, in seconds */
 
+/* Mappings kept of what was copied out: so many in any case, so many bytes in any case, and beyond that so large a
+ * part of the ordinary memory of this process. The pages are there a second time, as the copies. */
+#define COPIED_FEW 16
+#define COPIED_PLENTY ((size_t)64 << 20)
+#define COPIED_PART 8
 #define CACHED_MOST 8192   /* mappings kept without a user, where max_map_count is not smaller */
 
 /* So many live results of one owner are kept as they came; of more, the receiver takes a copy and gives the
@@ -25,15 +30,24 @@ static time_t swept;       /* when the owners were last looked at, in seconds */
 #define KEPT_MOST 4
 
 static void
+leave_cache(ndshare_segment *segment)
+{
+    ndshare_link_remove(&segment->by_age);
+    ndshare_heap.cached_bytes -= segment->size;
+    ndshare_heap.cached_count--;
+    ndshare_heap.copied_bytes -= segment->copied ? segment->size : 0;
+    ndshare_heap.copied_count -= segment->copied;
+    segment->copied = false;
+}
+
+static void
 drop(ndshare_segment *segment)
 {
     if (segment->origin == NDSHARE_RECEIVED) {
         ndshare_owners_count(segment, -1, 0);
     }
     if (segment->state == NDSHARE_CACHED) {
-        ndshare_link_remove(&segment->by_age);
-        ndshare_heap.cached_bytes -= segment->size;
-        ndshare_heap.cached_count--;
+        leave_cache(segment);
     }
     ndshare_heap_remove(segment);
     segment->punch = false;
@@ -68,6 +82,11 @@ static bool
 comes_again(const ndshare_segment *segment)
 {
     uint64_t prefix = segment->uid >> 32;
+    size_t copied = ndshare_heap.copied_bytes + segment->size;
+    if (segment->copied && ndshare_heap.copied_count >= COPIED_FEW && copied > COPIED_PLENTY
+        && copied > ndshare_capacity_ordinary() / COPIED_PART) {
+        return false;
+    }
     return prefix != ndshare_heap.prefix && !ndshare_owners_is_gone(prefix);
 }
 
@@ -93,6 +112,8 @@ ndshare_receive_settle(ndshare_segment *segment)
     segment->state = NDSHARE_CACHED;
     ndshare_heap.cached_bytes += segment->size;
     ndshare_heap.cached_count++;
+    ndshare_heap.copied_bytes += segment->copied ? segment->size : 0;
+    ndshare_heap.copied_count += segment->copied;
     ndshare_link_push(&ndshare_heap.cache_lru, &segment->by_age);
     size_t most = ndshare_capacity_mappings() / 8;
     ndshare_receive_trim(ndshare_heap.idle_limit, most < CACHED_MOST ? most : CACHED_MOST);
@@ -131,9 +152,7 @@ resolve(ndshare_segment *segment, size_t size, int kind, int fd)
         close(fd);
     }
     else if (segment->state == NDSHARE_CACHED) {
-        ndshare_link_remove(&segment->by_age);
-        ndshare_heap.cached_bytes -= segment->size;
-        ndshare_heap.cached_count--;
+        leave_cache(segment);
         if (segment->kind != NDSHARE_SEALED) {
             segment->kind = (uint8_t)kind;
         }
@@ -211,9 +230,8 @@ ndshare_receive_attach(uint64_t uid, size_t size, int kind, int fd, ndshare_erro
     return found;
 }
 
-/* Would keeping it cost more than copying it out? */
-bool
-ndshare_receive_is_crowded(const ndshare_segment *segment)
+static bool
+is_crowded(const ndshare_segment *segment)
 {
     if (segment->kind != NDSHARE_VALUE || segment->origin != NDSHARE_RECEIVED) {
         return false;
@@ -224,6 +242,14 @@ ndshare_receive_is_crowded(const ndshare_segment *segment)
         return true;
     }
     return ndshare_owners_live(segment->uid >> 32) > KEPT_MOST;
+}
+
+/* Would keeping it cost more than copying it out? */
+bool
+ndshare_receive_is_crowded(ndshare_segment *segment)
+{
+    segment->copied = is_crowded(segment);
+    return segment->copied;
 }
 
 /* Of owners that nobody has told of: asked once a second at most, where memory is given back anyway. */

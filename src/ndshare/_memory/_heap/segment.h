@@ -61,6 +61,7 @@ typedef struct ndshare_segment {
     bool lent;               /* whole segment (slabs: any slot) went out since the last good probe */
     bool staged;             /* made to be filled and lent: a fork does not detach it */
     bool detached;
+    bool copied;             /* received, and copied out because too much is held already */
     bool transient;          /* mapped from its hold: the mapping goes with it */
     bool readonly;
     bool punch;              /* doomed: give the pages back even if a peer keeps a mapping */

@@ -5,5 +5,7 @@
 #include "heap.h"
 
 PyObject *ndshare_stats(PyObject *module, PyObject *unused);
+PyObject *ndshare_stats_available(PyObject *module, PyObject *unused);
+PyObject *ndshare_stats_idle_limit(PyObject *module, PyObject *unused);
 
 #endif

@@ -138,6 +138,7 @@ ndshare_queue_recv(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
         }
         if (atomic_load(&queue.memory->flags) & NDSHARE_QUEUE_IMMEDIATE) {
             ndshare_message_close(received, count);
+            atomic_fetch_add_explicit(&queue.memory->done, 1, memory_order_relaxed);
             result = PyBytes_FromStringAndSize(NULL, 0);
             goto done;
         }

@@ -1,10 +1,11 @@
 /* The memory of a queue, and the slots of a bounded one.
  *
- *   0    flags       1: shut down, 2: at once; 4: it went to workers, which do not have the program's __main__
+ *   0    flags       1: shut down, 2: at once; 4: it went to workers, which do not have the program's __main__;
+ *                    8: it ends with its last producer, 16: there was one
  *   8    waiters     who waits for a free slot; too high after a death, never too low
  *   16   slots, max_bytes, maxsize, check
  *   64   put, hint   how many messages went in: exact but for deaths; where a slot may be free
- *   128  got         how many came out
+ *   128  got, done   how many came out; how many of them are done with, dropped ones included
  *   192  sizes       one per slot: bytes of the message that has it; 0: free, as far as one knows
  *
  * What both ends read, what senders write and what receivers write lie in cache lines of their own. `_queue.memory`
@@ -32,8 +33,8 @@ typedef struct {
     uint64_t unused[2];
     _Atomic uint64_t put, hint;
     uint64_t unused_by_senders[6];
-    _Atomic uint64_t got;
-    uint64_t unused_by_receivers[7];
+    _Atomic uint64_t got, done;
+    uint64_t unused_by_receivers[6];
     _Atomic uint64_t sizes[];
 } ndshare_queue_memory;
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from functools import wraps
 from typing import Any
 
+from ndshare.compat.pasha import context, functor
 from ndshare.compat.pasha.context import MapContext, ProcessContext, SerialContext, ThreadContext
 from ndshare.compat.pasha.functor import (
     DataArrayFunctor,
@@ -32,9 +33,12 @@ __all__ = [
     "SerialContext",
     "ThreadContext",
     "alloc",
+    "context",
+    "functor",
     "get_default_context",
     "map",
     "set_default_context",
+    "wraps",
 ]
 
 _KINDS: dict[str, type[MapContext]] = {

@@ -26,7 +26,6 @@ import numpy as np
 
 import ndshare
 from ndshare._map import drop_result, resolved_layout
-from ndshare.compat import preloads
 from ndshare.compat.pasha.functor import Functor
 
 __all__ = ["MapContext", "PoolContext", "ProcessContext", "SerialContext", "ThreadContext"]
@@ -248,7 +247,7 @@ class ProcessContext(_NativePoolContext):
     _instance: ClassVar[Self | None] = None
 
     def _make(self) -> ndshare.MapContext:
-        return ndshare.ProcessContext(self.num_workers, start="auto", preload=preloads())
+        return ndshare.ProcessContext(self.num_workers, start="auto")
 
     @staticmethod
     def _alloc(shape: tuple[int, ...], dtype: Any, order: Any, fill: Any) -> np.ndarray[Any, Any]:

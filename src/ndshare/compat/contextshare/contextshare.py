@@ -16,9 +16,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import ndshare
-from ndshare.compat import preloads
-
-__version__ = "0.1.0"
 
 __all__ = ["SharedMemory"]
 
@@ -48,7 +45,7 @@ class SharedMemory:
     """
 
     def __init__(self, vars: Mapping[str, Any], nworkers: int) -> None:  # noqa: A002 - contextshare's word
-        self._workspace = ndshare.Workspace(vars, nworkers, snapshot="start", preload=preloads())
+        self._workspace = ndshare.Workspace(vars, nworkers, snapshot="start")
         self._calls: list[Callable[[], object]] = []
 
     def __enter__(self) -> Self:

@@ -1,0 +1,349 @@
+"""Classes of the caller's program, as they are: copied, not made again.
+
+A class is the result of a statement that may have run anything: decorators, ``__set_name__``,
+``__init_subclass__`` with keywords, a metaclass that keeps a register. None of it runs a second time. The
+receiver makes an empty class with the same metaclass, bases and slots by ``type.__new__``, then sets what is
+in the caller's ``__dict__`` now, attribute by attribute, past all hooks.
+
+::
+
+    cls ──► make: metaclass, name, bases, slots, an id     the class is in the pickle's memo from here on
+        └─► fill: its attributes                           they may refer to it, as its methods do
+
+Guarantees ---------- * Attributes that were changed after the statement arrive as they are. * Under one id a
+receiver has one class. Sent again, it is filled again: its instances stay its instances. * A class that came
+from the caller goes back to it as its id alone: what a worker did to its copy stays there. * Members of an
+enumeration are made past its ``__new__`` and ``__init__``, once each.
+
+Not guaranteed
+--------------
+* Metaclasses written in C, but for those of ctypes, are cloudpickle's business.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import enum
+import functools
+import operator
+import os
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ndshare.errors import TransportError
+
+_HEAP_TYPE = 1 << 9
+_IMMUTABLE_TYPE = 1 << 8
+
+# Made with the class, or kept elsewhere.
+_LEFT_OUT = frozenset(
+    ("__dict__", "__weakref__", "__module__", "__qualname__", "__slotnames__", "_abc_impl", "__classcell__")
+)
+_MADE_WITH = ("__orig_bases__", "__parameters__")  # what `typing.Generic` looks at while a class is made
+_CTYPES_MADE_WITH = (
+    "_type_",
+    "_length_",
+    "_argtypes_",
+    "_restype_",
+    "_flags_",
+    "_pack_",
+    "_align_",
+    "_layout_",
+)
+_CTYPES_FIRST = ("_anonymous_", "_fields_")
+_OTHER_ORDER = "__ctype_be__" if sys.byteorder == "little" else "__ctype_le__"
+_OF_C = (types.GetSetDescriptorType, types.MemberDescriptorType)
+
+Facts = tuple[Any, ...]
+
+
+class _Ids:
+    """Classes by id, and ids by class; keeps none of them alive, and asks no metaclass for a hash."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._by_id: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
+        self._ids: dict[int, tuple[str, weakref.ref[type]]] = {}
+        self._from_caller: set[str] = set()
+
+    def id_of(self, cls: type) -> str:
+        """Return the id of a class; it has one from now on."""
+        known = self._ids.get(id(cls))
+        if known is None:
+            with self._lock:
+                known = self._ids.get(id(cls)) or self._put(os.urandom(16).hex(), cls)
+        return known[0]
+
+    def _put(self, key: str, cls: type) -> tuple[str, weakref.ref[type]]:
+        number = id(cls)
+
+        def forget(_: object) -> None:
+            self._ids.pop(number, None)
+            self._from_caller.discard(key)
+
+        self._by_id[key] = cls
+        known = self._ids[number] = key, weakref.ref(cls, forget)
+        return known
+
+    def find(self, key: str) -> type | None:
+        """Return the class of an id, if there is one."""
+        return self._by_id.get(key)
+
+    def adopt(self, key: str, make: Callable[[], type], *, from_caller: bool) -> type:
+        """Return the class of an id, made if there is none."""
+        with self._lock:
+            cls = self._by_id.get(key)
+            if cls is None:
+                cls = make()
+                self._put(key, cls)
+                if from_caller:
+                    self._from_caller.add(key)
+            return cls
+
+    def is_from_caller(self, cls: type) -> bool:
+        """Tell whether this process was sent a class by its caller, not by its own workers."""
+        known = self._ids.get(id(cls))
+        return known is not None and known[0] in self._from_caller
+
+
+_ids = _Ids()
+
+
+def _native(cls: type) -> type:
+    """Return the nearest base that is written in C."""
+    return next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE or _is_of_ctypes(base))
+
+
+def _is_of_ctypes(cls: type) -> bool:
+    return cls.__module__ == "_ctypes"
+
+
+def can_copy(cls: type) -> bool:
+    """Tell whether a class can be copied: how its metaclass makes an empty one is known."""
+    native = _native(type(cls))
+    return native is type or _is_of_ctypes(native)
+
+
+def reduce_class(cls: type, *, reply: bool) -> Any:
+    """Return how to make a class; `reply` on the way from a worker to its caller."""
+    if reply and _ids.is_from_caller(cls):
+        return find_class, (_ids.id_of(cls), cls.__qualname__)
+    if _is_of_ctypes(_native(type(cls))) and (made := _reduce_derived(cls)) is not None:
+        return made
+    attributes = vars(cls)
+    made_with: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    made_with.update((name, attributes[name]) for name in _MADE_WITH if name in attributes)
+    if "__slots__" in attributes:
+        made_with["__slots__"] = tuple(
+            name
+            for name, value in attributes.items()
+            if name in ("__dict__", "__weakref__") or _is_slot(value, cls)
+        )
+    if _is_of_ctypes(_native(type(cls))):
+        made_with.update((name, attributes[name]) for name in _CTYPES_MADE_WITH if name in attributes)
+    of_base = next((number for number, base in enumerate(cls.__bases__) if type(base) is type(cls)), None)
+    meta = type(cls) if of_base is None else of_base  # those of ctypes have no name they are found by
+    facts = meta, cls.__name__, cls.__bases__, made_with, _ids.id_of(cls), reply
+    return make_class, facts, _content(cls, made_with), None, None, fill_class
+
+
+def _content(cls: type, made_with: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the attributes of a class, and what is registered with it as an abstract one."""
+    attributes = dict(vars(cls))
+    if attributes.get("__annotate_func__") is not None:
+        attributes.pop("__annotations_cache__", None)  # it is made again where somebody asks for it
+    for name in attributes.keys() & (_LEFT_OUT | (made_with.keys() - {"__slots__"})):
+        del attributes[name]
+    for name in [name for name, value in attributes.items() if _is_made_anew(value, cls)]:
+        del attributes[name]
+    if _is_of_ctypes(_native(type(cls))):
+        attributes = {name: attributes.pop(name) for name in _CTYPES_FIRST if name in attributes} | attributes
+    registered: list[type] = []
+    if isinstance(cls, abc.ABCMeta):
+        references = abc._get_dump(cls)[0]  # type: ignore[attr-defined]
+        registered = [sub for reference in references if (sub := reference()) is not None]
+    return attributes, registered
+
+
+def _is_slot(value: object, cls: type) -> bool:
+    return type(value) is types.MemberDescriptorType and value.__objclass__ is cls
+
+
+def _is_made_anew(value: Any, cls: type) -> bool:
+    """Tell whether an attribute is C's own: the slots of a class, the fields of a structure."""
+    if type(value) in _OF_C:
+        return value.__objclass__ is cls
+    return _is_of_ctypes(type(value)) and type(value).__name__ == "CField"
+
+
+def make_class(
+    meta: type | int, name: str, bases: tuple[type, ...], made_with: dict[str, Any], key: str, reply: bool
+) -> type:
+    """Return the class of `reduce_class`, still without its attributes."""
+    if isinstance(meta, int):
+        meta = type(bases[meta])
+    return _ids.adopt(key, functools.partial(_make, meta, name, bases, made_with), from_caller=not reply)
+
+
+def _make(meta: Any, name: str, bases: tuple[type, ...], made_with: dict[str, Any]) -> type:
+    native: Any = _native(meta)
+    with _Quiet(bases):
+        cls: type = native.__new__(meta, name, bases, made_with)
+        if native is not type:
+            native.__init__(cls, name, bases, made_with)
+    if issubclass(meta, abc.ABCMeta):
+        abc._abc_init(cls)  # type: ignore[attr-defined]
+    return cls
+
+
+class _Quiet:
+    """Keeps bases from hearing of a new subclass: they have heard of it where it was first made."""
+
+    _lock = threading.RLock()
+
+    def __init__(self, bases: tuple[type, ...]) -> None:
+        self._hooks: list[tuple[type, Any]] = []
+        for base in dict.fromkeys(base for derived in bases for base in derived.__mro__):
+            hook = vars(base).get("__init_subclass__")
+            if hook is not None and not base.__flags__ & _IMMUTABLE_TYPE:
+                self._hooks.append((base, hook))
+
+    def __enter__(self) -> None:
+        if self._hooks:
+            self._lock.acquire()
+            for base, _ in self._hooks:
+                type.__setattr__(base, "__init_subclass__", classmethod(_ignore))
+
+    def __exit__(self, *_: object) -> None:
+        if self._hooks:
+            for base, hook in self._hooks:
+                type.__setattr__(base, "__init_subclass__", hook)
+            self._lock.release()
+
+
+def _ignore(_cls: type, /, **_keywords: object) -> None:
+    pass
+
+
+def fill_class(cls: type, content: tuple[dict[str, Any], list[type]]) -> None:
+    """Give a class the attributes of `reduce_class`; those it no longer has go."""
+    attributes, registered = content
+    own = vars(cls)
+    set_attribute: Any = setattr if _is_of_ctypes(_native(type(cls))) else type.__setattr__
+    for name in own.keys() - attributes.keys() - _LEFT_OUT - {*_MADE_WITH, *_CTYPES_MADE_WITH, "__slots__"}:
+        if not _is_made_anew(own[name], cls) and name not in ("__annotations_cache__", "__doc__"):
+            type.__delattr__(cls, name)
+    for name, value in attributes.items():
+        if own.get(name, cls) is not value and not (name in _CTYPES_FIRST and name in own):
+            set_attribute(cls, name, value)
+    for sub in registered:
+        abc.ABCMeta.register(cls, sub)  # type: ignore[arg-type]
+
+
+def find_class(key: str, name: str) -> type:
+    """Return the class that this process once sent under an id."""
+    cls = _ids.find(key)
+    if cls is None:
+        raise TransportError(
+            f"an instance of class {name} came back",
+            "but the class itself no longer exists here",
+            "keep a reference to the class while its tasks run",
+        )
+    return cls
+
+
+# ---------------------------------------------------------------------- enumerations
+
+
+def reduce_member(member: Any) -> Any:
+    """Return how to make a member of an enumeration that is itself on its way."""
+    cls = type(member)
+    arguments = object.__reduce_ex__(member, 2)[1][1:]
+    name = member._name_
+    if cls._member_map_.get(name) is not member:
+        name = None  # a combination of flags without a name
+    return make_member, (cls, name, arguments), dict(vars(member))
+
+
+def make_member(cls: Any, name: str | None, arguments: tuple[Any, ...]) -> Any:
+    """Return a member of an enumeration, by name if it is there already."""
+    known = vars(cls).get("_member_map_", {}).get(name)
+    if known is not None:
+        return known
+    member = _native(cls).__new__(cls, *arguments)
+    member._name_ = name
+    return member
+
+
+# ---------------------------------------------------------------------- ctypes, and what classes are full of
+
+
+def _reduce_derived(cls: Any) -> Any:
+    """Return how ctypes derives a class from another one; None for those of the program."""
+    import ctypes
+
+    if issubclass(cls, ctypes._Pointer) and "_type_" in vars(cls) and ctypes.POINTER(cls._type_) is cls:
+        return ctypes.POINTER, (cls._type_,)
+    if cls.__bases__ == (ctypes.Array,) and cls._type_ * cls._length_ is cls:
+        return operator.mul, (cls._type_, cls._length_)
+    named = getattr(ctypes, cls.__qualname__, None)
+    if named is not cls and getattr(named, _OTHER_ORDER, None) is cls:
+        return getattr, (named, _OTHER_ORDER)
+    return None
+
+
+def _sentinel(module: str, name: str) -> Any:
+    return getattr(sys.modules[module], name)
+
+
+def _reduce_sentinel(obj: object) -> Any:
+    name = next(name for name, value in vars(dataclasses).items() if value is obj)
+    return _sentinel, ("dataclasses", name)
+
+
+def _reduce_wrapping(wrapper: Any) -> Any:
+    return type(wrapper), (wrapper.__func__,)
+
+
+def _reduce_property(made: property) -> Any:
+    return property, (made.fget, made.fset, made.fdel, made.__doc__)
+
+
+def _reduce_cached_property(made: Any) -> Any:
+    state = {name: value for name, value in vars(made).items() if name != "lock"}
+    return functools.cached_property, (made.func,), state
+
+
+REDUCERS: dict[type, Callable[[Any], Any]] = {
+    classmethod: _reduce_wrapping,
+    staticmethod: _reduce_wrapping,
+    property: _reduce_property,
+    functools.cached_property: _reduce_cached_property,
+    types.MappingProxyType: lambda proxy: (types.MappingProxyType, (dict(proxy),)),
+    **dict.fromkeys(
+        {
+            type(value)
+            for value in vars(dataclasses).values()
+            if type(value).__module__ == "dataclasses" and type(value).__name__.startswith("_")
+        },
+        _reduce_sentinel,
+    ),
+}
+"""Descriptors and the marks of `dataclasses`, which pickle does not know or makes others of."""
+
+
+def is_enumeration(cls: type) -> bool:
+    """Tell whether a class is an enumeration with members."""
+    return isinstance(cls, enum.EnumType) and "_member_map_" in vars(cls)
+
+
+def class_attributes(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a class that its program has given it, or may change."""
+    for name, value in vars(cls).items():
+        if name not in _LEFT_OUT and not _is_made_anew(value, cls):
+            yield name, value

@@ -1,0 +1,343 @@
+"""What the names of this process's ``__main__`` mean, and whether they still mean the same.
+
+A definition is what a worker was sent of a name. It holds while nothing of it has changed that would travel
+with it: neither the binding of the name, nor the content of what it is bound to, however large that is.
+
+::
+
+    value ─┬─ function, class      code, defaults, attributes, closure: compared one by one, by identity
+           ├─ array                layout, and 128 bits of its bytes
+           └─ anything else        its pickle, or 128 bits of it if that is long
+
+Guarantees
+----------
+* A value that was changed in place, in whatever depth, has another definition the next time it is looked at.
+* Shared memory is not looked at: it goes by reference. Neither is what no asked-for name leads to.
+* Definitions keep no array alive, and of other values none whose name was bound anew.
+
+Not guaranteed
+--------------
+* Of what a class has under names with two underscores at both ends only the binding counts.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+import functools
+import operator
+import os
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ndshare._memory import SEALED, SHARED, block_of, digest, is_movable
+from ndshare._pickling import (
+    CODE_TYPES,
+    MAIN_NAMES,
+    Placed,
+    Recording,
+    cells,
+    class_attributes,
+    find_in_main,
+    main_namespace,
+    names_in_pickle,
+    record,
+)
+from ndshare.errors import UnsendableGlobalError
+
+_KEPT_MAX = 16 * 1024  # bytes of a pickle that are kept to compare with; of longer ones 128 bits
+_SCANNED_MAX = 64 * 1024  # bytes of pickle that are searched for names no callback sees
+
+ABSENT = object()
+_CONSTANT_TYPES = frozenset(
+    (
+        type(None), bool, int, float, complex, str, bytes, range,
+        types.BuiltinFunctionType, types.ModuleType, types.CodeType, np.ufunc, type(functools.lru_cache(len)),
+    )
+)  # fmt: skip
+_WRAPPED: dict[type, Callable[[Any], Any]] = {
+    classmethod: operator.attrgetter("__func__"),
+    staticmethod: operator.attrgetter("__func__"),
+    functools.cached_property: operator.attrgetter("func"),
+    property: lambda made: (made.fget, made.fset, made.fdel),
+}
+# Python itself makes these when somebody asks for them, pickle among others.
+_NOTED_BY_PYTHON = frozenset(("__annotations__", "__annotations_cache__", "__slotnames__"))
+
+
+class Definition:
+    """What a name meant when it was looked at last, and what it needs."""
+
+    __slots__ = ("_reference", "_value", "_watch", "needs")
+
+    def __init__(self, name: str, value: object) -> None:
+        recording = record(value, defining=frozenset((name,)))
+        self.needs = tuple(_needs(name, value, recording))
+        self._watch: _Watch | None = None if is_constant(value) else _Watch(name, value)
+        self._value: object = None
+        try:
+            self._reference: weakref.ref[Any] | None = weakref.ref(value)
+        except TypeError:  # lists, dicts, numbers: small as a rule
+            self._reference = None
+            self._value = value
+
+    def is_of(self, value: object) -> bool:
+        """Tell whether this defines the very same object."""
+        if self._reference is None:
+            return self._value is value
+        return value is not None and self._reference() is value
+
+    def forget(self) -> None:
+        """Let go of the object: workers' records keep definitions of names that are long rebound."""
+        self._value, self._reference, self._watch = ABSENT, None, None
+
+    def holds(self, value: object) -> bool:
+        """Tell whether the name still means the same."""
+        return self.is_of(value) and (self._watch is None or self._watch.holds(value))
+
+
+class _Watch:
+    """What may change of a value without its name being bound anew, as it was when it was sent."""
+
+    __slots__ = ("_content", "_first", "_held", "_leaves", "_others")
+
+    def __init__(self, name: str, value: object) -> None:
+        self._others: list[tuple[Any, list[int]]] = []  # functions and classes within, and their parts
+        self._held: list[Any] = []  # what must stay alive, as it is known by its id
+        self._leaves: list[Any] = []  # data within
+        self._first: list[int] | None = None
+        seen: set[int] = set()
+        ahead = [value]
+        while ahead:
+            one = ahead.pop()
+            if id(one) in seen or (one is not value and not _travels_with(one, name)):
+                continue
+            seen.add(id(one))
+            if (wrapped := _WRAPPED.get(type(one))) is not None:
+                found = wrapped(one)
+                ahead += found if type(found) is tuple else (found,)
+                continue
+            inside = _inside(one)
+            if inside is None:
+                if one is not value:
+                    self._leaves.append(one)
+                continue
+            parts = _parts(one)
+            self._held.append(parts)
+            if one is value:
+                self._first = list(map(id, parts))
+            else:
+                self._others.append((one, list(map(id, parts))))
+            ahead += inside
+        if self._first is not None:
+            self._leaves = [leaf for leaf in self._leaves if _can_be_sent(leaf)]
+        self._content = self._look(value)
+
+    def _look(self, value: object) -> tuple[Any, ...]:
+        leaves = self._leaves if self._first is not None else (value,)
+        return tuple([_content(leaf) for leaf in leaves])
+
+    def holds(self, value: object) -> bool:
+        """Tell whether all is as it was."""
+        if self._first is not None:
+            if list(map(id, _parts(value))) != self._first:
+                return False
+            for other, parts in self._others:
+                if list(map(id, _parts(other))) != parts:
+                    return False
+            if not self._leaves:
+                return True
+        return self._look(value) == self._content
+
+
+def _travels_with(one: Any, name: str) -> bool:
+    """Tell whether something is part of a definition, and may change; all else has its own name."""
+    if type(one) in _CONSTANT_TYPES:
+        return False
+    if isinstance(one, (types.FunctionType, type)):
+        if one.__module__ not in MAIN_NAMES:
+            return False
+        return one.__qualname__.partition(".")[0] == name or find_in_main(one.__qualname__) is not one
+    return True
+
+
+def _parts(one: Any) -> list[Any]:
+    """Return what a function or class consists of."""
+    if type(one) is types.FunctionType:
+        found: list[Any] = [one.__code__, one.__defaults__]
+        if one.__closure__ is not None:
+            found += [cells.contents(cell) and cell.cell_contents for cell in one.__closure__]
+        if one.__kwdefaults__:
+            found += one.__kwdefaults__.values()
+        if one.__dict__:
+            found += one.__dict__
+            found += one.__dict__.values()
+        return found
+    if isinstance(one, type):
+        own = vars(one)
+        found = [name for name in own if name not in _NOTED_BY_PYTHON]
+        found += [own[name] for name in found]
+        if isinstance(one, abc.ABCMeta):
+            found.append(sys.intern(repr(abc.get_cache_token())))  # changes with each registration
+        return found
+    own = vars(one)
+    return [*own, *own.values()]
+
+
+def _inside(one: Any) -> list[Any] | None:
+    """Return the parts of a function or class that may change in turn; None for data."""
+    if type(one) is types.FunctionType:
+        _, defaults, *rest = _parts(one)
+        return [*(defaults or ()), *rest]
+    if isinstance(one, type):
+        return [value for name, value in class_attributes(one) if not _is_internal(name)]
+    if isinstance(one, enum.Enum):
+        return [value for name, value in vars(one).items() if not _is_internal(name)]
+    return None
+
+
+def _is_internal(name: str) -> bool:
+    return name.startswith("_") and name.endswith("_") and len(name) > 2
+
+
+def _can_be_sent(leaf: object) -> bool:
+    """Tell whether something goes along: what cannot has been left out, as the cache of a single dispatch."""
+    try:
+        record(leaf)
+    except Exception:
+        return False
+    return True
+
+
+def _content(value: object) -> Any:
+    """Return what tells the content of data from any other."""
+    if type(value) is np.ndarray and is_movable(value.dtype):
+        return _content_of_array(value)
+    recording = record(value)
+    found: list[Any] = [_short(part) for part in recording.parts]
+    for note in recording.notes:
+        if isinstance(note, Placed):
+            found.append((note.block.uid, note.block.offset, *note[1:]))
+        elif isinstance(note, np.ndarray):
+            found.append(_content_of_array(note))
+        else:
+            found.append(_short(note.raw()))
+    return found
+
+
+def _content_of_array(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:
+    layout = array.dtype, array.shape, array.strides
+    found = block_of(array)
+    if found is not None and found[0].kind in (SHARED, SEALED):
+        return layout
+    return *layout, digest(array)
+
+
+def _short(data: Any) -> Any:
+    if len(data) <= _KEPT_MAX:
+        return bytes(data)
+    return len(data), digest(np.frombuffer(data, np.uint8))
+
+
+def is_constant(value: object) -> bool:
+    """Tell whether a value can never change."""
+    return type(value) in _CONSTANT_TYPES or isinstance(value, np.dtype)
+
+
+def is_code(value: object) -> bool:
+    """Tell whether a value is no data: each worker is sent it once."""
+    return is_constant(value) or type(value) is types.FunctionType or isinstance(value, type)
+
+
+# Definitions of this process's __main__; shared by all workers, so that each is found out once.
+definitions: dict[str, Definition] = {}
+_definitions_of: list[int] = []  # id of the namespace they are of
+lock = threading.RLock()
+
+
+def _new_lock() -> None:
+    global lock
+    lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it
+
+
+def current_namespace() -> dict[str, Any]:
+    """Return the globals of ``__main__``; if they are others than last time, definitions are forgotten."""
+    namespace = main_namespace()
+    if _definitions_of != [id(namespace)]:
+        definitions.clear()
+        _definitions_of[:] = [id(namespace)]
+    return namespace
+
+
+def forget_rebound(namespace: dict[str, Any]) -> None:
+    """Let go of what names no longer mean."""
+    for name, definition in list(definitions.items()):
+        if not definition.is_of(value_of(name, namespace)):
+            definition.forget()
+            del definitions[name]
+
+
+def closure(
+    needs: Iterable[str],
+    namespace: dict[str, Any],
+    withheld: frozenset[str],
+    data: dict[str, object] | None = None,
+) -> dict[str, Definition]:
+    """Return the definitions of some names and of all that these need.
+
+    Functions and classes are not withheld: what is pickled by their name must find them. If there is a dict
+    for `data`, what is not a function, a class or the like is put there and not defined.
+    """
+    found: dict[str, Definition] = {}
+    users = dict.fromkeys(needs, "the task")
+    open_names = list(users)
+    while open_names:
+        name = open_names.pop()
+        value = value_of(name, namespace)
+        if value is ABSENT or (name in withheld and not isinstance(value, CODE_TYPES)):
+            continue
+        if data is not None and not is_code(value):
+            data[name] = value
+            continue
+        definition = definitions.get(name)
+        try:
+            if definition is None or not definition.holds(value):
+                definition = definitions[name] = Definition(name, value)
+        except Exception as error:
+            definitions.pop(name, None)
+            raise UnsendableGlobalError(
+                name, type(value).__qualname__, users[name], f"{type(error).__name__}: {error}"
+            ) from error
+        found[name] = definition
+        for needed in definition.needs:
+            if needed not in users:
+                users[needed] = f"{name!r}"
+                open_names.append(needed)
+    return found
+
+
+def value_of(name: str, namespace: dict[str, Any]) -> object:
+    """Return what a name means; `ABSENT` if it means nothing."""
+    if "." in name:  # the full name of a submodule, see functions.needs_of
+        return sys.modules.get(name, ABSENT)
+    return namespace.get(name, ABSENT)
+
+
+def _needs(name: str, value: object, recording: Recording) -> Iterator[str]:
+    """Yield what a value needs: what its pickle noted, and names that no callback sees."""
+    yield from recording.needs - {name}
+    stream = recording.parts[0]
+    if len(stream) <= _SCANNED_MAX and b"__main__" in stream:
+        hidden = names_in_pickle(stream)
+        if name in hidden and not isinstance(value, type):
+            raise TypeError(f"{type(value).__qualname__} objects pickle as nothing but their name")
+        yield from hidden - {name} - recording.needs

@@ -1,5 +1,0 @@
-"""Makes ``import SHMArrays`` mean `ndshare.compat.SHMArrays`."""
-
-from ndshare.compat import install
-
-install("SHMArrays")

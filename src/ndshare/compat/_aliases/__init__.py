@@ -1,1 +1,0 @@
-"""Modules whose import installs one of the drop-in modules: for workers, by ``preload``."""

@@ -1,5 +1,0 @@
-"""Makes ``import npshmex`` mean `ndshare.compat.npshmex`."""
-
-from ndshare.compat import install
-
-install("npshmex")

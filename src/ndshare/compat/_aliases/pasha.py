@@ -1,5 +1,0 @@
-"""Makes ``import pasha`` mean `ndshare.compat.pasha`."""
-
-from ndshare.compat import install
-
-install("pasha")
