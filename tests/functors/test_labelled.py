@@ -13,8 +13,11 @@ from ndshare.functors import (
     DataFrameFunctor,
     DatasetFunctor,
     GroupByFunctor,
+    IndexFunctor,
     NdarrayFunctor,
+    RollingFunctor,
     SeriesFunctor,
+    XarrayGroupByFunctor,
     find,
     values_of,
 )
@@ -225,3 +228,120 @@ def test_groups_of_something_else_are_refused():
     """A list is no groupby."""
     with pytest.raises(TypeError, match="needs the result of a pandas groupby, got list"):
         GroupByFunctor([1])
+
+
+# ---- groups and windows
+
+
+def _same_entries(functor, expected):
+    """Compare entries with those of a loop, here and at a receiver, in two shares."""
+    for one in (functor, travelled(functor)):
+        assert len(one) == len(expected)
+        got = [*entries(one, 0, 2), *entries(one, 2)]
+        assert [entry[0] for entry in got] == list(range(len(expected)))
+        for entry, parts in zip(got, expected, strict=True):
+            assert len(entry) == 1 + len(parts)
+            for mine, part in zip(entry[1:], parts, strict=True):
+                same = getattr(part, "identical", getattr(part, "equals", None))
+                assert type(mine) is type(part)
+                assert same(mine) if same is not None else mine == part
+
+
+def _series() -> xr.DataArray:
+    times = pd.date_range("2026-01-01", periods=6, freq="12h")
+    values = np.arange(24.0).reshape(6, 4)
+    return xr.DataArray(
+        values,
+        dims=("t", "x"),
+        coords={"t": times, "kind": ("t", list("aabbab")), "x": [1, 2, 3, 4]},
+        name="q",
+    )
+
+
+@pytest.mark.parametrize("whole", [_series(), _series().to_dataset()], ids=["DataArray", "Dataset"])
+def test_groups_of_xarray_are_those_of_a_loop(whole):
+    """By labels, bins, parts of times; resampled, also to more times than there are."""
+    for grouped in (
+        whole.groupby("kind"),
+        whole.groupby("x"),
+        whole.groupby("t.dayofyear"),
+        whole.groupby_bins("x", [0, 2, 3, 9]),
+        whole.resample(t="1D"),
+        whole.resample(t="6h"),
+    ):
+        assert type(find(grouped)) is XarrayGroupByFunctor
+        _same_entries(find(grouped), list(grouped))
+
+
+def test_groups_by_labels_of_two_dimensions():
+    """Xarray makes one dimension of them."""
+    labels = np.arange(12).reshape(3, 4) % 3
+    table = xr.DataArray(np.arange(12.0).reshape(3, 4), dims=("a", "b"), coords={"l": (("a", "b"), labels)})
+    _same_entries(find(table.groupby("l")), list(table.groupby("l")))
+
+
+def test_groups_that_are_stretches_are_views_of_shared_memory():
+    """A worker sees the memory of the caller."""
+    shared = xr.DataArray(ndshare.array(np.arange(12.0)), dims="t", coords={"day": ("t", np.arange(12) // 4)})
+    groups = entries(travelled(find(shared.groupby("day"))))
+    assert all(ndshare.is_shared(group.values) for _, _, group in groups)
+    out = ndshare.alloc(3)
+    ndshare.ProcessContext(2).map(
+        lambda w, i, day, group: out.__setitem__(i, group.sum() + day), shared.groupby("day")
+    )
+    assert out.tolist() == [6.0, 23.0, 40.0]
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("least", [None, 1])
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+def test_windows_of_xarray_are_those_of_a_loop(width, least, center):
+    """Shorter ones at the ends, missing values within, labels."""
+    whole, holes = _series(), _series().where(_series() != 9)
+    for array in (whole, holes):
+        rolling = array.rolling(t=width, center=center, min_periods=least)
+        assert type(find(rolling)) is RollingFunctor
+        _same_entries(find(rolling), list(rolling))
+    dataset = whole.to_dataset().rolling(t=width, center=center, min_periods=least)
+    loop = list(whole.rolling(t=width, center=center, min_periods=least))
+    assert all(
+        window.q.identical(expected)
+        for (_, _, window), (_, expected) in zip(entries(find(dataset)), loop, strict=True)
+    )
+
+
+def test_windows_with_enough_values_are_views():
+    """And windows over two dimensions are refused."""
+    shared = xr.DataArray(ndshare.array(np.arange(6.0)), dims="t")
+    got = entries(travelled(find(shared.rolling(t=2))))
+    assert [ndshare.is_shared(window.values) for _, _, window in got] == [False, True, True, True, True, True]
+    with pytest.raises(ValueError, match="roll over one dimension"):
+        find(_series().rolling(t=2, x=2))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pd.Index([3, 1, 2]),
+        pd.Index(list("abc")),
+        pd.RangeIndex(3, 20, 5),
+        pd.date_range("2026-01-01", periods=3, tz="UTC"),
+        pd.MultiIndex.from_tuples([(1, "a"), (2, "b"), (2, "c")]),
+        pd.CategoricalIndex(list("aba")),
+        pd.interval_range(0, 3),
+    ],
+    ids=lambda index: type(index).__name__,
+)
+def test_index_of_pandas_gives_its_labels(index):
+    """As a loop does."""
+    assert type(find(index)) is IndexFunctor
+    for functor in (find(index), travelled(find(index))):
+        assert [value for _, value in entries(functor)] == list(index)
+        assert entries(functor, 1, 2) == [(1, index[1])]
+
+
+def test_resampled_pandas_is_mapped_by_groups():
+    """Empty ones as well."""
+    frame = pd.DataFrame({"n": range(6)}, index=pd.date_range("2026-01-01", periods=6, freq="12h"))
+    for grouped in (frame.resample("1D"), frame.n.resample("1D"), frame.n.resample("6h")):
+        _same_entries(find(grouped), list(grouped))

@@ -168,6 +168,52 @@ assert files[0]._file is opened and entries(functor) == first
 
 def test_functor_of_something_else_is_refused():
     """A list has no trains."""
-    with pytest.raises(TypeError, match="needs a DataCollection or KeyData of EXtra-data, got list"):
+    with pytest.raises(
+        TypeError, match="needs a DataCollection, SourceData, KeyData or detector component, got list"
+    ):
         ndshare.ExtraDataFunctor([1])
     assert ExtraDataFunctor.wrap([1]) is None
+
+
+def test_sources_detectors_and_their_keys_are_mapped_by_trains(run_script):
+    """SourceData, a detector component and one of its keys: what each has of a train, here and in workers."""
+    script = """
+import warnings
+from extra_data.components import LPD1M
+run = run.select_trains(np.s_[:8])
+source = run["SA1_XTD2_XGM/DOOCS/MAIN"]
+for functor in (find(source), travelled(find(source))):
+    got = entries(functor)
+    assert [entry[:2] for entry in got] == [(i, 10000 + i) for i in range(8)]
+    for key in source.keys():
+        expected = dict(source[key].trains())
+        assert all(np.array_equal(data[key], expected[train]) for _, train, data in got)
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the data are raw
+    detector = LPD1M(run, min_modules=1)
+expected = dict(detector.trains(require_all=False))
+for functor in (find(detector), travelled(find(detector))):
+    got = entries(functor, 2, 5)
+    assert [entry[:2] for entry in got] == [(i, 10000 + i) for i in (2, 3, 4)]
+    for _, train, data in got:
+        assert data.keys() == expected[train].keys()
+        assert all(data[key].identical(expected[train][key]) for key in data)
+    functor.close()
+
+images = detector["image.data"]
+for functor in (find(images), travelled(find(images))):
+    assert len(functor) == 8
+    (entry,) = entries(functor, 3, 4)
+    assert entry[:2] == (3, 10003) and entry[2].identical(images[3:4].xarray())
+    functor.close()
+
+sizes = ndshare.alloc((3, 8))
+with ndshare.ProcessPoolExecutor(1):
+    context = ndshare.ProcessContext(2)
+    context.map(lambda w, i, t, data: sizes.__setitem__((0, i), len(data)), source)
+    context.map(lambda w, i, t, data: sizes.__setitem__((1, i), data["image.data"].size), detector)
+    context.map(lambda w, i, t, data: sizes.__setitem__((2, i), data.size), images)
+assert (sizes[0] == len(source.keys())).all() and (sizes[1] == sizes[2]).all() and sizes[2].min() > 0
+"""
+    _run(run_script, _RUN + script)

@@ -21,15 +21,18 @@ Not guaranteed
 from __future__ import annotations
 
 from ndshare.functors.base import Functor, claimed, count_items, find, gen_split_slices, of_builtins
-from ndshare.functors.files import HDF5Functor, ZarrFunctor
+from ndshare.functors.columnar import ArrowFunctor, AwkwardFunctor, ParquetFunctor, PolarsFunctor
+from ndshare.functors.files import HDF5Functor, HDF5ViewFunctor, ZarrFunctor
 from ndshare.functors.iterators import IteratorFunctor
-from ndshare.functors.labelled import DataArrayFunctor, DatasetFunctor
-from ndshare.functors.sequences import NdarrayFunctor, SequenceFunctor, numbers_of, values_of
+from ndshare.functors.labelled import DataArrayFunctor, DatasetFunctor, RollingFunctor, XarrayGroupByFunctor
+from ndshare.functors.sequences import NdarrayFunctor, SequenceFunctor, TensorFunctor, numbers_of, values_of
 from ndshare.functors.sparse import SparseFunctor
-from ndshare.functors.tables import DataFrameFunctor, GroupByFunctor, SeriesFunctor
+from ndshare.functors.tables import DataFrameFunctor, GroupByFunctor, IndexFunctor, SeriesFunctor
 from ndshare.functors.trains import ExtraDataFunctor
 
 __all__ = [
+    "ArrowFunctor",
+    "AwkwardFunctor",
     "DataArrayFunctor",
     "DataFrameFunctor",
     "DatasetFunctor",
@@ -37,11 +40,18 @@ __all__ = [
     "Functor",
     "GroupByFunctor",
     "HDF5Functor",
+    "HDF5ViewFunctor",
+    "IndexFunctor",
     "IteratorFunctor",
     "NdarrayFunctor",
+    "ParquetFunctor",
+    "PolarsFunctor",
+    "RollingFunctor",
     "SequenceFunctor",
     "SeriesFunctor",
     "SparseFunctor",
+    "TensorFunctor",
+    "XarrayGroupByFunctor",
     "ZarrFunctor",
     "claimed",
     "count_items",

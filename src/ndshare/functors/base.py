@@ -246,7 +246,8 @@ def _search(obj: Any) -> Functor:
         return cast("Functor", obj)
     raise ValueError(
         f"no default functor for {type(obj)}; allowed are sequences, arrays, iterators, and collections of "
-        "xarray, pandas, h5py, zarr and EXtra-data; pass list(obj), or define _ndshare_functor_() for it"
+        "xarray, pandas, h5py, zarr, SciPy, torch, polars, Arrow, Awkward and EXtra-data; pass "
+        "list(obj), or define _ndshare_functor_() for it"
     )
 
 

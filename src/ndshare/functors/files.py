@@ -12,6 +12,7 @@ Items are read many at a time.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple, Self
 
 from ndshare.functors.base import Functor, indices_of, is_instance
 
-__all__ = ["HDF5Functor", "SlabFunctor", "ZarrFunctor"]
+__all__ = ["HDF5Functor", "HDF5ViewFunctor", "SlabFunctor", "ZarrFunctor"]
 
 # One read costs some 50 µs whatever its size, and a compressed chunk is unpacked anew for every read that
 # misses the cache: read up to this much at once, and whole chunks where they fit.
@@ -183,6 +184,56 @@ class HDF5Functor(SlabFunctor):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+class HDF5ViewFunctor(SlabFunctor):
+    """Functor of ``dataset.asstr()``, ``dataset.astype(…)`` and ``dataset.fields(…)`` of h5py.
+
+    Parameters
+    ----------
+    view : AsStrView, AsTypeView or FieldsView
+        The kernel gets ``(worker_id, index, view[index])``. The dataset behind it travels as that of an
+        `HDF5Functor`.
+    """
+
+    def __init__(self, view: Any) -> None:
+        if not _is_view(view):
+            raise TypeError(f"HDF5ViewFunctor: needs a view of an h5py.Dataset, got {type(view).__name__}")
+        self._dataset = HDF5Functor(view._dset)
+        self.count = self._dataset.count
+        self._view = copy.copy(view)
+        self._view._dset = None
+
+    @classmethod
+    def wrap(cls, value: Any) -> Self | None:
+        """Accept the views of datasets."""
+        return cls(value) if _is_view(value) else None
+
+    def opened(self) -> Any:
+        """Return the view, over the dataset as it is opened in this process."""
+        view = copy.copy(self._view)
+        view._dset = self._dataset.opened()
+        return _View(view)
+
+    def close(self) -> None:
+        """Give back the file; see `HDF5Functor.close`."""
+        self._dataset.close()
+
+
+class _View:
+    """A view with what `SlabFunctor` asks for: the chunks of its dataset."""
+
+    def __init__(self, view: Any) -> None:
+        self._view = view
+        self.shape, self.dtype, self.chunks = view.shape, view.dtype, view._dset.chunks
+
+    def __getitem__(self, where: Any) -> Any:
+        return self._view[where]
+
+
+def _is_view(value: Any) -> bool:
+    names = "AsStrWrapper", "AsStrView", "AstypeWrapper", "AsTypeView", "FieldsWrapper", "FieldsView"
+    return is_instance(value, "h5py._hl.dataset", *names)
 
 
 def _place_of(dataset: Any, filename: str) -> Place:

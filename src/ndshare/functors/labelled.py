@@ -1,4 +1,4 @@
-"""Functors of xarray's DataArray and Dataset, along one dimension."""
+"""Functors of xarray's DataArray and Dataset: along one dimension, by groups, by windows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Self
 from ndshare.functors.base import Functor, indices_of, is_instance
 from ndshare.functors.sequences import NdarrayFunctor, SequenceFunctor
 
-__all__ = ["DataArrayFunctor", "DatasetFunctor"]
+__all__ = ["DataArrayFunctor", "DatasetFunctor", "RollingFunctor", "XarrayGroupByFunctor"]
 
 
 class DataArrayFunctor(NdarrayFunctor):
@@ -95,6 +95,109 @@ class DatasetFunctor(Functor):
         """Yield ``(index, dataset.isel({dim: index}))``; its variables are views."""
         for index in indices_of(share, len(self)):
             yield index, self.dataset.isel({self.dim: index})
+
+
+class XarrayGroupByFunctor(Functor):
+    """Functor of xarray's ``groupby``, ``groupby_bins`` and ``resample``, group by group.
+
+    Parameters
+    ----------
+    groups : DataArrayGroupBy, DatasetGroupBy, DataArrayResample or DatasetResample
+        The kernel gets ``(worker_id, index, key, group)``. Keys, groups and their order are those of a loop.
+
+    Notes
+    -----
+    What is grouped travels whole, by reference where it is shared, and each group is taken from it where it
+    is needed: a view if the group is one stretch, else a copy of the group.
+    """
+
+    def __init__(self, groups: Any) -> None:
+        if not _is_grouped(groups):
+            raise TypeError(f"XarrayGroupByFunctor: needs a groupby of xarray, got {type(groups).__name__}")
+        positions = groups.groups
+        self.keys = list(positions)
+        self.positions = [_as_slice(where) for where in positions.values()]
+        self.grouped = groups._obj
+        self.dim = groups._group_dim
+
+    @classmethod
+    def wrap(cls, value: Any) -> Self | None:
+        """Accept groupby and resample objects."""
+        return cls(value) if _is_grouped(value) else None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def iterate(self, share: slice) -> Iterator[tuple[Any, ...]]:
+        """Yield ``(index, key, group)``."""
+        for index in indices_of(share, len(self.keys)):
+            yield index, self.keys[index], self.grouped.isel({self.dim: self.positions[index]})
+
+
+class RollingFunctor(Functor):
+    """Functor of xarray's ``rolling`` over one dimension, window by window.
+
+    Parameters
+    ----------
+    rolling : DataArrayRolling or DatasetRolling
+        The kernel gets ``(worker_id, index, label, window)``, as a loop does: windows at the ends are
+        shorter, and what has fewer than `min_periods` values is NaN. One with enough values is a view.
+
+    Raises
+    ------
+    ValueError
+        If it rolls over several dimensions.
+    """
+
+    def __init__(self, rolling: Any) -> None:
+        if not _is_rolling(rolling):
+            raise TypeError(f"RollingFunctor: needs a rolling of xarray, got {type(rolling).__name__}")
+        if len(rolling.dim) != 1:
+            raise ValueError(f"RollingFunctor: windows over {tuple(rolling.dim)}; roll over one dimension")
+        self.dim = rolling.dim[0]
+        self.rolled = rolling.obj
+        self.window = int(rolling.window[0])
+        self.ahead = (self.window + 1) // 2 if rolling.center[0] else 1
+        self.least = rolling.min_periods
+
+    @classmethod
+    def wrap(cls, value: Any) -> Self | None:
+        """Accept the results of ``rolling``."""
+        return cls(value) if _is_rolling(value) else None
+
+    def __len__(self) -> int:
+        return int(self.rolled.sizes[self.dim])
+
+    def iterate(self, share: slice) -> Iterator[tuple[Any, ...]]:
+        """Yield ``(index, label, window)``."""
+        labels = self.rolled[self.dim]
+        for index in indices_of(share, len(self)):
+            stop = index + self.ahead
+            window = self.rolled.isel({self.dim: slice(max(0, stop - self.window), stop)})
+            counts = window.count(dim=[self.dim])
+            enough = counts >= self.least
+            complete = enough.all() if is_instance(enough, "xarray", "DataArray") else enough.to_array().all()
+            yield index, labels[index], window if bool(complete) else window.where(enough)
+
+
+def _is_grouped(value: Any) -> bool:
+    return is_instance(value, "xarray.core.groupby", "GroupBy")  # that of `resample` is one, too
+
+
+def _is_rolling(value: Any) -> bool:
+    return any(
+        is_instance(value, module, "DataArrayRolling", "DatasetRolling")
+        for module in ("xarray.computation.rolling", "xarray.core.rolling")  # where it was before
+    )
+
+
+def _as_slice(positions: Any) -> Any:
+    """Return positions that are one stretch as a slice: xarray gives views for these."""
+    if isinstance(positions, slice) or not len(positions):
+        return positions
+    first, last = positions[0], positions[-1]
+    is_stretch = last - first == len(positions) - 1 and list(positions) == list(range(first, last + 1))
+    return slice(first, last + 1) if is_stretch else positions
 
 
 def _leading_dim(dataset: Any) -> Hashable:

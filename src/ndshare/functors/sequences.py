@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from ndshare.functors.base import Functor, indices_of
+from ndshare.functors.base import Functor, indices_of, is_instance
 
-__all__ = ["NdarrayFunctor", "SequenceFunctor", "numbers_of", "values_of"]
+__all__ = ["NdarrayFunctor", "SequenceFunctor", "TensorFunctor", "numbers_of", "values_of"]
 
 
 def values_of(functor: Functor) -> Any:
@@ -170,6 +170,29 @@ class NdarrayFunctor(SequenceFunctor):
     def wrap(cls, value: Any) -> Self | None:
         """Accept NumPy arrays."""
         return cls(value) if isinstance(value, np.ndarray) else None
+
+
+class TensorFunctor(SequenceFunctor):
+    """Functor of a `torch.Tensor` along its first dimension: the kernel gets views, ``tensor[index]``.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        Of at least one dimension. One over shared memory (``torch.from_numpy(ndshare.zeros(...))``) is the
+        same memory in a worker; others on the CPU are copied once for all workers.
+    """
+
+    def __init__(self, tensor: Any) -> None:
+        if not is_instance(tensor, "torch", "Tensor"):
+            raise TypeError(f"TensorFunctor: needs a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.ndim == 0:
+            raise ValueError("TensorFunctor: the tensor has no dimensions, and so no items; reshape it")
+        self.sequence = tensor
+
+    @classmethod
+    def wrap(cls, value: Any) -> Self | None:
+        """Accept tensors."""
+        return cls(value) if is_instance(value, "torch", "Tensor") else None
 
 
 def _checked_axis(axis: Any, ndim: int) -> int:

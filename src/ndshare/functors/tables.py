@@ -1,4 +1,4 @@
-"""Functors of pandas objects: rows of a DataFrame, values of a Series, groups of a ``groupby``."""
+"""Functors of pandas objects: rows of a DataFrame, values of a Series or Index, groups of a ``groupby``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ndshare.functors.base import Functor, imported, indices_of, is_instance
 from ndshare.functors.sequences import SequenceFunctor
 
-__all__ = ["DataFrameFunctor", "GroupByFunctor", "SeriesFunctor"]
+__all__ = ["DataFrameFunctor", "GroupByFunctor", "IndexFunctor", "SeriesFunctor"]
 
 
 class DataFrameFunctor(Functor):
@@ -55,10 +55,7 @@ class SeriesFunctor(SequenceFunctor):
     def __init__(self, series: Any) -> None:
         if not is_instance(series, "pandas", "Series"):
             raise TypeError(f"SeriesFunctor: needs a pandas.Series, got {type(series).__name__}")
-        dtype = series.dtype
-        # pandas has scalars of its own for times; others are NumPy's, and much faster from the array itself.
-        plain = isinstance(dtype, np.dtype) and dtype.kind not in "mM"
-        super().__init__(series.to_numpy() if plain else series.array)
+        super().__init__(_values_of(series))
 
     @classmethod
     def wrap(cls, value: Any) -> Self | None:
@@ -66,12 +63,43 @@ class SeriesFunctor(SequenceFunctor):
         return cls(value) if is_instance(value, "pandas", "Series") else None
 
 
-class GroupByFunctor(Functor):
-    """Functor of a pandas ``groupby``: the kernel gets ``(worker_id, index, key, group)``.
+class IndexFunctor(SequenceFunctor):
+    """Functor of the labels of a `pandas.Index`, in order.
 
     Parameters
     ----------
-    groups : DataFrameGroupBy or SeriesGroupBy
+    index : pandas.Index
+        Values are what ``index[i]`` gives: tuples of a MultiIndex, Timestamps of a DatetimeIndex.
+    """
+
+    def __init__(self, index: Any) -> None:
+        if not is_instance(index, "pandas", "Index"):
+            raise TypeError(f"IndexFunctor: needs a pandas.Index, got {type(index).__name__}")
+        if is_instance(index, "pandas", "RangeIndex"):
+            super().__init__(range(index.start, index.stop, index.step))
+        else:
+            super().__init__(index if is_instance(index, "pandas", "MultiIndex") else _values_of(index))
+
+    @classmethod
+    def wrap(cls, value: Any) -> Self | None:
+        """Accept every kind of Index."""
+        return cls(value) if is_instance(value, "pandas", "Index") else None
+
+
+def _values_of(labelled: Any) -> Any:
+    """Return the values of a Series or Index as pandas itself gives them."""
+    dtype = labelled.dtype
+    # pandas has scalars of its own for times; others are NumPy's, and much faster from the array itself.
+    plain = isinstance(dtype, np.dtype) and dtype.kind not in "mM"
+    return labelled.to_numpy() if plain else labelled.array
+
+
+class GroupByFunctor(Functor):
+    """Functor of a pandas ``groupby`` or ``resample``: the kernel gets ``(worker_id, index, key, group)``.
+
+    Parameters
+    ----------
+    groups : DataFrameGroupBy, SeriesGroupBy or Resampler
         Keys, groups and their order are those of a loop over it.
 
     Notes
@@ -94,7 +122,7 @@ class GroupByFunctor(Functor):
 
     @classmethod
     def wrap(cls, value: Any) -> Self | None:
-        """Accept the results of ``groupby``."""
+        """Accept the results of ``groupby`` and ``resample``."""
         return cls(value) if _is_groupby(value) else None
 
     def __len__(self) -> int:
@@ -108,4 +136,4 @@ class GroupByFunctor(Functor):
 
 
 def _is_groupby(value: Any) -> bool:
-    return is_instance(value, "pandas.api.typing", "DataFrameGroupBy", "SeriesGroupBy")
+    return is_instance(value, "pandas.api.typing", "DataFrameGroupBy", "SeriesGroupBy", "Resampler")

@@ -1,4 +1,4 @@
-"""Functor of EXtra-data's DataCollection and KeyData, train by train.
+"""Functor of EXtra-data's objects, train by train.
 
 References
 ----------
@@ -8,7 +8,7 @@ pasha 0.1.2, ``ExtraDataFunctor``; EXtra-data, https://extra-data.readthedocs.io
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +18,8 @@ from ndshare.functors.base import Functor, indices_of, is_instance
 __all__ = ["ExtraDataFunctor"]
 
 _LIBRARY = "extra_data"
+_SOURCES = "extra_data.sourcedata"
+_COMPONENTS = "extra_data.components"
 
 
 class ExtraDataFunctor(Functor):
@@ -27,13 +29,15 @@ class ExtraDataFunctor(Functor):
 
     Parameters
     ----------
-    obj : extra_data.DataCollection or extra_data.KeyData
-        What ``open_run``, ``run.select(...)`` or ``run[source, key]`` gives. `data` is a dict of dicts for
-        a DataCollection, an array for a KeyData; None for a train without data of that key.
+    obj : DataCollection, SourceData, KeyData, detector component or its key data
+        What ``open_run``, ``run.select(...)``, ``run[source]``, ``run[source, key]``, ``AGIPD1M(run)`` or
+        ``AGIPD1M(run)["image.data"]`` gives. `data` is a dict of dicts for a DataCollection, an array for a
+        KeyData, a dict of what there is by key for a SourceData, a dict of labelled arrays for a detector,
+        and a labelled array for its key data. None for a train without data.
 
     Attributes
     ----------
-    obj : extra_data.DataCollection or extra_data.KeyData
+    obj : object
         The same.
     n_trains : int
         Number of trains.
@@ -48,7 +52,8 @@ class ExtraDataFunctor(Functor):
     def __init__(self, obj: Any) -> None:
         if not _is_ours(obj):
             raise TypeError(
-                f"ExtraDataFunctor: needs a DataCollection or KeyData of EXtra-data, got {type(obj).__name__}"
+                "ExtraDataFunctor: needs a DataCollection, SourceData, KeyData or detector component, got "
+                f"{type(obj).__name__}"
             )
         self.obj = obj
         self.n_trains = len(obj.train_ids)
@@ -56,7 +61,7 @@ class ExtraDataFunctor(Functor):
 
     @classmethod
     def wrap(cls, value: Any) -> Self | None:
-        """Accept DataCollection and KeyData."""
+        """Accept what has trains."""
         return cls(value) if _is_ours(value) else None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -72,10 +77,20 @@ class ExtraDataFunctor(Functor):
         if not indices:
             return
         self._leave_inherited_files()
+        if is_instance(self.obj, _COMPONENTS, "MultimodKeyData"):
+            for index in indices:
+                chosen = self.obj.select_trains(slice(index, index + 1))
+                yield index, int(self.obj.train_ids[index]), _labelled(chosen)
+            return
         chosen = self.obj.select_trains(share)
-        train_ids = map(int, chosen.train_ids)
+        train_ids = list(map(int, chosen.train_ids))
+        entries: Iterable[tuple[int, Any]]
         if is_instance(chosen, _LIBRARY, "KeyData"):
             entries = _key_entries(chosen, train_ids)
+        elif is_instance(chosen, _SOURCES, "SourceData"):
+            entries = _source_entries(chosen, train_ids)
+        elif is_instance(chosen, _COMPONENTS, "MultimodDetectorBase"):
+            entries = ((number, data or None) for number, data in chosen.trains(require_all=False))
         else:
             entries = chosen.trains()
         for index, (train_id, data) in zip(indices, entries, strict=True):
@@ -86,7 +101,7 @@ class ExtraDataFunctor(Functor):
 
         While they are open to read, nobody can open them to write. A later `iterate` opens them again.
         """
-        for file in self.obj.files:
+        for file in _files_of(self.obj):
             file.close()
 
     def _leave_inherited_files(self) -> None:
@@ -98,10 +113,34 @@ class ExtraDataFunctor(Functor):
 
 
 def _is_ours(obj: Any) -> bool:
-    return is_instance(obj, _LIBRARY, "DataCollection", "KeyData")
+    return (
+        is_instance(obj, _LIBRARY, "DataCollection", "KeyData")
+        or is_instance(obj, _SOURCES, "SourceData")
+        or is_instance(obj, _COMPONENTS, "MultimodDetectorBase", "MultimodKeyData")
+    )
 
 
-def _key_entries(key: Any, train_ids: Iterator[int]) -> Iterator[tuple[int, Any]]:
+def _files_of(obj: Any) -> Any:
+    if is_instance(obj, _COMPONENTS, "MultimodKeyData"):
+        obj = obj.det
+    return obj.data.files if is_instance(obj, _COMPONENTS, "MultimodDetectorBase") else obj.files
+
+
+def _labelled(chosen: Any) -> Any:
+    """Return the data of a detector's key in one train, or None if no module has any."""
+    return chosen.xarray() if chosen.data_availability().any() else None
+
+
+def _source_entries(source: Any, train_ids: list[int]) -> Iterator[tuple[int, Any]]:
+    """Yield an entry for every train: what there is by key, or None if there is nothing."""
+    names = sorted(source.keys())
+    columns = [_key_entries(source[name], train_ids) for name in names]
+    for train_id in train_ids:
+        found = {name: next(column)[1] for name, column in zip(names, columns, strict=True)}
+        yield train_id, {name: data for name, data in found.items() if data is not None} or None
+
+
+def _key_entries(key: Any, train_ids: Iterable[int]) -> Iterator[tuple[int, Any]]:
     """Yield an entry for every train.
 
     ``KeyData.trains`` leaves out trains that the files of the source do not list, and runs of trains
