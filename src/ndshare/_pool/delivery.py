@@ -21,7 +21,7 @@ from typing import Any
 
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import MapRun, Task
-from ndshare._processes import Crew, Worker, WorkerGoneError, frames
+from ndshare._processes import Crew, Worker, WorkerGoneError, frames, loaded
 from ndshare._system import _wire
 from ndshare._transport import (
     INLINE_MAX,
@@ -253,10 +253,14 @@ class Delivery:
             worker.known_main.update(draft.delivers or {})
 
     def answer(self, worker: Worker, name: str) -> None:
-        """Send a name of ``__main__`` that a task looks up, with what it needs; or that there is none."""
+        """Send what a worker asks for: a name of ``__main__``, or which file a module is."""
         known = {other: value for other, value in worker.known_main.items() if other != name}
         status, parcel = frames.OK, None
         try:
+            if name.startswith(frames.IMPORT):
+                module = name.removeprefix(frames.IMPORT)
+                self._send_answer(worker, status, pack({module: loaded.facts(module)}).settle())
+                return
             draft = mainspace.deliver(frozenset((name,)), known, self._settings.withheld)
             if draft is not None:
                 parcel = draft.settle()
@@ -264,6 +268,9 @@ class Delivery:
                 worker.asked |= {name}
         except Exception as error:
             status, parcel = frames.ERROR, pack_failure(error)
+        self._send_answer(worker, status, parcel)
+
+    def _send_answer(self, worker: Worker, status: int, parcel: Parcel | None) -> None:
         head = frames.HEAD.pack(frames.MAIN, status, 1, 0, 0.0)
         if parcel is None:
             worker.send([head])

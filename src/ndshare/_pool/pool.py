@@ -45,6 +45,7 @@ from ndshare._processes import (
     WorkerGoneError,
     frames,
     handle_waiting,
+    loaded,
     own_crew,
 )
 from ndshare._system import _wire, processors
@@ -256,6 +257,7 @@ class Pool:
 
     def _pick(self) -> tuple[Worker, list[Task]] | None:
         """Choose a worker and what it gets (under the hub's lock)."""
+        self.roster.renew(loaded.generation())
         if self.killed or not (self.queue or self.roster.take_back(self.queue)):
             return None
         try:
@@ -340,7 +342,7 @@ class Pool:
         _wire.shield()
         try:
             with self.hub.lock:
-                if worker.gone or worker not in self.workers:
+                if worker.gone or worker.pool is not self:
                     return
                 if worker.sending:  # by another thread, which will soon have done
                     self.hub.later(_ANSWER_S, functools.partial(self.answer, worker, name))

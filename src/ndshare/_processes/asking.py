@@ -1,10 +1,13 @@
-"""A worker that lacks a name of the caller's ``__main__`` while a task runs asks the caller for it.
+"""A worker asks its caller for a name of ``__main__`` that it lacks, and for the file of what it imports.
 
 ::
 
     worker: sys.modules["__main__"].x   (an unpickler, import, getattr)      caller
         ── ASK x ───────────────────────────────────────────────────────────▶ mainspace.deliver({"x"})
         ◀── MAIN, answer: x and what it needs; empty if there is no x ──────
+    worker: import y
+        ── ASK import y ────────────────────────────────────────────────────▶ loaded.facts("y")
+        ◀── MAIN, answer: {"y": facts} ─────────────────────────────────────
 
 What else arrives meanwhile waits for its turn. A name that the caller lacks, too, is asked for once per task.
 """
@@ -71,20 +74,35 @@ class Asking:
         UnsendableGlobalError
             If it has, and cannot send it.
         """
-        with self._lock:
-            if not self._running or name in self._absent:
-                return
-            self._send((frames.HEAD.pack(frames.ASK, 0, 0, 0, 0.0), name.encode()), ())
-            answer = self._answer()
-            if answer is None:
-                return  # the caller has gone
-            status, body, fds = answer
-            content = unpack(body, fds) if body else {}
-            if status == frames.ERROR:
-                raise content[0]
+        if name in self._absent:
+            return
+        content = self._put(name)
+        if content is not None:
             mainspace.apply(content)
             if name not in content:
                 self._absent.add(name)
+
+    def facts(self, module: str) -> Any:
+        """Return `Modules.facts` of a module; None if it is to be found as usual."""
+        content = self._put(frames.IMPORT + module)
+        return None if content is None else content.get(module)
+
+    def _put(self, question: str) -> dict[str, Any] | None:
+        """Return the content of an answer; None if nobody can be asked."""
+        with self._lock:
+            if not self._running:
+                return None
+            self._send((frames.HEAD.pack(frames.ASK, 0, 0, 0, 0.0), question.encode()), ())
+            answer = self._answer()
+        if answer is None:
+            return None  # the caller has gone
+        status, body, fds = answer
+        # Without the lock: to rebuild it may need an import that another thread is at, which asks in turn.
+        content: Any = unpack(body, fds) if body else {}
+        if status == frames.ERROR:
+            raise content[0]
+        found: dict[str, Any] = content
+        return found
 
     def _answer(self) -> tuple[int, bytes, tuple[int, ...]] | None:
         if not self._buffer:
@@ -111,3 +129,5 @@ class Asking:
             else:
                 self.waiting.append((data, early + fds))
                 early = ()
+                if kind == frames.QUIT:
+                    return None

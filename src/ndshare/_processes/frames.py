@@ -12,7 +12,7 @@
     worker ──► caller   RESULT  seq, status, seconds, payload
                         INITIALIZED, FDS, SOURCES
                         LOG     a log record
-                        ASK     a name of __main__ that a task looks up at run time
+                        ASK     a name of __main__ that a task looks up at run time, or a module it imports
 
 A message is one SOCK_SEQPACKET datagram. Its descriptors are those of its records, in order. More
 descriptors than one message may carry (253) go ahead of it in FDS messages.
@@ -43,6 +43,8 @@ INITIALIZED = 11
 LOG = 12
 PLACED = 13
 ASK = 14
+
+IMPORT = "import "  # before a module's name in an ASK
 
 HEAD = struct.Struct("<BBHIf")  # kind, status, number of records, seq or token, seconds it took
 RECORD = struct.Struct("<IIIHH")  # seq, payload length, function token, descriptors, kind of record

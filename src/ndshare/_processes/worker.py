@@ -30,7 +30,7 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -38,7 +38,8 @@ from ndshare._memory import install_handler, ledger_attach, owner_prefix, set_id
 from ndshare._pickling import advanced_by, arrived
 from ndshare._processes import frames, records
 from ndshare._processes.asking import Asking
-from ndshare._processes.surroundings import Sources, Surroundings
+from ndshare._processes.modules import Finder
+from ndshare._processes.surroundings import Surroundings
 from ndshare._system import _wire
 from ndshare._transport import Draft, Parcel, close_all, mainspace, pack, pack_failure, pack_plain, unpack
 
@@ -79,7 +80,8 @@ class _Worker:
         mainspace.install(self._ask)
         os.environ.update(options["overlay"])
         self._preload(options["preload"])
-        self.sources = Sources()
+        self.finder = Finder(self._facts)
+        sys.meta_path.insert(0, self.finder)
 
     def _preload(self, names: tuple[str, ...]) -> None:
         try:
@@ -144,10 +146,21 @@ class _Worker:
             raise KeyboardInterrupt
 
     def _ask(self, name: str) -> None:
-        """Ask the caller for a name of ``__main__``; Ctrl-C waits, as half an answer is none."""
+        """Ask the caller for a name of ``__main__``."""
+        with self._undisturbed():
+            self.asking.ask(name)
+
+    def _facts(self, module: str) -> Any:
+        """Ask the caller for the file of a module."""
+        with self._undisturbed():
+            return self.asking.facts(module)
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Let Ctrl-C wait: half an answer is none."""
         interruptible, self.interruptible = self.interruptible, False
         try:
-            self.asking.ask(name)
+            yield
         finally:
             self.interruptible = interruptible
         if interruptible and self.cell >= 0 and self._is_wanted_to_stop():
@@ -210,7 +223,7 @@ class _Worker:
                 status, error = error.status, error.cause
             parcel = pack_failure(error)
             del error
-        self.sources.note()
+        self.finder.note()
         seconds = time.perf_counter() - began
         self._answer(frames.RESULT, status, seq, seconds, parcel)
 
@@ -253,12 +266,16 @@ class _Worker:
     # ------------------------------------------------------------------ everything else
 
     def _on_main(self, _status: int, _count: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        self.asking.begin()
         try:
             mainspace.apply(unpack(body, fds))
         except BaseException as error:
             self.main_failure = (error, "")
+        finally:
+            self.asking.end()
 
     def _on_function(self, _s: int, _count: int, token: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        self.asking.begin()
         try:
             if self.main_failure is not None:
                 raise self.main_failure[0]
@@ -267,6 +284,8 @@ class _Worker:
             self.functions[token] = _UnreadableError(frames.NO_MODULE, error)
         except BaseException as error:
             self.functions[token] = _UnreadableError(frames.ERROR, error)
+        finally:
+            self.asking.end()
 
     def _on_forget(self, _s: int, _count: int, token: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
         self.functions.pop(token, None)
@@ -302,7 +321,7 @@ class _Worker:
 
     def _on_sources(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
         """Say from which files of the user's the modules here come, and how old the files were."""
-        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(self.sources.found())], ())
+        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(self.finder.sources())], ())
 
     def _on_placed(self, _s: int, _c: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
         """Run anywhere again: it was woken on the caller's processor (`Worker.bring_here`)."""
