@@ -284,15 +284,17 @@ def test_writer_killed_at_any_moment_leaves_its_newest_frame(stream):
     """Whole; there is always one from the first on."""
     for _ in range(25):
         pid = forked(lambda: queue_tasks.write_frames(stream, 10**9, False))
-        while True:
-            try:
-                stream.get(timeout=60)
-                break
-            except ndshare.WriterDiedError:  # of the one before
-                time.sleep(0.001)
-        time.sleep(0.01)
-        os.kill(pid, signal.SIGKILL)
-        ended(pid)
+        try:
+            while True:
+                try:
+                    stream.get(timeout=60)
+                    break
+                except ndshare.WriterDiedError:  # of the one before
+                    time.sleep(0.001)
+            time.sleep(0.01)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            ended(pid)
         late = []
         thread = threading.Thread(target=lambda into=late: into.append(stream.get(timeout=60)))
         thread.start()
