@@ -6,11 +6,18 @@ Its traceback goes as text, and is the cause of the exception where that arrives
 from __future__ import annotations
 
 import contextlib
+import sys
 import traceback
 from typing import Any
 
 from ndshare._transport import transport
 from ndshare.errors import RemoteError
+
+#: An importer of the program's own has made it, or it was put into `sys.modules` by hand.
+_HERE = (
+    "this process has it from where workers cannot import it. Import it outside of the function: what the "
+    "function uses of it goes to workers by value then"
+)
 
 
 def portable(error: BaseException) -> tuple[BaseException, str]:
@@ -83,7 +90,12 @@ class RemoteTracebackError(Exception):
 
 
 def with_traceback(error: BaseException, text: str) -> BaseException:
-    """Give an exception the worker's traceback, if there is one, as its cause; returns the exception."""
+    """Give an exception the worker's traceback, if there is one, as its cause; returns the exception.
+
+    That of an import says so if it is only the worker that lacks the module.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name in sys.modules and _HERE not in str(error.msg):
+        error.msg = f"{error.msg}; {_HERE}"
     if text:
         error.__cause__ = RemoteTracebackError(text)
     return error
