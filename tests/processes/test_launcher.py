@@ -164,11 +164,7 @@ if __name__ == "__main__":
 
 @pytest.mark.once
 @pytest.mark.skipif(importlib.util.find_spec("PyInstaller") is None, reason="PyInstaller is not installed")
-@pytest.mark.parametrize(
-    "support",
-    ["ndshare.freeze_support()", "import multiprocessing; multiprocessing.freeze_support()", "pass"],
-    ids=["ours", "theirs", "none"],
-)
+@pytest.mark.parametrize("support", ["ndshare.freeze_support()", "pass"], ids=["with support", "without"])
 def test_pyinstaller_program_has_workers(tmp_path: Path, support: str) -> None:
     """A folder with a program and its libraries, started where no Python is found."""
     (tmp_path / "app.py").write_text(_APP.replace("SUPPORT", support))

@@ -359,6 +359,7 @@ class _Forked:
 
     def __init__(self, control: socket.socket, callers: socket.socket) -> None:
         self.returncode: int | None = None
+        streams.flush()  # else the child writes it again
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the other thread is ours, see `_strangers`
             self.pid = os.fork()
