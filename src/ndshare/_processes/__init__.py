@@ -12,7 +12,7 @@ and has one thread, whatever the caller is like.
      ├── Hub: one thread hears all, or who waits for a result      │
      └── Worker ── STATE, MAIN, FUNCTION, TASKS (`frames`) ─────►  Surroundings ─► unpack ─► call ─► pack
             ▲                                                      │
-            └───── RESULT, LOG, SOURCES ───────────────────────────┘
+            └───── RESULT, LOG, RESTED ────────────────────────────┘
 
 Guarantees
 ----------
@@ -39,8 +39,10 @@ from ndshare._processes import errstate, frames
 
 if TYPE_CHECKING:
     from ndshare._processes.crew import Crew, CrewClosedError, own_crew, shutdown
+    from ndshare._processes.family import be, described, numbered, worker_id
     from ndshare._processes.hub import THREAD_NAME, Todo
     from ndshare._processes.injection import SetUp, invoke
+    from ndshare._processes.launcher import freeze_support
     from ndshare._processes.modules import loaded
     from ndshare._processes.records import handle_waiting, name_items
     from ndshare._processes.surroundings import add_aliases
@@ -56,21 +58,28 @@ __all__ = [
     "Worker",
     "WorkerGoneError",
     "add_aliases",
+    "be",
+    "described",
     "errstate",
     "frames",
+    "freeze_support",
     "handle_waiting",
     "invoke",
     "loaded",
     "name_items",
+    "numbered",
     "own_crew",
     "shutdown",
+    "worker_id",
 ]
 
 # Where the names are. A worker has no use for the caller's side, and is forked the sooner without it.
 _FILES = {
     "crew": ("Crew", "CrewClosedError", "own_crew", "shutdown"),
+    "family": ("be", "described", "numbered", "worker_id"),
     "hub": ("THREAD_NAME", "Todo"),
     "injection": ("SetUp", "invoke"),
+    "launcher": ("freeze_support",),
     "modules": ("loaded",),
     "records": ("handle_waiting", "name_items"),
     "surroundings": ("add_aliases",),
