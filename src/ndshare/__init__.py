@@ -10,7 +10,8 @@ Arrays (docs/arrays.md)
     stats, trim: what is held, and giving it back
 Tasks (docs/executor.md)
     ProcessPoolExecutor: the interface of concurrent.futures, arrays without pickling
-    shutdown: ends the workers that are kept warm
+    shutdown: ends the workers that are kept warm; freeze_support: for frozen programs
+    worker_id: the number of the worker that code runs in
 Kernels over collections (docs/map.md)
     map, alloc, get_default_context, set_default_context: in the default context
     SerialContext, ThreadContext, ProcessContext, MapContext, MapReport
@@ -80,7 +81,7 @@ if _typing.TYPE_CHECKING:
     from ndshare._map import MapContext, MapReport, ProcessContext, SerialContext, ThreadContext, item_rng
     from ndshare._pickling import register_wrapper
     from ndshare._pool import ProcessPoolExecutor
-    from ndshare._processes import shutdown
+    from ndshare._processes import freeze_support, shutdown, worker_id
     from ndshare._queue import Queue, Stream
     from ndshare._transport import share
     from ndshare._workspace import Workspace
@@ -145,6 +146,7 @@ __all__ = [
     "array",
     "empty",
     "empty_like",
+    "freeze_support",
     "full",
     "full_like",
     "get_default_context",
@@ -163,6 +165,7 @@ __all__ = [
     "shutdown",
     "stats",
     "trim",
+    "worker_id",
     "zeros",
     "zeros_like",
 ]
@@ -191,6 +194,7 @@ _LATER = {
     "WorkerDiedError": "ndshare.errors",
     "Workspace": "ndshare._workspace",
     "alloc": "ndshare.default_context",
+    "freeze_support": "ndshare._processes",
     "get_default_context": "ndshare.default_context",
     "item_rng": "ndshare._map",
     "lock": "ndshare._locks",
@@ -200,6 +204,7 @@ _LATER = {
     "set_default_context": "ndshare.default_context",
     "share": "ndshare._transport",
     "shutdown": "ndshare._processes",
+    "worker_id": "ndshare._processes",
 }
 
 

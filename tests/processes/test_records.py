@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -214,3 +214,38 @@ def test_error_state_goes_with_a_map(make: type[ndshare.MapContext]) -> None:
     with np.errstate(divide="ignore"):
         context.map(kernel, [1.0, 2.0, 0.0, 4.0])
     assert out.tolist() == [1.0, 0.5, np.inf, 0.25]
+
+
+def test_names_of_levels_are_the_callers(
+    run_script: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """As it has named them when the executor begins; those of an earlier one are forgotten, a worker's own stay."""
+    done = run_script(
+        """
+import logging, sys, ndshare
+logging.basicConfig(stream=sys.stdout, level=1, format="%(levelname)s %(levelno)d %(message)s")
+def named(): return logging.getLevelName(25), logging.getLevelName("NOTICE"), logging.getLevelName("WARN")
+def own():
+    logging.addLevelName(7, "OWN")
+    logging.log(7, "of a worker")
+for names in ({25: "NOTICE", 20: "information"}, {26: "NOTICE"}):
+    for level, name in names.items(): logging.addLevelName(level, name)
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        executor.submit(logging.log, 25, "x").result()
+        executor.submit(logging.info, "y").result()
+        print(*executor.submit(named).result())
+        executor.submit(own).result()
+        logging.getLogger("other").setLevel(30)
+        executor.submit(logging.log, 25, "z").result()
+    def kernel(worker_id, index, value): logging.log(25, "item")
+    ndshare.ProcessContext(1, start="pool").map(kernel, range(1))
+    logging.addLevelName(25, "SECOND")
+with ndshare.ProcessPoolExecutor(1) as executor:
+    assert executor.submit(logging.getLevelName, 7).result() == "Level 7"
+"""
+    )
+    assert done.stdout.splitlines() == [
+        "NOTICE 25 x", "information 20 y", "NOTICE 25 30", "OWN 7 of a worker", "NOTICE 25 z", "NOTICE 25 item",
+        "SECOND 25 x", "information 20 y", "SECOND 26 30", "OWN 7 of a worker", "SECOND 25 z", "SECOND 25 item",
+    ]  # fmt: skip
+    assert done.stderr == ""

@@ -51,7 +51,7 @@ def test_kernels_see_all_processors(placed: list[int]) -> None:
 
 
 def test_what_a_worker_chose_stays(placed: list[int]) -> None:
-    """One that has pinned itself is left alone, and what a kernel sets while it runs is not undone."""
+    """What a kernel sets while it runs is not undone before the map is over."""
     count = len(_EVERYWHERE)
     context = ndshare.ProcessContext(count)
     out = context.alloc(count)
@@ -67,7 +67,10 @@ def test_what_a_worker_chose_stays(placed: list[int]) -> None:
         assert (out == 1).all()
         time.sleep(0.004)
     assert placed
-    assert all(len(os.sched_getaffinity(worker.pid)) == 1 for worker in context.pool().workers)
+    deadline = time.monotonic() + 10
+    while any(os.sched_getaffinity(worker.pid) != _EVERYWHERE for worker in context.pool().workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_worker_that_still_starts_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

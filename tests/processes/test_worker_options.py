@@ -533,3 +533,40 @@ def test_module_that_nobody_has_is_that_tasks_error(executor: ProcessPoolExecuto
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         executor.submit(jobs.import_and_call, "no_such_module", "f").result(_HANG_S)
     assert executor.submit(jobs.add_one, 1).result(_HANG_S) == 2
+
+
+_IMPORTER = """
+import importlib.abc, importlib.machinery, sys, types, ndshare
+class Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == "virtual" else None
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        exec("offset = 5\\ndef shifted(x): return x + offset", vars(module))
+sys.meta_path.insert(0, Importer())
+import virtual
+by_hand = sys.modules["by_hand"] = types.ModuleType("by_hand")
+exec("factor = 7\\ndef scaled(x): return x * factor", vars(by_hand))
+"""
+
+
+def test_module_of_an_importer_of_the_programs_own_is_used_or_named(run_script: Callable[..., Any]) -> None:
+    """What a function uses goes by value; an import at run time says who has the module."""
+    done = run_script(
+        _IMPORTER
+        + """
+def both(): return virtual.shifted(1), by_hand.scaled(2)
+def late(name): return __import__(name)
+with ndshare.ProcessPoolExecutor(1) as executor:
+    assert executor.submit(virtual.shifted, 1).result() == 6
+    assert executor.submit(by_hand.scaled, 2).result() == 14
+    assert executor.submit(both).result() == (6, 14)
+    for name in ("virtual", "by_hand", "nowhere_at_all"):
+        error = executor.submit(late, name).exception()
+        assert isinstance(error, ModuleNotFoundError) and error.name == name
+        assert ("this process has it" in str(error)) == (name != "nowhere_at_all"), error
+print("fine")
+"""
+    )
+    assert (done.stdout, done.stderr) == ("fine\n", "")

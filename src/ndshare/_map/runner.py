@@ -25,7 +25,7 @@ from ndshare._map.randomness import Stream
 from ndshare._map.watch import captured
 from ndshare._map.watch.watching import Watch
 from ndshare._pickling import CodeMemory
-from ndshare._processes import errstate
+from ndshare._processes import errstate, numbered
 from ndshare._transport import mainspace
 from ndshare._transport import portable as portable_failure
 from ndshare.functors import Functor, numbers_of, values_of
@@ -171,6 +171,7 @@ class _Runner:
             with (
                 Stream(self.job.seed, board.memory, slot, self.job.first),
                 errstate.entered(self.job.errors),
+                numbered(self.job.first_worker + report.worker_id),
             ):
                 for start, end in ranges:
                     if not board.is_stopped():

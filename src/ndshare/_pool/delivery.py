@@ -162,8 +162,12 @@ class Delivery:
             return
         fresh = worker.state_version is None
         try:
+            worker.send_streams()
             message = state.message(
-                overlay=worker.overlay, threads=self._threads, threads_asked=self._threads_asked
+                overlay=worker.overlay,
+                number=worker.number,
+                threads=self._threads,
+                threads_asked=self._threads_asked,
             )
             if len(message) < frames.MESSAGE_MAX_BYTES:
                 self._send_bytes(worker, frames.STATE, int(fresh), message)
@@ -304,8 +308,7 @@ class Delivery:
                 seq = worker.next_task()
                 numbered.append((seq, task))
                 data = parcel.data
-                kind = frames.ITEMS if task.token else frames.CALL
-                parts += (frames.RECORD.pack(seq, len(data), task.token, nfds, kind), data)
+                parts += (frames.RECORD.pack(seq, len(data), task.token, nfds, task.record), data)
             message = b"".join(parts)
             worker.inflight.update(numbered)
             worker.sent += len(records)

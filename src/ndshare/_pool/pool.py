@@ -297,7 +297,8 @@ class Pool:
 
     def _hire(self) -> Worker:
         """Get a worker more (under the hub's lock)."""
-        worker = self.crew.lease(self, self.settings.overlay(self.roster.vacancy()))
+        number = self.roster.vacancy()
+        worker = self.crew.lease(self, number, self.settings.overlay(number))
         self.roster.add(worker)
         return worker
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from ndshare._processes import frames
 from ndshare._system import _wire
 from ndshare._transport import Draft, Parcel, pack, unpack
 
@@ -52,6 +53,7 @@ class Task:
 
     # What most tasks leave as it is lives in the class: a task is made in a microsecond or two.
     token = 0  # of a function that a worker is sent once; 0: the function travels with the arguments
+    record = frames.CALL  # as what it is sent
     parcel: Parcel | None = None  # arguments that were read at submit
     dispatched = False  # at least once: it can be cancelled no more
     attempts = 0  # workers that died with it
@@ -310,6 +312,8 @@ class ItemsTask(QuietTask):
     items : sequence of tuple
         Arguments of the calls.
     """
+
+    record = frames.ITEMS
 
     def __init__(self, run: MapRun, items: Sequence[tuple[Any, ...]]) -> None:
         self.run = run

@@ -12,7 +12,7 @@ and has one thread, whatever the caller is like.
      ├── Hub: one thread hears all, or who waits for a result      │
      └── Worker ── STATE, MAIN, FUNCTION, TASKS (`frames`) ─────►  Surroundings ─► unpack ─► call ─► pack
             ▲                                                      │
-            └───── RESULT, LOG, SOURCES ───────────────────────────┘
+            └───── RESULT, LOG, ASK, TRACKER, RESTED ──────────────┘
 
 Guarantees
 ----------
@@ -21,13 +21,17 @@ Guarantees
 - This process gone, however it went, all of them are gone, also in the middle of C code.
 - Directory, environment, ``sys.path``, warning filters, log levels and NumPy's error state in a worker are
   the caller's as of the task's dispatch. Log records go to the caller's handlers, before the result.
+- A worker is a process of `multiprocessing`, and a child of the caller, to whoever asks there. What it prints
+  goes where the caller's standard streams point.
+- What tasks leave in the process is put back between two pools and after each map, or the worker is not used
+  again.
 - Ctrl-C loses no message and no task, and hits the task that it was meant for.
 - A forked child of this process has none of it, and makes its own.
 
 Not guaranteed
 --------------
 - Processes that a task starts itself live on when their worker is killed.
-- Module state that a task leaves behind stays in the worker, as under the standard library.
+- Modules, threads and files that a task leaves behind stay in the worker.
 """
 
 from __future__ import annotations
@@ -39,8 +43,10 @@ from ndshare._processes import errstate, frames
 
 if TYPE_CHECKING:
     from ndshare._processes.crew import Crew, CrewClosedError, own_crew, shutdown
+    from ndshare._processes.family import be, described, numbered, worker_id
     from ndshare._processes.hub import THREAD_NAME, Todo
     from ndshare._processes.injection import SetUp, invoke
+    from ndshare._processes.launcher import freeze_support
     from ndshare._processes.modules import loaded
     from ndshare._processes.records import handle_waiting, name_items
     from ndshare._processes.surroundings import add_aliases
@@ -56,21 +62,28 @@ __all__ = [
     "Worker",
     "WorkerGoneError",
     "add_aliases",
+    "be",
+    "described",
     "errstate",
     "frames",
+    "freeze_support",
     "handle_waiting",
     "invoke",
     "loaded",
     "name_items",
+    "numbered",
     "own_crew",
     "shutdown",
+    "worker_id",
 ]
 
 # Where the names are. A worker has no use for the caller's side, and is forked the sooner without it.
 _FILES = {
     "crew": ("Crew", "CrewClosedError", "own_crew", "shutdown"),
+    "family": ("be", "described", "numbered", "worker_id"),
     "hub": ("THREAD_NAME", "Todo"),
     "injection": ("SetUp", "invoke"),
+    "launcher": ("freeze_support",),
     "modules": ("loaded",),
     "records": ("handle_waiting", "name_items"),
     "surroundings": ("add_aliases",),

@@ -16,6 +16,7 @@ import collections
 import itertools
 import mmap
 import os
+import signal
 import sys
 import threading
 import time
@@ -27,11 +28,20 @@ from ndshare._processes import frames
 from ndshare._processes.hub import Hub, Todo
 from ndshare._processes.launcher import Zygote, ZygoteSpec
 from ndshare._processes.surroundings import CallerState
-from ndshare._processes.worker_handle import LEDGER_SLOTS, Pool, Worker, WorkerGoneError
+from ndshare._processes.worker_handle import LEDGER_SLOTS, Pool, Worker
 from ndshare._system import _wire, drop_spares
+from ndshare.errors import WorkerError
 
 #: An idle shared worker ends after this time.
 _IDLE_S = 300.0
+
+
+#: After a zygote has ended before it was ready, none like it is started for this time.
+_FAILED_S = 5.0
+
+
+#: What is needed as Python has it.
+_NEEDED = ("thread", "threading", "select", "socket", "subprocess")
 
 
 class CrewClosedError(Exception):
@@ -55,6 +65,7 @@ class Crew:
         self.ledger = ledger_create(LEDGER_SLOTS)
         ledger_attach(self.ledger, 0)
         self.hub.flush = self._flush
+        self._failed: dict[ZygoteSpec, tuple[float, str]] = {}  # when, and what became of it
         self._boards: list[tuple[int, mmap.mmap]] = []
         self._rows: list[tuple[int, int]] = []
         self.hub.start()
@@ -71,6 +82,7 @@ class Crew:
             if self.closed:
                 raise CrewClosedError
             self.pools.add(pool)
+            self.state.look_closely()
 
     def _flush(self) -> None:
         for pool in list(self.pools):
@@ -96,13 +108,15 @@ class Crew:
 
     # ------------------------------------------------------------------ leasing
 
-    def lease(self, pool: Pool, overlay: dict[str, str]) -> Worker:
-        """Get a worker for a pool: a warm one, or a new one (under the hub's lock)."""
+    def lease(self, pool: Pool, number: int, overlay: dict[str, str]) -> Worker:
+        """Get a worker for a pool: a warm one, or a new one (under the hub's lock).
+
+        `number` tells it from the others of the pool.
+        """
         worker = None
         while not pool.settings.own and self.idle:
             worker = self.idle.pop()
-            worker.hear_sources()
-            if not worker.outdated:
+            if worker.is_rested():
                 break
             worker.quit()
             worker = None
@@ -116,6 +130,7 @@ class Crew:
         worker.known_main.clear()
         worker.asked = frozenset()
         worker.overlay = overlay
+        worker.number = number
         return worker
 
     def release(self, worker: Worker) -> None:
@@ -130,9 +145,7 @@ class Crew:
         worker.idle_since = time.monotonic()
         worker.functions.clear()
         worker.stale.clear()
-        worker.sources_asked = True
-        with suppress(WorkerGoneError):
-            worker.send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0)])
+        worker.rest()
         self.idle.append(worker)
         self.hub.later(_IDLE_S + 1, self._reap)
 
@@ -150,13 +163,25 @@ class Crew:
             try:
                 return Worker(self, ear.zygote, overlay, idle_limit)
             except ConnectionError:
-                todo: Todo = collections.deque()
-                self.on_zygote_end(ear, todo)
-                for action in todo:
-                    self.hub.put_off(action)
+                self._bury(ear)
+        if spec in self._failed:
+            since, why = self._failed.pop(spec)
+            if time.monotonic() - since < _FAILED_S:
+                raise WorkerError(why)
         ear = self.zygotes[spec] = _Ear(self, Zygote(spec))
         self.hub.listen(ear)
-        return Worker(self, ear.zygote, overlay, idle_limit)
+        try:
+            return Worker(self, ear.zygote, overlay, idle_limit)
+        except ConnectionError as error:
+            self._bury(ear)
+            raise WorkerError(ear.zygote.failure) from error
+
+    def _bury(self, ear: _Ear) -> None:
+        """Take a zygote off the books that has been found dead."""
+        todo: Todo = collections.deque()
+        self.on_zygote_end(ear, todo)
+        for action in todo:
+            self.hub.put_off(action)
 
     # ------------------------------------------------------------------ deaths
 
@@ -178,6 +203,8 @@ class Crew:
         if self.zygotes.get(ear.zygote.spec) is ear:
             del self.zygotes[ear.zygote.spec]
         ear.zygote.close()
+        if not ear.zygote.ready and ear.zygote.process.returncode > 0:  # not killed: so would the next one
+            self._failed[ear.zygote.spec] = time.monotonic(), ear.zygote.failure
         for worker in [w for w in self.workers.values() if w.zygote is ear.zygote]:
             self.on_exit(worker, worker.pid, None, 0, done)
 
@@ -228,6 +255,12 @@ class Crew:
         os.close(self.ledger)
         ledger_detach()
 
+    def kill(self) -> None:
+        """End every worker and zygote now; nothing is waited for."""
+        for ear in list(self.zygotes.values()):
+            with suppress(OSError):
+                os.kill(ear.zygote.process.pid, signal.SIGKILL)  # its workers die with it
+
     def forget(self) -> None:
         """In a forked child: close what belongs to the parent, without a word to anybody."""
         for ear in self.zygotes.values():
@@ -268,6 +301,7 @@ _registered = False
 def own_crew() -> Crew:
     """The crew of this process, made when first asked for."""
     global _crew, _registered
+    _refuse_patched()
     with _crew_lock:
         if _crew is None:
             _crew = Crew()
@@ -276,6 +310,27 @@ def own_crew() -> Crew:
                 os.register_at_fork(after_in_child=_after_fork_in_child)
                 atexit.register(_at_exit)
         return _crew
+
+
+def _patched() -> tuple[str, list[str]]:
+    """Return which library has put its own threads and sockets in place of Python's, and which of them."""
+    for library, ask in (("gevent.monkey", "is_module_patched"), ("eventlet.patcher", "is_monkey_patched")):
+        is_patched = getattr(sys.modules.get(library), ask, lambda _name: False)
+        if patched := [name for name in _NEEDED if is_patched(name)]:
+            return library.partition(".")[0], patched
+    return "", []
+
+
+def _refuse_patched() -> None:
+    """Refuse where threads and waiting are not the system's: nobody would hear the workers."""
+    library, patched = _patched()
+    if patched:
+        raise WorkerError(
+            f"workers cannot be used while {library} has its own {', '.join(patched)} in place of Python's: "
+            "who waits for a worker would wait for ever. Use ndshare in a process that is not patched, or "
+            "leave these modules out, as with monkey.patch_all(thread=False, select=False, socket=False, "
+            "subprocess=False)"
+        )
 
 
 def shutdown() -> None:
@@ -306,7 +361,10 @@ def _end(*, ended_by_interrupt: bool) -> None:
     with _crew_lock:
         crew, _crew = _crew, None
     if crew is not None:
-        crew.close(ended_by_interrupt=ended_by_interrupt)
+        if _patched()[1]:  # since: its locks and threads may wait for each other for ever
+            crew.kill()
+        else:
+            crew.close(ended_by_interrupt=ended_by_interrupt)
 
 
 def _after_fork_in_child() -> None:

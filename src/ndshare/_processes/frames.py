@@ -7,12 +7,16 @@
                         MAIN    names of the caller's __main__
                         FUNCTION  what later records of kind ITEMS call
                         FORGET  functions that are not needed any more
+                        STREAMS descriptors that prints go to
                         PLACED  the processors that it may run on again (`Worker.bring_here`)
+                        REST    its pool is over: put back what tasks have left
                         INITIALIZER, FDS, QUIT
     worker ──► caller   RESULT  seq, status, seconds, payload
-                        INITIALIZED, FDS, SOURCES
+                        INITIALIZED, FDS
+                        RESTED  whether it is as new, and the source files of its modules
                         LOG     a log record
                         ASK     a name of __main__ that a task looks up at run time, or a module it imports
+                        TRACKER asks for the resource tracker, with a descriptor for the answer
 
 A message is one SOCK_SEQPACKET datagram. Its descriptors are those of its records, in order. More
 descriptors than one message may carry (253) go ahead of it in FDS messages.
@@ -37,12 +41,15 @@ FORGET = 5
 INITIALIZER = 6
 FDS = 7
 QUIT = 8
-SOURCES = 9
+REST = 9
 RESULT = 10
 INITIALIZED = 11
 LOG = 12
 PLACED = 13
 ASK = 14
+STREAMS = 15
+RESTED = 16
+TRACKER = 17
 
 IMPORT = "import "  # before a module's name in an ASK
 
@@ -50,11 +57,13 @@ HEAD = struct.Struct("<BBHIf")  # kind, status, number of records, seq or token,
 RECORD = struct.Struct("<IIIHH")  # seq, payload length, function token, descriptors, kind of record
 
 # What a process and its zygote tell each other: marshalled tuples, this first.
-SPAWN = 1  # worker id, options; descriptors of what it serves
+SPAWN = 1  # worker id, options; descriptors: WORKER_FDS, then those that prints go to
 KILL = 2  # worker id, signal
 READY = 3  # process number of the zygote
 EXITED = 4  # worker id, process number, exit code, peak memory in bytes
 FAILED = 5  # worker id, text of the error: it could not be forked
+
+WORKER_FDS = 3  # socket, board, ledger
 
 # Status of a STATE: whether its bytes are in a parcel, as they may be too many for one message.
 PARCEL = 1
@@ -62,6 +71,7 @@ PARCEL = 1
 # Kinds of records.
 CALL = 0  # payload: (function, args, kwargs)
 ITEMS = 1  # payload: list of argument tuples for the function of that token
+LAST_CALL = 2  # as CALL; what tasks have left in the process is put back after it
 
 # Status of a result, and of a MAIN that answers an ASK: it counts one record.
 OK = 0

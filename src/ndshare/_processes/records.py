@@ -28,6 +28,8 @@ _MARK = -1  # no level
 _LOST = "ndshare_lost_write"
 _PATIENCE_S = 1.0  # for a handler in another thread, before a result is given to who waits for it
 
+_USUAL_LEVELS = dict(logging._nameToLevel)  # WARN and FATAL among them, which are names of no level
+
 _current_item: Callable[[], int | None] | None = None
 
 Settings = tuple[int, int, dict[str, int]] | None
@@ -62,6 +64,16 @@ def mark() -> None:
 def is_marked() -> bool:
     """Whether no level was set since `mark`."""
     return _MARK in logging.root._cache  # type: ignore[attr-defined]
+
+
+def name_levels(names: dict[int, str]) -> None:
+    """Have these names for levels, and no others."""
+    if names != logging._levelToName:
+        logging._levelToName.clear()
+        logging._nameToLevel.clear()
+        logging._nameToLevel.update(_USUAL_LEVELS)
+        for level, name in names.items():
+            logging.addLevelName(level, name)
 
 
 class Forwarder(logging.Handler):

@@ -4,26 +4,35 @@
 
     caller   CallerState.refresh() ──► Snapshot ── STATE ──►  worker   Surroundings.apply()
 
-Snapshots are compared with the last one at each dispatch, so this has to cost microseconds.
+Snapshots are compared with the last one at each dispatch, so this has to cost microseconds. What a process
+inherits when it is forked, and rarely changes later (the arguments of the program, umask, locale …), is
+looked at when a pool begins and every `_CLOSELY_S`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import gc
 import importlib
 import importlib.machinery
 import itertools
+import locale
 import logging
 import os
 import pickle
 import sys
+import time
 import warnings
 from collections.abc import Callable
+from multiprocessing import process
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ndshare._processes import records
+from ndshare._processes import family, records
+from ndshare._processes.origin import Origin, seed_anew
+from ndshare._processes.streams import Streams
 from ndshare._system import _wire, set_inside_worker
 
 #: Read by numerical libraries when they are loaded.
@@ -35,6 +44,8 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+#: What a process inherits is looked at again after this time.
+_CLOSELY_S = 0.01
 
 # ---------------------------------------------------------------------- the caller's side
 
@@ -44,11 +55,12 @@ class Snapshot(NamedTuple):
 
     version: int
     seen: tuple[Any, ...]
+    inherited: dict[str, Any]
     content: dict[str, Any]
 
     def message(self, **extra: Any) -> bytes:
         """Pickle it for a worker."""
-        return pickle.dumps(self.content | extra, protocol=5)
+        return pickle.dumps(self.content | self.inherited | extra, protocol=5)
 
 
 _aliases: dict[str, str] = {}
@@ -74,11 +86,18 @@ class CallerState:
     def __init__(self) -> None:
         self._versions = itertools.count(1)
         self._last: Snapshot | None = None
+        self._closely = 0.0  # when to look closely again
+        self.streams = Streams()
+
+    def look_closely(self) -> None:
+        """Have the next snapshot be of everything, as for a process that is forked now."""
+        self._closely = 0.0
 
     def refresh(self) -> Snapshot:
         """Look whether anything changed, and return the snapshot of now."""
         here = _wire.here()
         environ = os.environ._data  # type: ignore[attr-defined]  # bytes: a copy of os.environ takes 30 µs
+        self.streams.look()
         last = self._last
         if last is not None:
             seen = last.seen
@@ -88,31 +107,94 @@ class CallerState:
                 and seen[2] == environ
                 and seen[3] == warnings.filters
                 and seen[4] == bool(logging.root.handlers)
-                and seen[5] == len(_aliases)
+                and seen[5] == self.streams.files
+                and seen[6] == len(_aliases)
                 and records.is_marked()
             ):
-                return last
+                now = time.monotonic()
+                if now < self._closely:
+                    return last
+                umask = _umask() if not self._closely else last.inherited["umask"]  # not free to look at
+                self._closely = now + _CLOSELY_S
+                if _inherited(umask) == last.inherited:
+                    return last
         self._last = new = self._look(here, environ)
         return new
 
-    def _look(self, here: Any, environ: dict[bytes, bytes]) -> Snapshot:
+    def _look(self, here: bytes, environ: dict[bytes, bytes]) -> Snapshot:
         records.mark()  # before looking: who sets a level meanwhile removes it
         handled = bool(logging.root.handlers)
-        seen = (here, list(sys.path), dict(environ), list(warnings.filters), handled, len(_aliases))
-        try:
-            cwd = os.getcwd()
-        except FileNotFoundError:  # somebody removed it
-            cwd = None
-        base = cwd or "/"
+        files = self.streams.files
+        seen = (here, list(sys.path), dict(environ), list(warnings.filters), handled, files, len(_aliases))
+        cwd = working_directory()
         content = {
             "cwd": cwd,
-            "path": [os.path.join(base, p) for p in seen[1] if isinstance(p, str)],
+            "path": absolute(seen[1], cwd),
             "environ": {os.fsdecode(name): os.fsdecode(value) for name, value in seen[2].items()},
             "aliases": dict(_aliases),
             "logging": records.settings(),
             "filters": [f for f in seen[3] if f[2].__module__ == "builtins" or _importable(f)],
         }
-        return Snapshot(next(self._versions), seen, content)
+        return Snapshot(next(self._versions), seen, _inherited(_umask()), content)
+
+
+def working_directory() -> str | None:
+    """Return its path; None if somebody has removed it."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
+def absolute(path: list[Any], cwd: str | None) -> list[str]:
+    """Return ``sys.path`` for a process elsewhere; without what is relative to a directory that is gone."""
+    texts = [entry for entry in path if isinstance(entry, str)]
+    if cwd is None:
+        return [entry for entry in texts if os.path.isabs(entry)]
+    return [os.path.join(cwd, entry) for entry in texts]
+
+
+def _inherited(umask: int | None) -> dict[str, Any]:
+    """What a process has from the one that forks it."""
+    return {
+        "argv": [argument for argument in sys.argv if isinstance(argument, str)],
+        "authkey": bytes(process.current_process().authkey),
+        "levels": dict(logging._levelToName),
+        "settings": tuple(get() for get, _ in _SETTINGS),
+        "umask": umask,
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
+        "processors": os.sched_getaffinity(os.getpid()),
+        "locale": locale.setlocale(locale.LC_ALL),
+    }
+
+
+def _umask() -> int | None:
+    """Return the umask; without changing it, as other threads may make files meanwhile."""
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"Umask:"):
+                return int(line[6:], 8)
+    return None
+
+
+def _set_faulthandler(wanted: bool) -> None:
+    if wanted:
+        faulthandler.enable()
+    else:
+        faulthandler.disable()
+
+
+# Settings of the interpreter, and how to set them.
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (sys.getswitchinterval, sys.setswitchinterval),
+    (sys.get_int_max_str_digits, sys.set_int_max_str_digits),
+    (gc.get_threshold, lambda wanted: gc.set_threshold(*wanted)),
+    (faulthandler.is_enabled, _set_faulthandler),
+    (lambda: sys.dont_write_bytecode, lambda wanted: setattr(sys, "dont_write_bytecode", wanted)),
+    (lambda: sys.pycache_prefix, lambda wanted: setattr(sys, "pycache_prefix", wanted)),
+    (lambda: tuple(sys.warnoptions), lambda wanted: setattr(sys, "warnoptions", list(wanted))),
+)
 
 
 def _importable(entry: tuple[Any, ...]) -> bool:
@@ -136,20 +218,28 @@ class Surroundings:
     ----------
     overlay : dict
         Variables of the environment that this worker has, whatever its caller has.
+    threads : int
+        What BLAS and OpenMP use now; 0 if that is not known.
     send : callable
         Sends a pickled log record to the caller.
     """
 
-    def __init__(self, overlay: dict[str, str], send: Callable[[bytes], bool]) -> None:
+    def __init__(self, overlay: dict[str, str], threads: int, send: Callable[[bytes], bool]) -> None:
         self._overlay = overlay
-        self._threads = 1
+        self._threads = threads
         self._forwarder = records.Forwarder(send)
+        self._origin = Origin()
+        self._state: dict[str, Any] | None = None
+        self._seen: tuple[Any, ...] = ()
 
     def apply(self, state: dict[str, Any], *, fresh: bool) -> None:
         """Bring them to what the caller has said; `fresh` if tasks are another executor's from now on."""
         if fresh:
             np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
             self._overlay = state["overlay"]
+            family.set_worker_id(state["number"])
+        self._state = state
+        self._inherit(state)
         _learn_aliases(state["aliases"])
         sys.path[:] = state["path"]
         importlib.invalidate_caches()
@@ -160,6 +250,51 @@ class Surroundings:
         warnings.filters[:] = state["filters"]  # type: ignore[index]
         warnings._filters_mutated()  # type: ignore[attr-defined]
         self._forwarder.apply(state["logging"])
+        self._seen = self._look()
+
+    def _look(self) -> tuple[Any, ...]:
+        environ = os.environ._data  # type: ignore[attr-defined]
+        return _wire.here(), list(sys.path), dict(environ), list(warnings.filters)
+
+    def _inherit(self, state: dict[str, Any]) -> None:
+        sys.argv[:] = state["argv"]
+        process.current_process().authkey = state["authkey"]
+        records.name_levels(state["levels"])
+        for (get, put), wanted in zip(_SETTINGS, state["settings"], strict=True):
+            if get() != wanted:
+                with contextlib.suppress(Exception):
+                    put(wanted)
+        if state["umask"] is not None:
+            os.umask(state["umask"])
+        with contextlib.suppress(OSError):  # the caller may go up and down
+            if os.getpriority(os.PRIO_PROCESS, 0) != state["nice"]:
+                os.setpriority(os.PRIO_PROCESS, 0, state["nice"])
+        self._origin.nice = os.getpriority(os.PRIO_PROCESS, 0)
+        with contextlib.suppress(OSError):
+            if os.sched_getaffinity(0) != state["processors"]:
+                os.sched_setaffinity(0, state["processors"])
+        with contextlib.suppress(locale.Error):
+            if locale.setlocale(locale.LC_ALL) != state["locale"]:
+                locale.setlocale(locale.LC_ALL, state["locale"])
+
+    def rest(self) -> bool:
+        """Put back what tasks have changed in this process; return whether all of it could be."""
+        self._forwarder.apply(None)
+        seed_anew()
+        return self._origin.restore()
+
+    def renew(self) -> bool:
+        """Put back what tasks have changed, and the caller's settings with it, for its next tasks."""
+        self._forwarder.apply(None)
+        if not self._origin.restore():
+            return False
+        if self._state is not None:
+            if self._look() == self._seen:
+                self._inherit(self._state)
+                self._forwarder.apply(self._state["logging"])
+            else:
+                self.apply(self._state, fresh=False)
+        return True
 
     def _set_environment(self, wanted: dict[str, str], threads: int, asked: bool) -> None:
         for name in THREAD_VARIABLES:

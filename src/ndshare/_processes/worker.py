@@ -13,6 +13,9 @@ Guarantees
 - Directory, environment, ``sys.path``, warning filters and log levels are the caller's as of the task's
   dispatch; log records go to the caller's handlers.
 
+- Between two pools, and after each map, the process is as it was before its first task, but for modules,
+  threads and files; if it cannot be, it is not used again.
+
 Not guaranteed: module state that tasks leave behind stays until the worker ends, as under the standard
 library.
 """
@@ -20,6 +23,7 @@ library.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import errno
 import importlib
 import marshal
@@ -36,7 +40,7 @@ from typing import Any
 
 from ndshare._memory import install_handler, ledger_attach, owner_prefix, set_idle_limit, trim
 from ndshare._pickling import advanced_by, arrived
-from ndshare._processes import frames, records
+from ndshare._processes import family, frames, records, streams
 from ndshare._processes.asking import Asking
 from ndshare._processes.modules import Finder
 from ndshare._processes.surroundings import Surroundings
@@ -51,7 +55,9 @@ def main(fds: tuple[int, ...], options: dict[str, Any]) -> None:
 
 class _Worker:
     def __init__(self, fds: tuple[int, ...], options: dict[str, Any]) -> None:
-        self.socket_fd, board_fd, ledger_fd = fds
+        self.outlets = streams.Outlets()
+        self.outlets.point(options["streams"], fds[frames.WORKER_FDS :])
+        self.socket_fd, board_fd, ledger_fd = fds[: frames.WORKER_FDS]
         self.board = mmap.mmap(board_fd, frames.BOARD_ROWS * frames.ROW_BYTES)
         os.close(board_fd)
         self.row = options["row"] * frames.ROW_BYTES
@@ -62,10 +68,9 @@ class _Worker:
         self.main_failure: tuple[BaseException, str] | None = None
         self.interruptible = False
         self.cell = -1  # of the last task on the board; none: before, and in the initializer
+        self.is_over = False  # what the last tasks belonged to: what they have left is to be put back
         self.spin_us = frames.SPIN_US
         self.waited_us = math.inf
-        self.surroundings = Surroundings(options["overlay"], self._send_record)
-
         signal.signal(signal.SIGINT, self._interrupt)
         os.register_at_fork(after_in_child=self._leave_to_parent)
         if (reseed := sys.modules.get("numpy.random")) is not None:
@@ -79,9 +84,13 @@ class _Worker:
         self.asking = Asking(self.socket_fd, self._send_one)
         mainspace.install(self._ask)
         os.environ.update(options["overlay"])
+        family.track_with_caller(self._ask_for_tracker)
         self._preload(options["preload"])
         self.finder = Finder(self._facts)
         sys.meta_path.insert(0, self.finder)
+        self.surroundings = Surroundings(options["overlay"], options["threads"], self._send_record)
+        self.birth = contextvars.copy_context()  # has NumPy's handler of memory; what tasks set is not in it
+        self.context = self.birth.copy()
 
     def _preload(self, names: tuple[str, ...]) -> None:
         try:
@@ -101,7 +110,8 @@ class _Worker:
             frames.FUNCTION: self._on_function,
             frames.FORGET: self._on_forget,
             frames.INITIALIZER: self._on_initializer,
-            frames.SOURCES: self._on_sources,
+            frames.REST: self._on_rest,
+            frames.STREAMS: self._on_streams,
             frames.PLACED: self._on_placed,
         }
         view = memoryview(self.buffer)
@@ -118,7 +128,9 @@ class _Worker:
                 self._leave()
                 return
             fds, self.early_fds = self.early_fds + fds, ()
-            handlers[kind](status, count, number, view[frames.HEAD.size : size], fds)
+            self.context.run(handlers[kind], status, count, number, view[frames.HEAD.size : size], fds)
+            if self.is_over:
+                self._renew()
 
     def _receive(self) -> tuple[int, tuple[int, ...]] | None:
         if self.asking.waiting:
@@ -189,7 +201,7 @@ class _Worker:
         self.spin_us = frames.SPIN_ALONE_US if soon else frames.SPIN_US
         at = 0
         used = 0
-        for _ in range(count):
+        for left in reversed(range(count)):
             seq, length, token, nfds, kind = frames.RECORD.unpack_from(body, at)
             at += frames.RECORD.size
             payload = body[at : at + length]
@@ -198,13 +210,15 @@ class _Worker:
             used += nfds
             self.cell = frames.cell(self.row, seq)
             if _wire.cas_u8(self.board, self.cell, frames.PENDING, frames.STARTED):
-                self._run(seq, kind, token, payload, own)
+                self._run(seq, kind, token, payload, own, is_last=not left)
             else:
                 close_all(own)
                 if self._is_wanted_to_stop():  # before it began
                     self._answer(frames.RESULT, frames.ERROR, seq, 0.0, pack_failure(KeyboardInterrupt()))
 
-    def _run(self, seq: int, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> None:
+    def _run(
+        self, seq: int, kind: int, token: int, payload: memoryview, fds: tuple[int, ...], *, is_last: bool
+    ) -> None:
         began = time.perf_counter()
         status = frames.OK
         try:
@@ -224,6 +238,8 @@ class _Worker:
             parcel = pack_failure(error)
             del error
         self.finder.note()
+        if is_last:
+            streams.flush()
         seconds = time.perf_counter() - began
         self._answer(frames.RESULT, status, seq, seconds, parcel)
 
@@ -237,9 +253,10 @@ class _Worker:
             work = unpack(payload, fds)
         except ModuleNotFoundError as error:
             raise _UnreadableError(frames.NO_MODULE, error) from None
-        if kind == frames.CALL:
+        if kind != frames.ITEMS:
             function, args, kwargs = work
             del work
+            self.is_over = kind == frames.LAST_CALL
             result = function(*args, **kwargs)
             if arrived:
                 self._tell_lost(advanced_by(function, args))
@@ -319,9 +336,23 @@ class _Worker:
         state = unpack(body, fds) if status == frames.PARCEL else body
         self.surroundings.apply(pickle.loads(state), fresh=bool(fresh))
 
-    def _on_sources(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
-        """Say from which files of the user's the modules here come, and how old the files were."""
-        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(self.finder.sources())], ())
+    def _on_rest(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
+        """Be as before the first task; say whether that worked, and which source files are loaded here."""
+        self.outlets.point((), ())
+        self.context = self.birth.copy()
+        content = marshal.dumps((self.surroundings.rest(), self.finder.sources()))
+        self._send([frames.HEAD.pack(frames.RESTED, 0, 0, 0, 0.0), content], ())
+
+    def _renew(self) -> None:
+        """Be as before the first task, in the middle of a pool."""
+        self.is_over = False
+        self.context = self.birth.copy()
+        self.outlets.restore()
+        if not self.surroundings.renew():
+            raise SystemExit(0)  # what was sent meanwhile is taken back; another worker does it
+
+    def _on_streams(self, _s: int, _c: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        self.outlets.point(marshal.loads(body), fds)
 
     def _on_placed(self, _s: int, _c: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
         """Run anywhere again: it was woken on the caller's processor (`Worker.bring_here`)."""
@@ -351,6 +382,9 @@ class _Worker:
             return False
         self._send_one((frames.HEAD.pack(frames.LOG, 0, 0, 0, 0.0), data), ())
         return True
+
+    def _ask_for_tracker(self, fd: int) -> None:
+        self._send_one((frames.HEAD.pack(frames.TRACKER, 0, 0, 0, 0.0),), (fd,))
 
     def _send(self, parts: Sequence[bytes], fds: Sequence[int]) -> None:
         while len(fds) > frames.FDS_MAX:

@@ -21,17 +21,18 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from ndshare._memory import trim
-from ndshare._processes import frames, records
+from ndshare._processes import family, frames, records
 from ndshare._processes.hub import Hub, Todo
 from ndshare._processes.launcher import Zygote
 from ndshare._processes.modules import Source, loaded
+from ndshare._processes.surroundings import CallerState
 from ndshare._system import _wire
 from ndshare._transport import close_all
 
 #: Slots in the ledger of memory that is about to be allocated.
 LEDGER_SLOTS = 1024
-#: A warm worker that does not say within this time which sources it has imported is not used again.
-_SOURCES_MS = 200
+#: A warm worker that does not say within this time that it is as a new one would be is not used again.
+_REST_MS = 200
 #: How often to try and make room for the last words of a dead worker.
 _DRAIN_TRIES = 20
 #: What the socket buffers are set to where the system allows; the usual default is 208 kB.
@@ -122,6 +123,10 @@ class Home(Protocol):
         """Hears it."""
 
     @property
+    def state(self) -> CallerState:
+        """What workers are to be like."""
+
+    @property
     def ids(self) -> Iterator[int]:
         """Gives it its number."""
 
@@ -168,9 +173,11 @@ class Worker:
         self.stale: list[int] = []  # those it can forget
         self.state_version: tuple[int, int, bool] | None = None
         self.overlay = overlay
+        self.number = 0  # among those of its pool
         self.sources: list[Source] = []
         self.generation = loaded.generation()  # of the caller's modules when it was started or looked at
-        self.sources_asked = False  # and it has not said
+        self.resting = False  # it has been asked to, and has not answered
+        self.as_new = True  # what its tasks have left could be put back
         self.idle_since = 0.0
         self._early_fds: tuple[int, ...] = ()
         self._heard: list[Any] = []
@@ -184,9 +191,13 @@ class Worker:
                 "ledger_slot": self.ledger_slot,
                 "overlay": overlay,
                 "idle_limit": idle_limit,
+                "threads": zygote.threads,
+                "description": family.described(),
             }
             try:
-                zygote.spawn(self.id, options, (theirs.fileno(), board_fd, crew.ledger))
+                with crew.state.streams.lent() as (entries, fds):
+                    options["streams"] = entries
+                    zygote.spawn(self.id, options, (theirs.fileno(), board_fd, crew.ledger, *fds))
             except BaseException:
                 self.socket.close()
                 self._give_row_back()
@@ -314,6 +325,9 @@ class Worker:
                     self._say_nothing if pool is None else functools.partial(pool.answer, self, question)
                 )
                 continue
+            if kind == frames.TRACKER:
+                done.append(functools.partial(family.lend_tracker, *fds))
+                continue
             if self._early_fds:
                 fds, self._early_fds = self._early_fds + fds, ()
             if kind == frames.RESULT:
@@ -329,9 +343,9 @@ class Worker:
                     close_all(fds)
                 else:
                     self.pool.on_initialized(self, status, body, fds, done)
-            elif kind == frames.SOURCES:
-                self.sources = marshal.loads(body)
-                self.sources_asked = False
+            elif kind == frames.RESTED:
+                self.as_new, self.sources = marshal.loads(body)
+                self.resting = False
             self.proved = True
         if answers and (pool := self.pool) is not None:
             pool.roster.offer(self)
@@ -385,21 +399,28 @@ class Worker:
         with suppress(WorkerGoneError):
             self.send([frames.HEAD.pack(frames.QUIT, 0, 0, 0, 0.0)])
 
-    def hear_sources(self) -> None:
-        """Read its answer about source files, if it has not come yet (under the hub's lock)."""
+    def rest(self) -> None:
+        """Have it put back what tasks have left, and say which source files it has loaded."""
+        self.resting = True
+        with suppress(WorkerGoneError):
+            self.send([frames.HEAD.pack(frames.REST, 0, 0, 0, 0.0)])
+
+    def is_rested(self) -> bool:
+        """Whether it is as a new one would be (under the hub's lock)."""
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
         done: Todo = collections.deque()
-        while self.sources_asked and self.crew.hub.hears(self) and poll.poll(_SOURCES_MS):
+        while self.resting and self.crew.hub.hears(self) and poll.poll(_REST_MS):
             self.on_ready(done)
         for action in done:
             self.crew.hub.put_off(action)
-
-    @property
-    def outdated(self) -> bool:
-        """Whether it has imported another module than it would get now, or does not say."""
         self.generation = loaded.generation()
-        return self.sources_asked or loaded.is_outdated(self.sources)
+        return not self.resting and self.as_new and not loaded.is_outdated(self.sources)
+
+    def send_streams(self) -> None:
+        """Have its prints go where those of this process go now."""
+        with self.crew.state.streams.lent() as (entries, fds):
+            self.send([frames.HEAD.pack(frames.STREAMS, 0, 0, 0, 0.0), marshal.dumps(entries)], fds)
 
 
 def _make_room() -> None:

@@ -39,7 +39,7 @@ import sys
 import time
 from typing import Any
 
-from ndshare._processes import frames
+from ndshare._processes import frames, streams
 from ndshare._system import _wire
 
 #: How long workers get between the closing of the control socket and SIGKILL.
@@ -49,8 +49,35 @@ _GRACE_S = 2.0
 def main(control: socket.socket, parent_pid: int, preload: tuple[str, ...]) -> None:
     """Import, then fork on request until the control socket or the parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # blocked from birth
+    for number in (
+        signal.SIGCHLD,
+        signal.SIGTERM,
+    ):  # ignored by the caller, maybe: children are waited for here,
+        signal.signal(number, signal.SIG_DFL)  # and workers can be terminated
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ctrl-C is blocked from birth
     _Zygote(control, parent_pid).run(preload)
+
+
+class Start:
+    """What a program that is started once more, or forked, is to do as a zygote.
+
+    Pickled for the former: it has the verb that `multiprocessing.spawn` asks of what it unpickles.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def run(self) -> None:
+        """Read from the socket what a fresh interpreter would, and do it."""
+        control = socket.socket(fileno=self.fd)
+        said = marshal.loads(control.recv(1 << 20))
+        sys.path[:] = said["path"]
+        main(control, said["parent"], said["preload"])
+
+    def _bootstrap(self, parent_sentinel: int) -> int:
+        os.close(parent_sentinel)
+        self.run()
+        return 0
 
 
 def _threads() -> int:
@@ -75,6 +102,7 @@ class _Zygote:
         self.per_worker = self._preload(preload)
         gc.collect()
         gc.freeze()
+        streams.Outlets().point((), ())  # workers are told where theirs go
         self._tell((frames.READY, os.getpid()))
         while True:
             for fd, events in self.poll.poll():
@@ -136,17 +164,11 @@ class _Zygote:
         if pid == 0:
             code = 1
             try:
-                self._become_worker(own_pid, options, fds)
-                code = 0
-            except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else 1
+                code = self._become_worker(own_pid, options, fds)
             except BaseException:
                 sys.excepthook(*sys.exc_info())
             finally:
-                with contextlib.suppress(Exception):
-                    sys.stdout.flush()
-                with contextlib.suppress(Exception):
-                    sys.stderr.flush()
+                streams.flush()
                 os._exit(code)
         for fd in fds:
             os.close(fd)
@@ -154,17 +176,17 @@ class _Zygote:
         self.children[pidfd] = (worker_id, pid)
         self.poll.register(pidfd, select.POLLIN)
 
-    def _become_worker(self, zygote_pid: int, options: dict[str, Any], fds: tuple[int, ...]) -> None:
+    def _become_worker(self, zygote_pid: int, options: dict[str, Any], fds: tuple[int, ...]) -> int:
         _wire.die_with_parent(signal.SIGKILL)
         if os.getppid() != zygote_pid:  # the zygote ended before the line above
             os._exit(1)
         self.control.close()
-        os.close(self.parent)
         for pidfd in self.children:
             os.close(pidfd)
-        from ndshare._processes import worker as _worker
+        from ndshare._processes import family, worker
 
-        _worker.main(fds, options | {"preload": self.per_worker})
+        options["preload"] = self.per_worker
+        return family.be(options["description"], self.parent, lambda: worker.main(fds, options))
 
     def _reap(self, pidfd: int) -> None:
         worker_id, pid = self.children.pop(pidfd)

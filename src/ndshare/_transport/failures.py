@@ -5,10 +5,19 @@ Its traceback goes as text, and is the cause of the exception where that arrives
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import traceback
+from typing import Any
 
 from ndshare._transport import transport
 from ndshare.errors import RemoteError
+
+#: An importer of the program's own has made it, or it was put into `sys.modules` by hand.
+_HERE = (
+    "this process has it from where workers cannot import it. Import it outside of the function: what the "
+    "function uses of it goes to workers by value then"
+)
 
 
 def portable(error: BaseException) -> tuple[BaseException, str]:
@@ -30,11 +39,11 @@ def pack_failure(error: BaseException) -> transport.Parcel:
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = error.__cause__ = error.__context__ = None
     try:
-        parcel = transport.pack((error, text)).settle()
-        again = transport.unpack(parcel.data, parcel.descriptors())
-        if type(again[0]) is not type(error):
-            raise TypeError(f"its pickle gives a {type(again[0]).__qualname__}")
+        return _tried_out(error, text)
     except BaseException as reason:
+        if isinstance(error, BaseExceptionGroup):
+            with contextlib.suppress(BaseException):
+                return _tried_out(_portable_group(error), text)
         try:
             words = str(error)
         except BaseException:
@@ -42,8 +51,31 @@ def pack_failure(error: BaseException) -> transport.Parcel:
         stand_in = RemoteError(
             type(error).__qualname__, words[:10_000], f"{type(reason).__name__}: {reason}"[:1000]
         )
-        parcel = transport.pack((stand_in, text[-20_000:])).settle()
+        return transport.pack((stand_in, text[-20_000:])).settle()
+
+
+def _tried_out(error: BaseException, text: str) -> transport.Parcel:
+    """Pack an exception, and see whether what arrives is of its type."""
+    parcel = transport.pack((error, text)).settle()
+    again = transport.unpack(parcel.data, parcel.descriptors())
+    if type(again[0]) is not type(error):
+        raise TypeError(f"its pickle gives a {type(again[0]).__qualname__}")
     return parcel
+
+
+def _portable_group(group: BaseExceptionGroup[Any]) -> BaseExceptionGroup[Any]:
+    """Return a group with stand-ins for the members that cannot travel; the others are kept."""
+    members = [portable(member)[0] for member in group.exceptions]
+    again = BaseExceptionGroup(
+        group.message, members
+    )  # of the usual type, should its own be what cannot travel
+    with contextlib.suppress(Exception):
+        derived = group.derive(members)
+        _tried_out(derived, "")
+        again = derived
+    for note in getattr(group, "__notes__", ()):
+        again.add_note(str(note))
+    return again
 
 
 class RemoteTracebackError(Exception):
@@ -58,7 +90,12 @@ class RemoteTracebackError(Exception):
 
 
 def with_traceback(error: BaseException, text: str) -> BaseException:
-    """Give an exception the worker's traceback, if there is one, as its cause; returns the exception."""
+    """Give an exception the worker's traceback, if there is one, as its cause; returns the exception.
+
+    That of an import says so if it is only the worker that lacks the module.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name in sys.modules and _HERE not in str(error.msg):
+        error.msg = f"{error.msg}; {_HERE}"
     if text:
         error.__cause__ = RemoteTracebackError(text)
     return error

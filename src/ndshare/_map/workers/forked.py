@@ -17,6 +17,7 @@ there are; ndshare's own thread holds no lock at that moment.
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import signal
@@ -26,6 +27,7 @@ import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from types import MappingProxyType
 from typing import Any
 
@@ -36,7 +38,7 @@ from ndshare._map.watch.captured import Traffic
 from ndshare._map.workers.base import Lost, Outcome, Ranges
 from ndshare._pickling import variables
 from ndshare._pool import describe
-from ndshare._processes import THREAD_NAME
+from ndshare._processes import THREAD_NAME, be, described
 from ndshare._system import _wire, native_threads, set_inside_worker, unknown_to_threading
 from ndshare._transport import INLINE_MAX, pack, pack_failure, unpack
 from ndshare.errors import TransportError, WorkerDiedError, code_or_signal
@@ -135,43 +137,49 @@ class Forked:
     def _fork(self, ranges: Ranges) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            description = described()
+            if "multiprocessing.shared_memory" in sys.modules:  # what a child attaches is not to end with it
+                resource_tracker.ensure_running()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # see fork_hazards
                 pid = os.fork()
             if pid == 0:
-                self._live(theirs, ranges)
+                self._live(theirs, description, ranges)
         self._children[ours.fileno()] = pid, ours
 
-    def _live(self, link: socket.socket, ranges: Ranges) -> None:
+    def _live(self, link: socket.socket, description: dict[str, Any], ranges: Ranges) -> None:
         """Be the child; never returns."""
         code = 1
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides
             _wire.unshield()
             _wire.die_with_parent(signal.SIGKILL)
-            for _, other in self._children.values():
-                other.close()
-            os.register_at_fork(after_in_child=link.close)  # its end is this process's alone to show
-            if (random := sys.modules.get("numpy.random")) is not None:
-                random.seed()
-            set_inside_worker(self._threads)
-            self._limit(limits=self._limits)
-            try:
-                kernel = self._job.kernel
-                used = {**dict(variables(kernel)), **captured.globals_of(kernel)}
-                report = run_watched(self._job, ranges, used)
-                _deliver_messages()
-                parcel, kind = pack(report).settle(), _REPORT
-            except BaseException as error:
-                parcel, kind = pack_failure(error), _FAILURE
-            fds = parcel.descriptors()
-            _wire.send_message(link.fileno(), [kind, parcel.data], fds, 0)
-            code = 0
+            caller = os.pidfd_open(os.getppid())
+            code = be(description, caller, functools.partial(self._work, link, ranges))
         finally:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):
                     stream.flush()
             os._exit(code)
+
+    def _work(self, link: socket.socket, ranges: Ranges) -> None:
+        for _, other in self._children.values():
+            other.close()
+        os.register_at_fork(after_in_child=link.close)  # its end is this process's alone to show
+        if (random := sys.modules.get("numpy.random")) is not None:
+            random.seed()
+        set_inside_worker(self._threads)
+        self._limit(limits=self._limits)
+        try:
+            kernel = self._job.kernel
+            used = {**dict(variables(kernel)), **captured.globals_of(kernel)}
+            report = run_watched(self._job, ranges, used)
+            _deliver_messages()
+            parcel, kind = pack(report).settle(), _REPORT
+        except BaseException as error:
+            parcel, kind = pack_failure(error), _FAILURE
+        fds = parcel.descriptors()
+        _wire.send_message(link.fileno(), [kind, parcel.data], fds, 0)
 
     # ------------------------------------------------------------------ waiting
 

@@ -14,6 +14,7 @@ from ndshare._map.runner import KernelMemory, run_facts
 from ndshare._map.watch.captured import Traffic, account, module_data
 from ndshare._map.workers.base import Lost, Outcome, Ranges
 from ndshare._pool import Pool, QuietTask, Task
+from ndshare._processes import frames
 from ndshare._system import _wire
 from ndshare._transport import Draft, Parcel, by_value_modules, mainspace, pack
 
@@ -23,6 +24,8 @@ _globals_of: KernelMemory[frozenset[str]] = KernelMemory(frozenset())
 
 class _RunnerTask(QuietTask):
     """One worker of a map, as a task of the pool. Its parcel belongs to the map."""
+
+    record = frames.LAST_CALL  # what a kernel leaves in the process is not for the next map
 
     def __init__(self, workers: PoolWorkers, parcel: Parcel, brings: frozenset[str]) -> None:
         self._workers = workers

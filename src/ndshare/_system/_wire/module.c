@@ -5,8 +5,9 @@
  * queue_slots     the memory of a queue, the slots of a bounded one
  * queue_messages  into a queue and out of it
  * shield          no Ctrl-C between two lines that belong together
+ * standing        how the system sees this process
  * waiting         without sleeping, and while another thread is at it
- * here            `selective`, a filter for picklers; `die_with_parent`, `here`, `processor`
+ * here            `selective`, a filter for picklers; `die_with_parent`, `processor`
  *
  * No state but atomics: the limit of descriptors, read now and then, and that of the shield, see there.
  */
@@ -15,11 +16,11 @@
 #include "queue_messages.h"
 #include "queue_slots.h"
 #include "shield.h"
+#include "standing.h"
 #include "waiting.h"
 
 #include <sched.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
 
 /* Pickler.reducer_override is called for every object that is not a plain builtin: in Python it would
  * make the pickling of 100,000 small objects twice as slow. Only functions, classes and subclasses of
@@ -72,17 +73,6 @@ die_with_parent(PyObject *Py_UNUSED(module), PyObject *number)
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     Py_RETURN_NONE;
-}
-
-/* Identity of the working directory. os.getcwd() gives up the GIL and walks the tree: too dear per message. */
-static PyObject *
-here(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
-{
-    struct stat status;
-    if (stat(".", &status) != 0) {
-        Py_RETURN_NONE;
-    }
-    return Py_BuildValue("(KK)", (unsigned long long)status.st_dev, (unsigned long long)status.st_ino);
 }
 
 /* Number of the processor that the calling thread runs on. */
@@ -153,8 +143,10 @@ static PyMethodDef methods[] = {
      PyDoc_STR("window() -> int\n\nLet Ctrl-C through for a while; may raise what was held back.")},
     {"curtain", ndshare_shield_curtain, METH_O,
      PyDoc_STR("curtain(n)\n\nEnd of a window; n is what window() gave.")},
-    {"here", here, METH_NOARGS,
-     PyDoc_STR("here() -> (device, inode) | None\n\nIdentity of the working directory.")},
+    {"here", ndshare_standing_here, METH_NOARGS,
+     PyDoc_STR("here() -> bytes\n\nIdentity of the working directory and of what descriptors 1 and 2 point to.")},
+    {"standing", ndshare_standing_all, METH_NOARGS,
+     PyDoc_STR("standing() -> bytes\n\nSignal mask, timers, limits, users, priorities and root of this process.")},
     {"processor", processor, METH_NOARGS,
      PyDoc_STR("processor() -> int\n\nNumber of the processor that the calling thread runs on; -1: not known.")},
     {"selective", NDSHARE_FAST(selective),
