@@ -98,6 +98,26 @@ print("fine")
     assert (done.stdout, done.stderr) == ("fine\n", "")
 
 
+def test_program_that_puts_its_executable_right_is_not_started(run_script: RunScript, tmp_path: Path) -> None:
+    """`multiprocessing` may have noted the path of the program that embeds Python before."""
+    program = tmp_path / "embedder"
+    program.symlink_to(sys.executable)
+    done = run_script(
+        f"""
+import sys
+right, sys.executable = sys.executable, {str(program)!r}
+import multiprocessing.spawn
+sys.executable = right
+from ndshare._processes import launcher
+assert launcher._interpreter() == right
+multiprocessing.set_executable("/bin/echo")
+assert launcher._interpreter() == "/bin/echo"
+print("fine")
+"""
+    )
+    assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
 def test_interpreter_that_does_not_start_is_named(run_script: RunScript, tmp_path: Path) -> None:
     """With its exit status; an executor asked later tries again."""
     broken = tmp_path / "python3-broken"

@@ -268,10 +268,11 @@ def test_what_an_initializer_sets_stays_for_its_executor() -> None:
         assert executor.submit(gc.isenabled).result() is False
 
 
-def test_alarm_of_a_task_hits_no_later_one() -> None:
+@pytest.mark.parametrize("arm", ["_arm", "_watch"])
+def test_alarm_of_a_task_hits_no_later_one(arm: str) -> None:
     """It would end a task of somebody else."""
     with ndshare.ProcessPoolExecutor(1) as executor:
-        executor.submit(_arm, 0.3).result()
+        executor.submit(globals()[arm], 0.3).result()
     with ndshare.ProcessPoolExecutor(1) as executor:
         executor.submit(time.sleep, 0.6).result()
 
@@ -282,3 +283,7 @@ def _arm(seconds: float) -> None:
 
     signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _watch(seconds: float) -> None:
+    threading.Timer(seconds, os._exit, (3,)).start()

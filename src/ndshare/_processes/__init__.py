@@ -12,7 +12,7 @@ and has one thread, whatever the caller is like.
      ├── Hub: one thread hears all, or who waits for a result      │
      └── Worker ── STATE, MAIN, FUNCTION, TASKS (`frames`) ─────►  Surroundings ─► unpack ─► call ─► pack
             ▲                                                      │
-            └───── RESULT, LOG, RESTED ────────────────────────────┘
+            └───── RESULT, LOG, ASK, TRACKER, RESTED ──────────────┘
 
 Guarantees
 ----------
@@ -21,13 +21,17 @@ Guarantees
 - This process gone, however it went, all of them are gone, also in the middle of C code.
 - Directory, environment, ``sys.path``, warning filters, log levels and NumPy's error state in a worker are
   the caller's as of the task's dispatch. Log records go to the caller's handlers, before the result.
+- A worker is a process of `multiprocessing`, and a child of the caller, to whoever asks there. What it prints
+  goes where the caller's standard streams point.
+- What tasks leave in the process is put back between two pools and after each map, or the worker is not used
+  again.
 - Ctrl-C loses no message and no task, and hits the task that it was meant for.
 - A forked child of this process has none of it, and makes its own.
 
 Not guaranteed
 --------------
 - Processes that a task starts itself live on when their worker is killed.
-- Module state that a task leaves behind stays in the worker, as under the standard library.
+- Modules, threads and files that a task leaves behind stay in the worker.
 """
 
 from __future__ import annotations

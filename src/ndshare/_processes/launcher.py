@@ -309,9 +309,11 @@ def _interpreter() -> str | None:
     What is not called Python is not tried out: it may be any program.
     """
     program = os.fsdecode(spawn.get_executable() or "")
-    told = program != (sys.executable or "")  # `multiprocessing.set_executable`
-    if os.access(program, os.X_OK) and (told or _is_python(program)) and not (is_frozen() and not told):
-        return program
+    told = program != (sys.executable or "") and not _is_this_program(program)  # `set_executable`
+    candidates = [program] if told else [] if is_frozen() else [program, sys.executable or ""]
+    for path in candidates:
+        if (told or _is_python(path)) and os.access(path, os.X_OK):
+            return path
     if is_frozen():
         return None
     name = f"python{sys.version_info[0]}.{sys.version_info[1]}{sys.abiflags}"
@@ -320,6 +322,13 @@ def _interpreter() -> str | None:
         if os.access(path, os.X_OK):
             return path
     return None
+
+
+def _is_this_program(path: str) -> bool:
+    """Whether it is what embeds Python here: noted before the program has put ``sys.executable`` right."""
+    with contextlib.suppress(OSError):
+        return not _is_python(path) and os.path.samefile(path, "/proc/self/exe")
+    return False
 
 
 def _is_python(path: str) -> bool:

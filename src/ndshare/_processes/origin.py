@@ -109,6 +109,9 @@ def seed_anew() -> None:
 
 def _end_what_goes_on() -> None:
     """End what goes on by itself, and forget what is kept for it."""
+    for thread in threading.enumerate():
+        if type(thread) is threading.Timer:
+            thread.cancel()
     signal.set_wakeup_fd(-1)
     faulthandler.cancel_dump_traceback_later()
     for number in _USERS:

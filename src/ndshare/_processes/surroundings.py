@@ -3,7 +3,6 @@
 ::
 
     caller   CallerState.refresh() ──► Snapshot ── STATE ──►  worker   Surroundings.apply()
-     caller   Worker.is_rested()    ◄── RESTED ─────────────  worker   Surroundings.rest(), between two pools
 
 Snapshots are compared with the last one at each dispatch, so this has to cost microseconds. What a process
 inherits when it is forked, and rarely changes later (the arguments of the program, umask, locale …), is

@@ -86,9 +86,9 @@ class _Worker:
         os.environ.update(options["overlay"])
         family.track_with_caller(self._ask_for_tracker)
         self._preload(options["preload"])
-        self.surroundings = Surroundings(options["overlay"], options["threads"], self._send_record)
         self.finder = Finder(self._facts)
         sys.meta_path.insert(0, self.finder)
+        self.surroundings = Surroundings(options["overlay"], options["threads"], self._send_record)
         self.birth = contextvars.copy_context()  # has NumPy's handler of memory; what tasks set is not in it
         self.context = self.birth.copy()
 
@@ -337,7 +337,7 @@ class _Worker:
         self.surroundings.apply(pickle.loads(state), fresh=bool(fresh))
 
     def _on_rest(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
-        """Be as before the first task; say whether that worked, and from which files modules come."""
+        """Be as before the first task; say whether that worked, and which source files are loaded here."""
         self.outlets.point((), ())
         self.context = self.birth.copy()
         content = marshal.dumps((self.surroundings.rest(), self.finder.sources()))
