@@ -11,7 +11,7 @@ import pytest
 
 import ndshare
 from ndshare import errors
-from ndshare.errors import broken
+from ndshare.errors import ShutDown, broken
 
 _CLASSES = sorted(
     {
@@ -41,6 +41,7 @@ BUILTINS = {
     "LayoutError": ValueError,
     "KeyLockError": RuntimeError,
     "KeyTimeoutError": TimeoutError,
+    "WriterDiedError": ShutDown,
     "NdshareWarning": UserWarning,
     "RepeatedCopyWarning": UserWarning,
     "SilentWriteWarning": UserWarning,

@@ -28,6 +28,9 @@ rows = context.alloc(shape=4)
 context.map(lambda worker_id, index, value: None, range(4))
 shared = ndshare.SharedDict({"a": np.zeros(3)}, f"exit-{os.getpid()}")
 view = shared["a"]
+stream = ndshare.Stream()
+stream.put(np.ones(100_000))
+frame = stream.get()
 lock = ndshare.lock()
 lock.acquire()
 repair = ndshare.lock().repair()
@@ -39,7 +42,7 @@ array = np.zeros(1_000_000)
 carrier = ndshare.Queue()
 carrier.put(queue)  # descriptors on their way
 again = carrier.get()
-for target in (ndshare.Queue(1).get, lock.acquire):
+for target in (ndshare.Queue(1).get, lock.acquire, stream.get):
     threading.Thread(target=target, daemon=True).start()
 faces = dict(globals())
 """

@@ -19,13 +19,14 @@ Kernels over collections (docs/map.md)
 Other machines (docs/cluster.md)
     ClusterContext, ClusterExecutor: through Dask, MPI, or any engine with futures
 Processes that talk (docs/queue.md, docs/shared_dict.md)
-    Queue: messages; SharedDict, prune: named arrays that many processes read and update
+    Queue: messages; Stream: the newest of what one process makes
+    SharedDict, prune: named arrays that many processes read and update
 Named arrays and functions (docs/workspace.md)
     Workspace
 Errors (docs/guarantees.md)
     NdshareError and, below it, CapacityError, InheritedError, InitializerError, KeyLockError,
     KeyTimeoutError, LayoutError, OwnerDiedError, RemoteError, SegmentError, SegmentGoneError,
-    TransportError, UnsendableGlobalError, WorkerDiedError, WorkerError; ShutDown of queues
+    TransportError, UnsendableGlobalError, WorkerDiedError, WorkerError, WriterDiedError; ShutDown of queues
     NdshareWarning and, below it, RepeatedCopyWarning, SilentWriteWarning
 Figures
     Stats: what `stats` returns
@@ -69,6 +70,7 @@ from ndshare.errors import (
     TransportError,
     UnsendableGlobalError,
     WorkerError,
+    WriterDiedError,
 )
 
 if _typing.TYPE_CHECKING:
@@ -79,7 +81,7 @@ if _typing.TYPE_CHECKING:
     from ndshare._pickling import register_wrapper
     from ndshare._pool import ProcessPoolExecutor
     from ndshare._processes import shutdown
-    from ndshare._queue import Queue
+    from ndshare._queue import Queue, Stream
     from ndshare._transport import share
     from ndshare._workspace import Workspace
     from ndshare.default_context import (
@@ -131,12 +133,14 @@ __all__ = [
     "ShutDown",
     "SilentWriteWarning",
     "Stats",
+    "Stream",
     "ThreadContext",
     "TransportError",
     "UnsendableGlobalError",
     "WorkerDiedError",
     "WorkerError",
     "Workspace",
+    "WriterDiedError",
     "alloc",
     "array",
     "empty",
@@ -182,6 +186,7 @@ _LATER = {
     "SequenceFunctor": "ndshare.functors",
     "SerialContext": "ndshare._map",
     "SharedDict": "ndshare._dict",
+    "Stream": "ndshare._queue",
     "ThreadContext": "ndshare._map",
     "WorkerDiedError": "ndshare.errors",
     "Workspace": "ndshare._workspace",

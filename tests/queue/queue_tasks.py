@@ -123,8 +123,43 @@ def exit_with_backlog(q: ndshare.Queue, n: int, cancel: bool) -> None:
         q.cancel_join_thread()
 
 
+def write_frames(stream: ndshare.Stream, count: int, shared: bool) -> None:
+    """Put frames that are all of one number, made in one array that is used again and again."""
+    frame = ndshare.empty(50_000) if shared else np.empty(50_000)
+    for number in range(count):
+        frame[:] = number
+        stream.put((number, frame))
+    stream.close()
+
+
+def read_frames(stream: ndshare.Stream, results: ndshare.Queue) -> None:
+    """Read until the end; tell how many frames came, how many were skipped, and what was wrong."""
+    last, count, wrong, kept = -1, 0, [], []
+    try:
+        while True:
+            number, frame = stream.get(timeout=60)
+            if number <= last or frame.flags.writeable or not (frame == number).all():
+                wrong.append((last, number, frame[0], frame[-1]))
+            last, count = number, count + 1
+            if count % 10 == 0:
+                kept.append((number, frame))
+    except ndshare.ShutDown:
+        wrong += [("kept", number) for number, frame in kept if not (frame == number).all()]
+        results.put((count, stream.skipped, last, wrong))
+
+
 def put_later(q: ndshare.Queue, value: object, seconds: float) -> None:
     """Put something twice, after a while."""
     time.sleep(seconds)
     q.put(value)
     q.put(value)
+
+
+def sum_of_newest(stream: ndshare.Stream) -> float:
+    """Return the sum of the newest frame."""
+    return float(stream.get(timeout=30).sum())
+
+
+def put_newest(stream: ndshare.Stream, value: object) -> None:
+    """Put something, and be done with it."""
+    stream.put(value)

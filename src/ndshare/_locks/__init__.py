@@ -15,15 +15,16 @@ Guarantees
 Not guaranteed
 --------------
 * Fairness. That what a lock protects is whole after its holder died: `lock(report_death=True)` tells.
-* Anything on other machines: `leaving_machine` refuses locks in what goes there.
+* Anything on other machines: `leaving_machine` refuses locks in what goes there, `locks_refused` in copies.
 """
 
 from __future__ import annotations
 
-from ndshare._locks.locking import Lock, leaving_machine, lock
+from ndshare._locks.locking import Lock, leaving_machine, lock, locks_refused
 
 __all__ = [
     "Lock",
     "leaving_machine",
     "lock",
+    "locks_refused",
 ]

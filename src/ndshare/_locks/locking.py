@@ -33,7 +33,7 @@ from ndshare._locks import _lock
 from ndshare._pickling import register_reducer
 from ndshare.errors import OwnerDiedError
 
-__all__ = ["Lock", "leaving_machine", "lock"]
+__all__ = ["Lock", "leaving_machine", "lock", "locks_refused"]
 
 _lock.configure(OwnerDiedError)
 
@@ -138,30 +138,35 @@ def lock(*, report_death: bool = False) -> Lock:
     return Lock(memory, report_death)
 
 
-class _Leaving(threading.local):
-    machine = False
+class _Refusal(threading.local):
+    why = ""
 
 
-_leaving = _Leaving()
+_refusal = _Refusal()
 
 
 @contextlib.contextmanager
-def leaving_machine() -> Iterator[None]:
-    """Refuse to pickle locks in this thread: what is pickled goes to other machines."""
-    _leaving.machine = True
+def locks_refused(why: str) -> Iterator[None]:
+    """Refuse to pickle locks in this thread, where what is pickled would be another lock."""
+    _refusal.why = why
     try:
         yield
     finally:
-        _leaving.machine = False
+        _refusal.why = ""
+
+
+def leaving_machine() -> contextlib.AbstractContextManager[None]:
+    """Refuse to pickle locks in this thread: what is pickled goes to other machines."""
+    return locks_refused(
+        "ndshare.lock() does not span machines, so that a ClusterContext refuses a kernel that uses one; "
+        "give each worker its own row instead (alloc(per_worker=True)) and combine them with reduce"
+    )
 
 
 def _reduce_lock(lock: Lock) -> tuple[Any, ...]:
     """Return how ndshare sends a lock: by reference, as its memory."""
-    if _leaving.machine:
-        raise TypeError(
-            "ndshare.lock() does not span machines, so that a ClusterContext refuses a kernel that uses one; "
-            "give each worker its own row instead (alloc(per_worker=True)) and combine them with reduce"
-        )
+    if _refusal.why:
+        raise TypeError(_refusal.why)
     return Lock, (lock._memory, lock.report_death)
 
 

@@ -29,7 +29,14 @@ from ndshare._pickling.cells import CODE_TYPES, expect_gifts, give, given
 from ndshare._pickling.classes import class_attributes
 from ndshare._pickling.codes import CodeMemory, names_used
 from ndshare._pickling.memmaps import find_memmap
-from ndshare._pickling.namespace import MAIN_NAMES, find_in_main, main_namespace, names_in_pickle
+from ndshare._pickling.namespace import (
+    EVERYTHING,
+    MAIN_NAMES,
+    PERHAPS,
+    find_in_main,
+    main_namespace,
+    names_in_pickle,
+)
 from ndshare._pickling.pickler import ALONE_STREAM, record, record_alone
 from ndshare._pickling.randoms import advanced_by, arrived, describe_random, is_random, state_of
 from ndshare._pickling.recording import FILE, SLOT, CopyOnWrite, Descriptor, Placed, Recording
@@ -51,8 +58,10 @@ from ndshare._pickling.wrappers import register_wrapper
 __all__ = [
     "ALONE_STREAM",
     "CODE_TYPES",
+    "EVERYTHING",
     "FILE",
     "MAIN_NAMES",
+    "PERHAPS",
     "SLOT",
     "CodeMemory",
     "CopyOnWrite",

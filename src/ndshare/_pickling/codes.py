@@ -1,14 +1,16 @@
 """Code objects: which names they use, how they travel, what is remembered of them.
 
 `names_used` finds every global that the byte code names, in nested functions and class bodies too. Names
-made up at run time (``globals()[...]``, ``exec``) cannot be found.
+made up at run time (``globals()[...]``, ``exec``) cannot be found; what might be such names can.
 """
 
 from __future__ import annotations
 
 import builtins
 import dis
+import itertools
 import marshal
+import re
 import types
 from collections.abc import Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -28,6 +30,16 @@ _OWN_NAMES = frozenset(
     ("__annotations__", "__builtins__", "__cached__", "__doc__", "__loader__", "__name__", "__spec__")
 )
 
+# Code with one of these may look up names that it makes up at run time: by itself, or in the frame of its
+# caller, as `DataFrame.query` does.
+_LOOKING_UP = frozenset(
+    (
+        "globals", "eval", "exec", "vars", "query", "evaluate", "get_type_hints", "f_globals", "__globals__",
+        "_getframe", "currentframe", "stack", "__main__",
+    )
+)  # fmt: skip
+_WORD = re.compile(r"[^\W\d]\w*")
+
 IMPORTS_FROM = frozenset(("__package__",))  # where a relative import inside a function starts
 
 
@@ -37,6 +49,7 @@ class Names(NamedTuple):
     globals: frozenset[str]
     attributes: frozenset[str]
     imports: bool  # whether it imports anything
+    looked_up: frozenset[str] | None = None  # words of its strings, if it may look names up at run time
 
 
 class CodeMemory(Generic[_T]):
@@ -76,8 +89,10 @@ def _scan(code: types.CodeType) -> Names:
     assigned: set[str] = set()
     attributes: set[str] = set()
     imports = False
+    strings: list[str] = []
     for one in _nested(code):
         attributes.update(one.co_names)
+        strings += [constant for constant in one.co_consts if type(constant) is str]
         for instruction in dis.get_instructions(one):
             if instruction.opname in _NAME_OPS:
                 used.add(instruction.argval)
@@ -91,7 +106,12 @@ def _scan(code: types.CodeType) -> Names:
         frozenset(name for name in used - _OWN_NAMES if name in known or not hasattr(builtins, name)),
         frozenset(attributes),
         imports,
+        _words(strings) if attributes & _LOOKING_UP or "__main__" in strings else None,
     )
+
+
+def _words(strings: list[str]) -> frozenset[str]:
+    return frozenset(itertools.chain(*map(_WORD.findall, strings)))
 
 
 def names_used(code: types.CodeType) -> Names:

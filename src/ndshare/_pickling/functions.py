@@ -22,7 +22,7 @@ from typing import Any
 
 from ndshare._pickling.cells import cell_contents, fill_cells
 from ndshare._pickling.codes import CACHE_MAX, dumped, load_code, names_used
-from ndshare._pickling.namespace import main_namespace
+from ndshare._pickling.namespace import EVERYTHING, PERHAPS, main_namespace
 
 _HERE = 0  # in place of "__main__": a pickle with that word in it is searched for names, which takes longer
 
@@ -38,6 +38,9 @@ def needs_of(function: types.FunctionType) -> Iterator[str]:
     names = names_used(function.__code__)
     yield from names.globals
     namespace = function.__globals__
+    if names.looked_up is not None:
+        yield EVERYTHING
+        yield from (PERHAPS + name for name in names.looked_up & main_namespace().keys())
     for name in names.globals:
         yield from _submodules(namespace.get(name), names.attributes)
     for value in itertools.chain(*cell_contents(function)):

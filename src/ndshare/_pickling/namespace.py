@@ -17,6 +17,12 @@ from typing import Any
 MAIN_NAMES = frozenset(("__main__", "__mp_main__"))
 """Names a main program goes by: multiprocessing's spawn runs it under the second."""
 
+EVERYTHING = "*"
+"""In place of a name: whatever ``__main__`` has, as far as it can be sent and is not large."""
+
+PERHAPS = "?"
+"""Before a name that a task may look up at run time, with `EVERYTHING`."""
+
 
 def main_namespace() -> dict[str, Any]:
     """Return the namespace of this process's ``__main__``: the globals that its functions have."""

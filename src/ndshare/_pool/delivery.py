@@ -21,10 +21,19 @@ from typing import Any
 
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import MapRun, Task
-from ndshare._processes import Crew, Worker, WorkerGoneError, frames
+from ndshare._processes import Crew, Worker, WorkerGoneError, frames, loaded
 from ndshare._system import _wire
-from ndshare._transport import INLINE_MAX, Inputs, Parcel, close_all, mainspace, pack, pack_plain
-from ndshare.errors import InitializerError
+from ndshare._transport import (
+    INLINE_MAX,
+    Inputs,
+    Parcel,
+    close_all,
+    mainspace,
+    pack,
+    pack_failure,
+    pack_plain,
+)
+from ndshare.errors import InitializerError, UnsendableGlobalError
 
 Rest = collections.deque[Task]
 Failures = list[tuple[Task, BaseException]]
@@ -221,7 +230,7 @@ class Delivery:
             self._send_names(worker, function.needs)
             self._send_parcel(worker, frames.FUNCTION, task.token, function)
             worker.functions.add(task.token)
-        if parcel.needs:
+        if parcel.needs or worker.asked:
             self._send_names(worker, parcel.needs, task.brings)
         self.bytes_copied += parcel.nbytes_copied
         return parcel
@@ -229,12 +238,49 @@ class Delivery:
     def _send_names(
         self, worker: Worker, needs: frozenset[str], brought: frozenset[str] = frozenset()
     ) -> None:
-        if not needs:
+        if not needs and not worker.asked:
             return
-        draft = mainspace.deliver(needs, worker.known_main, self._settings.withheld, brought, self.looked_at)
+        known, withheld, seen = worker.known_main, self._settings.withheld, self.looked_at
+        try:
+            draft = mainspace.deliver(needs | worker.asked, known, withheld, brought, seen)
+        except UnsendableGlobalError:
+            if not worker.asked:
+                raise
+            worker.asked = frozenset()  # it can ask again
+            draft = mainspace.deliver(needs, known, withheld, brought, seen)
         if draft is not None:
             self._send_parcel(worker, frames.MAIN, 0, draft.settle())
             worker.known_main.update(draft.delivers or {})
+
+    def answer(self, worker: Worker, name: str) -> None:
+        """Send what a worker asks for: a name of ``__main__``, or which file a module is."""
+        known = {other: value for other, value in worker.known_main.items() if other != name}
+        status, parcel = frames.OK, None
+        try:
+            if name.startswith(frames.IMPORT):
+                module = name.removeprefix(frames.IMPORT)
+                self._send_answer(worker, status, pack({module: loaded.facts(module)}).settle())
+                return
+            draft = mainspace.deliver(frozenset((name,)), known, self._settings.withheld)
+            if draft is not None:
+                parcel = draft.settle()
+                worker.known_main.update(draft.delivers or {})
+                worker.asked |= {name}
+        except Exception as error:
+            status, parcel = frames.ERROR, pack_failure(error)
+        self._send_answer(worker, status, parcel)
+
+    def _send_answer(self, worker: Worker, status: int, parcel: Parcel | None) -> None:
+        head = frames.HEAD.pack(frames.MAIN, status, 1, 0, 0.0)
+        if parcel is None:
+            worker.send([head])
+            return
+        fds = parcel.descriptors()
+        try:
+            worker.send([head, parcel.data], fds)
+        finally:
+            close_all(fds)
+            parcel.release()
 
     def _send_parcel(self, worker: Worker, kind: int, number: int, parcel: Parcel, status: int = 0) -> None:
         fds = parcel.descriptors()

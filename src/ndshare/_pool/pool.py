@@ -45,6 +45,7 @@ from ndshare._processes import (
     WorkerGoneError,
     frames,
     handle_waiting,
+    loaded,
     own_crew,
 )
 from ndshare._system import _wire, processors
@@ -55,6 +56,8 @@ from ndshare.errors import InheritedError, InitializerError, WorkerDiedError, co
 _BURST_S = 100e-6
 #: A worker that could not be started for lack of something passing is tried again after this time.
 _AGAIN_S = 0.02
+#: A worker that asks for a name while something is being sent to it is answered after this time.
+_ANSWER_S = 0.5e-3
 #: After this time without an answer all workers sleep: see `ndshare._processes.frames.SPIN_ALONE_US`.
 _ASLEEP_S = 1e-3
 #: A worker that does not react to Ctrl-C within this time is killed.
@@ -254,6 +257,7 @@ class Pool:
 
     def _pick(self) -> tuple[Worker, list[Task]] | None:
         """Choose a worker and what it gets (under the hub's lock)."""
+        self.roster.renew(loaded.generation())
         if self.killed or not (self.queue or self.roster.take_back(self.queue)):
             return None
         try:
@@ -297,8 +301,10 @@ class Pool:
         self.roster.add(worker)
         return worker
 
-    def dispatch(self, worker: Worker, batch: list[Task], *, here: bool = False) -> None:
-        """Send tasks that are on the books to a worker that is marked as being sent to.
+    def dispatch(
+        self, worker: Worker, batch: list[Task], *, here: bool = False, asked: str | None = None
+    ) -> None:
+        """Send tasks that are on the books to a worker that is marked as being sent to, or what it asked for.
 
         It is woken `here`, if so wanted: on the processor of the calling thread.
         """
@@ -307,7 +313,10 @@ class Pool:
         try:
             if here:
                 worker.bring_here()
-            self.delivery.send(worker, rest, failed)
+            if asked is not None:
+                self.delivery.answer(worker, asked)
+            else:
+                self.delivery.send(worker, rest, failed)
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent
         finally:  # what was not sent waits again; after Ctrl-C, too
@@ -327,6 +336,23 @@ class Pool:
                 self.ring()
 
     # ------------------------------------------------------------------ from the workers
+
+    def answer(self, worker: Worker, name: str) -> None:
+        """Send a worker a name of ``__main__`` that its task looks up."""
+        _wire.shield()
+        try:
+            with self.hub.lock:
+                if worker.gone or worker.pool is not self:
+                    return
+                if worker.sending:  # by another thread, which will soon have done
+                    self.hub.later(_ANSWER_S, functools.partial(self.answer, worker, name))
+                    return
+                worker.sending = True
+                self.roster.free.pop(worker, None)
+            self.dispatch(worker, [], asked=name)
+            self.pump()
+        finally:
+            _wire.unshield()
 
     def wait_for(self, task: Task, condition: threading.Condition, timeout: float | None) -> None:
         """Receive until a task is done, or wait while another thread receives."""

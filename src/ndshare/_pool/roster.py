@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import Task
-from ndshare._processes import Worker, frames
+from ndshare._processes import Worker, frames, loaded
 
 #: A message carries about this much work; enough that its price does not matter, little enough to wait for.
 _BATCH_S = 1e-3
@@ -39,6 +39,7 @@ class Roster:
         self.workers: list[Worker] = []
         self.free: dict[Worker, None] = {}  # those that could take more
         self.seconds: float | None = None  # what a task takes, smoothed
+        self._generation = loaded.generation()  # of the caller's modules, when a worker was chosen last
         self._stillborn = 0  # workers in a row that ended before they had answered anything
         self._vacant: list[int] = []  # worker numbers that are free again
         self._number_of: dict[Worker, int] = {}
@@ -83,6 +84,7 @@ class Roster:
 
     def took(self, seconds: float) -> None:
         """Note how long a task took."""
+        self._generation = loaded.generation()  # of the caller's modules, when a worker was chosen last
         self._stillborn = 0
         self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
 
@@ -161,12 +163,21 @@ class Roster:
         """Note that a worker can take more, or let it go when its time is over."""
         if worker.leaving or worker.sending or worker not in self._number_of:
             return
-        if self._settings.limit and worker.sent >= self._settings.limit:
+        is_old = worker.generation != self._generation
+        if is_old or (self._settings.limit and worker.sent >= self._settings.limit):
             if not worker.inflight:
                 self.dismiss(worker)
                 worker.quit()
         elif len(worker.inflight) < max(2, worker.batch // 2 + 1):
             self.free[worker] = None
+
+    def renew(self, generation: int) -> None:
+        """Give nothing more to workers that may have other modules than their caller has by now."""
+        if generation != self._generation:
+            self._generation = generation
+            for worker in list(self.free):
+                del self.free[worker]
+                self.offer(worker)
 
     def bury(self, worker: Worker) -> tuple[list[Task], list[Task]]:
         """Take a worker off the books that has ended; return what it had begun, and what it had not."""
@@ -184,5 +195,6 @@ class Roster:
         self._stillborn += 1
         if self._stillborn < _STILLBORN:
             return False
+        self._generation = loaded.generation()  # of the caller's modules, when a worker was chosen last
         self._stillborn = 0
         return True

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ndshare._processes.crew import Crew, CrewClosedError, own_crew, shutdown
     from ndshare._processes.hub import THREAD_NAME, Todo
     from ndshare._processes.injection import SetUp, invoke
+    from ndshare._processes.modules import loaded
     from ndshare._processes.records import handle_waiting, name_items
     from ndshare._processes.surroundings import add_aliases
     from ndshare._processes.worker_handle import Answer, Worker, WorkerGoneError
@@ -59,6 +60,7 @@ __all__ = [
     "frames",
     "handle_waiting",
     "invoke",
+    "loaded",
     "name_items",
     "own_crew",
     "shutdown",
@@ -69,6 +71,7 @@ _FILES = {
     "crew": ("Crew", "CrewClosedError", "own_crew", "shutdown"),
     "hub": ("THREAD_NAME", "Todo"),
     "injection": ("SetUp", "invoke"),
+    "modules": ("loaded",),
     "records": ("handle_waiting", "name_items"),
     "surroundings": ("add_aliases",),
     "worker_handle": ("Answer", "Worker", "WorkerGoneError"),

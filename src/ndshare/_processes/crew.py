@@ -114,6 +114,7 @@ class Crew:
         worker.sent = 0
         worker.state_version = None
         worker.known_main.clear()
+        worker.asked = frozenset()
         worker.overlay = overlay
         return worker
 

@@ -12,6 +12,7 @@
     worker ──► caller   RESULT  seq, status, seconds, payload
                         INITIALIZED, FDS, SOURCES
                         LOG     a log record
+                        ASK     a name of __main__ that a task looks up at run time, or a module it imports
 
 A message is one SOCK_SEQPACKET datagram. Its descriptors are those of its records, in order. More
 descriptors than one message may carry (253) go ahead of it in FDS messages.
@@ -41,6 +42,9 @@ RESULT = 10
 INITIALIZED = 11
 LOG = 12
 PLACED = 13
+ASK = 14
+
+IMPORT = "import "  # before a module's name in an ASK
 
 HEAD = struct.Struct("<BBHIf")  # kind, status, number of records, seq or token, seconds it took
 RECORD = struct.Struct("<IIIHH")  # seq, payload length, function token, descriptors, kind of record
@@ -59,7 +63,7 @@ PARCEL = 1
 CALL = 0  # payload: (function, args, kwargs)
 ITEMS = 1  # payload: list of argument tuples for the function of that token
 
-# Status of a result.
+# Status of a result, and of a MAIN that answers an ASK: it counts one record.
 OK = 0
 ERROR = 1  # payload: (exception, traceback text)
 NO_MODULE = 2  # payload: the same; the worker lacks a module the payload names

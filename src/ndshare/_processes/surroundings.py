@@ -3,8 +3,6 @@
 ::
 
     caller   CallerState.refresh() ──► Snapshot ── STATE ──►  worker   Surroundings.apply()
-                                                              worker   Sources.note(), after each task
-    caller   is_outdated()         ◄── SOURCES ─────────────  worker   Sources.found(), between two pools
 
 Snapshots are compared with the last one at each dispatch, so this has to cost microseconds.
 """
@@ -37,8 +35,6 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
-#: So many files of modules are looked at again.
-_MOST_SOURCES = 1000
 
 # ---------------------------------------------------------------------- the caller's side
 
@@ -130,14 +126,6 @@ def _importable(entry: tuple[Any, ...]) -> bool:
     return True
 
 
-def is_outdated(sources: list[tuple[str, int]]) -> bool:
-    """Whether a file of which a worker has a module, as of `Sources.found`, has changed since."""
-    try:
-        return any(os.stat(path).st_mtime_ns != changed for path, changed in sources)
-    except OSError:
-        return True
-
-
 # ---------------------------------------------------------------------- the worker's side
 
 
@@ -188,31 +176,6 @@ class Surroundings:
 
             threadpoolctl.threadpool_limits(threads)
             self._threads = threads
-
-
-class Sources:
-    """The files of modules that were imported since this was made; those of Python itself are left out."""
-
-    def __init__(self) -> None:
-        self._noted = set(sys.modules)  # modules that were looked at, or are nobody's to change
-        self._modules = len(sys.modules)
-        self._changed: dict[str, int] = {}  # file -> time of its last change
-
-    def note(self) -> None:
-        """Look at the files of newly imported modules at once: they may change once the result is out."""
-        if len(sys.modules) == self._modules:
-            return
-        for name in sys.modules.keys() - self._noted:
-            path = getattr(sys.modules.get(name), "__file__", None)
-            if path and not path.startswith((sys.prefix, sys.base_prefix)):
-                with contextlib.suppress(OSError):
-                    self._changed.setdefault(path, os.stat(path).st_mtime_ns)
-        self._noted.update(sys.modules)
-        self._modules = len(sys.modules)
-
-    def found(self) -> list[tuple[str, int]]:
-        """Return the files with the times of their last changes, in nanoseconds."""
-        return list(self._changed.items())[:_MOST_SOURCES]
 
 
 class _Aliases:

@@ -30,14 +30,16 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 from ndshare._memory import install_handler, ledger_attach, owner_prefix, set_idle_limit, trim
 from ndshare._pickling import advanced_by, arrived
 from ndshare._processes import frames, records
-from ndshare._processes.surroundings import Sources, Surroundings
+from ndshare._processes.asking import Asking
+from ndshare._processes.modules import Finder
+from ndshare._processes.surroundings import Surroundings
 from ndshare._system import _wire
 from ndshare._transport import Draft, Parcel, close_all, mainspace, pack, pack_failure, pack_plain, unpack
 
@@ -74,10 +76,12 @@ class _Worker:
         install_handler()
         _wire.store_u64(self.board, self.row + frames.OWNER_AT, owner_prefix())
         _wire.store_u64(self.board, self.row + frames.PID_AT, os.getpid())
-        mainspace.install()
+        self.asking = Asking(self.socket_fd, self._send_one)
+        mainspace.install(self._ask)
         os.environ.update(options["overlay"])
         self._preload(options["preload"])
-        self.sources = Sources()
+        self.finder = Finder(self._facts)
+        sys.meta_path.insert(0, self.finder)
 
     def _preload(self, names: tuple[str, ...]) -> None:
         try:
@@ -117,6 +121,10 @@ class _Worker:
             handlers[kind](status, count, number, view[frames.HEAD.size : size], fds)
 
     def _receive(self) -> tuple[int, tuple[int, ...]] | None:
+        if self.asking.waiting:
+            message, fds = self.asking.waiting.popleft()
+            self.buffer[: len(message)] = message
+            return len(message), fds
         began = time.perf_counter()
         _wire.spin(self.socket_fd, self.spin_us)
         while True:
@@ -137,6 +145,28 @@ class _Worker:
             self.interruptible = False
             raise KeyboardInterrupt
 
+    def _ask(self, name: str) -> None:
+        """Ask the caller for a name of ``__main__``."""
+        with self._undisturbed():
+            self.asking.ask(name)
+
+    def _facts(self, module: str) -> Any:
+        """Ask the caller for the file of a module."""
+        with self._undisturbed():
+            return self.asking.facts(module)
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Let Ctrl-C wait: half an answer is none."""
+        interruptible, self.interruptible = self.interruptible, False
+        try:
+            yield
+        finally:
+            self.interruptible = interruptible
+        if interruptible and self.cell >= 0 and self._is_wanted_to_stop():
+            self.interruptible = False
+            raise KeyboardInterrupt
+
     def _is_wanted_to_stop(self) -> bool:
         return _wire.load_u8(self.board, self.cell) == frames.INTERRUPTED
 
@@ -145,6 +175,7 @@ class _Worker:
         with contextlib.suppress(OSError):
             os.close(self.socket_fd)
         self.socket_fd = -1
+        self.asking.leave()
 
     def _leave(self) -> None:
         import atexit
@@ -178,9 +209,11 @@ class _Worker:
         status = frames.OK
         try:
             try:
+                self.asking.begin()
                 draft = self._call(kind, token, payload, fds)
             finally:
                 self.interruptible = False
+                self.asking.end()
             # Here nothing of the task is referenced any more, except by what the task itself kept.
             parcel = draft if isinstance(draft, Parcel) else draft.settle()
             del draft
@@ -190,7 +223,7 @@ class _Worker:
                 status, error = error.status, error.cause
             parcel = pack_failure(error)
             del error
-        self.sources.note()
+        self.finder.note()
         seconds = time.perf_counter() - began
         self._answer(frames.RESULT, status, seq, seconds, parcel)
 
@@ -233,12 +266,16 @@ class _Worker:
     # ------------------------------------------------------------------ everything else
 
     def _on_main(self, _status: int, _count: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        self.asking.begin()
         try:
             mainspace.apply(unpack(body, fds))
         except BaseException as error:
             self.main_failure = (error, "")
+        finally:
+            self.asking.end()
 
     def _on_function(self, _s: int, _count: int, token: int, body: memoryview, fds: tuple[int, ...]) -> None:
+        self.asking.begin()
         try:
             if self.main_failure is not None:
                 raise self.main_failure[0]
@@ -247,6 +284,8 @@ class _Worker:
             self.functions[token] = _UnreadableError(frames.NO_MODULE, error)
         except BaseException as error:
             self.functions[token] = _UnreadableError(frames.ERROR, error)
+        finally:
+            self.asking.end()
 
     def _on_forget(self, _s: int, _count: int, token: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
         self.functions.pop(token, None)
@@ -258,11 +297,13 @@ class _Worker:
                 self.interruptible = True
                 if self.main_failure is not None:
                     raise self.main_failure[0]
+                self.asking.begin()
                 function, args = unpack(body, fds)
                 function(*args)
                 advanced_by(function, ())  # it may have seeded some, for this worker alone
             finally:
                 self.interruptible = False
+                self.asking.end()
         except BaseException as error:
             self._answer(frames.INITIALIZED, frames.ERROR, 0, 0.0, pack_failure(error))
             raise SystemExit(1) from None
@@ -273,14 +314,14 @@ class _Worker:
             self.functions.clear()
             self.told.clear()
             arrived.clear()
-            mainspace.install()  # as for a process forked from the caller now: no globals of earlier tasks
+            mainspace.install(self._ask)  # as for a process forked now: no globals of earlier tasks
             self.main_failure = None
         state = unpack(body, fds) if status == frames.PARCEL else body
         self.surroundings.apply(pickle.loads(state), fresh=bool(fresh))
 
     def _on_sources(self, _s: int, _c: int, _n: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
         """Say from which files of the user's the modules here come, and how old the files were."""
-        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(self.sources.found())], ())
+        self._send([frames.HEAD.pack(frames.SOURCES, 0, 0, 0, 0.0), marshal.dumps(self.finder.sources())], ())
 
     def _on_placed(self, _s: int, _c: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
         """Run anywhere again: it was woken on the caller's processor (`Worker.bring_here`)."""

@@ -24,7 +24,7 @@ from ndshare._memory import trim
 from ndshare._processes import frames, records
 from ndshare._processes.hub import Hub, Todo
 from ndshare._processes.launcher import Zygote
-from ndshare._processes.surroundings import is_outdated
+from ndshare._processes.modules import Source, loaded
 from ndshare._system import _wire
 from ndshare._transport import close_all
 
@@ -96,6 +96,9 @@ class Pool(Protocol):
     def resolve(self, worker: Worker, answers: collections.deque[Answer]) -> None:
         """Take results, in their order, out of `answers`."""
 
+    def answer(self, worker: Worker, name: str) -> None:
+        """Send a worker a name of ``__main__`` that its task looks up."""
+
     def on_initialized(
         self, worker: Worker, status: int, body: bytes, fds: tuple[int, ...], done: Todo
     ) -> None:
@@ -160,11 +163,13 @@ class Worker:
         self.leaving = False
         self.gone = False
         self.known_main: dict[str, object] = {}
+        self.asked: frozenset[str] = frozenset()  # names of `__main__` that its tasks have looked up
         self.functions: set[int] = set()  # tokens of what it has been sent
         self.stale: list[int] = []  # those it can forget
         self.state_version: tuple[int, int, bool] | None = None
         self.overlay = overlay
-        self.sources: list[tuple[str, int]] = []
+        self.sources: list[Source] = []
+        self.generation = loaded.generation()  # of the caller's modules when it was started or looked at
         self.sources_asked = False  # and it has not said
         self.idle_since = 0.0
         self._early_fds: tuple[int, ...] = ()
@@ -302,6 +307,13 @@ class Worker:
                 records.waiting.append(body)
                 done.append(records.handle_waiting)
                 continue
+            if kind == frames.ASK:
+                pool = self.pool
+                question = bytes(body).decode()
+                done.append(
+                    self._say_nothing if pool is None else functools.partial(pool.answer, self, question)
+                )
+                continue
             if self._early_fds:
                 fds, self._early_fds = self._early_fds + fds, ()
             if kind == frames.RESULT:
@@ -332,6 +344,11 @@ class Worker:
         elif ended not in {0, errno.EAGAIN}:  # it ended, or closed its socket: then it is of no use
             self.crew.hub.ignore(self)
             self.signal(signal.SIGKILL)
+
+    def _say_nothing(self) -> None:
+        """Answer that there is no such name: whose it was does not wait for the worker any more."""
+        with suppress(WorkerGoneError):
+            self.send([frames.HEAD.pack(frames.MAIN, 0, 1, 0, 0.0)])
 
     def drain(self, done: Todo) -> None:
         """Read all that a dead worker left in its socket (under the hub's lock)."""
@@ -380,8 +397,9 @@ class Worker:
 
     @property
     def outdated(self) -> bool:
-        """Whether a source file that it has imported has changed since, or it does not say."""
-        return self.sources_asked or is_outdated(self.sources)
+        """Whether it has imported another module than it would get now, or does not say."""
+        self.generation = loaded.generation()
+        return self.sources_asked or loaded.is_outdated(self.sources)
 
 
 def _make_room() -> None:

@@ -9,7 +9,8 @@
 
 `queue` is what users see; a `line` is the one sender of a process, whatever number of queue objects it has; a
 `backlog` keeps and sends what had to wait; a `wire` is the open files; `messages` turn objects into what goes
-through; `memory` is the layout of what all processes share.
+through; `memory` is the layout of what all processes share. A `stream` is simpler: one process writes, and
+the others see the newest only.
 
 Guarantees
 ----------
@@ -27,8 +28,10 @@ from __future__ import annotations
 
 from ndshare._queue.backlog import finish_within
 from ndshare._queue.queue import Queue
+from ndshare._queue.stream import Stream
 
 __all__ = [
     "Queue",
+    "Stream",
     "finish_within",
 ]

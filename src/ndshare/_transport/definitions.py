@@ -23,6 +23,7 @@ Not guaranteed
 from __future__ import annotations
 
 import abc
+import contextlib
 import enum
 import functools
 import operator
@@ -39,7 +40,9 @@ import numpy as np
 from ndshare._memory import SEALED, SHARED, block_of, digest, is_movable
 from ndshare._pickling import (
     CODE_TYPES,
+    EVERYTHING,
     MAIN_NAMES,
+    PERHAPS,
     Placed,
     Recording,
     cells,
@@ -53,6 +56,8 @@ from ndshare.errors import UnsendableGlobalError
 
 _KEPT_MAX = 16 * 1024  # bytes of a pickle that are kept to compare with; of longer ones 128 bits
 _SCANNED_MAX = 64 * 1024  # bytes of pickle that are searched for names no callback sees
+
+_ASIDE_MAX = 64 * 1024  # bytes of data that is sent only because a task may look it up at run time
 
 ABSENT = object()
 _CONSTANT_TYPES = frozenset(
@@ -258,12 +263,16 @@ def is_code(value: object) -> bool:
 # Definitions of this process's __main__; shared by all workers, so that each is found out once.
 definitions: dict[str, Definition] = {}
 _definitions_of: list[int] = []  # id of the namespace they are of
+_unsendable: dict[str, weakref.ref[Any]] = {}  # names nobody has asked for, whose values cannot be sent
 lock = threading.RLock()
 
 
 def _new_lock() -> None:
     global lock
-    lock = threading.RLock()
+    _unsendable: dict[str, weakref.ref[Any]] = {}  # names nobody has asked for, whose values cannot be sent
+
+
+lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it
@@ -274,6 +283,7 @@ def current_namespace() -> dict[str, Any]:
     namespace = main_namespace()
     if _definitions_of != [id(namespace)]:
         definitions.clear()
+        _unsendable.clear()
         _definitions_of[:] = [id(namespace)]
     return namespace
 
@@ -291,8 +301,11 @@ def closure(
     namespace: dict[str, Any],
     withheld: frozenset[str],
     data: dict[str, object] | None = None,
+    left_out: set[str] | None = None,
 ) -> dict[str, Definition]:
     """Return the definitions of some names and of all that these need.
+
+    Of names that a task may only perhaps look up at run time those that cannot be sent are `left_out`.
 
     Functions and classes are not withheld: what is pickled by their name must find them. If there is a dict
     for `data`, what is not a function, a class or the like is put there and not defined.
@@ -300,10 +313,24 @@ def closure(
     found: dict[str, Definition] = {}
     users = dict.fromkeys(needs, "the task")
     open_names = list(users)
-    while open_names:
+    aside: set[str] = set()  # what nobody may ask for
+    left_out = set() if left_out is None else left_out
+    while open_names or EVERYTHING in users:
+        if not open_names:  # what is needed for certain comes first
+            del users[EVERYTHING]
+            more = {name[1:] for name in users if name[0] == PERHAPS} & namespace.keys()
+            more = (more | _all_names(namespace)) - users.keys()
+            left_out |= (hopeless := set(filter(functools.partial(_is_hopeless, namespace), more)))
+            more -= hopeless
+            aside |= more
+            users.update(dict.fromkeys(more, EVERYTHING))
+            open_names = list(more)
+            continue
         name = open_names.pop()
+        if name == EVERYTHING or name[0] == PERHAPS:
+            continue
         value = value_of(name, namespace)
-        if value is ABSENT or (name in withheld and not isinstance(value, CODE_TYPES)):
+        if value is ABSENT or name in left_out or (name in withheld and not isinstance(value, CODE_TYPES)):
             continue
         if data is not None and not is_code(value):
             data[name] = value
@@ -314,6 +341,11 @@ def closure(
                 definition = definitions[name] = Definition(name, value)
         except Exception as error:
             definitions.pop(name, None)
+            if name in aside:
+                left_out.add(name)
+                with contextlib.suppress(TypeError):
+                    _unsendable[name] = weakref.ref(value)
+                continue
             raise UnsendableGlobalError(
                 name, type(value).__qualname__, users[name], f"{type(error).__name__}: {error}"
             ) from error
@@ -322,7 +354,31 @@ def closure(
             if needed not in users:
                 users[needed] = f"{name!r}"
                 open_names.append(needed)
+                if name in aside:
+                    aside.add(needed)
     return found
+
+
+def _is_hopeless(namespace: dict[str, Any], name: str) -> bool:
+    """Tell whether a value could not be sent when it was last tried."""
+    reference = _unsendable.get(name)
+    return reference is not None and reference() is namespace[name] is not None
+
+
+def _all_names(namespace: dict[str, Any]) -> set[str]:
+    """Return the names of what is not large: who asks for everything has no use for most of it."""
+    return {
+        name
+        for name, value in list(namespace.items())
+        if not name.startswith("__") and (is_code(value) or _size_of(value) <= _ASIDE_MAX)
+    }
+
+
+def _size_of(value: object) -> int:
+    try:
+        return max(sys.getsizeof(value), getattr(value, "nbytes", 0))
+    except Exception:
+        return _ASIDE_MAX + 1
 
 
 def value_of(name: str, namespace: dict[str, Any]) -> object:

@@ -23,7 +23,7 @@ Guarantees
 
 Not guaranteed
 --------------
-* Names reached only at run time (``globals()["x"]``, ``exec``) are not found.
+* Large data that a task names at run time, by a string not of its own, is not found in ``globals()``.
 """
 
 from __future__ import annotations
@@ -32,23 +32,42 @@ import contextlib
 import importlib
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ndshare._pickling import MAIN_NAMES, expect_gifts, main_namespace, record
 from ndshare._transport import definitions
 from ndshare._transport.transport import Draft
 
-LookedAt = dict[tuple[frozenset[str], frozenset[str]], dict[str, definitions.Definition]]
-"""Definitions by the names that were asked for, and those left out."""
+LookedAt = dict[tuple[frozenset[str], frozenset[str]], tuple[dict[str, definitions.Definition], set[str]]]
+"""Definitions, and names that cannot be sent, by the names that were asked for and those brought."""
 
 _replaced: list[types.ModuleType] = []  # a module that nobody refers to would lose its globals
 
 
-def install() -> types.ModuleType:
-    """Give this process a fresh, empty ``__main__``. Called in every worker, for every executor anew."""
+class _Main(types.ModuleType):
+    """A ``__main__`` that asks for what it lacks."""
+
+    def __getattr__(self, name: str) -> Any:
+        if _ask is not None and not name.startswith("__"):
+            _ask(name)
+            if name in self.__dict__:
+                return self.__dict__[name]
+        raise AttributeError(f"module '__main__' has no attribute {name!r}")
+
+
+_ask: Callable[[str], None] | None = None
+
+
+def install(ask: Callable[[str], None] | None = None) -> types.ModuleType:
+    """Give this process a fresh, empty ``__main__``. Called in every worker, for every executor anew.
+
+    Names that it lacks are asked for when somebody looks them up as attributes of the module.
+    """
+    global _ask
+    _ask = ask
     expect_gifts()
-    main = types.ModuleType("__main__")
+    main = _Main("__main__")
     main.__dict__["__builtins__"] = __builtins__
     old = sys.modules.get("__main__")
     if old is not None and not _replaced:
@@ -115,15 +134,15 @@ def deliver(
     UnsendableGlobalError
         If a global cannot be pickled; a TypeError that names it and who uses it.
     """
-    found = looked_at.get((needs, brought)) if looked_at is not None else None
+    found, left_out = (looked_at or {}).get((needs, brought), (None, set[str]()))
     if found is not None and all(known.get(name) is definition for name, definition in found.items()):
         return None
     with definitions.lock:
         namespace = definitions.current_namespace()
         if found is None:
-            found = definitions.closure(needs, namespace, withheld | brought)
+            found = definitions.closure(needs, namespace, withheld | brought, left_out=left_out)
             if looked_at is not None:
-                looked_at[needs, brought] = found
+                looked_at[needs, brought] = found, left_out
         stale = {name: d for name, d in found.items() if known.get(name) is not d}
         if not stale:
             return None
@@ -131,11 +150,8 @@ def deliver(
         while True:
             update = {name: definitions.value_of(name, namespace) for name in stale}
             recording = record(update, defining=frozenset(stale), withheld=withheld)
-            more = {
-                name: d
-                for name, d in definitions.closure(recording.needs, namespace, withheld | brought).items()
-                if name not in stale and known.get(name) is not d
-            }
+            needed = definitions.closure(recording.needs, namespace, withheld | brought, left_out=left_out)
+            more = {n: d for n, d in needed.items() if n not in stale and known.get(n) is not d}
             if not more:
                 return Draft(recording, delivers=dict(stale))
             stale.update(more)

@@ -164,11 +164,16 @@ def settle_references(notes: tuple[Any, ...], stream: bytes, needs: frozenset[st
     return Parcel(data, tuple(blocks.values()), needs, 0, nbytes)
 
 
+def _placed_array(note: Placed) -> np.ndarray[Any, Any]:
+    return view_of(note.block, note.offset, decode_dtype(note.dtype), note.shape, note.strides)
+
+
 class Settling:
     """One settling of a draft: decides for every note, then builds the parcel."""
 
-    def __init__(self, notes: tuple[Any, ...], kind: int) -> None:
+    def __init__(self, notes: tuple[Any, ...], kind: int, *, frozen: bool = False) -> None:
         self.kind = kind
+        self.frozen = READ_ONLY if frozen else 0
         self.pieces: list[Piece] = [_ORDINARY] * len(notes)
         self.segments: list[tuple[int, int, int]] = []
         self.blocks: list[Any] = []  # of segments; and Descriptors
@@ -180,12 +185,14 @@ class Settling:
         returned: dict[tuple[int, int], list[tuple[int, Placed]]] = {}
         for number, note in enumerate(notes):
             if type(note) is Placed:
-                if not note.private and note.block.kind == VALUE:
+                if frozen and note.block.kind == SHARED:
+                    self.copies.append((number, _placed_array(note), READ_ONLY))
+                elif not note.private and note.block.kind == VALUE:
                     returned.setdefault((note.block.uid, note.block.offset), []).append((number, note))
                 else:
-                    self._refer(number, note, 0 if note.writeable else READ_ONLY)
+                    self._refer(number, note, self.frozen if note.writeable else READ_ONLY)
             elif isinstance(note, np.ndarray):
-                self.copies.append((number, note, 0))
+                self.copies.append((number, note, self.frozen))
             elif type(note) is Descriptor:
                 self.pieces[number] = (len(self.blocks), *_ORDINARY[1:])
                 self.segments.append((0, 0, note.kind))
@@ -217,11 +224,11 @@ class Settling:
         """Refer to the bytes of some library's buffer, or note them to be copied."""
         data: np.ndarray[Any, Any] = np.frombuffer(note.raw(), np.uint8)
         found = block_of(data)
-        if found is not None and found[0].kind in (SHARED, SEALED):
+        if found is not None and found[0].kind in ((SEALED,) if self.frozen else (SHARED, SEALED)):
             placed = Placed(*found, data.dtype.str, 1, data.shape, data.strides, data.flags.writeable)
             self._refer(number, placed, RAW if placed.writeable else RAW | READ_ONLY)
         else:
-            self.copies.append((number, data, RAW))
+            self.copies.append((number, data, RAW | self.frozen))
 
     def _settle_returned(self, groups: list[list[tuple[int, Placed]]]) -> None:
         """Lend the blocks nobody can reach any more, as far as the result fills them; copy the rest."""
@@ -240,11 +247,7 @@ class Settling:
                     self._refer(number, note, 0)
         for group in groups:
             if id(group) not in lent:
-                for number, note in group:
-                    array = view_of(
-                        note.block, note.offset, decode_dtype(note.dtype), note.shape, note.strides
-                    )
-                    self.copies.append((number, array, 0))
+                self.copies += [(number, _placed_array(note), self.frozen) for number, note in group]
 
     def finish(self, parts: tuple[bytes, ...], needs: frozenset[str]) -> Parcel:
         """Copy what has to be copied and put the parcel together."""

@@ -124,13 +124,16 @@ class Draft:
         self._recording = None
         return recording
 
-    def settle(self, *, broadcast: bool = False) -> Parcel:
+    def settle(self, *, broadcast: bool = False, frozen: bool = False) -> Parcel:
         """Copy or lend what was noted.
 
         Parameters
         ----------
         broadcast : bool
             The parcel goes to several receivers: they map its copies copy-on-write.
+        frozen : bool
+            Nothing in it is to change: shared arrays that can be written to are copied as others are, and all
+            arrays arrive read-only. Implies `broadcast`.
 
         Raises
         ------
@@ -145,6 +148,8 @@ class Draft:
             return Parcel(BARE_TAG + parts[0], (), self.needs)
         try:
             parcel = None
+            if frozen:
+                return Settling(notes, COPY, frozen=True).finish(parts, self.needs)
             if len(notes) == len(parts) == 1 and not broadcast:
                 parcel = settle_alone(notes[0], parts[0], self.needs)
             elif len(parts) == 1:
@@ -377,8 +382,8 @@ def _read_table(
                     array = _copy_of(block, block.nbytes, offset, dtype, shape, strides)
                 else:
                     array = block.array(dtype, shape, strides, offset)
-                    if flags & READ_ONLY:
-                        array.flags.writeable = False
+            if flags & READ_ONLY:
+                array.flags.writeable = False
             arrays.append(memoryview(array) if flags & RAW else array)
             del array
         arrays.reverse()

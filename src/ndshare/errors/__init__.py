@@ -48,6 +48,7 @@ from ndshare.errors.base import (
     TransportError,
     UnsendableGlobalError,
     WorkerError,
+    WriterDiedError,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ __all__ = [
     "UnsendableGlobalError",
     "WorkerDiedError",
     "WorkerError",
+    "WriterDiedError",
     "code_or_signal",
 ]
 

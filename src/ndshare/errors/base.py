@@ -386,3 +386,25 @@ else:
 
     class ShutDown(Exception):  # noqa: N818 - the name of the standard library from 3.13 on
         """Raised by a queue that was shut down; equals `queue.ShutDown` of Python 3.13."""
+
+
+class WriterDiedError(NdshareError, ShutDown):
+    """The process that wrote to a stream is gone without having closed it; what it wrote last was taken.
+
+    Page: docs/queue.md.
+
+    Parameters
+    ----------
+    pid : int
+        The process that wrote.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(pid)
+        self.pid = pid
+
+    def __str__(self) -> str:
+        return (
+            f"process {self.pid}, which wrote to the stream, is gone without having closed it, and nothing "
+            "newer will come from it; start another writer and call get() again, or stop reading"
+        )

@@ -1,11 +1,17 @@
 /* NumPy's stores promise nothing about order between processes; these do: loads acquire, stores release, and
  * compare-and-swap and add are sequentially consistent. An object that exports a writable buffer is taken with
- * the byte offset of the cell, which must lie inside and be aligned.
+ * the byte offset of the cell, which must lie inside and be aligned. Who waits for a cell to change sleeps in the
+ * kernel (futex) without the GIL, until somebody who has changed it wakes all.
  */
 #include "atomics.h"
 
+#include <limits.h>
+#include <linux/futex.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 
 _Static_assert(ATOMIC_CHAR_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2,
                "atomics between processes must not use a lock inside one of them");
@@ -94,4 +100,46 @@ ndshare_atomic_add_u64(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
     uint64_t before = failed ? 0 : atomic_fetch_add(cell, (uint64_t)n);
     PyBuffer_Release(&view);
     return failed ? NULL : PyLong_FromUnsignedLongLong(before);
+}
+
+/* A futex has 32 bits: the half of a number that changes whenever it is counted up. */
+static uint32_t *
+low_half(void *cell)
+{
+    return (uint32_t *)cell + (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__);
+}
+
+PyObject *
+ndshare_atomic_sleep_while(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_buffer view;
+    void *cell = cell_at("sleep_while", args, nargs, 4, 8, &view);
+    if (cell == NULL) {
+        return NULL;
+    }
+    unsigned long long seen = PyLong_AsUnsignedLongLongMask(args[2]);
+    double seconds = PyFloat_AsDouble(args[3]);
+    int failed = PyErr_Occurred() != NULL;
+    if (!failed) {
+        struct timespec limit = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
+        Py_BEGIN_ALLOW_THREADS
+        syscall(SYS_futex, low_half(cell), FUTEX_WAIT, (uint32_t)seen, &limit, NULL, 0);
+        Py_END_ALLOW_THREADS
+        failed = PyErr_CheckSignals() < 0;
+    }
+    PyBuffer_Release(&view);
+    return failed ? NULL : Py_NewRef(Py_None);
+}
+
+PyObject *
+ndshare_atomic_wake_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_buffer view;
+    void *cell = cell_at("wake_all", args, nargs, 2, 8, &view);
+    if (cell == NULL) {
+        return NULL;
+    }
+    syscall(SYS_futex, low_half(cell), FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    PyBuffer_Release(&view);
+    Py_RETURN_NONE;
 }

@@ -11,4 +11,7 @@ PyObject *ndshare_atomic_load_u64(PyObject *module, PyObject *const *args, Py_ss
 PyObject *ndshare_atomic_store_u64(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_atomic_add_u64(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
+PyObject *ndshare_atomic_sleep_while(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_atomic_wake_all(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
 #endif

@@ -121,6 +121,11 @@ static PyMethodDef methods[] = {
     {"rest", NDSHARE_FAST(ndshare_waiting_rest),
      PyDoc_STR("rest(fd, count, period_ms, most_ms)\n\n"
                "Return when `fd` is readable, or the number at `count` has not changed for a period.")},
+    {"sleep_while", NDSHARE_FAST(ndshare_atomic_sleep_while),
+     PyDoc_STR("sleep_while(memory, offset, seen, seconds)\n\n"
+               "Return when the number at `offset` is not `seen`, somebody wakes all, or the time is over.")},
+    {"wake_all", NDSHARE_FAST(ndshare_atomic_wake_all),
+     PyDoc_STR("wake_all(memory, offset)\n\nWake who sleeps while the number there is what it was.")},
     {"spin", NDSHARE_FAST(ndshare_waiting_spin_readable),
      PyDoc_STR("spin(fd, microseconds)\n\n"
                "Return when `fd` is readable, the time is over, or another thread wanted the processor.")},
