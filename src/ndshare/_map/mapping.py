@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ndshare._map import runner
+from ndshare._map.alignment import block_of_items
 from ndshare._map.driving import Bar, Drive, Progress, usual_ns
 from ndshare._map.job import Job, WorkerReport
 from ndshare._map.report import MapReport
@@ -56,6 +58,7 @@ class Options(NamedTuple):
     shares: int | None
     trace: bool
     progress: Progress | None
+    align: Any = None
 
 
 def run(context: Context, kernel: Kernel, functor: Functor, options: Options) -> MapReport:
@@ -78,7 +81,7 @@ def run(context: Context, kernel: Kernel, functor: Functor, options: Options) ->
 
 
 def _run_once(
-    context: Context, kernel: Kernel, functor: Functor, options: Options, first: int = 0
+    context: Context, kernel: Kernel, functor: Functor, options: Options, first: int = 0, block: int = 0
 ) -> MapReport:
     began = time.monotonic()
     shares = options.shares
@@ -86,6 +89,13 @@ def _run_once(
         raise ValueError(
             f"seed={options.seed}: {type(functor).__name__} does not say how many items it has, so that they "
             "have no numbers of their own; give it a __len__, or map over a list"
+        )
+    if not block:
+        block = _block(kernel, options, count_items(functor))
+    if options.align is not None and count_items(functor) is None:
+        raise ValueError(
+            f"align: {type(functor).__name__} does not say how many items it has, and divides itself in its "
+            "own way; give it a __len__, or map over a list"
         )
     kernel, functor, items = _sized(kernel, functor, shares or context.num_workers)
     nested = runner.inside_kernel()
@@ -96,7 +106,7 @@ def _run_once(
         board,
         on_error=options.on_error,
         share_items=-(-items // shares) if shares and items else 0,
-        block=known_rows.block(),
+        block=block,
         timed=options.timeout is not None,
         trace=options.trace,
         seed=options.seed,
@@ -141,6 +151,11 @@ def _run_once(
         drive.deaths,
         began if options.trace else None,
     )
+
+
+def _block(kernel: Kernel, options: Options, items: int | None) -> int:
+    """Return how many items belong together, for arrays with rows per block and files with chunks."""
+    return math.lcm(known_rows.block(), block_of_items(kernel, options.align, items))
 
 
 def _merged(reports: Iterable[WorkerReport]) -> list[WorkerReport]:
@@ -195,7 +210,7 @@ class Batch(Functor):
 def _run_batches(context: Context, kernel: Kernel, functor: IteratorFunctor, options: Options) -> MapReport:
     began = time.monotonic()
     reports: list[MapReport] = []
-    block = known_rows.block()
+    block = _block(kernel, options, None)
     size = _whole_blocks(2 * context.num_workers, block)
     offset = 0
     if isinstance(options.progress, Bar):
@@ -207,7 +222,7 @@ def _run_batches(context: Context, kernel: Kernel, functor: IteratorFunctor, opt
 
     while values := functor.take(size):
         told = options._replace(progress=progress if options.progress is not None else None)
-        report = _run_once(context, kernel, Batch(values, offset), told, offset)
+        report = _run_once(context, kernel, Batch(values, offset), told, offset, block)
         report = _shifted(report, offset)
         reports.append(report)
         offset += report.items

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ndshare import _arrays, functors
 from ndshare._map import mapping
+from ndshare._map.alignment import check_align
 from ndshare._map.contexts.layouts import Shape, resolved
 from ndshare._map.driving import Bar, Progress
 from ndshare._map.job import Job
@@ -158,6 +159,7 @@ class MapContext(abc.ABC):
         seed: int | None = None,
         shares: int | None = None,
         trace: bool = False,
+        align: Any = None,
     ) -> MapReport:
         """Call ``kernel(worker_id, index, value)`` for every item of a collection.
 
@@ -183,6 +185,10 @@ class MapContext(abc.ABC):
             Cut the collection into so many shares of equal length, instead of by the time that items take.
         trace : bool, optional
             Note when each share ran, for `MapReport.plot`.
+        align : int, array with chunks, or list of these, optional
+            Let no share end within so many items, or within a chunk (a shard) of this zarr array or HDF5
+            dataset: what the kernel writes to it is written a chunk at a time. Zarr arrays that the kernel
+            captures and that have as many rows as there are items are respected by themselves.
 
         Returns
         -------
@@ -210,7 +216,8 @@ class MapContext(abc.ABC):
             check_count("shares", shares, 1)
         if seed is not None:
             check_count("seed", seed, 0)
-        options = mapping.Options(on_error, timeout, retries, seed, shares, trace, _progress(progress))
+        check_align(align)
+        options = mapping.Options(on_error, timeout, retries, seed, shares, trace, _progress(progress), align)
         return mapping.run(self, kernel, functors.find(functor), options)
 
     def reduce(self, array: npt.NDArray[Any], op: Callable[[Any, Any], Any] = np.add) -> Any:

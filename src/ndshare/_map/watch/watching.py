@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -195,6 +196,8 @@ class Watch:
                 self._watch(name, value, watch_container(value))
         elif issubclass(kind, (list, tuple, dict, set, collections.deque)):
             self._container(name, value, depth, quiet)
+        elif (content := _chunks_in_memory(value)) is not None:
+            self._watch(name, value, watch_container(content))
         elif is_random(value):
             if (state := state_of(value)) is not None:
                 self._watch(name, value, lambda: state_of(value) != state)
@@ -251,6 +254,12 @@ class Watch:
         ):
             return
         self._watch(name, array, watch_array(array))
+
+
+def _chunks_in_memory(value: object) -> Any:
+    """Return the dict of a zarr store that lies in memory: each worker has one of its own, as of an array."""
+    kind = getattr(sys.modules.get("zarr.storage"), "MemoryStore", None)
+    return value._store_dict if isinstance(kind, type) and type(value) is kind else None  # type: ignore[attr-defined]
 
 
 def _content(cell: types.CellType) -> Any:
