@@ -145,12 +145,14 @@ print("copied")
 """
 
 
+@pytest.mark.unsanitized  # takes the address space away, of which a sanitizer needs terabytes
 def test_copy_is_made_where_no_thread_can_be_started() -> None:
     """Without memory for a thread's stack the caller copies everything itself."""
     done = subprocess.run([sys.executable, "-c", _NO_THREADS], capture_output=True, text=True, check=False)
     assert done.stdout == "copied\n", done.stderr
 
 
+@pytest.mark.unsanitized  # a fork between threads can leave the sanitizer's own locks taken
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_in_the_middle_of_copies_finds_its_own_memory() -> None:
     """A child that is forked while another thread copies can copy as well."""

@@ -13,7 +13,11 @@ import pytest
 import ndshare
 from tests.memory import fork_tasks
 
-pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning")]
+pytestmark = [
+    pytest.mark.unsanitized,  # a fork between threads can leave the sanitizer's own locks taken
+    pytest.mark.once,
+    pytest.mark.filterwarnings("ignore::ndshare.RepeatedCopyWarning"),
+]
 
 _STORY = (Path(__file__).parent / "fork_story.py").read_text()
 

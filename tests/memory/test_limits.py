@@ -173,6 +173,7 @@ with ndshare.ProcessPoolExecutor(1) as executor:
     assert done.stdout == "ones empty zeros\n" * 3
 
 
+@pytest.mark.unsanitized  # it cannot do without new mappings itself
 def test_no_mapping_left_is_a_memory_error(run_script):
     """What the kernel calls ENOMEM is a MemoryError, whichever system call says so."""
     done = run_script("""
@@ -236,6 +237,7 @@ print(ndshare.is_shared(c), a.sum(), [_arrays.ones(700_000, np.uint8).sum() for 
     assert "False 1000.0 700000" in done.stdout
 
 
+@pytest.mark.unsanitized  # a sanitizer needs terabytes of address space
 def test_address_space_limit_is_named(run_script):
     """RLIMIT_AS binds before mmap fails."""
     done = run_script("""

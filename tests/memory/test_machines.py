@@ -106,6 +106,7 @@ print(s.own_bytes, s.idle_bytes)
 """
 
 
+@pytest.mark.unsanitized  # what is preloaded has to come after the sanitizer
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
 @pytest.mark.parametrize("nbytes", [4096, 16384, 65536])
 def test_any_size_of_page_will_do(run_script, tmp_path, nbytes):

@@ -25,9 +25,11 @@ configure(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
     if (nargs != 3) {
         return PyErr_Format(PyExc_TypeError, "configure takes three exception classes, got %zd", nargs);
     }
-    Py_XSETREF(ndshare_heap.capacity_error, Py_NewRef(args[0]));
-    Py_XSETREF(ndshare_heap.segment_error, Py_NewRef(args[1]));
-    Py_XSETREF(ndshare_heap.gone_error, Py_NewRef(args[2]));
+    if (ndshare_heap.capacity_error == NULL) {  /* at import, before there are threads; never changed */
+        ndshare_heap.capacity_error = Py_NewRef(args[0]);
+        ndshare_heap.segment_error = Py_NewRef(args[1]);
+        ndshare_heap.gone_error = Py_NewRef(args[2]);
+    }
     Py_RETURN_NONE;
 }
 
@@ -192,7 +194,7 @@ module_exec(PyObject *module)
         || PyModule_AddIntConstant(module, "COPY", NDSHARE_COPY) < 0 ? -1 : 0;
 }
 
-NDSHARE_EXTENSION(_heap, ndshare_heap_definition, Py_MOD_GIL_USED, module_exec,
+NDSHARE_EXTENSION(_heap, ndshare_heap_definition, Py_MOD_GIL_NOT_USED, module_exec,
                   .m_name = "ndshare._memory._heap",
                   .m_doc = PyDoc_STR("Recycled shared memory."),
                   .m_methods = methods)

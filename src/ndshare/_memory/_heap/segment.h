@@ -17,9 +17,8 @@
 #ifndef NDSHARE_SEGMENT_H
 #define NDSHARE_SEGMENT_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
+#include "extension.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
