@@ -201,9 +201,10 @@ class SHMArrays:
         """
         given = {self._numbers[key]: np.asarray(value) for key, value in new_val_dict.items()}
         results: dict[int, np.ndarray[Any, Any]] = {}
+        others: dict[int, np.ndarray[Any, Any]] = {}  # of another dtype or shape than what is stored
 
         def update(number: int, old: Any) -> Any:
-            new, shape = given[number], old.shape
+            new, shape, dtype = given[number], old.shape, old.dtype
             # Views only where they are needed: what has none is the caller's own as it is.
             if old.dtype != new.dtype:
                 old = old.astype(new.dtype)
@@ -213,12 +214,14 @@ class SHMArrays:
             del old
             if _holders(made) > _OWN or not _is_finished(made, new.dtype):
                 made = np.array(made, new.dtype)  # the caller's own, whoever has the other
-            results[number] = made
+            if made.dtype == dtype and made.shape == shape:
+                return made  # the dict gives it to the caller
+            others[number] = made
             return made if made.shape == shape else made.reshape(shape)
 
         for part in self.partitioning:
             numbers = sorted(set(part.tolist()) & set(given))
-            self._dict.update({number: number for number in numbers}, update, atomic=True)
+            results |= self._dict.update({number: number for number in numbers}, update, atomic=True) | others
         return OrderedDict(
             (key, results[number]) for key, number in self._numbers.items() if number in results
         )
