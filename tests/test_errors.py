@@ -35,6 +35,7 @@ BUILTINS = {
     "WorkerError": RuntimeError,
     "WorkerDiedError": BrokenProcessPool,
     "InitializerError": BrokenProcessPool,
+    "ExitError": SystemExit,
     "InheritedError": RuntimeError,
     "RemoteError": RuntimeError,
     "OwnerDiedError": RuntimeError,

@@ -25,7 +25,7 @@ Processes that talk (docs/queue.md, docs/shared_dict.md)
 Named arrays and functions (docs/workspace.md)
     Workspace
 Errors (docs/guarantees.md)
-    NdshareError and, below it, CapacityError, InheritedError, InitializerError, KeyLockError,
+    NdshareError and, below it, CapacityError, ExitError, InheritedError, InitializerError, KeyLockError,
     KeyTimeoutError, LayoutError, OwnerDiedError, RemoteError, SegmentError, SegmentGoneError,
     TransportError, UnsendableGlobalError, WorkerDiedError, WorkerError, WriterDiedError; ShutDown of queues
     NdshareWarning and, below it, RepeatedCopyWarning, SilentWriteWarning
@@ -91,7 +91,7 @@ if _typing.TYPE_CHECKING:
         map,  # noqa: A004 - the word of the field
         set_default_context,
     )
-    from ndshare.errors import InitializerError, WorkerDiedError
+    from ndshare.errors import ExitError, InitializerError, WorkerDiedError
     from ndshare.functors import (
         DataArrayFunctor,
         ExtraDataFunctor,
@@ -107,6 +107,7 @@ __all__ = [
     "ClusterContext",
     "ClusterExecutor",
     "DataArrayFunctor",
+    "ExitError",
     "ExtraDataFunctor",
     "Functor",
     "InheritedError",
@@ -176,6 +177,7 @@ _LATER = {
     "ClusterContext": "ndshare._cluster",
     "ClusterExecutor": "ndshare._cluster",
     "DataArrayFunctor": "ndshare.functors",
+    "ExitError": "ndshare.errors",
     "ExtraDataFunctor": "ndshare.functors",
     "Functor": "ndshare.functors",
     "InitializerError": "ndshare.errors",

@@ -2,7 +2,7 @@
 
 Bursts of tiny tasks, random cancels, recycled workers, callbacks that submit and callbacks that wait,
 maps that are dropped half-way, executors that are shut down, killed or just forgotten by other threads, the
-garbage collector at every moment. A hang dumps all stacks and fails.
+garbage collector at every moment. A hang dumps all stacks, of all processes, and fails.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import threading
 import time
 import traceback
 import warnings
+from pathlib import Path
+
+os.environ["PYTHONFAULTHANDLER"] = "1"  # read by the zygotes: see `others`
 
 import numpy as np
 
@@ -231,6 +234,39 @@ def books() -> None:
                 )
 
 
+def descendants() -> list[int]:
+    """Return the processes that come from this one, those without children of their own first."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found: list[int] = []
+    generation = [os.getpid()]
+    while generation:
+        generation = [pid for pid, parent in parents.items() if parent in generation]
+        found = generation + found
+    return found
+
+
+def others() -> None:
+    """Have all other processes of this program dump their stacks; it is the last that they do."""
+    for pid in descendants():
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[:60].decode()
+            where = Path(f"/proc/{pid}/wchan").read_text()
+            print(f"process {pid} {state} {where} {command}", file=sys.stderr, flush=True)
+            os.kill(pid, signal.SIGABRT)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.2)  # one after the other
+
+
+def stalled() -> None:
+    """Say all that there is to say."""
+    books()
+    others()
+
+
 def main(seed: int, seconds: float) -> None:
     """Play; every thread must come to its end, every future must be done."""
     faulthandler.dump_traceback_later(seconds + _HANG_S, exit=True)
@@ -238,7 +274,7 @@ def main(seed: int, seconds: float) -> None:
     sys.setswitchinterval(rng.choice((0.005, 0.0005, 0.00001)))
     if rng.random() < 0.5:
         gc.set_threshold(rng.choice((10, 50)), 2, 2)  # finalizers at every moment
-    watch = threading.Timer(seconds + _HANG_S - 3, books)
+    watch = threading.Timer(seconds + _HANG_S - 8, stalled)
     watch.daemon = True
     watch.start()
     stop = threading.Event()

@@ -566,7 +566,11 @@ def test_failure_to_pickle_is_that_tasks_error(
         victim = executor.submit(jobs.unpickled_late, *deed)
     after = [executor.submit(jobs.add_one, n) for n in range(20)]
     error = victim.exception(_HANG_S)
-    assert type(error) is deed[1]
+    # What exits while it is rebuilt would break an executor of the standard library.
+    exits = deed[1] is SystemExit and moment.startswith("unpickling")
+    assert type(error) is (ndshare.ExitError if exits else deed[1])
+    assert isinstance(error, deed[1])
+    assert isinstance(error, BrokenProcessPool) is exits
     assert [future.result(_HANG_S) for future in before] == list(range(5))
     assert [future.result(_HANG_S) for future in after] == list(range(1, 21))
 
@@ -723,7 +727,7 @@ def test_executor_survives_the_threads_that_used_it(executor: ProcessPoolExecuto
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"max_workers": 0}, ValueError, r"max_workers must be at least 1, got 0"),
+        ({"max_workers": 0}, ValueError, r"max_workers must be greater than 0, got 0"),
         ({"max_workers": -1}, ValueError, r"max_workers .* got -1"),
         ({"max_workers": 1.5}, TypeError, r"max_workers must be an integer, got 1\.5"),
         ({"max_workers": "2"}, TypeError, r"max_workers .* got '2'"),

@@ -186,27 +186,6 @@ def test_cells_of_tasks_that_lie_unread_are_not_used_again(make: Make) -> None:
     assert future.result(_LATE_S) == 2
 
 
-def test_worker_that_was_hired_for_a_cancelled_task_gets_the_next_one(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is on the pool's books, although it was never sent anything."""
-    executor = make(max_tasks_per_child=1)
-    pool = executor._pool
-    first = executor.submit(time.sleep, 0.3)
-    second = executor.submit(misdeeds.same, 2)
-    withdraw = pool.withdraw
-
-    def late(task: Any) -> bool:
-        first.result()
-        time.sleep(0.2)  # meanwhile the pool hires for what is just being cancelled
-        return withdraw(task)
-
-    monkeypatch.setattr(pool, "withdraw", late)
-    assert second.cancel()
-    monkeypatch.undo()
-    assert executor.submit(misdeeds.same, 3).result(_LATE_S) == 3
-
-
 def test_ctrl_c_while_an_argument_is_pickled_keeps_the_task(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from ndshare._map.job import Death, WorkerReport
 from ndshare._map.timeline import Timeline
 from ndshare._map.watch.captured import Traffic
 from ndshare._memory import readable_bytes
-from ndshare._transport import RemoteTracebackError
+from ndshare._transport import traceback_of, with_traceback
 from ndshare.errors import RemoteError
 
 if TYPE_CHECKING:
@@ -348,8 +348,7 @@ def _restored(fields: dict[str, Any], packed: list[bytes]) -> MapReport:
 
 def _packed(error: BaseException) -> bytes:
     """Return the pickle of an exception and of the text of its traceback in a worker."""
-    cause = error.__cause__
-    text = cause.text if isinstance(cause, RemoteTracebackError) else ""
+    text = traceback_of(error)
     reason: Exception | None = None
     for dumps in (pickle.dumps, _cloudpickled):
         try:
@@ -374,6 +373,4 @@ def _cloudpickled(value: object) -> bytes:
 def _unpacked(data: bytes) -> BaseException:
     error: BaseException
     error, text = pickle.loads(data)
-    if text:
-        error.__cause__ = RemoteTracebackError(text)
-    return error
+    return with_traceback(error, text)

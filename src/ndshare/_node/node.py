@@ -41,11 +41,11 @@ from ndshare._transport import (
     Crate,
     Draft,
     Piece,
-    RemoteTracebackError,
     arrays_of,
     pack,
     portable,
     reply,
+    traceback_of,
 )
 from ndshare.functors import Functor
 
@@ -293,13 +293,10 @@ class Node:
         mask = board.mask.tobytes()
         context.drop_board(board)
         reported = {index for report in drive.reports for index, _, _ in report.errors}
-        errors = [(index, error, _text(error)) for index, error in drive.errors if index not in reported]
+        errors = [
+            (index, error, traceback_of(error)) for index, error in drive.errors if index not in reported
+        ]
         return mask, reply((drive.reports, errors, drive.deaths))
-
-
-def _text(error: BaseException) -> str:
-    cause = error.__cause__
-    return cause.text if isinstance(cause, RemoteTracebackError) else ""
 
 
 _node: Node | None = None

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import collections
 import threading
+import traceback
 import weakref
-from typing import Any
+from typing import Any, TypeVar
 
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import MapRun, Task
@@ -32,11 +33,13 @@ from ndshare._transport import (
     pack,
     pack_failure,
     pack_plain,
+    with_traceback,
 )
 from ndshare.errors import InitializerError, UnsendableGlobalError
 
 Rest = collections.deque[Task]
 Failures = list[tuple[Task, BaseException]]
+_Error = TypeVar("_Error", bound=BaseException)
 
 #: More descriptors than this are not gathered for one message.
 _MESSAGE_FDS = 64
@@ -50,6 +53,18 @@ def _is_ctrl_c(error: BaseException) -> bool:
     Python delivers signals to the main thread alone; there, the interrupt wins.
     """
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
+def _without_frames(error: _Error) -> _Error:
+    """Keep the traceback as text: its frames hold the task, whose outcome the error will be, and the pool."""
+    text = "".join(traceback.format_exception(error))
+    last: BaseException = error
+    last.__traceback__ = None
+    while (link := last.__cause__ or last.__context__) is not None:
+        last = link
+        last.__traceback__ = None
+    with_traceback(last, text)
+    return error
 
 
 class _RunReference(weakref.ref["MapRun"]):
@@ -124,6 +139,9 @@ class Delivery:
         try:
             while rest and size < room and len(fds) < _MESSAGE_FDS and copied < _COPIED_BYTES:
                 task = rest[0]
+                if task.pool is None:
+                    rest.popleft().let_go()  # cancelled
+                    continue
                 try:
                     parcel = self._parcel(worker, task)
                     own = parcel.descriptors() if parcel.blocks else ()
@@ -134,7 +152,7 @@ class Delivery:
                         raise
                     if records and isinstance(error, OSError | MemoryError):
                         break  # what the others hold may be what is missing: they go first
-                    failed.append((task, error))
+                    failed.append((task, _without_frames(error)))
                     rest.popleft()
                     continue
                 fds += own
@@ -179,6 +197,7 @@ class Delivery:
         except WorkerGoneError:
             raise
         except Exception as error:  # the initializer cannot be pickled: nothing can run
+            error = _without_frames(error)
             failed.extend((task, error) for task in rest)
             rest.clear()
 
@@ -301,17 +320,26 @@ class Delivery:
 
     def _send_records(self, worker: Worker, records: list[tuple[Task, Parcel, int]], fds: list[int]) -> None:
         """Send tasks; from the moment they are on the worker's books, `records` is empty."""
-        parts = [frames.HEAD.pack(frames.TASKS, 0, len(records), 0, 0.0)]
-        numbered: list[tuple[int, Task]] = []
+        parts: list[bytes] = []
+        used = 0
         with self._lock:
             for task, parcel, nfds in records:
-                seq = worker.next_task()
-                numbered.append((seq, task))
+                if task.pool is None:  # cancelled while others were pickled
+                    close_all(fds[used : used + nfds])
+                    del fds[used : used + nfds]
+                    task.let_go()
+                    continue
+                used += nfds
+                task.worker = worker
+                task.seq = seq = worker.next_task()
+                worker.inflight[seq] = task
                 data = parcel.data
                 parts += (frames.RECORD.pack(seq, len(data), task.token, nfds, task.record), data)
-            message = b"".join(parts)
-            worker.inflight.update(numbered)
-            worker.sent += len(records)
+            count = len(parts) // 2
+            worker.sent += count
             records.clear()
+        if not count:
+            return
+        message = b"".join((frames.HEAD.pack(frames.TASKS, 0, count, 0, 0.0), *parts))
         self.bytes_sent += len(message)
         worker.send((message,), fds)

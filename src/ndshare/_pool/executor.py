@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import functools
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,10 +16,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
-from ndshare._pool.pool import Pool, new_pool
+from ndshare._pool.pool import new_pool
 from ndshare._pool.repeats import Repeats
 from ndshare._pool.settings import Environment, checked_settings
 from ndshare._pool.tasks import ItemsTask, MapRun, TaskFuture
+from ndshare._pool.workers import Ending, WorkerProcess, WorkerStatus, processes, statuses
 
 # `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
 # that moment would leave the child an import lock that nobody releases.
@@ -29,7 +31,7 @@ from ndshare.errors import InheritedError
 _T = TypeVar("_T")
 
 
-class ProcessPoolExecutor(concurrent.futures.Executor):
+class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
     """Run calls in a pool of worker processes; arrays do not go through pickle.
 
     Page: docs/executor.md.
@@ -115,6 +117,12 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             retries=retries,
         )
         if mp_context is not None:
+            method = getattr(mp_context, "get_start_method", lambda **_: None)(allow_none=False)
+            if method == "fork" and max_tasks_per_child is not None:
+                raise ValueError(
+                    "max_tasks_per_child is incompatible with the 'fork' start method, as in the standard "
+                    "library; leave mp_context out: ndshare's workers can be replaced"
+                )
             warnings.warn(
                 f"mp_context={mp_context!r} is ignored: ndshare forks its workers from a clean process of "
                 "its own",
@@ -126,6 +134,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         self._repeats = Repeats()
         self._finalizer = weakref.finalize(self, self._pool.abandon)
         self._finalizer.atexit = False
+
+    # What the standard class does is done here in another way: it is the base for `isinstance` alone.
 
     # ------------------------------------------------------------------ submit
 
@@ -202,11 +212,17 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         if timeout is not None:
             check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
+        groups = _chunks(zip(*iterables, strict=False), chunksize)
+        if getattr(self.submit, "__func__", None) is not ProcessPoolExecutor.submit:
+            # Somebody's own, which is to see these calls as well.
+            call = functools.partial(_call_all, fn)
+            futures = (self.submit(call, group) for group in groups)
+            begun = collections.deque(itertools.islice(futures, buffersize))
+            return _results(begun, futures if buffersize else iter(()), deadline)
         if (errors := errstate.current()) is not None:
             fn = functools.partial(errstate.call, errors, fn)
         run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
         self._pool.delivery.follow(run)
-        groups = _chunks(zip(*iterables, strict=False), chunksize)
 
         def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
             if not self._repeats.told:
@@ -219,8 +235,12 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
 
         tasks = collections.deque(map(task_of, itertools.islice(groups, buffersize)))
         self._pool.submit_all(tasks)
-        more = map(task_of, groups) if buffersize else iter(())
-        return _results(self._pool, tasks, more, deadline)
+        more = (self._submitted(task) for task in map(task_of, groups)) if buffersize else iter(())
+        return _results(tasks, more, deadline)
+
+    def _submitted(self, task: ItemsTask) -> ItemsTask:
+        self._pool.submit(task)
+        return task
 
     # ------------------------------------------------------------------ the end
 
@@ -256,7 +276,46 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             self._pool.interrupt()
         self.shutdown(wait=True, cancel_futures=interrupted)
 
-    # ------------------------------------------------------------------ checks
+    # ------------------------------------------------------------------ who and what
+
+    def workers(self) -> list[WorkerStatus]:
+        """Return what each worker that is there now is at: its process, what it runs and since when.
+
+        Returns
+        -------
+        list of WorkerStatus
+            With attributes `pid`, `running`, `since` and `waiting`. Empty before the first task and after the
+            last one of an executor that was shut down.
+
+        Examples
+        --------
+        >>> import time
+        >>> import ndshare
+        >>> with ndshare.ProcessPoolExecutor(1) as executor:
+        ...     future = executor.submit(time.sleep, 0.5)
+        ...     while not future.running():
+        ...         time.sleep(0.01)
+        ...     [status.running for status in executor.workers()]
+        ['time.sleep()']
+        """
+        return statuses(self._pool)
+
+    @property
+    def _processes(self) -> dict[int, WorkerProcess]:  # type: ignore[override]
+        """The workers by process number, where programs look for those of the standard class."""
+        return processes(self._pool)
+
+    @property
+    def _executor_manager_thread(self) -> Ending:  # type: ignore[override]
+        """What can be joined after `shutdown`; so can `_call_queue`."""
+        return Ending(self._pool)
+
+    _call_queue = _executor_manager_thread
+
+    @property
+    def _mp_context(self) -> Any:  # type: ignore[override]
+        """The start method of `multiprocessing` whose workers are like these: they inherit nothing."""
+        return multiprocessing.get_context("spawn")
 
     @property
     def usable(self) -> bool:
@@ -278,9 +337,11 @@ def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[
         yield chunk
 
 
-def _results(
-    pool: Pool, tasks: collections.deque[ItemsTask], more: Iterator[ItemsTask], deadline: float | None
-) -> Iterator[Any]:
+def _call_all(fn: Callable[..., Any], group: list[tuple[Any, ...]]) -> list[Any]:
+    return [fn(*args) for args in group]
+
+
+def _results(tasks: collections.deque[Any], more: Iterator[Any], deadline: float | None) -> Iterator[Any]:
     try:
         while tasks:
             results = tasks[0].result(None if deadline is None else deadline - time.monotonic())
@@ -289,7 +350,6 @@ def _results(
             while results:
                 if len(results) == 1 and (task := next(more, None)) is not None:
                     tasks.append(task)
-                    pool.submit(task)
                 yield results.pop()
     finally:
         for task in tasks:

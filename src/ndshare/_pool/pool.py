@@ -21,8 +21,6 @@ Policy
 from __future__ import annotations
 
 import collections
-import concurrent.futures
-import contextlib
 import functools
 import os
 import signal
@@ -35,7 +33,7 @@ from typing import Any
 from ndshare._pool.delivery import Delivery
 from ndshare._pool.roster import BURST_TASKS, Roster
 from ndshare._pool.settings import PoolSettings
-from ndshare._pool.tasks import Task, TaskFuture
+from ndshare._pool.tasks import LEAVING, Task, TaskFuture
 from ndshare._processes import (
     Answer,
     Crew,
@@ -50,7 +48,7 @@ from ndshare._processes import (
 )
 from ndshare._system import _wire, processors
 from ndshare._transport import by_value_modules, close_all, unpack, with_traceback
-from ndshare.errors import InheritedError, InitializerError, WorkerDiedError, code_or_signal
+from ndshare.errors import ExitError, InheritedError, InitializerError, WorkerDiedError, code_or_signal
 
 #: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
 _BURST_S = 100e-6
@@ -91,6 +89,7 @@ class Pool:
         self.interrupted = False  # by Ctrl-C, and nothing was submitted since
         self.over = False
         self.ended = threading.Condition()  # tells that it is over
+        self._leaving: dict[Worker, list[Task]] = {}  # what is being sent to whom
         self._burst = 0  # submits in quick succession
         self._last_submit = 0.0
         self.held = False  # tasks wait for more to come
@@ -162,7 +161,8 @@ class Pool:
                     with self.hub.lock:
                         worker = self._hire()
                         worker.sent -= 1  # what is asked of it here is no task of the user's
-                        worker.sending = probe.dispatched = probe.start()
+                        worker.sending = True
+                        probe.seq = LEAVING
                         self.pending += 1
                 except BlockingIOError:  # no room for another process now: the queue tries again
                     self.submit_all(probes[number:])
@@ -200,25 +200,45 @@ class Pool:
         _wire.shield()
         try:
             with self.hub.lock:
-                if task.pool is None:
+                if task.pool is None or not self._remove(task):
                     return False
-                try:
-                    self.queue.remove(task)
-                except ValueError:
-                    worker = self.roster.recall(task)
-                    if worker is None:
-                        return False
-                    if not worker.inflight:  # no answer of it will make the next task come
-                        self.roster.offer(worker)
-                        self.hub.put_off(self.pump)
                 self.pending -= 1
-                if not task.dispatched:
-                    task.start()  # tells those that wait: it is cancelled, not running
-                task.let_go()
             self.when_empty()
         finally:
             _wire.unshield()
         return True
+
+    def _remove(self, task: Task) -> bool:
+        """Take a task from where it is, if that is not a worker which has begun it (under the lock)."""
+        worker, seq = task.worker, task.seq
+        if worker is not None and worker.inflight.get(seq) is task:
+            if not worker.recall(seq):
+                return False
+            del worker.inflight[seq]
+            worker.sent -= 1
+            if not worker.inflight:  # no answer of it will make the next task come
+                self.roster.offer(worker)
+                self.hub.put_off(self.pump)
+        else:
+            try:
+                self.queue.remove(task)
+            except ValueError:
+                if seq != LEAVING:  # it was answered
+                    return False
+                task.pool = None  # the thread that is sending it lets go of the rest
+                return True
+        task.let_go()
+        return True
+
+    def is_running(self, task: Task) -> bool:
+        """Whether a worker has begun a task."""
+        with self.hub.lock:
+            worker, seq = task.worker, task.seq
+            if worker is None or seq == LEAVING:
+                return False
+            if worker.inflight.get(seq) is task:
+                return worker.runs(seq)
+            return task.pool is not None and task not in self.queue  # answered, or taken back
 
     # ------------------------------------------------------------------ to the workers
 
@@ -275,21 +295,13 @@ class Pool:
         batch: list[Task] = []
         while self.queue and len(batch) < size:
             task = self.queue[0]
-            if not task.dispatched:
-                if not task.start():
-                    self.queue.popleft()  # cancelled
-                    self.pending -= 1
-                    task.let_go()
-                    continue
-                task.dispatched = True
             if task.attempts and batch:
                 break  # one that has killed a worker goes alone
+            task.seq = LEAVING
             batch.append(self.queue.popleft())
             if task.attempts:
                 break
-        if not batch:
-            self.roster.offer(worker)  # it may have been hired for what was cancelled
-            return None
+        self._leaving[worker] = batch
         worker.sending = True
         worker.batch = len(batch)
         self.roster.free.pop(worker, None)
@@ -322,8 +334,14 @@ class Pool:
             pass  # the report of its death deals with what it was sent
         finally:  # what was not sent waits again; after Ctrl-C, too
             with self.hub.lock:
-                back = list(rest)
-                worker.batch = max(1, worker.batch - len(back))
+                self._leaving.pop(worker, None)
+                back = []
+                for task in rest:
+                    if task.pool is not None:
+                        back.append(task)
+                    else:  # cancelled
+                        task.let_go()
+                worker.batch = max(1, worker.batch - len(rest))
                 worker.sending = False
                 if worker.gone:
                     worker.close()
@@ -331,9 +349,9 @@ class Pool:
                     worker.inflight.clear()
                 self.queue.extendleft(reversed(back))
                 self.roster.offer(worker)
-            for task, reason in failed:
-                self.fail(task, reason)
             if failed:
+                while failed:
+                    self.fail(*failed.pop(0))
                 self.ring()
 
     # ------------------------------------------------------------------ from the workers
@@ -401,7 +419,10 @@ class Pool:
         try:
             self.delivery.bytes_sent += len(body)
             value = unpack(body, fds)
-        except BaseException as error:  # a result that cannot be rebuilt, or exits, is this task's error
+        except SystemExit as error:
+            self.fail(task, ExitError(task.describe(), error.code))
+            return
+        except BaseException as error:  # a result that cannot be rebuilt is this task's error
             self.fail(task, error)
             return
         if status == frames.OK:
@@ -455,14 +476,11 @@ class Pool:
     def _finish(self, task: Task) -> bool:
         """Take a task off the books; False if its user has cancelled it, or it was off them already."""
         with self.hub.lock:
-            if task.pool is None:
-                return False
-            self.pending -= 1
+            withdrawn = task.pool is None
             task.let_go()
-            if task.dispatched:
-                return True
-            task.dispatched = True
-            return task.start()
+            if not withdrawn:
+                self.pending -= 1
+            return not withdrawn
 
     # ------------------------------------------------------------------ deaths
 
@@ -574,16 +592,16 @@ class Pool:
             raise
 
     def _close(self, *, cancel: bool) -> None:
+        """Take no more tasks; what an idle worker was sent counts as begun, even if it just starts."""
         with self.hub.lock:
             self.closed = True
-            waiting = list(self.queue) if cancel else []
-            sent = self.roster.sent() if cancel else []
-        for task in waiting:
-            if not task.cancel() and self.withdraw(task):
-                task.fail(concurrent.futures.CancelledError())  # it was on its way already
-        for task in sent:
-            if self.withdraw(task):
-                task.fail(concurrent.futures.CancelledError())
+            tasks = []
+            if cancel:
+                tasks += [*self.queue, *self.roster.behind()]
+                for batch in self._leaving.values():
+                    tasks += batch
+        for task in tasks:
+            task.cancel()
         self.ring()
         self.when_empty()
 
@@ -606,11 +624,7 @@ class Pool:
     def _drop_waiting(self) -> None:
         """End what waits in the queue of a pool whose workers were killed, or came back to it since."""
         for task in list(self.queue):
-            if not task.cancel():  # it was sent to a worker, and taken back
-                with self.hub.lock, contextlib.suppress(ValueError):
-                    self.queue.remove(task)
-                self.fail(task, WorkerDiedError(task.describe(), 0, None, self.killed, 0))
-        self.ring()
+            task.cancel()
 
     def _is_over(self) -> bool:
         if not self.closed or self.pending or self.over:

@@ -21,6 +21,8 @@ _PREFETCH_S = 20e-3
 #: Shorter ones are tiny: a busy worker gets more of them only by the dozen.
 TINY_S = 200e-6
 BURST_TASKS = 32
+#: A busy worker is sent no more while so many are unread: those that were taken back count.
+_UNREAD_MOST = frames.CELLS // 2
 #: So many workers in a row may die before they have answered anything, then the tasks that wait fail.
 _STILLBORN = 3
 
@@ -78,9 +80,9 @@ class Roster:
         first = [(worker, *next(iter(worker.inflight.items()))) for worker in self.workers if worker.inflight]
         return [(worker, seq) for worker, seq, task in first if only is None or task in only]
 
-    def sent(self) -> list[Task]:
-        """Return what workers were sent and have not answered."""
-        return [task for worker in self.workers for task in worker.inflight.values()]
+    def behind(self) -> list[Task]:
+        """Return what workers were sent and will not begin before they have done something else."""
+        return [task for worker in self.workers for task in list(worker.inflight.values())[1:]]
 
     def took(self, seconds: float) -> None:
         """Note how long a task took."""
@@ -92,15 +94,20 @@ class Roster:
 
     def choose(self, waiting: int, hire: Callable[[], Worker]) -> Worker | None:
         """Who gets the next of `waiting` tasks: an idle worker, a new one, or one that has little left."""
+        unused = None
         for worker in reversed(self.free):  # the one that has worked last is the warmest
             if not worker.inflight:
-                return worker
+                if worker.sent:
+                    return worker
+                unused = worker  # what it was hired for could not be sent, or was cancelled
         if len(self.workers) < self._settings.max_workers:
             return hire()
+        if unused is not None:
+            return unused
         if self.seconds is None or self.seconds > _PREFETCH_S:
             return None
         if self.seconds > TINY_S or waiting >= BURST_TASKS:
-            return next(iter(self.free), None)
+            return next((worker for worker in self.free if worker.unread < _UNREAD_MOST), None)
         return None
 
     def batch_size(self, worker: Worker, waiting: int) -> int:
@@ -128,18 +135,6 @@ class Roster:
                 loaded.sent -= 1
                 queue.appendleft(loaded.inflight.pop(seq))
         return bool(queue)
-
-    def recall(self, task: Task) -> Worker | None:
-        """Take a task back from the worker it was sent to, and return that, if it has not begun it."""
-        for worker in self.workers:
-            for seq, other in worker.inflight.items():
-                if other is task:
-                    if not worker.recall(seq):
-                        return None
-                    del worker.inflight[seq]
-                    worker.sent -= 1
-                    return worker
-        return None
 
     # ------------------------------------------------------------------ coming and going
 

@@ -86,6 +86,8 @@ def checked_settings(
     """Check what a user asks for; `name` is what the number of workers is called there."""
     if workers is None:
         workers = default_workers()
+    if name == "max_workers" and isinstance(workers, int) and workers < 1:
+        raise ValueError(f"max_workers must be greater than 0, got {workers!r}")  # a text that programs know
     check_count(name, workers, 1)
     if max_tasks_per_child is not None:
         check_count("max_tasks_per_child", max_tasks_per_child, 1)

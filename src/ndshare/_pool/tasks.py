@@ -16,11 +16,14 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from ndshare._processes import frames
+from ndshare._processes import Worker, frames
 from ndshare._system import _wire
 from ndshare._transport import Draft, Parcel, pack, unpack
 
 _T = TypeVar("_T")
+
+#: Instead of its number at a worker: the task is being sent, and may be cancelled still.
+LEAVING = -1
 
 _FINISHED = "FINISHED"
 _DONE = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED", _FINISHED})
@@ -38,6 +41,9 @@ class TaskPool(Protocol):
     def withdraw(self, task: Any) -> bool:
         """Let go of a task that its user cancels; False if a worker has begun it."""
 
+    def is_running(self, task: Any) -> bool:
+        """Whether a worker has begun a task."""
+
     def wait_for(self, task: Any, condition: threading.Condition, timeout: float | None) -> None:
         """Receive until a task is done, or wait while another thread receives."""
 
@@ -48,25 +54,22 @@ class TaskPool(Protocol):
 class Task:
     """What all tasks have in common: content, pool, history.
 
-    A pool calls `start`, then `succeed` or `fail`, each once.
+    A pool calls `succeed` or `fail`, once; unless the task was withdrawn before.
     """
 
     # What most tasks leave as it is lives in the class: a task is made in a microsecond or two.
     token = 0  # of a function that a worker is sent once; 0: the function travels with the arguments
     record = frames.CALL  # as what it is sent
     parcel: Parcel | None = None  # arguments that were read at submit
-    dispatched = False  # at least once: it can be cancelled no more
+    worker: Worker | None = None  # that it was sent to last,
+    seq = 0  # and its number there; `LEAVING` while it is being sent
     attempts = 0  # workers that died with it
     on_done: Callable[[], None] | None = None  # called before the callbacks
     brings: frozenset[str] = frozenset()  # names of `__main__` that its parcel defines itself
     modules_tried: frozenset[str] = frozenset()  # sent by value for it
-    pool: TaskPool | None
+    pool: TaskPool | None  # None: it is off the books
     function: Callable[..., Any] | None
     content: Any
-
-    def start(self) -> bool:
-        """Note that it is being sent to a worker; False if it was cancelled."""
-        raise NotImplementedError
 
     def succeed(self, value: Any) -> None:
         """Give the result to whoever waits."""
@@ -81,7 +84,26 @@ class Task:
         raise NotImplementedError
 
     def cancel(self) -> bool:
-        """Cancel it if it has not been sent to a worker; its arguments are let go at once."""
+        """Cancel it if no worker has begun it; its arguments are let go at once."""
+        _wire.shield()  # Ctrl-C between taking the lock of a future and noting it would leave it taken
+        try:
+            pool = self.pool
+            if pool is None or not pool.withdraw(self):
+                return self.cancelled()
+            try:
+                self.call_off()
+            finally:
+                pool.ring()
+            return True
+        finally:
+            _wire.unshield()
+
+    def call_off(self) -> None:
+        """Tell whoever waits that it was cancelled: it is off the books already."""
+        raise NotImplementedError
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled."""
         raise NotImplementedError
 
     def draft(self) -> Draft:
@@ -114,7 +136,7 @@ class Task:
 
     def let_go(self) -> None:
         """Drop the function, its arguments and the pool."""
-        self.function = self.content = self.pool = None
+        self.function = self.content = self.pool = self.worker = None
         if self.parcel is not None:
             self.parcel.release()
             self.parcel = None
@@ -149,7 +171,6 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
         self.function = function
         self.content = function, args, kwargs
 
-    start = concurrent.futures.Future.set_running_or_notify_cancel
     succeed = concurrent.futures.Future.set_result  # type: ignore[assignment]  # names of parameters
     fail = concurrent.futures.Future.set_exception  # type: ignore[assignment]
 
@@ -217,18 +238,25 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
             return _shielded(concurrent.futures.Future.exception, self, 0)
         return self._exception
 
-    def cancel(self) -> bool:
-        """Cancel the task if it has not been sent to a worker; its arguments are let go at once."""
-        return _shielded(self._cancel)
+    def call_off(self) -> None:
+        """See `Task.call_off`."""
+        try:
+            concurrent.futures.Future.cancel(self)
+        finally:
+            self.set_running_or_notify_cancel()  # tells those that wait for many
 
-    def _cancel(self) -> bool:
-        pool = self.pool  # who finds it cancelled lets go of it
-        if not concurrent.futures.Future.cancel(self):
-            return False
-        if pool is not None:
-            pool.withdraw(self)
-            pool.ring()
-        return True
+    cancelled = concurrent.futures.Future.cancelled
+
+    def running(self) -> bool:
+        """Whether a worker has begun the task, as far as is known here."""
+        pool = self.pool
+        if pool is None:  # another thread is just resolving it
+            return not self.done()
+        return pool.is_running(self)
+
+    def __repr__(self) -> str:
+        text = concurrent.futures.Future.__repr__(self)
+        return text.replace("state=pending", "state=running") if self.running() else text
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
         """Call `fn` when the future is done; see `concurrent.futures.Future.add_done_callback`."""
@@ -251,13 +279,8 @@ class QuietTask(Task):
     """A task that nobody but ndshare sees; its outcome lies in plain attributes."""
 
     finished = False
-    cancelled = False
     error: BaseException | None = None
     value: Any = None
-
-    def start(self) -> bool:
-        """See `Task.start`."""
-        return not self.cancelled
 
     def succeed(self, value: Any) -> None:
         """See `Task.succeed`."""
@@ -281,14 +304,13 @@ class QuietTask(Task):
         """See `Task.done`."""
         return self.finished
 
-    def cancel(self) -> bool:
-        """See `Task.cancel`."""
-        pool = self.pool
-        if pool is None or not pool.withdraw(self):
-            return False
-        self.cancelled = True
+    def call_off(self) -> None:
+        """See `Task.call_off`."""
         self.fail(concurrent.futures.CancelledError())
-        return True
+
+    def cancelled(self) -> bool:
+        """See `Task.cancelled`."""
+        return isinstance(self.error, concurrent.futures.CancelledError)
 
 
 class MapRun:

@@ -104,6 +104,7 @@ class Crew:
         fd, board = self._boards[which]
         _wire.store_u64(board, offset + frames.OWNER_AT, 0)
         _wire.store_u64(board, offset + frames.PID_AT, 0)
+        _wire.store_u64(board, offset + frames.SEEN_AT, 0)
         return board, offset, fd, lambda: self._rows.append((which, offset))
 
     # ------------------------------------------------------------------ leasing
@@ -187,6 +188,7 @@ class Crew:
 
     def on_exit(self, worker: Worker, pid: int, code: int | None, peak: int, done: Todo) -> None:
         """A worker's process has ended (under the hub's lock)."""
+        worker.exitcode = code
         worker.drain(done)
         del self.workers[worker.id]
         forget_owner(_wire.load_u64(worker.board, worker.row + frames.OWNER_AT))

@@ -22,7 +22,8 @@ A message is one SOCK_SEQPACKET datagram. Its descriptors are those of its recor
 descriptors than one message may carry (253) go ahead of it in FDS messages.
 
 Beside the socket each worker has a row on a *board* in shared memory: the prefix of the segments it owns,
-its process number, then one byte per task in flight (`cell`): `PENDING` until the worker takes the task by
+its process number, how many tasks it has looked at and when it began the last one, then one byte per task in
+flight (`cell`): `PENDING` until the worker takes the task by
 compare-and-swap (`STARTED`), or the caller takes it back the same way (`REVOKED`) or stops it
 (`INTERRUPTED`). So a task runs exactly once, a batch can be given to somebody else while its head is slow,
 Ctrl-C hits the task it was meant for, and after a death it is known which task was running.
@@ -88,6 +89,8 @@ ROW_BYTES = 1024
 BOARD_ROWS = 64
 OWNER_AT = 0
 PID_AT = 8
+SEEN_AT = 16  # how many tasks the worker has looked at; behind it, when it began the last one
+BEGAN_AT = 24  # in monotonic nanoseconds
 _CELLS_AT = 64
 CELLS = ROW_BYTES - _CELLS_AT
 

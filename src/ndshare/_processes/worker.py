@@ -38,6 +38,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+from ndshare import errors
 from ndshare._memory import install_handler, ledger_attach, owner_prefix, set_idle_limit, trim
 from ndshare._pickling import advanced_by, arrived
 from ndshare._processes import family, frames, records, streams
@@ -209,7 +210,7 @@ class _Worker:
             own = fds[used : used + nfds]
             used += nfds
             self.cell = frames.cell(self.row, seq)
-            if _wire.cas_u8(self.board, self.cell, frames.PENDING, frames.STARTED):
+            if _wire.claim(self.board, self.cell, self.row + frames.SEEN_AT, seq):
                 self._run(seq, kind, token, payload, own, is_last=not left)
             else:
                 close_all(own)
@@ -253,6 +254,9 @@ class _Worker:
             work = unpack(payload, fds)
         except ModuleNotFoundError as error:
             raise _UnreadableError(frames.NO_MODULE, error) from None
+        except SystemExit as error:
+            failure = errors.ExitError("", error.code).with_traceback(error.__traceback__)
+            raise _UnreadableError(frames.ERROR, failure) from None
         if kind != frames.ITEMS:
             function, args, kwargs = work
             del work

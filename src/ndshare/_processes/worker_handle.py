@@ -38,6 +38,8 @@ _DRAIN_TRIES = 20
 #: What the socket buffers are set to where the system allows; the usual default is 208 kB.
 _SOCKET_BYTES = 1 << 20
 _SEQ_MASK = 0xFFFFFFFF  # of the numbers of tasks
+_SPARE_CELLS = 128  # of the board, for what is sent to a worker that has tasks unread which were taken back
+_BEGUN = frozenset({frames.STARTED, frames.INTERRUPTED})
 
 
 #: A task, the status, the payload and the descriptors of its result.
@@ -160,13 +162,13 @@ class Worker:
         self.pool: Pool | None = None
         self.inflight: dict[int, Any] = {}  # tasks by their number
         self.next_seq = 0
-        self.answered = -1  # it has looked at all tasks up to this one
         self.sending = False
         self.batch = 1  # tasks in the last message
         self.sent = 0  # tasks in all
         self.proved = False  # it has answered something
         self.leaving = False
         self.gone = False
+        self.exitcode: int | None = None  # once it has ended, if that is known
         self.known_main: dict[str, object] = {}
         self.asked: frozenset[str] = frozenset()  # names of `__main__` that its tasks have looked up
         self.functions: set[int] = set()  # tokens of what it has been sent
@@ -265,10 +267,25 @@ class Worker:
     def recall(self, seq: int) -> bool:
         """Take a task back to give it to another worker, or to nobody.
 
-        Refused while so many lie in its socket, unread, that their bytes on the board would be needed again.
+        Refused while so many lie in its socket, unread, that their bytes on the board would be needed again:
+        of a worker that has begun something else the roster sees to it that it does not come so far.
         """
-        unread = (self.next_seq - self.answered - 1) & _SEQ_MASK
-        return unread < frames.CELLS // 2 and self.take_back(seq)
+        return self.unread < frames.CELLS - _SPARE_CELLS and self.take_back(seq)
+
+    @property
+    def unread(self) -> int:
+        """How many tasks it was sent that it has not looked at, those included that were taken back."""
+        return (self.next_seq - _wire.load_u64(self.board, self.row + frames.SEEN_AT)) & _SEQ_MASK
+
+    def runs(self, seq: int) -> bool:
+        """Whether it has begun a task that it has not answered."""
+        return self.board[frames.cell(self.row, seq)] in _BEGUN
+
+    def began(self, seq: int) -> float | None:
+        """When it began a task that it has not answered, as of `time.monotonic`; None if it has not."""
+        if not self.runs(seq) or _wire.load_u64(self.board, self.row + frames.SEEN_AT) != seq + 1:
+            return None
+        return _wire.load_u64(self.board, self.row + frames.BEGAN_AT) / 1e9
 
     def interrupt(self, seq: int) -> None:
         """Stop a task that the worker has begun or is to begin; another one is not hit."""
@@ -331,7 +348,6 @@ class Worker:
             if self._early_fds:
                 fds, self._early_fds = self._early_fds + fds, ()
             if kind == frames.RESULT:
-                self.answered = seq
                 if (task := self.inflight.get(seq)) is not None:
                     answers.append((task, status, body, fds))
                     self.pool.roster.took(seconds)  # type: ignore[union-attr]  # it has one as long as tasks are in flight

@@ -22,7 +22,7 @@ Not guaranteed
 from __future__ import annotations
 
 from ndshare._transport import mainspace
-from ndshare._transport.failures import RemoteTracebackError, pack_failure, portable, with_traceback
+from ndshare._transport.failures import pack_failure, portable, traceback_of, with_traceback
 from ndshare._transport.freight import (
     BLOCK,
     CARRIED_MAX,
@@ -62,7 +62,6 @@ __all__ = [
     "Manifest",
     "Parcel",
     "Piece",
-    "RemoteTracebackError",
     "aligned",
     "arrays_of",
     "by_value_modules",
@@ -78,6 +77,7 @@ __all__ = [
     "portable",
     "reply",
     "share",
+    "traceback_of",
     "unpack",
     "with_traceback",
 ]

@@ -13,6 +13,9 @@ from typing import Any
 from ndshare._transport import transport
 from ndshare.errors import RemoteError
 
+#: Around a traceback, as the standard library prints it.
+_OPENING, _CLOSING = '\n"""\n', '"""'
+
 #: An importer of the program's own has made it, or it was put into `sys.modules` by hand.
 _HERE = (
     "this process has it from where workers cannot import it. Import it outside of the function: what the "
@@ -78,17 +81,6 @@ def _portable_group(group: BaseExceptionGroup[Any]) -> BaseExceptionGroup[Any]:
     return again
 
 
-class RemoteTracebackError(Exception):
-    """The worker's traceback, as the cause of the exception that a task raised."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
-
-
 def with_traceback(error: BaseException, text: str) -> BaseException:
     """Give an exception the worker's traceback, if there is one, as its cause; returns the exception.
 
@@ -97,5 +89,14 @@ def with_traceback(error: BaseException, text: str) -> BaseException:
     if isinstance(error, ModuleNotFoundError) and error.name in sys.modules and _HERE not in str(error.msg):
         error.msg = f"{error.msg}; {_HERE}"
     if text:
-        error.__cause__ = RemoteTracebackError(text)
+        # The class of the standard library, which some programs know; it takes long to import.
+        from concurrent.futures.process import _RemoteTraceback
+
+        error.__cause__ = _RemoteTraceback(f"{_OPENING}{text}{_CLOSING}")  # type: ignore[arg-type]  # text
     return error
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the worker's traceback that an exception was given; empty if there is none."""
+    text = getattr(error.__cause__, "tb", "")
+    return text.removeprefix(_OPENING).removesuffix(_CLOSING) if isinstance(text, str) else ""

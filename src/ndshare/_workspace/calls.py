@@ -89,9 +89,7 @@ class PoolHandle(TaskFuture, Handle):
 
     def drop(self) -> None:
         """Cancel the call unless a worker has begun it."""
-        pool = self.pool
-        if not self.done() and not self.cancel() and pool is not None and pool.withdraw(self):
-            self.fail(concurrent.futures.CancelledError())
+        self.cancel()
 
 
 def check_progress(value: object) -> None:

@@ -15,6 +15,7 @@
     └── WorkerError (RuntimeError)
         ├── WorkerDiedError (BrokenProcessPool)     a process ended under a task
         ├── InitializerError (BrokenProcessPool)    an initializer failed
+        ├── ExitError (SystemExit, BrokenProcessPool)   what rebuilds an argument or a result called exit
         ├── InheritedError                          an executor was used in a forked child
         └── RemoteError                             a task's exception could not be sent as it was
 
@@ -52,10 +53,11 @@ from ndshare.errors.base import (
 )
 
 if TYPE_CHECKING:
-    from ndshare.errors.broken import InitializerError, WorkerDiedError, code_or_signal
+    from ndshare.errors.broken import ExitError, InitializerError, WorkerDiedError, code_or_signal
 
 __all__ = [
     "CapacityError",
+    "ExitError",
     "InheritedError",
     "InitializerError",
     "KeyLockError",
@@ -87,7 +89,7 @@ for _class in [
 
 def __getattr__(name: str) -> Any:
     # Their base class is in a module that takes longer to import than ndshare.
-    if name in {"InitializerError", "WorkerDiedError", "code_or_signal"}:
+    if name in {"ExitError", "InitializerError", "WorkerDiedError", "code_or_signal"}:
         from ndshare.errors import broken
 
         return getattr(broken, name)

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from ndshare.errors.base import WorkerError
 
-__all__ = ["InitializerError", "WorkerDiedError"]
+__all__ = ["ExitError", "InitializerError", "WorkerDiedError"]
 
 
 def _likely_cause(signal_number: int | None, exit_code: int | None) -> str:
@@ -94,6 +94,38 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
         return (
             f"the worker that ran {self.task} ended before it finished{tries}: process {self.pid}, {how}"
             f"{memory}; {_likely_cause(self.signal_number, self.exit_code)}. Other tasks are not affected."
+        )
+
+
+class ExitError(WorkerError, SystemExit, BrokenProcessPool):
+    """Code that rebuilds an argument or the result of a task asked the interpreter to exit.
+
+    Page: docs/executor.md.
+
+    Parameters
+    ----------
+    task : str
+        Its name; empty if it is not known.
+    code : str, int or None
+        What ``sys.exit`` was given.
+
+    Notes
+    -----
+    A `SystemExit`, as in the code that raised it, and what the standard library gives for it.
+    """
+
+    __module__ = "ndshare.errors"
+
+    def __init__(self, task: str, code: str | int | None) -> None:
+        super().__init__(task, code)
+        self.task = task
+        self.code = code
+
+    def __str__(self) -> str:
+        whose = f" of {self.task}" if self.task else ""
+        return (
+            f"code that rebuilds an argument or the result{whose} called exit({self.code!r}), "
+            "but neither process has ended; send something else"
         )
 
 

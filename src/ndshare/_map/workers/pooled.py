@@ -108,7 +108,7 @@ class PoolWorkers(Task):
         """Return how the variables of the kernel are sent."""
         return account(self.job.kernel, self.job.functor)
 
-    def start(self, count: int, ranges: Ranges = ()) -> None:  # type: ignore[override]  # MapWorkers', not Task's
+    def start(self, count: int, ranges: Ranges = ()) -> None:
         """See `MapWorkers`."""
         if ranges:
             packed = self._pack(ranges)

@@ -71,6 +71,38 @@ LOAD_AND_CAS(8)
 LOAD_AND_CAS(64)
 
 PyObject *
+ndshare_atomic_claim(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_buffer view, second;
+    _Atomic uint8_t *cell = cell_at("claim", args, nargs, 4, 1, &view);
+    if (cell == NULL) {
+        return NULL;
+    }
+    PyObject *place[] = {args[0], args[2]};
+    _Atomic uint64_t *notes = cell_at("claim", place, 2, 2, 16, &second);
+    if (notes == NULL) {
+        PyBuffer_Release(&view);
+        return NULL;
+    }
+    unsigned long long number = PyLong_AsUnsignedLongLong(args[3]);
+    int done = 0;
+    if (!PyErr_Occurred()) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        uint8_t expected = 0;
+        done = atomic_compare_exchange_strong(cell, &expected, 1);
+        if (done) {
+            uint64_t nanoseconds = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+            atomic_store_explicit(notes + 1, nanoseconds, memory_order_release);
+        }
+        atomic_store_explicit(notes, (uint64_t)number + 1, memory_order_release);
+    }
+    PyBuffer_Release(&second);
+    PyBuffer_Release(&view);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(done);
+}
+
+PyObject *
 ndshare_atomic_store_u64(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     Py_buffer view;

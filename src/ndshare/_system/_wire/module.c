@@ -121,6 +121,10 @@ static PyMethodDef methods[] = {
                "Return when `fd` is readable, the time is over, or another thread wanted the processor.")},
     {"cas_u8", NDSHARE_FAST(ndshare_atomic_cas_u8),
      PyDoc_STR("cas_u8(buffer, offset, expected, new) -> bool")},
+    {"claim", NDSHARE_FAST(ndshare_atomic_claim),
+     PyDoc_STR("claim(buffer, offset, notes, number) -> bool\n\n"
+               "Change a byte from 0 to 1, if it is 0; note at `notes` that all up to `number` were looked at,\n"
+               "and behind it the monotonic nanoseconds of the last change.")},
     {"cas_u64", NDSHARE_FAST(ndshare_atomic_cas_u64),
      PyDoc_STR("cas_u64(buffer, offset, expected, new) -> bool")},
     {"load_u8", NDSHARE_FAST(ndshare_atomic_load_u8),
