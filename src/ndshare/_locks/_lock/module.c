@@ -4,6 +4,8 @@
  * mutex  the type
  * here   the module, and `make`: a new lock in given memory
  */
+#include "extension.h"
+
 #include "cell.h"
 #include "mutex.h"
 
