@@ -1,6 +1,6 @@
 """Heap, dict, lock and queue from many threads at once, in one process: what ThreadSanitizer and builds without a GIL run.
 
-    python tests/stress.py [--seconds 10] [--threads 6] [--seed N] [--only heap,dict,lock,queue]
+    python -m tests.stress [--seconds 10] [--threads 6] [--seed N] [--only heap,dict,lock,queue]
 
 Every value is checked. Ends with a line that says how often each thing was done; any error ends it with a traceback.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.unsanitized]  # a sanitizer is a library with threads of its own
 
 _BEGIN = """
 import ctypes, os, signal, sys, threading, time
