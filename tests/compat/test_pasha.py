@@ -490,3 +490,94 @@ def test_keep_extra_data_entries_and_children_that_open_files_anew(run_script: R
         assert np.array_equal(out[:20], -expected[:20])
     """
     run_script(textwrap.dedent(script))
+
+
+def test_threads_that_wait_do_not_keep_kernels_from_what_they_inherit(run_script: RunScript) -> None:
+    """Forked where the kernel needs it; a thread that works is named, with advice that can be followed."""
+    script = """
+        import ndshare.compat; ndshare.compat.install("pasha")
+        import concurrent.futures, multiprocessing, threading, time
+        import numpy as np, pasha as psh
+        done = threading.Event()
+        waiting = [threading.Thread(target=done.wait, daemon=True), threading.Thread(target=time.sleep, args=(5,), daemon=True)]
+        for thread in waiting: thread.start()
+        pool = concurrent.futures.ThreadPoolExecutor(2); pool.submit(abs, 1).result()
+        queue, lock = multiprocessing.Queue(), multiprocessing.Lock()
+        queue.put(-1)
+        ctx = psh.ProcessContext(2)
+        out = ctx.alloc(6)
+        def kernel(worker_id, index, value):
+            with lock:
+                out[index] += value
+            queue.put(index)
+        assert ctx.map(kernel, range(6), retries=0).start_method == "fork"
+        assert out.tolist() == list(range(6))
+        assert sorted(queue.get(timeout=5) for _ in range(7)) == list(range(-1, 6))
+        def plain(worker_id, index, value):
+            out[index] = value
+        assert ctx.map(plain, range(6), retries=0).start_method == "pool"  # which needs no fork
+        def work():
+            while not done.is_set():
+                pass
+        worker = threading.Thread(target=work, name="at work", daemon=True); worker.start()
+        try:
+            ctx.map(kernel, range(6))
+        except TypeError as error:
+            text = str(error)
+        assert "'lock'" in text and "thread 'at work'" in text and 'ProcessContext(start="fork")' in text
+        assert "Thread-" not in text  # those that wait
+        assert psh.ProcessContext(2, start="fork").map(kernel, range(6), retries=0).start_method == "fork"
+        assert sorted(queue.get(timeout=5) for _ in range(6)) == list(range(6))
+        done.set(); worker.join(); waiting[0].join(); pool.shutdown()
+        try:
+            psh.ProcessContext(2, start="spawn")
+        except ValueError as error:
+            assert "'spawn'" in str(error)
+        else:
+            raise AssertionError
+    """
+    run_script(textwrap.dedent(script))
+
+
+def test_files_of_h5py_are_opened_by_name_in_warm_workers(run_script: RunScript) -> None:
+    """Files, groups and datasets, read-only, also while the caller writes; told in the report."""
+    pytest.importorskip("h5py")
+    script = """
+        import os, threading
+        import h5py, numpy as np
+        from ndshare.compat import pasha as psh
+        with h5py.File("a.h5", "w") as file:
+            file["x"] = np.arange(8.0)
+            file["group/y"] = np.full(8, 100.0)
+        done = threading.Event()
+        thread = threading.Thread(target=done.wait, daemon=True); thread.start()
+        ctx = psh.ProcessContext(2)
+        out = ctx.alloc(8)
+        for mode in ("r", "r+"):
+            with h5py.File("a.h5", mode) as file:
+                x, group = file["x"], file["group"]
+                def kernel(worker_id, index, value):
+                    out[index] = x[index] + group["y"][index] + len(file["x"])
+                report = ctx.map(kernel, range(8), retries=0)
+                assert out.tolist() == [108 + k for k in range(8)]
+                assert report.start_method == "pool" and report.reason.count("a.h5") == 1, report.reason
+                assert "read-only" in report.reason
+                if mode == "r+":
+                    def write(worker_id, index, value):
+                        file["x"][index] = 0
+                    try:
+                        ctx.map(write, range(8))
+                    except (OSError, KeyError, TypeError) as error:
+                        assert "item" in error.__notes__[0]
+                    else:
+                        raise AssertionError("written where nobody sees it")
+                    assert x[:].tolist() == list(range(8))
+        try:
+            ctx.map(kernel, range(8))  # with files that are closed
+        except (RuntimeError, TypeError, ValueError):
+            pass
+        else:
+            raise AssertionError
+        done.set(); thread.join()
+    """
+    run_script(textwrap.dedent(script))

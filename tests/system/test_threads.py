@@ -13,7 +13,7 @@ _BEGIN = """
 import ctypes, os, signal, sys, threading, time
 import numpy as np
 import ndshare
-from ndshare._system import native_threads, unknown_to_threading
+from ndshare._system import native_threads, python_threads
 signal.alarm(90)  # nothing here hangs
 
 libc = ctypes.CDLL(None)
@@ -41,11 +41,11 @@ import faulthandler
 faulthandler.dump_traceback_later(60)
 thread = threading.Thread(target=time.sleep, args=(0.2,))
 thread.start()
-print(native_threads(8), unknown_to_threading())
+print(native_threads(8), python_threads(parked=False))
 thread.join()
 faulthandler.cancel_dump_traceback_later()
 """
-    assert run_script(_BEGIN + script).stdout == "Native(harmful=(), openmp=False) 0\n"
+    assert run_script(_BEGIN + script).stdout == "Native(harmful=(), openmp=False) []\n"
 
 
 def test_thread_of_a_library_is_named(run_script, tmp_path: Path) -> None:

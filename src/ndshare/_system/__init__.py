@@ -44,7 +44,7 @@ from ndshare._system.platform import (
     set_inside_worker,
     unlock_byte,
 )
-from ndshare._system.threads import native_threads, unknown_to_threading
+from ndshare._system.threads import native_threads, python_threads, unknown_to_threading
 
 __all__ = [
     "DONE",
@@ -68,6 +68,7 @@ __all__ = [
     "module_names",
     "native_threads",
     "processors",
+    "python_threads",
     "reopen",
     "require_linux",
     "selective",

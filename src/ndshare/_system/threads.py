@@ -1,8 +1,12 @@
-"""The threads of this process that Python did not start, and whose they are likely to be.
+"""The threads of this process that a fork would miss, and whose they are likely to be.
 
 A fork copies the memory of such threads and not the threads: a library that waits for its own in the child
 waits for ever. Who a thread belongs to is read off its stack while it sleeps: the first library that an
 address on it lies in, apart from those of the system.
+
+Threads of Python harm a fork if they hold a lock at that moment. Those do not that wait in a known place for
+something to do: their whole stack is code of the standard library, of ndshare, or of what runs beside a
+notebook and a progress bar.
 
 Guarantees
 ----------
@@ -21,6 +25,7 @@ import os
 import sys
 import threading
 import time
+import types
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +42,41 @@ _PYTHON = ("libpython", "python")
 _SAFE_LIBRARIES = ("openblas", "libiomp5", "libomp.", "libomp-", "blosc")
 _SAFE_THREADS = ("jemalloc_bg_thd", "ZMQbg")
 _OPENMP = "libgomp"
+
+#: So long a thread whose code is known is waited for until it waits for something to do.
+_PARKING_S = 0.1
+#: Whose threads hold no locks while they wait: packages, and modules of the standard library.
+_KNOWN = frozenset({
+    "threading", "queue", "selectors", "asyncio", "concurrent", "multiprocessing", "socketserver", "logging",
+    "contextlib", "contextvars", "runpy",
+    "ndshare", "tqdm", "zmq", "tornado", "ipykernel", "IPython", "decorator", "traitlets", "jupyter_client",
+    "distributed", "debugpy", "pydevd", "_pydevd_bundle",
+})  # fmt: skip
+#: Where they wait: functions by their modules.
+_WAITS = {
+    "threading": ("wait", "_wait_for_tstate_lock", "join"),
+    "queue": ("get",),
+    "selectors": ("select",),
+    "concurrent.futures.thread": ("_worker",),
+    "multiprocessing.connection": ("_recv", "accept"),
+    "multiprocessing.pool": ("worker", "_handle_tasks"),
+    "multiprocessing.popen_fork": ("poll",),
+    "socketserver": ("serve_forever",),
+    "tqdm._monitor": ("run",),
+    "zmq.sugar": ("device", "proxy"),
+    "zmq.sugar.poll": ("poll",),
+    "zmq.sugar.socket": ("recv", "recv_multipart", "poll"),
+    "zmq.utils.garbage": ("run",),
+    "ipykernel.heartbeat": ("run",),
+    "ipykernel.iostream": ("_watch_pipe_fd",),
+    "ipykernel.parentpoller": ("run",),
+    "distributed.profile": ("_watch",),
+    "distributed.threadpoolexecutor": ("_worker",),
+    "_pydevd_bundle.pydevd_comm": ("_on_run",),
+    "_pydevd_bundle.pydevd_timeout": ("_on_run",),
+}
+#: System calls in which a thread sleeps for a time.
+_SLEEPS = {"x86_64": ("35", "230"), "aarch64": ("101", "115")}
 
 
 class Native(NamedTuple):
@@ -96,6 +136,55 @@ def unknown_to_threading() -> int:
     """Return how many threads run Python code that the module `threading` does not know."""
     known = {thread.ident for thread in threading.enumerate()}
     return len(sys._current_frames().keys() - known)
+
+
+def python_threads(own: str = "", *, parked: bool = True) -> list[str]:
+    """Return the threads that run Python code, besides the calling one, known to `threading` or not.
+
+    Parameters
+    ----------
+    own : str, optional
+        Name of the one that is left out.
+    parked : bool, optional
+        Whether those count that wait for something to do, in a known place: they hold no lock. One that is
+        just about to, such as one that has delivered what was printed, is given the time.
+    """
+    deadline = time.monotonic() + _PARKING_S
+    while True:
+        threads = {thread.ident: thread for thread in threading.enumerate()}
+        left_out = {threading.get_ident(), *(ident for ident, one in threads.items() if one.name == own)}
+        frames = {ident: frame for ident, frame in sys._current_frames().items() if ident not in left_out}
+        working = [
+            ident
+            for ident, frame in frames.items()
+            if parked or not (_is_known(frame) and _waits(frame, threads.get(ident)))
+        ]
+        soon = all(map(_is_known, frames.values()))
+        del frames
+        if parked or not working or not soon or time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_S)
+    return [
+        f"thread {threads[ident].name!r}" if ident in threads else "a thread that `threading` does not know"
+        for ident in working
+    ]
+
+
+def _is_known(frame: types.FrameType | None) -> bool:
+    """Whether all of a stack is code of the standard library or of what runs beside a notebook."""
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _KNOWN:
+            return False
+        frame = frame.f_back
+    return True
+
+
+def _waits(frame: types.FrameType, thread: threading.Thread | None) -> bool:
+    module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+    if (module, function) == ("threading", "run") and thread is not None:  # in a function of C
+        call = (_read(str(thread.native_id), "syscall") or "running").split()[0]
+        return call in _SLEEPS.get(os.uname().machine, ())
+    return function in _WAITS.get(module, ())
 
 
 def _classify(task: str, owners: list[str | None]) -> bool:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -23,11 +24,20 @@ from ndshare._map.watch.own_state import brings_its_state
 from ndshare._map.workers.base import MapWorkers
 from ndshare._map.workers.forked import Forked, fork_hazards
 from ndshare._map.workers.pooled import PoolWorkers
+from ndshare._pickling import register_reducer
 from ndshare._pool import Environment, Pool, ProcessPoolExecutor
 from ndshare._system import Board, default_workers, keep_spare, spare_size, take_spare
 from ndshare.errors import CapacityError
+from ndshare.functors import files
 
 _LISTED_MOST = 4
+
+
+def _have_files_reopened() -> None:
+    import h5py
+
+    for kind in (h5py.File, h5py.Group, h5py.Dataset):
+        register_reducer(kind, files.reduce_hdf5)
 
 
 def _listed(names: list[str]) -> str:
@@ -95,20 +105,24 @@ class ProcessContext(MapContext):
         if self._is_to_fork(job):
             return self._forked(job), ""
         workers = PoolWorkers(job, self.pool())
+        files.reopened.clear()
+        if "h5py" in sys.modules:
+            _have_files_reopened()
         try:
             workers.pack()
         except (CapacityError, KeyboardInterrupt):
             raise
         except Exception as error:
             reason = captured.unsendable(job.kernel, job.functor, error)
-            if hazards := fork_hazards():
+            if hazards := fork_hazards(parked=False):
                 raise TypeError(
                     f"{reason}; workers cannot be forked for this map either, because other threads run in "
                     f"this process: {_listed(hazards)}. Open it inside the kernel, pass what is needed of "
                     'it, or ask for ProcessContext(start="fork") if threads of Python hold no locks'
                 ) from error
             return self._forked(job), reason
-        return workers, ""
+        names = ", ".join(dict.fromkeys(map(repr, files.reopened)))
+        return workers, f"{names} opened by name, read-only, in each worker" if names else ""
 
     def _is_to_fork(self, job: Job) -> bool:
         if self.start == "auto":

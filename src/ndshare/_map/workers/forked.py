@@ -27,7 +27,7 @@ import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, util
 from types import MappingProxyType
 from typing import Any
 
@@ -39,7 +39,7 @@ from ndshare._map.workers.base import Lost, Outcome, Ranges
 from ndshare._pickling import variables
 from ndshare._pool import describe
 from ndshare._processes import THREAD_NAME, be, described
-from ndshare._system import _wire, native_threads, set_inside_worker, unknown_to_threading
+from ndshare._system import _wire, native_threads, python_threads, set_inside_worker
 from ndshare._transport import INLINE_MAX, pack, pack_failure, unpack
 from ndshare.errors import TransportError, WorkerDiedError, code_or_signal
 
@@ -51,21 +51,17 @@ _BUFFER_BYTES = INLINE_MAX + 4096
 _known: tuple[int, Any] | None = None
 
 
-def fork_hazards(*, native_only: bool = False) -> list[str]:
+def fork_hazards(*, native_only: bool = False, parked: bool = True) -> list[str]:
     """Return whose threads a forked child would lack; none of them is ndshare's own, or the calling one.
 
     Parameters
     ----------
     native_only : bool, optional
         Leave threads of Python out: the user answers for them.
+    parked : bool, optional
+        Whether those of Python count that wait in a known place, where they hold no lock.
     """
-    found = []
-    if not native_only:
-        me = threading.current_thread()
-        others = (thread for thread in threading.enumerate() if thread is not me)
-        found += [f"thread {thread.name!r}" for thread in others if thread.name != THREAD_NAME]
-        if count := unknown_to_threading():
-            found.append(f"{count} of Python that `threading` does not know")
+    found = [] if native_only else python_threads(own=THREAD_NAME, parked=parked)
     return found or list(native_threads(_blas_threads()).harmful)
 
 
@@ -175,6 +171,7 @@ class Forked:
             used = {**dict(variables(kernel)), **captured.globals_of(kernel)}
             report = run_watched(self._job, ranges, used)
             _deliver_messages()
+            _deliver_of_multiprocessing()
             parcel, kind = pack(report).settle(), _REPORT
         except BaseException as error:
             parcel, kind = pack_failure(error), _FAILURE
@@ -249,5 +246,21 @@ def _deliver_messages() -> None:
         raise TransportError(
             "what a kernel put into a queue could not be delivered",
             f"{left} messages still waited for room in a worker of this map, which ends with it",
+            "take messages out while the map runs, in a thread or another process, or put fewer",
+        )
+
+
+def _deliver_of_multiprocessing() -> None:
+    """Let what the kernel put into queues of multiprocessing get there: a thread of each sends it.
+
+    The end of the process would wait for that without end, and the caller for the process.
+    """
+    thread = threading.Thread(target=util._run_finalizers, daemon=True)  # type: ignore[attr-defined]
+    thread.start()
+    thread.join(_DELIVERY_S)
+    if thread.is_alive():
+        raise TransportError(
+            "what a kernel put into a multiprocessing.Queue could not be delivered",
+            "its pipe is full, and a worker of this map ends with it",
             "take messages out while the map runs, in a thread or another process, or put fewer",
         )

@@ -20,7 +20,7 @@ import queue
 import threading
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from ndshare._map import drop_result, resolved_layout
 from ndshare.compat.pasha.functor import Functor
 
 __all__ = ["MapContext", "PoolContext", "ProcessContext", "SerialContext", "ThreadContext"]
+
+Start = Literal["auto", "fork", "pool"]
 
 _OURS = __name__.rpartition(".")[0]
 
@@ -238,16 +240,31 @@ class ThreadContext(_NativePoolContext):
 class ProcessContext(_NativePoolContext):
     """Processes that see the state of the program as it is when `map` is called.
 
+    Parameters
+    ----------
+    num_workers : int, optional
+        By default the smaller of the CPU affinity and the container's CPU quota, at least 1.
+    start : {"auto", "fork", "pool"}, optional
+        As of `ndshare.ProcessContext`.
+
     Notes
     -----
-    Forked for the map while no thread but ndshare's runs; otherwise warm ones, to which the kernel is sent.
-    These also do maps whose kernel uses nothing but arrays, numbers and functions of the script.
+    Forked for the map unless a thread runs that may hold a lock; those that wait for something to do, as
+    beside a notebook, a progress bar or a queue, hold none. Otherwise warm ones, to which the kernel is
+    sent; files of h5py are opened there by name, read-only. These also do maps whose kernel uses nothing but
+    arrays, numbers and functions of the script.
     """
 
     _instance: ClassVar[Self | None] = None
+    _start: Start = "auto"
+
+    def __init__(self, num_workers: int | None = None, *, start: Start = "auto") -> None:
+        super().__init__(num_workers)
+        self._start = start
+        self._make()  # which refuses another start
 
     def _make(self) -> ndshare.MapContext:
-        return ndshare.ProcessContext(self.num_workers, start="auto")
+        return ndshare.ProcessContext(self.num_workers, start=self._start)
 
     @staticmethod
     def _alloc(shape: tuple[int, ...], dtype: Any, order: Any, fill: Any) -> np.ndarray[Any, Any]:
