@@ -226,13 +226,13 @@ def _owner(stack: int, name: str) -> str | None:
     at = np.searchsorted(starts, words, side="right") - 1
     inside = (at >= 0) & (words < ends[np.maximum(at, 0)])
     seen = list(dict.fromkeys(paths[number] for number in at[inside].tolist()))
+    if any(os.path.basename(path).startswith(_PYTHON) for path in seen):
+        return None  # it runs code of Python, which may call any library; or faulthandler's watchdog
     for path in seen:
         library = os.path.basename(path)
-        if not library.startswith(_SYSTEM + _PYTHON):
+        if not library.startswith(_SYSTEM):
             package = _package(path)
             return f"{library} of {package}" if package else library
-    if any(os.path.basename(path).startswith(_PYTHON) for path in seen):
-        return None  # the watchdog of faulthandler
     return f"a thread named {name!r}"
 
 
