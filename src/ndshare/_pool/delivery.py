@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import MapRun, Task
-from ndshare._processes import Crew, Worker, WorkerGoneError, frames, loaded
+from ndshare._processes import Crew, Worker, WorkerGoneError, fork_hazards, frames, inheritance, loaded
 from ndshare._system import _wire
 from ndshare._transport import (
     INLINE_MAX,
@@ -74,6 +74,10 @@ class _RunReference(weakref.ref["MapRun"]):
     token: int
 
 
+class ForkWantedError(Exception):
+    """The initializer or an argument of it can only be inherited; nothing was sent."""
+
+
 class Delivery:
     """Sends the tasks of one pool.
 
@@ -92,6 +96,8 @@ class Delivery:
         self._state = crew.state
         self._threads = settings.threads_each
         self._threads_asked = settings.threads is not None
+        self.withheld = settings.withheld  # variables that the workers have already
+        self.inherited = 0  # the number of what they inherit
         self._runs: dict[int, _RunReference] = {}  # maps whose function workers may have
         self._runs_over: collections.deque[_RunReference] = collections.deque()
         self.inputs: Inputs | None = None  # arrays that many tasks have in common are copied once
@@ -194,7 +200,7 @@ class Delivery:
             if fresh and self._settings.initializer is not None:
                 self._send_initializer(worker)
             worker.state_version = version
-        except WorkerGoneError:
+        except (WorkerGoneError, ForkWantedError):
             raise
         except Exception as error:  # the initializer cannot be pickled: nothing can run
             error = _without_frames(error)
@@ -202,6 +208,9 @@ class Delivery:
             rest.clear()
 
     def _send_initializer(self, worker: Worker) -> None:
+        if self.inherited:
+            self._send_bytes(worker, frames.INITIALIZER, self.inherited, b"")
+            return
         try:
             parcel = self._pack((self._settings.initializer, self._settings.initargs))
             self._send_names(worker, parcel.needs)
@@ -209,6 +218,14 @@ class Delivery:
             raise
         except Exception as error:
             text = f"it cannot be sent to a worker: {type(error).__name__}: {error}"
+            if self._settings.start == "auto" and inheritance.is_wanted(error):
+                if not (hazards := fork_hazards()):
+                    raise ForkWantedError(text) from error
+                text += (
+                    "; workers cannot be forked from this program either, because other threads run in it: "
+                    f'{", ".join(hazards)}. Submit before they are started, or ask for start="fork" if they '
+                    "hold no locks"
+                )
             raise InitializerError(self._settings.setup, text) from error
         self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
 
@@ -241,7 +258,7 @@ class Delivery:
             return parcel
         opening = _wire.window()
         try:
-            return pack(content, withheld=self._settings.withheld, inputs=self.inputs).settle()
+            return pack(content, withheld=self.withheld, inputs=self.inputs).settle()
         finally:
             _wire.curtain(opening)
 
@@ -263,7 +280,7 @@ class Delivery:
     ) -> None:
         if not needs and not worker.asked:
             return
-        known, withheld, seen = worker.known_main, self._settings.withheld, self.looked_at
+        known, withheld, seen = worker.known_main, self.withheld, self.looked_at
         try:
             draft = mainspace.deliver(needs | worker.asked, known, withheld, brought, seen)
         except UnsendableGlobalError:
@@ -284,7 +301,7 @@ class Delivery:
                 module = name.removeprefix(frames.IMPORT)
                 self._send_answer(worker, status, pack({module: loaded.facts(module)}).settle())
                 return
-            draft = mainspace.deliver(frozenset((name,)), known, self._settings.withheld)
+            draft = mainspace.deliver(frozenset((name,)), known, self.withheld)
             if draft is not None:
                 parcel = draft.settle()
                 worker.known_main.update(draft.delivers or {})

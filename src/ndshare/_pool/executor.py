@@ -64,6 +64,12 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         Names of modules that are imported once, before workers are forked.
     retries : int, optional
         How often a task whose *worker died* is tried again. A task that raises is never tried again.
+    start : {"auto", "clean", "fork"}, optional
+        Where workers come from: from a clean process, or forked from this program as it is when the first
+        one is wanted. With "auto" they are forked if the initializer or its arguments can only be inherited
+        (a lock, Value, Array, Event, Barrier or Queue of `multiprocessing`), and no threads run in this
+        program that forbid it; with "fork" the user answers for threads of Python. `start_method` says which
+        it was, and `start_reason` why.
 
     Notes
     -----
@@ -103,6 +109,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         env: Environment = None,
         preload: Iterable[str] = (),
         retries: int = 0,
+        start: Literal["clean", "fork", "auto"] = "auto",
     ) -> None:
         settings = checked_settings(
             "max_workers",
@@ -115,6 +122,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             env=env,
             preload=preload,
             retries=retries,
+            start=start,
         )
         if mp_context is not None:
             method = getattr(mp_context, "get_start_method", lambda **_: None)(allow_none=False)
@@ -301,6 +309,16 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         return statuses(self._pool)
 
     @property
+    def start_method(self) -> str:
+        """Where its workers come from: "clean", or "fork" if they are forked from this program."""
+        return "fork" if self._pool.inherited else "clean"
+
+    @property
+    def start_reason(self) -> str:
+        """A sentence that says why they are forked; empty if they are not."""
+        return self._pool.reason
+
+    @property
     def _processes(self) -> dict[int, WorkerProcess]:  # type: ignore[override]
         """The workers by process number, where programs look for those of the standard class."""
         return processes(self._pool)
@@ -314,8 +332,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
 
     @property
     def _mp_context(self) -> Any:  # type: ignore[override]
-        """The start method of `multiprocessing` whose workers are like these: they inherit nothing."""
-        return multiprocessing.get_context("spawn")
+        """The start method of `multiprocessing` whose workers are like these."""
+        return multiprocessing.get_context("fork" if self._pool.inherited else "spawn")
 
     @property
     def usable(self) -> bool:

@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from ndshare._pool.delivery import Delivery
+from ndshare._pool.delivery import Delivery, ForkWantedError
 from ndshare._pool.roster import BURST_TASKS, Roster
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import LEAVING, Task, TaskFuture
@@ -43,6 +43,7 @@ from ndshare._processes import (
     WorkerGoneError,
     frames,
     handle_waiting,
+    inheritance,
     loaded,
     own_crew,
 )
@@ -79,6 +80,8 @@ class Pool:
         self.ring = crew.hub.ring
         self.settings = settings
         self.withheld = settings.withheld
+        self.inherited = 0  # the number of what workers inherit that are forked from this program
+        self.reason = ""  # why they are
         self.delivery = Delivery(crew, settings)
         self.roster = Roster(settings)
         self.workers = self.roster.workers
@@ -94,6 +97,8 @@ class Pool:
         self._last_submit = 0.0
         self.held = False  # tasks wait for more to come
         crew.join(self)
+        if settings.start == "fork":
+            self._inherit('start="fork" was asked for')
 
     # ------------------------------------------------------------------ tasks in
 
@@ -106,6 +111,8 @@ class Pool:
         try:
             with self.hub.lock:
                 self._take_on((task,))
+                if self.inherited:
+                    self.crew.fork_for(self)
                 waiting = len(self.queue)
                 late = self.roster.saturated or (self._burst > BURST_TASKS and self.roster.tiny)
             if late:
@@ -136,6 +143,8 @@ class Pool:
         try:
             with self.hub.lock:
                 self._take_on(tasks)
+                if self.inherited:
+                    self.crew.fork_for(self)
             self._pump(leaving=waits)
         except BaseException:
             self._drop(tasks)
@@ -314,6 +323,14 @@ class Pool:
         self.roster.add(worker)
         return worker
 
+    def _inherit(self, reason: str) -> None:
+        """Have the workers forked from this program, as it is when the first of them is wanted."""
+        self.inherited = self.delivery.inherited = inheritance.keep(
+            self.settings.initializer, self.settings.initargs
+        )
+        self.withheld = self.delivery.withheld = self.settings.withheld | inheritance.names_of_main()
+        self.reason = f"workers are forked from this program: {reason}"
+
     def dispatch(
         self, worker: Worker, batch: list[Task], *, here: bool = False, asked: str | None = None
     ) -> None:
@@ -332,6 +349,14 @@ class Pool:
                 self.delivery.send(worker, rest, failed)
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent
+        except ForkWantedError as wanted:
+            with self.hub.lock:
+                if not self.inherited:
+                    self._inherit(str(wanted))
+                    self.crew.fork_for(self)
+                self.roster.dismiss(worker)
+                worker.quit()
+            self.hub.put_off(self.pump)
         finally:  # what was not sent waits again; after Ctrl-C, too
             with self.hub.lock:
                 self._leaving.pop(worker, None)
@@ -643,6 +668,8 @@ class Pool:
             for worker in list(self.workers):
                 self.roster.dismiss(worker)
                 self.crew.release(worker)
+            if self.inherited:
+                self.crew.retire(self.inherited)
         with self.ended:
             self.over = True
             self.ended.notify_all()

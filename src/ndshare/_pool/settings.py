@@ -36,12 +36,13 @@ class PoolSettings:
     preload: tuple[str, ...] = ()
     threads: int | None = None
     retries: int = 0
+    start: str = "auto"  # where its workers come from
     withheld: frozenset[str] = frozenset()  # variables whose values the initializer brings
 
     @property
     def own(self) -> bool:
         """Whether the workers are of no use to other pools."""
-        return bool(self.initializer or self.limit or self.env or self.preload)
+        return bool(self.initializer or self.limit or self.env or self.preload or self.start == "fork")
 
     @property
     def threads_each(self) -> int:
@@ -82,6 +83,7 @@ def checked_settings(
     env: Environment,
     preload: Iterable[str],
     retries: int,
+    start: str = "auto",
 ) -> PoolSettings:
     """Check what a user asks for; `name` is what the number of workers is called there."""
     if workers is None:
@@ -99,6 +101,8 @@ def checked_settings(
     initargs = tuple_of("initargs", initargs)
     if not (isinstance(snapshot, str) and snapshot in {"start", "submit"}):
         raise ValueError(f"snapshot must be 'start' or 'submit', got {snapshot!r}")
+    if not (isinstance(start, str) and start in {"clean", "fork", "auto"}):
+        raise ValueError(f"start must be 'clean', 'fork' or 'auto', got {start!r}")
     check_environment(env)
     return PoolSettings(
         int(workers),
@@ -109,4 +113,5 @@ def checked_settings(
         preload=module_names(preload),
         threads=threads_per_worker,
         retries=retries,
+        start=start,
     )

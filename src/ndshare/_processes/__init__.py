@@ -39,14 +39,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ndshare._processes import errstate, frames
+from ndshare._processes import errstate, frames, inheritance
 
 if TYPE_CHECKING:
     from ndshare._processes.crew import Crew, CrewClosedError, own_crew, shutdown
     from ndshare._processes.family import be, described, numbered, worker_id
     from ndshare._processes.hub import THREAD_NAME, Todo
     from ndshare._processes.injection import SetUp, invoke
-    from ndshare._processes.launcher import freeze_support
+    from ndshare._processes.launcher import fork_hazards, freeze_support
     from ndshare._processes.modules import loaded
     from ndshare._processes.records import handle_waiting, name_items
     from ndshare._processes.surroundings import add_aliases
@@ -65,9 +65,11 @@ __all__ = [
     "be",
     "described",
     "errstate",
+    "fork_hazards",
     "frames",
     "freeze_support",
     "handle_waiting",
+    "inheritance",
     "invoke",
     "loaded",
     "name_items",
@@ -83,7 +85,7 @@ _FILES = {
     "family": ("be", "described", "numbered", "worker_id"),
     "hub": ("THREAD_NAME", "Todo"),
     "injection": ("SetUp", "invoke"),
-    "launcher": ("freeze_support",),
+    "launcher": ("fork_hazards", "freeze_support"),
     "modules": ("loaded",),
     "records": ("handle_waiting", "name_items"),
     "surroundings": ("add_aliases",),

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from ndshare._memory import forget_owner, ledger_attach, ledger_clear, ledger_create, ledger_detach
-from ndshare._processes import frames
+from ndshare._processes import frames, inheritance
 from ndshare._processes.hub import Hub, Todo
 from ndshare._processes.launcher import Zygote, ZygoteSpec
 from ndshare._processes.surroundings import CallerState
@@ -123,7 +123,9 @@ class Crew:
             worker = None
         if worker is None:
             worker = self._spawn(
-                ZygoteSpec.of(overlay, pool.settings.preload), overlay, pool.settings.idle_limit
+                ZygoteSpec.of(overlay, pool.settings.preload, pool.inherited),
+                overlay,
+                pool.settings.idle_limit,
             )
         worker.pool = pool
         worker.sent = 0
@@ -150,6 +152,19 @@ class Crew:
         self.idle.append(worker)
         self.hub.later(_IDLE_S + 1, self._reap)
 
+    def retire(self, inherited: int) -> None:
+        """End a process that was forked from this program, after its last worker (under the hub's lock)."""
+        inheritance.drop(inherited)
+        for ear in [ear for spec, ear in self.zygotes.items() if spec.inherited == inherited]:
+            ear.retired = True
+            self._end_retired(ear)
+
+    def _end_retired(self, ear: _Ear) -> None:
+        if not any(worker.zygote is ear.zygote for worker in self.workers.values()):
+            self.hub.ignore(ear)
+            self.zygotes.pop(ear.zygote.spec, None)
+            ear.zygote.close()
+
     def _reap(self) -> None:
         limit = time.monotonic() - _IDLE_S
         with self.hub.lock:
@@ -169,13 +184,26 @@ class Crew:
             since, why = self._failed.pop(spec)
             if time.monotonic() - since < _FAILED_S:
                 raise WorkerError(why)
-        ear = self.zygotes[spec] = _Ear(self, Zygote(spec))
-        self.hub.listen(ear)
+        ear = self._open(spec)
         try:
             return Worker(self, ear.zygote, overlay, idle_limit)
         except ConnectionError as error:
             self._bury(ear)
             raise WorkerError(ear.zygote.failure) from error
+
+    def _open(self, spec: ZygoteSpec) -> _Ear:
+        ear = self.zygotes[spec] = _Ear(self, Zygote(spec))
+        self.hub.listen(ear)
+        return ear
+
+    def fork_for(self, pool: Pool) -> None:
+        """Fork this program for the workers of a pool, if that was not done (under the hub's lock).
+
+        In a thread that submits: what other threads are just doing the I/O thread cannot know.
+        """
+        spec = ZygoteSpec.of({}, pool.settings.preload, pool.inherited)
+        if spec not in self.zygotes:
+            self._open(spec)
 
     def _bury(self, ear: _Ear) -> None:
         """Take a zygote off the books that has been found dead."""
@@ -279,12 +307,14 @@ class _Ear:
     def __init__(self, crew: Crew, zygote: Zygote) -> None:
         self.crew = crew
         self.zygote = zygote
+        self.retired = False  # its pool is over
 
     def fileno(self) -> int:
         return self.zygote.fileno()
 
     def on_ready(self, done: Todo) -> None:
-        for message in self.zygote.read():
+        said = self.zygote.read()
+        for message in said:
             if not message:
                 self.crew.on_zygote_end(self, done)
             elif (worker := self.crew.workers.get(message[1])) is None:
@@ -293,6 +323,8 @@ class _Ear:
                 self.crew.on_exit(worker, message[2], message[3], message[4], done)
             elif message[0] == frames.FAILED:
                 self.crew.on_exit(worker, 0, None, 0, done)
+        if self.retired and said and said[-1]:
+            self.crew._end_retired(self)
 
 
 _crew: Crew | None = None

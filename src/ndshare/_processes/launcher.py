@@ -66,14 +66,19 @@ class ZygoteSpec(NamedTuple):
         Environment variables that must be set before NumPy is imported, sorted.
     preload : tuple of str
         Modules imported once, before the workers are forked.
+    inherited : int
+        The number of what is inherited, if it is forked from this program; see `inheritance`.
     """
 
     variables: tuple[tuple[str, str], ...] = ()
     preload: tuple[str, ...] = ()
+    inherited: int = 0
 
     @classmethod
-    def of(cls, overlay: dict[str, str], preload: tuple[str, ...]) -> ZygoteSpec:
-        """The zygote that workers with this environment need."""
+    def of(cls, overlay: dict[str, str], preload: tuple[str, ...], inherited: int) -> ZygoteSpec:
+        """The zygote that workers with this environment need; a fork of this program has read it already."""
+        if inherited:
+            return cls((), preload, inherited)
         early = {k: v for k, v in overlay.items() if k.startswith(_IMPORT_TIME_PREFIXES)}
         return cls(tuple(sorted(early.items())), preload)
 
@@ -113,6 +118,13 @@ class Zygote:
 
     def _start(self, theirs: socket.socket) -> Any:
         """Start it; what it is to be told waits in its socket."""
+        if self.spec.inherited:
+            if threading.current_thread().name == THREAD_NAME:  # what the others are just doing is not known
+                raise WorkerError(
+                    "the process that the workers of this executor were forked from has ended; the next "
+                    "submit forks another one"
+                )
+            return _Forked(theirs, self.control)
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
@@ -131,7 +143,7 @@ class Zygote:
                 pipe.flush()
                 command = spawn.get_command_line(pipe_handle=reader)
                 return _launched(command, environment, (fd, reader))
-        strangers = _strangers()
+        strangers = fork_hazards()
         if strangers or spawn.is_forking(sys.argv):
             raise WorkerError(_no_interpreter(strangers))
         return _Forked(theirs, self.control)
@@ -352,12 +364,15 @@ def _no_interpreter(strangers: list[str]) -> str:
 # ---------------------------------------------------------------------- this process as the one to fork from
 
 
-def _strangers() -> list[str]:
+def _is_harmless(thread: threading.Thread) -> bool:
+    """Whether a child can do without: ndshare's own; those of queues and progress bars begin anew there."""
+    return thread.name in {THREAD_NAME, "QueueFeederThread"} or type(thread).__module__ == "tqdm._monitor"
+
+
+def fork_hazards() -> list[str]:
     """Names of the threads that forbid a fork: a lock that they hold would never be free in the child."""
     me = threading.current_thread()
-    found = [
-        thread.name for thread in threading.enumerate() if thread is not me and thread.name != THREAD_NAME
-    ]
+    found = [thread.name for thread in threading.enumerate() if thread is not me and not _is_harmless(thread)]
     if count := unknown_to_threading():
         found.append(f"{count} of Python that `threading` does not know")
     return found or list(native_threads().harmful)
@@ -370,7 +385,9 @@ class _Forked:
         self.returncode: int | None = None
         streams.flush()  # else the child writes it again
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # the other thread is ours, see `_strangers`
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # the other thread is ours, see `fork_hazards`
             self.pid = os.fork()
         if self.pid == 0:
             try:

@@ -41,7 +41,7 @@ from typing import Any
 from ndshare import errors
 from ndshare._memory import install_handler, ledger_attach, owner_prefix, set_idle_limit, trim
 from ndshare._pickling import advanced_by, arrived
-from ndshare._processes import family, frames, records, streams
+from ndshare._processes import family, frames, inheritance, records, streams
 from ndshare._processes.asking import Asking
 from ndshare._processes.modules import Finder
 from ndshare._processes.surroundings import Surroundings
@@ -83,7 +83,8 @@ class _Worker:
         _wire.store_u64(self.board, self.row + frames.OWNER_AT, owner_prefix())
         _wire.store_u64(self.board, self.row + frames.PID_AT, os.getpid())
         self.asking = Asking(self.socket_fd, self._send_one)
-        mainspace.install(self._ask)
+        self.inherited = options["inherited"]
+        self._make_main()
         os.environ.update(options["overlay"])
         family.track_with_caller(self._ask_for_tracker)
         self._preload(options["preload"])
@@ -92,6 +93,12 @@ class _Worker:
         self.surroundings = Surroundings(options["overlay"], options["threads"], self._send_record)
         self.birth = contextvars.copy_context()  # has NumPy's handler of memory; what tasks set is not in it
         self.context = self.birth.copy()
+
+    def _make_main(self) -> None:
+        if self.inherited:
+            mainspace.keep()
+        else:
+            mainspace.install(self._ask)
 
     def _preload(self, names: tuple[str, ...]) -> None:
         try:
@@ -311,7 +318,7 @@ class _Worker:
     def _on_forget(self, _s: int, _count: int, token: int, _body: memoryview, _fds: tuple[int, ...]) -> None:
         self.functions.pop(token, None)
 
-    def _on_initializer(self, _s: int, _c: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
+    def _on_initializer(self, _s: int, _c: int, n: int, body: memoryview, fds: tuple[int, ...]) -> None:
         try:
             try:
                 self.cell = -1
@@ -319,7 +326,7 @@ class _Worker:
                 if self.main_failure is not None:
                     raise self.main_failure[0]
                 self.asking.begin()
-                function, args = unpack(body, fds)
+                function, args = inheritance.kept[n] if n else unpack(body, fds)
                 function(*args)
                 advanced_by(function, ())  # it may have seeded some, for this worker alone
             finally:
@@ -335,7 +342,7 @@ class _Worker:
             self.functions.clear()
             self.told.clear()
             arrived.clear()
-            mainspace.install(self._ask)  # as for a process forked now: no globals of earlier tasks
+            self._make_main()  # as for a process forked now: no globals of earlier tasks
             self.main_failure = None
         state = unpack(body, fds) if status == frames.PARCEL else body
         self.surroundings.apply(pickle.loads(state), fresh=bool(fresh))

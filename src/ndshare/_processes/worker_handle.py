@@ -86,6 +86,10 @@ class Pool(Protocol):
         """What its workers must be like."""
 
     @property
+    def inherited(self) -> int:
+        """The number of what its workers inherit from the program; 0 if they come from a clean process."""
+
+    @property
     def roster(self) -> Roster:
         """Its workers."""
 
@@ -194,6 +198,7 @@ class Worker:
                 "overlay": overlay,
                 "idle_limit": idle_limit,
                 "threads": zygote.threads,
+                "inherited": zygote.spec.inherited,
                 "description": family.described(),
             }
             try:

@@ -77,6 +77,13 @@ def install(ask: Callable[[str], None] | None = None) -> types.ModuleType:
     return main
 
 
+def keep() -> None:
+    """Keep the ``__main__`` that was inherited, in a worker that was forked from the program."""
+    expect_gifts()
+    for name in MAIN_NAMES:
+        sys.modules[name] = sys.modules["__main__"]
+
+
 def apply(update: dict[str, object]) -> None:
     """Bind what `deliver` has sent in this process's ``__main__``."""
     # A dotted key is a submodule: its import, while the message was unpickled, was the purpose.
