@@ -10,9 +10,11 @@ left to themselves (protocol 5 notwithstanding): tested with NumPy 2.5.
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +73,43 @@ def make_small(
         raise TransportError("a message was refused", got, "send parcels only, as they are")
     array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, data, 0, strides)
     return array.copy("C" if strides is None else "K")
+
+
+def reduce_memoryview(view: memoryview) -> Any:
+    """Take a memoryview apart: its memory travels as that of an array, by reference if it is shared."""
+    try:
+        array = _array_of(view)
+    except (NotImplementedError, ValueError, BufferError, RuntimeError) as error:
+        raise _unsendable_view(view) from error
+    if array.dtype.hasobject or view.format == "P":
+        raise _unsendable_view(view)
+    return make_memoryview, (array, view.format, view.readonly)
+
+
+def _array_of(view: memoryview) -> np.ndarray[Any, Any]:
+    if not view.format.startswith("T{"):
+        return np.asarray(view)
+    with (
+        warnings.catch_warnings()
+    ):  # of ctypes, which forgets the gaps; NumPy then asks for its own description
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(view)
+
+
+def _unsendable_view(view: memoryview) -> TypeError:
+    return TypeError(
+        f"a memoryview of format {view.format!r} cannot be sent to another process: it shows objects or "
+        "addresses of this process; send what it is a view of, or a NumPy array of its content"
+    )
+
+
+def make_memoryview(array: np.ndarray[Any, Any], code: str, readonly: bool) -> memoryview:
+    """Return the memoryview of `reduce_memoryview` on an array."""
+    view: memoryview = memoryview(array)  # type: ignore[arg-type]
+    if view.format != code and len(code.lstrip("@")) == 1 and view.c_contiguous and view.nbytes:
+        with contextlib.suppress(ValueError, TypeError):  # another letter for the same, as "n" for "l"
+            view = view.cast("B").cast(code, view.shape)  # type: ignore[call-overload]
+    return view.toreadonly() if readonly else view
 
 
 def reduce_subclass(array: np.ndarray[Any, Any]) -> Any:

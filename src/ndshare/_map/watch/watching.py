@@ -29,6 +29,7 @@ Not guaranteed
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import sys
 import types
@@ -191,6 +192,12 @@ class Watch:
             self._visit(name, value.__self__, depth + 1)
         elif issubclass(kind, types.BuiltinMethodType):
             self._visit(name, value.__self__, depth)
+        elif kind is memoryview:
+            with contextlib.suppress(NotImplementedError, ValueError):  # it cannot be sent either
+                self._array(name, np.asarray(value))
+        elif type(kind).__module__ == "_ctypes":
+            before = bytes(value)
+            self._watch(name, value, lambda: bytes(value) != before)
         elif issubclass(kind, BUFFERS):
             if not quiet:
                 self._watch(name, value, watch_container(value))
