@@ -378,7 +378,8 @@ def _finish() -> None:
 
 
 def finish_within(seconds: float) -> int:
-    """Deliver for so long at most; return how many messages are left then."""
+    """Deliver for so long at most; return how many messages are left, for which nobody waits any more."""
     for backlog in list(_busy):
-        backlog.join(seconds)
+        if not backlog.join(seconds):
+            backlog.waits_at_exit = False
     return sum(len(backlog.messages) for backlog in list(_busy))

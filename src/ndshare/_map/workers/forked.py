@@ -175,6 +175,7 @@ class Forked:
             parcel, kind = pack(report).settle(), _REPORT
         except BaseException as error:
             parcel, kind = pack_failure(error), _FAILURE
+            _undelivered(0.0)  # the end of this process would wait for it
         fds = parcel.descriptors()
         _wire.send_message(link.fileno(), [kind, parcel.data], fds, 0)
 
@@ -235,14 +236,18 @@ class Forked:
             _wire.unshield()
 
 
+def _undelivered(seconds: float) -> int:
+    """Let what the kernel put into queues get there, for so long; return how many messages are given up."""
+    if "ndshare._queue" not in sys.modules:  # nothing was put
+        return 0
+    from ndshare._queue import finish_within
+
+    return finish_within(seconds)
+
+
 def _deliver_messages() -> None:
     """Let what the kernel put into queues get there: this process ends with the map."""
-    left = 0
-    if "ndshare._queue" in sys.modules:  # else nothing was put
-        from ndshare._queue import finish_within
-
-        left = finish_within(_DELIVERY_S)
-    if left:
+    if left := _undelivered(_DELIVERY_S):
         raise TransportError(
             "what a kernel put into a queue could not be delivered",
             f"{left} messages still waited for room in a worker of this map, which ends with it",
