@@ -309,6 +309,7 @@ def test_shared_dict_locked_arrays_keep_their_value():
             assert [int(part.max()) for part in kept] == [int(part.min()) for part in kept] == [1, 2, 3, 4]
 
 
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")  # NumPy 2.5 and later advise against it
 def test_shared_dict_locked_array_of_other_shape_is_published_by_its_bytes(d):
     """Setting shape and dtype of the array in place changes how it is seen, not how much memory is published."""
     with d.locked("a") as a:
