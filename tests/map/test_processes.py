@@ -204,7 +204,11 @@ def test_what_cannot_be_pickled_is_inherited_by_fork() -> None:
     assert report.start_method == "fork"
     assert "'lock'" in report.reason
     ended = threading.Event()
-    thread = threading.Thread(target=ended.wait)
+
+    def work() -> None:  # whoever waits in code of the program may hold locks
+        ended.wait()
+
+    thread = threading.Thread(target=work)
     thread.start()
     try:
         with pytest.raises(TypeError, match=r"'lock'.*threads"):
