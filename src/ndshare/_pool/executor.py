@@ -359,7 +359,12 @@ def _call_all(fn: Callable[..., Any], group: list[tuple[Any, ...]]) -> list[Any]
     return [fn(*args) for args in group]
 
 
-def _results(tasks: collections.deque[Any], more: Iterator[Any], deadline: float | None) -> Iterator[Any]:
+def _results(
+    tasks: collections.deque[Any],
+    more: Iterator[Any],
+    deadline: float | None,
+    is_finalizing: Callable[[], bool] = sys.is_finalizing,
+) -> Iterator[Any]:
     try:
         while tasks:
             results = tasks[0].result(None if deadline is None else deadline - time.monotonic())
@@ -370,5 +375,6 @@ def _results(tasks: collections.deque[Any], more: Iterator[Any], deadline: float
                     tasks.append(task)
                 yield results.pop()
     finally:
-        for task in tasks:
-            task.cancel()
+        if not is_finalizing():  # else nothing is left to cancel with
+            for task in tasks:
+                task.cancel()

@@ -10,6 +10,7 @@ import sys
 import traceback
 from typing import Any
 
+from ndshare._pickling import register_reducer
 from ndshare._transport import transport
 from ndshare.errors import RemoteError
 
@@ -79,6 +80,15 @@ def _portable_group(group: BaseExceptionGroup[Any]) -> BaseExceptionGroup[Any]:
     for note in getattr(group, "__notes__", ()):
         again.add_note(str(note))
     return again
+
+
+def _reduce_group(group: BaseExceptionGroup[Any]) -> Any:
+    # By message and members, as Python does it: tblib, which Dask installs, rebuilds groups without them.
+    return type(group), (group.message, list(group.exceptions)), vars(group) or None
+
+
+for _group in (BaseExceptionGroup, ExceptionGroup):
+    register_reducer(_group, _reduce_group)
 
 
 def with_traceback(error: BaseException, text: str) -> BaseException:
