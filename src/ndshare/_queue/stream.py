@@ -74,8 +74,9 @@ class _Opened:
         self.places, self.memory_fd, self.memory = files[:2], files[2], _memory_of(files[2])
         self.files = files
 
-    def __del__(self, close=close_all) -> None:  # type: ignore[no-untyped-def]
-        close(getattr(self, "files", ()))
+    def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]  # names are gone at exit
+        for fd in getattr(self, "files", ()):
+            close(fd)
 
 
 class Stream:
