@@ -93,8 +93,8 @@ def _received(result: Any, _fd: int, buffer: Any, *_: Any) -> None:
         reach("worker received")
 
 
-def _claimed(result: Any, _memory: Any, _at: int, _old: int, new: int) -> None:
-    if _role[0] == "worker" and result and new == frames.STARTED:
+def _claimed(result: Any, *_: Any) -> None:
+    if _role[0] == "worker" and result:
         _role[1] = "claimed"
         reach("worker claimed")
 
@@ -107,8 +107,17 @@ def _in_task(where: str) -> Callable[..., None]:
     return reached
 
 
-def _sent(_result: Any, *_: Any) -> None:
-    if _role == ["worker", "claimed"]:
+def _is_answer(parts: Any) -> bool:
+    return bool(_role == ["worker", "claimed"] and bytes(parts[0][:1]) == bytes([frames.RESULT]))
+
+
+def _sending(_fd: int, parts: Any, *_: Any) -> None:
+    if _is_answer(parts):
+        reach("worker sending")
+
+
+def _sent(_result: Any, _fd: int, parts: Any, *_: Any) -> None:
+    if _is_answer(parts):
         _role[1] = ""
         reach("worker sent")
 
@@ -119,8 +128,8 @@ def install() -> None:
     _wrap(worker, "unpack", _in_task("worker unpacking"), None)
     _wrap(worker, "pack_plain", _in_task("worker packing"), None)
     _wrap(_wire, "recv_message", None, _received)
-    _wrap(_wire, "cas_u8", None, _claimed)
-    _wrap(_wire, "send_message", _in_task("worker sending"), _sent)
+    _wrap(_wire, "claim", None, _claimed)
+    _wrap(_wire, "send_message", _sending, _sent)
     _wrap(worker._Worker, "_leave", lambda *_: reach("worker leaving"), None)
     _wrap(zygote._Zygote, "_spawn", lambda *_: reach("zygote forking"), None)
 
