@@ -205,7 +205,9 @@ class Pool:
         self.hub.put_off(self.pump)
 
     def withdraw(self, task: Task) -> bool:
-        """Let go of a task that its user cancels; False if a worker has begun it."""
+        """Let go of a task that its user cancels; False if a worker has begun it, or it is the parent's."""
+        if self.hub.pid != os.getpid():
+            return False
         _wire.shield()
         try:
             with self.hub.lock:
@@ -241,6 +243,8 @@ class Pool:
 
     def is_running(self, task: Task) -> bool:
         """Whether a worker has begun a task."""
+        if self.hub.pid != os.getpid():
+            return False  # in a forked child: what the parent's workers do is not known there
         with self.hub.lock:
             worker, seq = task.worker, task.seq
             if worker is None or seq == LEAVING:
