@@ -86,7 +86,6 @@ class Roster:
 
     def took(self, seconds: float) -> None:
         """Note how long a task took."""
-        self._generation = loaded.generation()  # of the caller's modules, when a worker was chosen last
         self._stillborn = 0
         self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
 
@@ -190,6 +189,5 @@ class Roster:
         self._stillborn += 1
         if self._stillborn < _STILLBORN:
             return False
-        self._generation = loaded.generation()  # of the caller's modules, when a worker was chosen last
         self._stillborn = 0
         return True
