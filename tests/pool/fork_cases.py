@@ -141,7 +141,7 @@ def test_clean_workers_refuse_it() -> None:
 def test_threads_forbid_a_fork_and_are_named() -> None:
     """Unless the user answers for them."""
     go_on = threading.Event()
-    thread = threading.Thread(target=go_on.wait, name="reader of something")
+    thread = threading.Thread(target=lambda: go_on.wait(), name="reader of something")
     thread.start()
     try:
         with _pool(multiprocessing.Lock()) as executor:

@@ -13,7 +13,7 @@ _BEGIN = """
 import ctypes, os, signal, sys, threading, time
 import numpy as np
 import ndshare
-from ndshare._system import native_threads, python_threads
+from ndshare._system import fork_hazards, native_threads
 signal.alarm(90)  # nothing here hangs
 
 libc = ctypes.CDLL(None)
@@ -34,14 +34,17 @@ void *wait_here(void *nothing) { for (;;) pause(); return nothing; }
 def test_process_without_other_threads_has_none(run_script) -> None:
     """Those of OpenBLAS, busy or not, of Python and of faulthandler count for nothing."""
     script = """
-for _ in range(20):
+from ndshare._system import threads
+for _ in range(50):
+    threads._found.clear()
     np.ones((300, 300)) @ np.ones((300, 300))
-    assert native_threads(8).harmful == (), native_threads(8)
+    assert fork_hazards() == []
+    assert native_threads().harmful == (), native_threads()
 import faulthandler
 faulthandler.dump_traceback_later(60)
 thread = threading.Thread(target=time.sleep, args=(0.2,))
 thread.start()
-print(native_threads(8), python_threads(parked=False))
+print(native_threads(), fork_hazards(parked=False))
 thread.join()
 faulthandler.cancel_dump_traceback_later()
 """
@@ -134,6 +137,6 @@ for workers in (1, 2):
     out[:] = 0
     ndshare.ProcessContext(workers, start="fork", threads_per_worker=2).map(kernel, range(4))
     assert np.allclose(out, expected)
-print(native_threads(8).harmful)
+print(native_threads().harmful)
 """
     assert run_script(_BEGIN + _MAPS + script).stdout == "()\n"

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import MapRun, Task
-from ndshare._processes import Crew, Worker, WorkerGoneError, fork_hazards, frames, inheritance, loaded
-from ndshare._system import _wire
+from ndshare._processes import Crew, Worker, WorkerGoneError, frames, inheritance, loaded
+from ndshare._system import _wire, fork_hazards
 from ndshare._transport import (
     INLINE_MAX,
     Inputs,
@@ -219,7 +219,7 @@ class Delivery:
         except Exception as error:
             text = f"it cannot be sent to a worker: {type(error).__name__}: {error}"
             if self._settings.start == "auto" and inheritance.is_wanted(error):
-                if not (hazards := fork_hazards()):
+                if not (hazards := fork_hazards(parked=False)):
                     raise ForkWantedError(text) from error
                 text += (
                     "; workers cannot be forked from this program either, because other threads run in it: "

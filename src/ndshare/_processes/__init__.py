@@ -44,16 +44,15 @@ from ndshare._processes import errstate, frames, inheritance
 if TYPE_CHECKING:
     from ndshare._processes.crew import Crew, CrewClosedError, own_crew, shutdown
     from ndshare._processes.family import be, described, numbered, worker_id
-    from ndshare._processes.hub import THREAD_NAME, Todo
+    from ndshare._processes.hub import Todo
     from ndshare._processes.injection import SetUp, invoke
-    from ndshare._processes.launcher import fork_hazards, freeze_support
+    from ndshare._processes.launcher import freeze_support
     from ndshare._processes.modules import loaded
     from ndshare._processes.records import handle_waiting, name_items
     from ndshare._processes.surroundings import add_aliases
     from ndshare._processes.worker_handle import Answer, Worker, WorkerGoneError
 
 __all__ = [
-    "THREAD_NAME",
     "Answer",
     "Crew",
     "CrewClosedError",
@@ -65,7 +64,6 @@ __all__ = [
     "be",
     "described",
     "errstate",
-    "fork_hazards",
     "frames",
     "freeze_support",
     "handle_waiting",
@@ -83,9 +81,9 @@ __all__ = [
 _FILES = {
     "crew": ("Crew", "CrewClosedError", "own_crew", "shutdown"),
     "family": ("be", "described", "numbered", "worker_id"),
-    "hub": ("THREAD_NAME", "Todo"),
+    "hub": ("Todo",),
     "injection": ("SetUp", "invoke"),
-    "launcher": ("fork_hazards", "freeze_support"),
+    "launcher": ("freeze_support",),
     "modules": ("loaded",),
     "records": ("handle_waiting", "name_items"),
     "surroundings": ("add_aliases",),

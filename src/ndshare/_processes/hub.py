@@ -41,16 +41,13 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from ndshare._processes import frames
-from ndshare._system import _wire
+from ndshare._system import THREAD_NAME, _wire
 
 #: How long the I/O thread waits before it takes over from a thread that has stopped leading.
 _PARK_S = 3e-3
 #: A thread that leads so often in that time will do so again: meanwhile the I/O thread looks without the GIL.
 _OFTEN = 6
 _REST_MOST_S = 1.0
-
-#: Name of the I/O thread: the only one that a fork may leave behind without harm.
-THREAD_NAME = "ndshare-io"
 
 #: What is to be done once the lock is free.
 Todo = collections.deque[Callable[[], None]]

@@ -27,9 +27,8 @@ from multiprocessing import spawn
 from typing import Any, NamedTuple
 
 from ndshare._processes import frames, streams, zygote
-from ndshare._processes.hub import THREAD_NAME
 from ndshare._processes.surroundings import absolute, working_directory
-from ndshare._system import _wire, native_threads, unknown_to_threading
+from ndshare._system import THREAD_NAME, _wire, fork_hazards
 from ndshare.errors import WorkerError, code_or_signal
 
 # Runs in a fresh interpreter. The caller's sys.path comes first, by the socket, so that ndshare itself is
@@ -143,7 +142,7 @@ class Zygote:
                 pipe.flush()
                 command = spawn.get_command_line(pipe_handle=reader)
                 return _launched(command, environment, (fd, reader))
-        strangers = fork_hazards()
+        strangers = fork_hazards(parked=False)
         if strangers or spawn.is_forking(sys.argv):
             raise WorkerError(_no_interpreter(strangers))
         return _Forked(theirs, self.control)
@@ -362,20 +361,6 @@ def _no_interpreter(strangers: list[str]) -> str:
 
 
 # ---------------------------------------------------------------------- this process as the one to fork from
-
-
-def _is_harmless(thread: threading.Thread) -> bool:
-    """Whether a child can do without: ndshare's own; those of queues and progress bars begin anew there."""
-    return thread.name in {THREAD_NAME, "QueueFeederThread"} or type(thread).__module__ == "tqdm._monitor"
-
-
-def fork_hazards() -> list[str]:
-    """Names of the threads that forbid a fork: a lock that they hold would never be free in the child."""
-    me = threading.current_thread()
-    found = [thread.name for thread in threading.enumerate() if thread is not me and not _is_harmless(thread)]
-    if count := unknown_to_threading():
-        found.append(f"{count} of Python that `threading` does not know")
-    return found or list(native_threads().harmful)
 
 
 class _Forked:

@@ -44,14 +44,16 @@ from ndshare._system.platform import (
     set_inside_worker,
     unlock_byte,
 )
-from ndshare._system.threads import native_threads, python_threads, unknown_to_threading
+from ndshare._system.threads import THREAD_NAME, blas_controller, fork_hazards, native_threads
 
 __all__ = [
     "DONE",
     "FAILED",
+    "THREAD_NAME",
     "UNDONE",
     "Board",
     "_wire",
+    "blas_controller",
     "check_callable",
     "check_count",
     "check_environment",
@@ -60,6 +62,7 @@ __all__ = [
     "default_workers",
     "descriptors_in_flight",
     "drop_spares",
+    "fork_hazards",
     "is_alive",
     "is_byte_locked",
     "keep_spare",
@@ -68,7 +71,6 @@ __all__ = [
     "module_names",
     "native_threads",
     "processors",
-    "python_threads",
     "reopen",
     "require_linux",
     "selective",
@@ -76,7 +78,6 @@ __all__ = [
     "spare_size",
     "take_spare",
     "tuple_of",
-    "unknown_to_threading",
     "unlock_byte",
     "variables",
     "warn_caller",

@@ -11,6 +11,8 @@ notebook and a progress bar.
 Guarantees
 ----------
 - A process without such threads is looked at in 10 µs.
+- `fork_hazards` names whom a fork would harm, for every room that forks: those threads of Python that are not
+  ndshare's own and do not wait in a known place, and those of libraries.
 - Not harmful are those that cope with a fork (OpenBLAS, the OpenMP of Intel and LLVM, blosc, jemalloc), those
   of ZeroMQ, which a child has no use for, and that of `faulthandler`.
 
@@ -30,6 +32,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+#: The name of ndshare's own thread, which holds no lock when another one forks.
+THREAD_NAME = "ndshare-io"
 _TASKS = "/proc/self/task"
 _STACK_BYTES = 16 << 10
 #: Threads of OpenBLAS spin for a while after their work: that long they are waited for.
@@ -91,16 +95,50 @@ class Native(NamedTuple):
 _NONE = Native((), openmp=False)
 _found: dict[tuple[str, str], str | None] = {}  # owner by thread and its start
 _libraries: tuple[int, Any, Any, list[str]] = (0, None, None, [])
+_controller: tuple[int, Any] | None = None
 
 
-def native_threads(blas_threads: int = 0) -> Native:
-    """Look at the threads of this process that Python did not start.
+def fork_hazards(*, native_only: bool = False, parked: bool = True) -> list[str]:
+    """Return whose threads a forked child would lack; none of them is ndshare's own, or the calling one.
 
     Parameters
     ----------
-    blas_threads : int, optional
-        How many threads OpenBLAS may have: so many that are busy and have no name of their own are taken for
-        its.
+    native_only : bool, optional
+        Leave threads of Python out: the user answers for them.
+    parked : bool, optional
+        Whether those of Python count that wait in a known place, where they hold no lock.
+    """
+    found = [] if native_only else python_threads(parked=parked)
+    return found or list(native_threads().harmful)
+
+
+def blas_controller() -> Any:
+    """Return what sets the threads of the BLAS and OpenMP libraries of this process.
+
+    To look for them takes up to 15 ms, so children are not to do it, nor every map: libraries come with
+    modules.
+    """
+    global _controller
+    if _controller is None or _controller[0] != len(sys.modules):
+        import threadpoolctl
+
+        _controller = len(sys.modules), threadpoolctl.ThreadpoolController()
+    return _controller[1]
+
+
+def _blas_threads() -> int:
+    """Return how many threads OpenBLAS may have besides the callers'; it ends them before a fork."""
+    return sum(
+        library["num_threads"] - 1
+        for library in blas_controller().info()
+        if library["internal_api"] == "openblas" and library.get("threading_layer") == "pthreads"
+    )
+
+
+def native_threads() -> Native:
+    """Look at the threads of this process that Python did not start.
+
+    Of those that are busy and have no name of their own, as many as OpenBLAS may have are taken for its.
     """
     python = {str(thread.native_id) for thread in threading.enumerate()}
     others = [task for task in os.listdir(_TASKS) if task not in python]
@@ -115,6 +153,7 @@ def native_threads(blas_threads: int = 0) -> Native:
             break
         others = busy
         time.sleep(_POLL_S)
+    blas_threads = _blas_threads() if others else 0
     blas_threads -= sum(1 for owner in owners if owner is not None and "openblas" in owner)
     own_name = _read(str(os.getpid()), "comm")
     for task in others:
@@ -132,19 +171,11 @@ def native_threads(blas_threads: int = 0) -> Native:
     return Native(tuple(dict.fromkeys(harmful)), openmp=any(_OPENMP in name for name in names))
 
 
-def unknown_to_threading() -> int:
-    """Return how many threads run Python code that the module `threading` does not know."""
-    known = {thread.ident for thread in threading.enumerate()}
-    return len(sys._current_frames().keys() - known)
-
-
-def python_threads(own: str = "", *, parked: bool = True) -> list[str]:
-    """Return the threads that run Python code, besides the calling one, known to `threading` or not.
+def python_threads(*, parked: bool = True) -> list[str]:
+    """Return the other threads that run Python code, known to `threading` or not, except ndshare's own.
 
     Parameters
     ----------
-    own : str, optional
-        Name of the one that is left out.
     parked : bool, optional
         Whether those count that wait for something to do, in a known place: they hold no lock. One that is
         just about to, such as one that has delivered what was printed, is given the time.
@@ -152,7 +183,8 @@ def python_threads(own: str = "", *, parked: bool = True) -> list[str]:
     deadline = time.monotonic() + _PARKING_S
     while True:
         threads = {thread.ident: thread for thread in threading.enumerate()}
-        left_out = {threading.get_ident(), *(ident for ident, one in threads.items() if one.name == own)}
+        own = (ident for ident, thread in threads.items() if thread.name == THREAD_NAME)
+        left_out = {threading.get_ident(), *own}
         frames = {ident: frame for ident, frame in sys._current_frames().items() if ident not in left_out}
         working = [
             ident
@@ -222,6 +254,11 @@ def _owner(stack: int, name: str) -> str | None:
     except OSError:
         return f"a thread named {name!r}"
     words = np.frombuffer(content[: len(content) // 8 * 8], np.uint64)
+    # The C library keeps what it knows of a thread above its stack; that begins with its own address, twice
+    # (x86-64). Beyond is memory of anybody.
+    own = words == np.uint64(stack) + 8 * np.arange(len(words), dtype=np.uint64)
+    ends_at = np.flatnonzero(own[:-2] & (words[2:] == words[:-2]))
+    words = words[: ends_at[0]] if len(ends_at) else words
     starts, ends, paths = _executable()
     at = np.searchsorted(starts, words, side="right") - 1
     inside = (at >= 0) & (words < ends[np.maximum(at, 0)])

@@ -22,11 +22,11 @@ from ndshare._map.job import Job
 from ndshare._map.watch import captured
 from ndshare._map.watch.own_state import brings_its_state
 from ndshare._map.workers.base import MapWorkers
-from ndshare._map.workers.forked import Forked, fork_hazards
+from ndshare._map.workers.forked import Forked
 from ndshare._map.workers.pooled import PoolWorkers
 from ndshare._pickling import register_reducer
 from ndshare._pool import Environment, Pool, ProcessPoolExecutor
-from ndshare._system import Board, default_workers, keep_spare, spare_size, take_spare
+from ndshare._system import Board, default_workers, fork_hazards, keep_spare, spare_size, take_spare
 from ndshare.errors import CapacityError
 from ndshare.functors import files
 

@@ -11,8 +11,8 @@ Guarantees
 - Children are killed with the thread that forked them, and when the map is given up.
 - They draw other random numbers than the caller and each other, and have their part of the processors.
 
-Not guaranteed: a fork copies locks that other threads hold, and not these threads. `fork_hazards` says whose
-there are; ndshare's own thread holds no lock at that moment.
+Not guaranteed: a fork copies locks that other threads hold, and not these threads. `fork_hazards` of the
+system says whose there are; ndshare's own thread holds no lock at that moment.
 """
 
 from __future__ import annotations
@@ -38,55 +38,14 @@ from ndshare._map.watch.captured import Traffic
 from ndshare._map.workers.base import Lost, Outcome, Ranges
 from ndshare._pickling import variables
 from ndshare._pool import describe
-from ndshare._processes import THREAD_NAME, be, described
-from ndshare._system import _wire, native_threads, python_threads, set_inside_worker
+from ndshare._processes import be, described
+from ndshare._system import _wire, blas_controller, native_threads, set_inside_worker
 from ndshare._transport import INLINE_MAX, pack, pack_failure, unpack
 from ndshare.errors import TransportError, WorkerDiedError, code_or_signal
 
 _REPORT, _FAILURE = b"\0", b"\1"
 _DELIVERY_S = 2.0  # for messages in queues, once a worker is done
 _BUFFER_BYTES = INLINE_MAX + 4096
-
-#: How many modules were imported, and the libraries with threads that were found then.
-_known: tuple[int, Any] | None = None
-
-
-def fork_hazards(*, native_only: bool = False, parked: bool = True) -> list[str]:
-    """Return whose threads a forked child would lack; none of them is ndshare's own, or the calling one.
-
-    Parameters
-    ----------
-    native_only : bool, optional
-        Leave threads of Python out: the user answers for them.
-    parked : bool, optional
-        Whether those of Python count that wait in a known place, where they hold no lock.
-    """
-    found = [] if native_only else python_threads(own=THREAD_NAME, parked=parked)
-    return found or list(native_threads(_blas_threads()).harmful)
-
-
-def _blas_threads() -> int:
-    """Return how many threads OpenBLAS may have besides the callers'; it ends them before a fork."""
-    libraries = _controller().info()
-    return sum(
-        library["num_threads"] - 1
-        for library in libraries
-        if library["internal_api"] == "openblas" and library.get("threading_layer") == "pthreads"
-    )
-
-
-def _controller() -> Any:
-    """Return what sets the threads of the BLAS and OpenMP libraries of this process.
-
-    To look for them takes up to 15 ms, so children are not to do it, nor every map: libraries come with
-    modules.
-    """
-    global _known
-    if _known is None or _known[0] != len(sys.modules):
-        import threadpoolctl
-
-        _known = len(sys.modules), threadpoolctl.ThreadpoolController()
-    return _known[1]
 
 
 class Forked:
@@ -104,9 +63,9 @@ class Forked:
     captured: Mapping[str, Traffic] = MappingProxyType({})  # nothing is sent
 
     def __init__(self, job: Job, threads: int) -> None:
-        self._limit = _controller().limit
+        self._limit = blas_controller().limit
         # A team of GNU's OpenMP is not there in a child, which would wait for it.
-        openmp = 1 if native_threads(_blas_threads()).openmp else threads
+        openmp = 1 if native_threads().openmp else threads
         self._limits = {"blas": threads, "openmp": openmp}
         self._job = job
         self._threads = threads
