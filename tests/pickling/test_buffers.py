@@ -20,6 +20,8 @@ from tests.peer import to_oneself
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
+pytestmark = pytest.mark.filterwarnings("ignore:The 'u' type code:DeprecationWarning")
+
 _TIMEOUT_S = 90
 
 

@@ -31,9 +31,11 @@ from ndshare._pickling.codes import CodeMemory, names_used
 from ndshare._pickling.memmaps import find_memmap
 from ndshare._pickling.namespace import (
     EVERYTHING,
+    LAZY,
     MAIN_NAMES,
     PERHAPS,
     find_in_main,
+    look_up,
     main_namespace,
     names_in_pickle,
 )
@@ -42,7 +44,7 @@ from ndshare._pickling.randoms import advanced_by, arrived, describe_random, is_
 from ndshare._pickling.recording import FILE, SLOT, CopyOnWrite, Descriptor, Placed, Recording
 from ndshare._pickling.reducers import late_reducers, reduce_subclass, register_reducer, registered, same
 from ndshare._pickling.session import Session, by_value_modules
-from ndshare._pickling.variables import (
+from ndshare._pickling.uses import (
     attributes,
     first,
     function_of,
@@ -60,6 +62,7 @@ __all__ = [
     "CODE_TYPES",
     "EVERYTHING",
     "FILE",
+    "LAZY",
     "MAIN_NAMES",
     "PERHAPS",
     "SLOT",
@@ -90,6 +93,7 @@ __all__ = [
     "is_random",
     "late_reducers",
     "local_functions",
+    "look_up",
     "main_namespace",
     "names_in_pickle",
     "names_used",

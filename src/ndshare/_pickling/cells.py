@@ -10,6 +10,10 @@ CODE_TYPES = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodT
 """Types of what is code, not data."""
 
 
+OF_CLASS = "__classdict__"
+"""Variable in which annotations in a class find the ``__dict__`` of the class, which is filled with it."""
+
+
 def contents(cell: types.CellType) -> tuple[Any, ...]:
     """Return what a cell of a closure holds: one object, or none."""
     try:
@@ -23,6 +27,12 @@ def cell_contents(function: types.FunctionType, given: Container[int] = ()) -> t
     cells = function.__closure__
     if cells is None:
         return ()
+    names = function.__code__.co_freevars
+    if OF_CLASS in names:
+        pairs = zip(names, cells, strict=True)
+        return tuple(
+            [() if name == OF_CLASS or id(cell) in given else contents(cell) for name, cell in pairs]
+        )
     if not given:
         return tuple(map(contents, cells))
     return tuple([() if id(cell) in given else contents(cell) for cell in cells])

@@ -35,6 +35,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ndshare._pickling import cells
 from ndshare.errors import TransportError
 
 _HEAP_TYPE = 1 << 9
@@ -178,7 +179,7 @@ def _is_made_anew(value: Any, cls: type) -> bool:
     """Tell whether an attribute is C's own: the slots of a class, the fields of a structure."""
     if type(value) in _OF_C:
         return value.__objclass__ is cls
-    return _is_of_ctypes(type(value)) and type(value).__name__ == "CField"
+    return type(value).__name__ == "CField" and type(value).__module__ in ("_ctypes", "ctypes")
 
 
 def make_class(
@@ -243,6 +244,17 @@ def fill_class(cls: type, content: tuple[dict[str, Any], list[type]]) -> None:
             set_attribute(cls, name, value)
     for sub in registered:
         abc.ABCMeta.register(cls, sub)  # type: ignore[arg-type]
+    _fill_cells(cls, attributes)
+
+
+def _fill_cells(cls: type, attributes: dict[str, Any]) -> None:
+    """Let annotations find the names of their class."""
+    for value in attributes.values():
+        function = value.fget if type(value) is property else getattr(value, "__func__", value)
+        for one in (function, getattr(function, "__annotate__", None)):
+            if type(one) is types.FunctionType and cells.OF_CLASS in one.__code__.co_freevars:
+                number = one.__code__.co_freevars.index(cells.OF_CLASS)
+                (one.__closure__ or ())[number].cell_contents = vars(cls)
 
 
 def find_class(key: str, name: str) -> type:
@@ -319,11 +331,20 @@ def _reduce_cached_property(made: Any) -> Any:
     return functools.cached_property, (made.func,), state
 
 
+def _reduce_partialmethod(made: functools.partialmethod[Any]) -> Any:
+    return _make_partialmethod, (made.func, made.args, made.keywords)
+
+
+def _make_partialmethod(func: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    return functools.partialmethod(func, *args, **keywords)
+
+
 REDUCERS: dict[type, Callable[[Any], Any]] = {
     classmethod: _reduce_wrapping,
     staticmethod: _reduce_wrapping,
     property: _reduce_property,
     functools.cached_property: _reduce_cached_property,
+    functools.partialmethod: _reduce_partialmethod,
     types.MappingProxyType: lambda proxy: (types.MappingProxyType, (dict(proxy),)),
     **dict.fromkeys(
         {

@@ -8,6 +8,7 @@ and classes that of `ndshare._pickling.classes`.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import types
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import cloudpickle.cloudpickle as _impl
 import numpy as np
 
 from ndshare._pickling import cells, classes
+from ndshare._pickling.functions import annotations_of
 from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
 from ndshare._pickling.recording import Places, Recording
 from ndshare._pickling.session import Session
@@ -77,6 +79,34 @@ class _CloudSession(Session):
 class _CloudPickler(_impl.Pickler):  # type: ignore[misc, unused-ignore]
     session: ClassVar[None]
     reducer_override: Callable[[Any], Any]
+
+    def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:
+        """Do what cloudpickle does, without evaluating annotations."""
+        code, namespace = func.__code__, func.__globals__
+        used = {name: namespace[name] for name in _impl._extract_code_globals(code) if name in namespace}
+        values = itertools.chain(used.values(), *cells.cell_contents(func))
+        annotations = annotations_of(func)
+        slots = {
+            "__name__": func.__name__,
+            "__qualname__": func.__qualname__,
+            "__annotations__" if type(annotations) is dict else "__annotate__": annotations,
+            "__kwdefaults__": func.__kwdefaults__,
+            "__defaults__": func.__defaults__,
+            "__module__": func.__module__,
+            "__doc__": func.__doc__,
+            "__closure__": func.__closure__,
+            "_cloudpickle_submodules": _impl._find_imported_submodules(code, values),
+            "__globals__": used,
+        }
+        state = dict(func.__dict__), slots
+        return (
+            _impl._make_function,
+            self._function_getnewargs(func),
+            state,
+            None,
+            None,
+            _impl._function_setstate,
+        )
 
 
 def record(

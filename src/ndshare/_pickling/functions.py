@@ -12,6 +12,7 @@ Guarantees
 """
 
 from __future__ import annotations
+import __future__
 
 import functools
 import itertools
@@ -22,8 +23,9 @@ from typing import Any
 
 from ndshare._pickling.cells import cell_contents, fill_cells
 from ndshare._pickling.codes import CACHE_MAX, dumped, load_code, names_used
-from ndshare._pickling.namespace import EVERYTHING, PERHAPS, main_namespace
+from ndshare._pickling.namespace import EVERYTHING, PERHAPS, look_up, main_namespace
 
+_STRINGS_ONLY = __future__.annotations.compiler_flag
 _HERE = 0  # in place of "__main__": a pickle with that word in it is searched for names, which takes longer
 
 _imported: dict[tuple[str, frozenset[str]], tuple[int, tuple[str, ...]]] = {}  # valid for so many modules
@@ -36,13 +38,16 @@ def needs_of(function: types.FunctionType) -> Iterator[str]:
     receiver that imports ``xml`` has no ``xml.etree``.
     """
     names = names_used(function.__code__)
+    if function.__name__ == "__annotate__":  # they may name what is there for type checkers only
+        yield from (PERHAPS + name for name in names.globals)
+        return
     yield from names.globals
     namespace = function.__globals__
     if names.looked_up is not None:
         yield EVERYTHING
         yield from (PERHAPS + name for name in names.looked_up & main_namespace().keys())
     for name in names.globals:
-        yield from _submodules(namespace.get(name), names.attributes)
+        yield from _submodules(look_up(namespace, name), names.attributes)
     for value in itertools.chain(*cell_contents(function)):
         yield from _submodules(value, names.attributes)
 
@@ -85,13 +90,29 @@ def reduce_function(function: types.FunctionType, given: Container[int] = ()) ->
         function.__doc__,
         function.__defaults__,
         function.__kwdefaults__,
-        function.__annotations__,
+        annotations_of(function),
         function.__dict__,
         getattr(function, "__type_params__", ()),
         cell_contents(function, given),
     )
     facts = (dumped(function.__code__), function.__name__, closure)
     return make_function, facts, state, None, None, fill_function
+
+
+def annotations_of(function: Any) -> Any:
+    """Return the annotations of a function; from Python 3.14 on who makes them: some cannot be evaluated."""
+    maker = getattr(function, "__annotate__", None)
+    if maker is None or function.__code__.co_flags & _STRINGS_ONLY:
+        return function.__annotations__
+    return maker
+
+
+def annotate(function: Any, annotations: Any) -> None:
+    """Give a function what `annotations_of` has returned."""
+    if type(annotations) is dict:
+        function.__annotations__ = annotations
+    else:
+        function.__annotate__ = annotations
 
 
 def make_function(code: bytes, name: str, closure: tuple[types.CellType, ...] | None) -> types.FunctionType:
@@ -107,7 +128,7 @@ def fill_function(function: Any, state: tuple[Any, ...]) -> None:
     function.__doc__ = doc
     function.__defaults__ = defaults
     function.__kwdefaults__ = kwdefaults
-    function.__annotations__ = annotations
+    annotate(function, annotations)
     function.__dict__.update(attributes)
     if type_params:
         function.__type_params__ = type_params

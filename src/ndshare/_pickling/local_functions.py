@@ -111,7 +111,7 @@ def make_local(
         function.__qualname__ = qualname
         function.__doc__ = doc
         if annotations:
-            function.__annotations__ = annotations
+            functions.annotate(function, annotations)
         cells.fill_cells(function, contents)
     return function
 
@@ -122,7 +122,7 @@ def _home(function: types.FunctionType) -> tuple[Any, ...]:
 
 def _facts(function: types.FunctionType) -> tuple[Any, ...]:
     """Return all `Facts` but the last."""
-    names = function.__qualname__, function.__doc__, function.__annotations__ or None
+    names = function.__qualname__, function.__doc__, functions.annotations_of(function) or None
     return dumped(function.__code__), function.__name__, *_home(function), *names
 
 
@@ -132,7 +132,9 @@ def _has_data_only(function: types.FunctionType, contents: tuple[tuple[Any, ...]
         return False
     if getattr(function, "__type_params__", None) or type(function.__doc__) not in _DATA:
         return False
-    notes = function.__annotations__
+    notes = functions.annotations_of(function)
+    if type(notes) is not dict:
+        return False
     if notes and not _STRINGS.issuperset(map(type, itertools.chain(notes, notes.values()))):
         return False
     return all(map(_is_data, itertools.chain(*contents)))

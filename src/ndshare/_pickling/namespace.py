@@ -7,6 +7,8 @@ pickle, so that they can be sent ahead or refused.
 
 from __future__ import annotations
 
+import builtins
+import os
 import pickletools
 import sys
 import types
@@ -52,25 +54,74 @@ def _spawned_namespace(namespace: dict[str, Any]) -> dict[str, Any]:
     return _spawned[1]
 
 
+LAZY: type | None = getattr(types, "LazyImportType", None)
+"""Stands for what a lazy import has not imported yet; only from Python 3.15 on."""
+
+
+def look_up(namespace: dict[str, Any], name: str, absent: Any = None) -> Any:
+    """Return what a name means, as code that uses it would find it: what was imported lazily is imported.
+
+    What cannot be imported is absent.
+    """
+    found = namespace.get(name, absent)
+    if LAZY is not None and type(found) is LAZY:
+        try:
+            found = namespace[name] = found.resolve()  # type: ignore[attr-defined]
+        except ImportError:
+            return absent
+    return found
+
+
 def find_in_main(qualname: str) -> object:
     """Return what a dotted name means in ``__main__``, or None."""
     namespace = main_namespace()
     if "." not in qualname:
-        return namespace.get(qualname)
+        return look_up(namespace, qualname)
     root, *rest = qualname.split(".")
-    found = namespace.get(root)
+    found = look_up(namespace, root)
     for part in rest:
         found = getattr(found, part, None)
     return found
 
 
 def _type_var(obj: Any) -> Any:
+    makers = {name: _maker(obj, f"evaluate_{name}") for name in ("bound", "default")}
+    if any(makers.values()) and not _maker(obj, "evaluate_constraints"):
+        return _make_lazy_type_var, (obj.__name__, obj.__module__, makers)
     facts = {"bound": obj.__bound__, "covariant": obj.__covariant__, "contravariant": obj.__contravariant__}
     return _make_type_var, (obj.__name__, obj.__constraints__, facts)
 
 
 def _make_type_var(name: str, constraints: tuple[Any, ...], facts: dict[str, Any]) -> Any:
     return typing.TypeVar(name, *constraints, **facts)
+
+
+def _maker(obj: Any, name: str) -> Any:
+    """Return the function that evaluates a part of a type parameter or alias when somebody asks for it."""
+    maker = getattr(obj, name, None)
+    return maker if type(maker) is types.FunctionType else None
+
+
+def _make_lazy_type_var(name: str, module: str, makers: dict[str, Any]) -> Any:
+    namespace = {"__name__": module, **makers}
+    bound = ": bound(1)" if makers["bound"] else ""
+    default = " = default(1)" if makers["default"] else ""
+    exec(f"def function[{name}{bound}{default}](): pass", namespace)  # nothing else makes them evaluate later
+    (made,) = namespace["function"].__type_params__
+    return made
+
+
+def _alias(obj: Any) -> Any:
+    maker = _maker(obj, "evaluate_value")
+    if maker is not None and not obj.__type_params__:
+        return _make_lazy_alias, (obj.__name__, obj.__module__, maker)
+    return typing.TypeAliasType, (obj.__name__, obj.__value__)  # type: ignore[attr-defined]
+
+
+def _make_lazy_alias(name: str, module: str, value: Callable[[int], Any]) -> Any:
+    namespace: dict[str, Any] = {"__name__": module, "value": value}
+    exec(f"type {name} = value(1)", namespace)
+    return namespace[name]
 
 
 # They turn up in annotations all over.
@@ -81,7 +132,34 @@ NAME_ONLY: dict[type, Callable[[Any], Any]] = {
     typing.NewType: lambda obj: (typing.NewType, (obj.__name__, obj.__supertype__)),
 }
 if sys.version_info >= (3, 12):
-    NAME_ONLY[typing.TypeAliasType] = lambda obj: (typing.TypeAliasType, (obj.__name__, obj.__value__))
+    NAME_ONLY[typing.TypeAliasType] = _alias
+
+
+_sentinels: dict[str, Any] = {}  # by an id that travels with them
+_sentinel_ids: dict[int, str] = {}
+
+
+def _sentinel(obj: Any) -> Any:
+    """Return how to make a sentinel, which is the same one whenever it comes back or again."""
+    key = _sentinel_ids.get(id(obj))
+    if key is None:
+        key = _sentinel_ids[id(obj)] = os.urandom(16).hex()
+        _sentinels[key] = obj
+    return _make_sentinel, (key, obj.__name__, obj.__module__)
+
+
+def _make_sentinel(key: str, name: str, module: str) -> Any:
+    made = _sentinels.get(key)
+    if made is None:
+        made = _sentinels[key] = _SENTINEL(name)
+        _sentinel_ids[id(made)] = key
+        made.__module__ = module
+    return made
+
+
+_SENTINEL: Any = getattr(builtins, "sentinel", None)
+if _SENTINEL is not None:
+    NAME_ONLY[_SENTINEL] = _sentinel
 
 
 def names_in_pickle(stream: bytes) -> frozenset[str]:

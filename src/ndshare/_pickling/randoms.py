@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ndshare._pickling.cells import given
-from ndshare._pickling.variables import variables
+from ndshare._pickling.uses import variables
 
 #: Classes by module; looked up only where the module is imported already.
 _KINDS = {

@@ -211,8 +211,28 @@ def _torch_types(torch: Any) -> dict[type, Reduce]:
     }
 
 
+def _annotation_types(annotationlib: Any) -> dict[type, Reduce]:
+    return {annotationlib.ForwardRef: reduce_forward_reference}
+
+
+def reduce_forward_reference(reference: Any) -> Any:
+    """Take a name in an annotation apart that meant nothing where it was looked up, without namespaces."""
+    facts = {
+        "module": reference.__forward_module__,
+        "is_class": reference.__forward_is_class__,
+        "is_argument": reference.__forward_is_argument__,
+    }
+    return make_forward_reference, (type(reference), reference.__forward_arg__, facts)
+
+
+def make_forward_reference(cls: Any, name: str, facts: dict[str, Any]) -> Any:
+    """Return the reference of `reduce_forward_reference`."""
+    return cls(name, **facts)
+
+
 _LATE: dict[str, Callable[[types.ModuleType], dict[type, Reduce]]] = {
     "numpy.random": random_types,
+    "annotationlib": _annotation_types,
     "pandas": _pandas_types,
     "random": lambda random: {random.Random: reduce_random},
     "torch": _torch_types,

@@ -41,6 +41,7 @@ from ndshare._memory import SEALED, SHARED, block_of, digest, is_movable
 from ndshare._pickling import (
     CODE_TYPES,
     EVERYTHING,
+    LAZY,
     MAIN_NAMES,
     PERHAPS,
     Placed,
@@ -48,6 +49,7 @@ from ndshare._pickling import (
     cells,
     class_attributes,
     find_in_main,
+    look_up,
     main_namespace,
     names_in_pickle,
     record,
@@ -177,7 +179,7 @@ def _parts(one: Any) -> list[Any]:
     if type(one) is types.FunctionType:
         found: list[Any] = [one.__code__, one.__defaults__]
         if one.__closure__ is not None:
-            found += [cells.contents(cell) and cell.cell_contents for cell in one.__closure__]
+            found += [content and content[0] for content in cells.cell_contents(one)]
         if one.__kwdefaults__:
             found += one.__kwdefaults__.values()
         if one.__dict__:
@@ -315,16 +317,18 @@ def closure(
     open_names = list(users)
     aside: set[str] = set()  # what nobody may ask for
     left_out = set() if left_out is None else left_out
-    while open_names or EVERYTHING in users:
+    while True:
         if not open_names:  # what is needed for certain comes first
-            del users[EVERYTHING]
             more = {name[1:] for name in users if name[0] == PERHAPS} & namespace.keys()
-            more = (more | _all_names(namespace)) - users.keys()
-            left_out |= (hopeless := set(filter(functools.partial(_is_hopeless, namespace), more)))
-            more -= hopeless
+            if EVERYTHING in users:
+                more |= _all_names(namespace)
+            more -= users.keys()
+            if not more:
+                return found
+            users.update(dict.fromkeys(more, "what may be looked up"))
             aside |= more
-            users.update(dict.fromkeys(more, EVERYTHING))
-            open_names = list(more)
+            left_out |= set(filter(functools.partial(_is_hopeless, namespace), more))
+            open_names = list(more - left_out)
             continue
         name = open_names.pop()
         if name == EVERYTHING or name[0] == PERHAPS:
@@ -356,7 +360,6 @@ def closure(
                 open_names.append(needed)
                 if name in aside:
                     aside.add(needed)
-    return found
 
 
 def _is_hopeless(namespace: dict[str, Any], name: str) -> bool:
@@ -370,7 +373,9 @@ def _all_names(namespace: dict[str, Any]) -> set[str]:
     return {
         name
         for name, value in list(namespace.items())
-        if not name.startswith("__") and (is_code(value) or _size_of(value) <= _ASIDE_MAX)
+        if not name.startswith("__")
+        and type(value) is not LAZY
+        and (is_code(value) or _size_of(value) <= _ASIDE_MAX)
     }
 
 
@@ -385,7 +390,7 @@ def value_of(name: str, namespace: dict[str, Any]) -> object:
     """Return what a name means; `ABSENT` if it means nothing."""
     if "." in name:  # the full name of a submodule, see functions.needs_of
         return sys.modules.get(name, ABSENT)
-    return namespace.get(name, ABSENT)
+    return look_up(namespace, name, ABSENT)
 
 
 def _needs(name: str, value: object, recording: Recording) -> Iterator[str]:
