@@ -142,6 +142,12 @@ def deliver(
         If a global cannot be pickled; a TypeError that names it and who uses it.
     """
     found, left_out = (looked_at or {}).get((needs, brought), (None, set[str]()))
+    if found is None and not (withheld or brought):
+        found = definitions.still_known(needs, main_namespace(), known)
+        if found is not None:
+            if looked_at is not None:
+                looked_at[needs, brought] = found, left_out
+            return None
     if found is not None and all(known.get(name) is definition for name, definition in found.items()):
         return None
     with definitions.lock:
