@@ -32,7 +32,7 @@ from ndshare._map._loop import drop as drop_result
 from ndshare._map._loop import run
 from ndshare._map.contexts import MapContext, ProcessContext, SerialContext, ThreadContext
 from ndshare._map.contexts import resolved as resolved_layout
-from ndshare._map.driving import Bar, Drive
+from ndshare._map.driving import Drive
 from ndshare._map.job import Death, Job, WorkerReport
 from ndshare._map.mapping import Batch
 from ndshare._map.randomness import item_rng
@@ -44,7 +44,6 @@ from ndshare._map.workers.base import ItemError, MapWorkers, Outcome, Ranges
 from ndshare._map.workers.pooled import PoolWorkers
 
 __all__ = [
-    "Bar",
     "Batch",
     "Death",
     "Drive",

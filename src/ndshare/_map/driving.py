@@ -11,12 +11,9 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +21,9 @@ import numpy.typing as npt
 from ndshare._map.job import Death, Job, WorkerReport
 from ndshare._map.runner import KernelMemory
 from ndshare._map.workers.base import ItemError, Lost, MapWorkers, Ranges
-from ndshare._system import FAILED, UNDONE
+from ndshare._system import FAILED, UNDONE, Progress
 from ndshare._transport import with_traceback
 from ndshare.errors import RemoteError
-
-Progress = Callable[[int, int], object]
 
 #: How often progress is drawn and time limits are looked at.
 _TICK_S = 0.05
@@ -238,61 +233,3 @@ class Drive:
 
     def _again(self, ranges: Ranges) -> None:
         self._workers.start(1, ranges)
-
-
-# ---------------------------------------------------------------------- progress
-
-
-class Bar:
-    """Draws (finished, all) with tqdm, in notebooks too. Closes itself when all is finished.
-
-    Parameters
-    ----------
-    unit : str, optional
-        What is counted.
-
-    Notes
-    -----
-    No thread and no process is started for it, and bars of the user's own are not changed. It is drawn by the
-    thread that counts; between two calls nothing of it is locked.
-    """
-
-    def __init__(self, unit: str = "item") -> None:
-        self._unit = unit
-        self._bar: Any = None
-        self._open_end = False
-
-    def expect_any(self) -> None:
-        """Show no total: nobody knows how many there will be, and `total` is only more than `finished`."""
-        self._open_end = True
-
-    def __call__(self, finished: int, total: int) -> None:
-        """Draw."""
-        if self._bar is None:
-            self._bar = _bar_class()(total=None if self._open_end else total, unit=self._unit, miniters=1)
-        if finished >= total:
-            self._bar.n = finished  # drawn by close, once
-            self.close()
-        else:
-            self._bar.update(finished - self._bar.n)
-
-    def close(self) -> None:
-        """End the bar where it is."""
-        if self._bar is not None:
-            bar, self._bar = self._bar, None
-            bar.close()
-
-
-@functools.cache
-def _bar_class() -> Any:
-    """Return tqdm's class for where the program runs, made fit for programs that fork."""
-    from tqdm import auto
-
-    class Quiet(auto.tqdm):  # type: ignore[misc]  # of no known type
-        """A bar without the thread that would stay and make forks unsafe."""
-
-        monitor_interval = 0
-
-    if not hasattr(Quiet, "_lock"):  # tqdm's own has a semaphore, for which a process may be started
-        Quiet._lock = threading.RLock()
-    return Quiet

@@ -12,7 +12,7 @@ import numpy as np
 
 from ndshare._map import runner
 from ndshare._map.alignment import block_of_items
-from ndshare._map.driving import Bar, Drive, Progress, usual_ns
+from ndshare._map.driving import Drive, usual_ns
 from ndshare._map.job import Job, WorkerReport
 from ndshare._map.report import MapReport
 from ndshare._map.rows import known_rows
@@ -20,7 +20,7 @@ from ndshare._map.watch.captured import Traffic
 from ndshare._map.workers.base import MapWorkers
 from ndshare._map.workers.local import Caller
 from ndshare._processes import errstate
-from ndshare._system import Board, warn_caller
+from ndshare._system import Bar, Board, Progress, warn_caller
 from ndshare.errors import SilentWriteWarning
 from ndshare.functors import Functor, IteratorFunctor, SequenceFunctor, count_items
 

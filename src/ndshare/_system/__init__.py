@@ -2,9 +2,9 @@
 
 `platform` is the facts of the machine, system calls, and how many workers make sense; `board` what the
 processes of one map tell each other; `threads` those that Python did not start; `arguments` checks of what
-users pass, and warnings at their line. `_wire` is a namespace of functions in C: messages with descriptors,
-atomics in shared memory, the shield against Ctrl-C between two lines that belong together. Every C extension
-begins and ends with `extension.h`.
+users pass, and warnings at their line; `progress` the bar of everything that has one. `_wire` is a
+namespace of functions in C: messages with descriptors, atomics in shared memory, the shield
+against Ctrl-C between two lines that belong together. Every C extension begins and ends with `extension.h`.
 
 Guarantees
 ----------
@@ -44,6 +44,7 @@ from ndshare._system.platform import (
     set_inside_worker,
     unlock_byte,
 )
+from ndshare._system.progress import Bar, Progress, progress_of
 from ndshare._system.threads import THREAD_NAME, blas_controller, fork_hazards, native_threads
 
 __all__ = [
@@ -51,7 +52,9 @@ __all__ = [
     "FAILED",
     "THREAD_NAME",
     "UNDONE",
+    "Bar",
     "Board",
+    "Progress",
     "_wire",
     "blas_controller",
     "check_callable",
@@ -71,6 +74,7 @@ __all__ = [
     "module_names",
     "native_threads",
     "processors",
+    "progress_of",
     "reopen",
     "require_linux",
     "selective",

@@ -10,9 +10,9 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from ndshare._map import Bar
 from ndshare._pool import Pool, TaskFuture, describe
 from ndshare._processes import invoke
+from ndshare._system import Bar
 
 Progress = bool | Callable[[int, int], object]
 

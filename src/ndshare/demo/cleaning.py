@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ndshare import MapContext, MapReport
-from ndshare._map import Bar
+from ndshare._system import Bar
 from ndshare.demo.denoise import MARGIN, denoise, psnr, sharpness
 from ndshare.demo.tiles import Pixels
 

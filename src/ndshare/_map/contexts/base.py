@@ -13,13 +13,20 @@ from ndshare import _arrays, functors
 from ndshare._map import mapping
 from ndshare._map.alignment import check_align
 from ndshare._map.contexts.layouts import Shape, resolved
-from ndshare._map.driving import Bar, Progress
 from ndshare._map.job import Job
 from ndshare._map.report import MapReport
 from ndshare._map.rows import known_rows, reduce_rows
 from ndshare._map.workers.base import MapWorkers
 from ndshare._map.workers.local import Caller, Threads
-from ndshare._system import Board, check_count, check_runs, check_seconds, default_workers
+from ndshare._system import (
+    Board,
+    Progress,
+    check_count,
+    check_runs,
+    check_seconds,
+    default_workers,
+    progress_of,
+)
 
 Kernel = Callable[..., object]
 
@@ -217,7 +224,9 @@ class MapContext(abc.ABC):
         if seed is not None:
             check_count("seed", seed, 0)
         check_align(align)
-        options = mapping.Options(on_error, timeout, retries, seed, shares, trace, _progress(progress), align)
+        options = mapping.Options(
+            on_error, timeout, retries, seed, shares, trace, progress_of(progress), align
+        )
         return mapping.run(self, kernel, functors.find(functor), options)
 
     def reduce(self, array: npt.NDArray[Any], op: Callable[[Any, Any], Any] = np.add) -> Any:
@@ -254,15 +263,6 @@ class MapContext(abc.ABC):
         order, per_block = noted
         axis = array.ndim - 1 if per_block is None and order == "F" else 0
         return reduce_rows(array, op, axis, tree=per_block is not None)
-
-
-def _progress(progress: bool | Progress) -> Progress | None:
-    if progress is True:
-        return Bar()
-    if not progress:
-        return None
-    check_runs("progress", progress)
-    return progress
 
 
 class SerialContext(MapContext):
