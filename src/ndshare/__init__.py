@@ -38,41 +38,48 @@ from __future__ import annotations
 import sys as _sys
 import typing as _typing
 
-from ndshare import _system as _system  # before NumPy: it refuses where neither can work
+try:
+    from ndshare import _system as _system  # before NumPy: it refuses where neither can work
 
-# isort: split
-from ndshare._arrays import (
-    array,
-    empty,
-    empty_like,
-    full,
-    full_like,
-    ones,
-    ones_like,
-    zeros,
-    zeros_like,
-)
-from ndshare._memory import Stats, is_shared, scratch, shared_memory, stats, trim
-from ndshare.errors import (
-    CapacityError,
-    InheritedError,
-    KeyLockError,
-    KeyTimeoutError,
-    LayoutError,
-    NdshareError,
-    NdshareWarning,
-    OwnerDiedError,
-    RemoteError,
-    RepeatedCopyWarning,
-    SegmentError,
-    SegmentGoneError,
-    ShutDown,
-    SilentWriteWarning,
-    TransportError,
-    UnsendableGlobalError,
-    WorkerError,
-    WriterDiedError,
-)
+    # isort: split
+    from ndshare._arrays import (
+        array,
+        empty,
+        empty_like,
+        full,
+        full_like,
+        ones,
+        ones_like,
+        zeros,
+        zeros_like,
+    )
+    from ndshare._memory import Stats, is_shared, scratch, shared_memory, stats, trim
+    from ndshare.errors import (
+        CapacityError,
+        InheritedError,
+        KeyLockError,
+        KeyTimeoutError,
+        LayoutError,
+        NdshareError,
+        NdshareWarning,
+        OwnerDiedError,
+        RemoteError,
+        RepeatedCopyWarning,
+        SegmentError,
+        SegmentGoneError,
+        ShutDown,
+        SilentWriteWarning,
+        TransportError,
+        UnsendableGlobalError,
+        WorkerError,
+        WriterDiedError,
+    )
+except ImportError:
+    # Where nothing else can work, "ndshare doctor" says why.
+    if not (_sys.argv[1:2] == ["doctor"] and _sys.argv[0].rpartition("/")[2] in ("ndshare", "-m")):
+        raise
+    _doctor = __import__("ndshare.cli.doctor", fromlist=["main"])
+    _sys.exit(_doctor.main(_sys.argv[2:]))
 
 if _typing.TYPE_CHECKING:
     from ndshare._cluster import ClusterContext, ClusterExecutor

@@ -33,6 +33,7 @@ from ndshare._system.arguments import (
 )
 from ndshare._system.board import DONE, FAILED, UNDONE, Board, drop_spares, keep_spare, spare_size, take_spare
 from ndshare._system.platform import (
+    cpu_quota,
     default_workers,
     descriptors_in_flight,
     is_alive,
@@ -62,6 +63,7 @@ __all__ = [
     "check_environment",
     "check_runs",
     "check_seconds",
+    "cpu_quota",
     "default_workers",
     "descriptors_in_flight",
     "drop_spares",

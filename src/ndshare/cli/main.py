@@ -13,6 +13,7 @@ from collections.abc import Sequence
 _COMMANDS = {
     "bench": ("ndshare.bench", "main", "time ndshare against other libraries"),
     "demo": ("ndshare.demo", "main", "find the best handwriting classifier of a grid, in parallel"),
+    "doctor": ("ndshare.cli.doctor", "main", "say what this machine gives, what is wrong, and what to do"),
     "ls": (__name__, "ls", "list the SharedDicts of this user"),
     "prune": (__name__, "prune", "remove the SharedDicts that nobody uses any more"),
 }
