@@ -7,6 +7,7 @@ import importlib.metadata
 import inspect
 import json
 import re
+import subprocess
 import tomllib
 import types
 from dataclasses import is_dataclass
@@ -16,7 +17,8 @@ import pytest
 
 import ndshare
 
-_SOURCE = Path(__file__).parent.parent / "src" / "ndshare"
+_TOP = Path(__file__).parent.parent
+_SOURCE = _TOP / "src" / "ndshare"
 
 _OBSERVE = """
 import json, os, sys, threading, warnings
@@ -142,10 +144,20 @@ def test_import_changes_nothing(run_script) -> None:
     assert heavy == []
 
 
-def test_version_is_that_of_the_distribution() -> None:
-    """``ndshare.__version__`` is the version that pip shows, or will show once it is installed."""
-    project = tomllib.loads((_SOURCE.parent.parent / "pyproject.toml").read_text())["project"]
-    assert ndshare.__version__ == project["version"]
+def test_version_stands_in_one_place() -> None:
+    """``ndshare.__version__`` is where pip has it from: meson reads it, and pyproject.toml asks meson."""
+    project = tomllib.loads((_TOP / "pyproject.toml").read_text())["project"]
+    assert "version" not in project
+    assert "version" in project["dynamic"]
+    build = (_TOP / "meson.build").read_text()
+    of_meson = re.search(
+        r"^  version: run_command\(\n    'sed', '-n', '(.*)', '(.*)', check: true", build, re.M
+    )
+    assert of_meson, "meson.build has a version of its own"
+    script, file = of_meson[1].replace("\\\\", "\\"), of_meson[2]
+    said = subprocess.run(["sed", "-n", script, file], cwd=_TOP, capture_output=True, text=True, check=True)
+    assert said.stdout == f"{ndshare.__version__}\n"
+    assert "version:" not in (_TOP / "CITATION.cff").read_text().replace("cff-version:", "")
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # it runs from the source tree
         assert ndshare.__version__ == importlib.metadata.version("ndshare")
 

@@ -81,12 +81,12 @@ def test_where_neither_is_possible_one_sentence_says_so(run_script: RunScript) -
         _LOST
         + _WORK
         + """
-threading.Thread(target=threading.Event().wait, name="mine", daemon=True).start()
+threading.Thread(target=lambda: threading.Event().wait(), name="mine", daemon=True).start()
 for _ in range(2):
     try:
         use()
     except ndshare.WorkerError as error:
-        assert "qgis-like" in str(error) and "(mine)" in str(error) and "set_executable" in str(error), error
+        assert "qgis-like" in str(error) and "(thread 'mine')" in str(error) and "set_executable" in str(error), error
     else:
         raise AssertionError
 import multiprocessing
@@ -153,7 +153,7 @@ sys.frozen = True
 print("main")
 use()
 ndshare.shutdown()
-threading.Thread(target=threading.Event().wait, name="mine", daemon=True).start()
+threading.Thread(target=lambda: threading.Event().wait(), name="mine", daemon=True).start()
 try:
     use()
 except ndshare.WorkerError as error:
