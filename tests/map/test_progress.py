@@ -61,7 +61,7 @@ def test_function_hears_of_every_item_and_of_the_end_once(kind: str) -> None:
     heard: list[tuple[int, int]] = []
 
     def kernel(_worker_id: int, index: int, _value: int) -> None:
-        time.sleep(0.001)
+        time.sleep(0.003)
         if index == 11:
             raise ValueError
 
