@@ -16,6 +16,17 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
+from ndshare._pool.items import (
+    ChunkSize,
+    Drawing,
+    EachRun,
+    EachTask,
+    RestTask,
+    Unordered,
+    chunks,
+    in_order,
+    length_of,
+)
 from ndshare._pool.pool import new_pool
 from ndshare._pool.repeats import Repeats
 from ndshare._pool.settings import Environment, checked_settings
@@ -25,10 +36,12 @@ from ndshare._pool.workers import Ending, WorkerProcess, WorkerStatus, processes
 # `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
 # that moment would leave the child an import lock that nobody releases.
 from ndshare._processes import errstate
-from ndshare._system import check_callable, check_count, check_seconds
+from ndshare._system import Progress, check_callable, check_count, check_seconds, progress_of
 from ndshare.errors import InheritedError
 
 _T = TypeVar("_T")
+_Items = TypeVar("_Items", bound=ItemsTask)
+_Each = TypeVar("_Each", bound=EachTask)
 
 
 class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
@@ -188,8 +201,9 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         fn: Callable[..., _T],
         *iterables: Iterable[Any],
         timeout: float | None = None,
-        chunksize: int = 1,
+        chunksize: int | Literal["auto"] = 1,
         buffersize: int | None = None,
+        progress: bool | Progress = False,
     ) -> Iterator[_T]:
         """Apply `fn` to the items of the iterables, in order.
 
@@ -201,34 +215,42 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             The shortest one decides.
         timeout : float, optional
             Seconds from this call after which ``__next__`` raises `TimeoutError`.
-        chunksize : int, optional
-            Items per task.
+        chunksize : int or "auto", optional
+            Items per task; "auto" follows the measured time per item, so that tiny items travel by the
+            hundred and long ones alone.
         buffersize : int, optional
             How many tasks (of `chunksize` items) may be submitted whose results have not been yielded;
             the iterables are read no further than that. By default all are submitted at once.
+        progress : bool or callable, optional
+            True draws a bar (tqdm), as `ndshare.map` does; a callable gets (items finished, items in all).
+            Drawn by the thread that takes the results, while it does.
 
         Returns
         -------
         iterator
-            Of results, in the order of the items. An error of an item is raised where its result would be.
+            Of results, in the order of the items. An error of an item is raised where its result would be;
+            what has not begun by then is cancelled.
         """
         self._check_usable()
         check_callable("fn", fn)
-        check_count("chunksize", chunksize, 1)
-        if buffersize is not None:
-            check_count("buffersize", buffersize, 1)
+        _check_sizes(chunksize, buffersize)
         if timeout is not None:
             check_seconds("timeout", timeout)
+        draw = progress_of(progress)
         deadline = None if timeout is None else time.monotonic() + timeout
-        groups = _chunks(zip(*iterables, strict=False), chunksize)
         if getattr(self.submit, "__func__", None) is not ProcessPoolExecutor.submit:
             # Somebody's own, which is to see these calls as well.
+            groups = chunks(zip(*iterables, strict=False), 1 if chunksize == "auto" else chunksize)
             call = functools.partial(_call_all, fn)
             futures = (self.submit(call, group) for group in groups)
             begun = collections.deque(itertools.islice(futures, buffersize))
-            return _results(begun, futures if buffersize else iter(()), deadline)
+            results = _results(begun, futures if buffersize else iter(()), deadline)
+            return results if draw is None else _counted(results, Drawing(draw, length_of(iterables)))
         if (errors := errstate.current()) is not None:
             fn = functools.partial(errstate.call, errors, fn)
+        if draw is not None or chunksize == "auto":
+            return self._map_each(fn, iterables, deadline, chunksize, buffersize, draw)
+        groups = chunks(zip(*iterables, strict=False), chunksize)
         run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
         self._pool.delivery.follow(run)
 
@@ -246,9 +268,116 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         more = (self._submitted(task) for task in map(task_of, groups)) if buffersize else iter(())
         return _results(tasks, more, deadline)
 
-    def _submitted(self, task: ItemsTask) -> ItemsTask:
+    def _submitted(self, task: _Items) -> _Items:
         self._pool.submit(task)
         return task
+
+    def _map_each(
+        self,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        deadline: float | None,
+        chunksize: int | Literal["auto"],
+        buffersize: int | None,
+        draw: Progress | None,
+    ) -> Iterator[Any]:
+        """Do what `map` does, in chunks of measured size or with progress."""
+        run = EachRun(self._pool, fn, ChunkSize(self._pool) if chunksize == "auto" else None)
+        take = functools.partial(self._take_on, run)
+        items = zip(*iterables, strict=False)
+        rest: RestTask | None = None
+        if buffersize is None:
+            everything = list(items)
+            drawing = Drawing(draw, len(everything)) if draw is not None else None
+            if chunksize != "auto":
+                run.begun.extend(map(take, chunks(iter(everything), chunksize)))
+                self._pool.submit_all(run.begun)
+            elif everything:
+                rest = take(everything, RestTask)
+                self._pool.submit_all((rest,))
+            return in_order(run, rest, iter(()), deadline, drawing)
+        drawing = Drawing(draw, length_of(iterables)) if draw is not None else None
+        more = map(self._submitted, map(take, chunks(items, run.sized or int(chunksize))))
+        run.begun.extend(itertools.islice(more, buffersize))
+        return in_order(run, rest, more, deadline, drawing)
+
+    def _take_on(self, run: EachRun, group: list[tuple[Any, ...]], kind: type[_Each] = EachTask) -> _Each:  # type: ignore[assignment]  # the default
+        if not self._repeats.told:
+            for args in group:
+                self._repeats.warn(run.function, args, {})
+        task = kind(run, group)
+        if self._snapshot == "submit":
+            task.read_now(private=task.splits or self._pool.settings.retries > 0)
+        return task
+
+    def imap_unordered(
+        self,
+        fn: Callable[..., _T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | Literal["auto"] = 1,
+        buffersize: int | None = None,
+        progress: bool | Progress = False,
+    ) -> Unordered[_T]:
+        """Apply `fn` to the items of the iterables; results come as they are ready.
+
+        Parameters
+        ----------
+        fn : callable
+            Takes as many arguments as there are iterables. Sent once to each worker.
+        *iterables : iterable
+            The shortest one decides. Read lazily, by the thread that takes the results.
+        timeout : float, optional
+            Seconds from this call after which ``__next__`` raises `TimeoutError`.
+        chunksize : int or "auto", optional
+            Items per task; "auto" follows the measured time per item.
+        buffersize : int, optional
+            How many items may have been read whose results have not been given. By default four tasks for
+            each worker.
+        progress : bool or callable, optional
+            As for `map`.
+
+        Returns
+        -------
+        iterator
+            Of results in the order in which they are ready. What an item raises is raised when its turn
+            comes, and what has not begun by then is cancelled; results that were computed already are
+            given by further calls of ``next``. ``close()``, or dropping it, cancels what has not begun.
+
+        Notes
+        -----
+        If a worker dies, its chunk fails with `WorkerDiedError`. The calls do not go through a `submit`
+        that a subclass overrides. An iterator belongs to one thread at a time.
+
+        Examples
+        --------
+        >>> import ndshare
+        >>> with ndshare.ProcessPoolExecutor(2) as executor:
+        ...     sorted(executor.imap_unordered(abs, range(-3, 0)))
+        [1, 2, 3]
+        """
+        self._check_usable()
+        check_callable("fn", fn)
+        _check_sizes(chunksize, buffersize)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        draw = progress_of(progress)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if (errors := errstate.current()) is not None:
+            fn = functools.partial(errstate.call, errors, fn)
+        sized = None
+        if chunksize == "auto":  # a buffer is shared out, so that each worker has a task and another
+            sized = ChunkSize(self._pool, buffersize and max(1, buffersize // (2 * self._max_workers)))
+        run = EachRun(self._pool, fn, sized)
+        return Unordered(
+            run,
+            zip(*iterables, strict=False),
+            functools.partial(self._take_on, run),
+            sized or int(chunksize),
+            buffersize,
+            deadline,
+            Drawing(draw, length_of(iterables)) if draw is not None else None,
+        )
 
     # ------------------------------------------------------------------ the end
 
@@ -350,9 +479,26 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
 
-def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
+def _check_sizes(chunksize: object, buffersize: object) -> None:
+    if isinstance(chunksize, str):
+        if chunksize != "auto":
+            raise ValueError(f"chunksize must be an integer or 'auto', got {chunksize!r}")
+    else:
+        check_count("chunksize", chunksize, 1)
+    if buffersize is not None:
+        check_count("buffersize", buffersize, 1)
+
+
+def _counted(results: Iterator[Any], drawing: Drawing) -> Iterator[Any]:
+    finished = 0
+    everything = False
+    try:
+        for finished, result in enumerate(results, 1):
+            drawing.show(finished)
+            yield result
+        everything = True
+    finally:
+        drawing.end(finished if everything else None)
 
 
 def _call_all(fn: Callable[..., Any], group: list[tuple[Any, ...]]) -> list[Any]:

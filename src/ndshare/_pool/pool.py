@@ -33,7 +33,7 @@ from typing import Any
 from ndshare._pool.delivery import Delivery, ForkWantedError
 from ndshare._pool.roster import BURST_TASKS, Roster
 from ndshare._pool.settings import PoolSettings
-from ndshare._pool.tasks import LEAVING, Task, TaskFuture
+from ndshare._pool.tasks import LEAVING, Awaited, Task, TaskFuture
 from ndshare._processes import (
     Answer,
     Crew,
@@ -310,8 +310,13 @@ class Pool:
             task = self.queue[0]
             if task.attempts and batch:
                 break  # one that has killed a worker goes alone
+            if task.splits and (piece := task.piece()) is not task:
+                task = piece
+                self.pending += 1
+            else:
+                self.queue.popleft()
             task.seq = LEAVING
-            batch.append(self.queue.popleft())
+            batch.append(task)
             if task.attempts:
                 break
         self._leaving[worker] = batch
@@ -402,7 +407,7 @@ class Pool:
         finally:
             _wire.unshield()
 
-    def wait_for(self, task: Task, condition: threading.Condition, timeout: float | None) -> None:
+    def wait_for(self, task: Awaited, condition: threading.Condition, timeout: float | None) -> None:
         """Receive until a task is done, or wait while another thread receives."""
         if self.hub.pid != os.getpid():
             raise InheritedError("a future of an executor", self.hub.pid, os.getpid())

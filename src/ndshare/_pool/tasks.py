@@ -31,6 +31,13 @@ _DONE = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED", _FINISHED})
 _LOGGER = logging.getLogger("concurrent.futures")
 
 
+class Awaited(Protocol):
+    """Something to wait for."""
+
+    def done(self) -> bool:
+        """Whether that is over."""
+
+
 class TaskPool(Protocol):
     """What a task needs of its pool."""
 
@@ -64,6 +71,7 @@ class Task:
     worker: Worker | None = None  # that it was sent to last,
     seq = 0  # and its number there; `LEAVING` while it is being sent
     attempts = 0  # workers that died with it
+    splits = False  # in the queue it is what is left of many items: a piece of it is sent at a time
     on_done: Callable[[], None] | None = None  # called before the callbacks
     brings: frozenset[str] = frozenset()  # names of `__main__` that its parcel defines itself
     modules_tried: frozenset[str] = frozenset()  # sent by value for it
@@ -129,6 +137,10 @@ class Task:
     def has_callbacks(self) -> bool:
         """Whether code of the user's runs when it is done."""
         return False
+
+    def piece(self) -> Task:
+        """Take off what is to be sent next, if it `splits` (under the lock); itself if that is all."""
+        return self
 
     def seal(self) -> bool:
         """Take no callbacks until it is resolved, which is to come at once; False if there are some."""

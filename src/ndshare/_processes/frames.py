@@ -5,7 +5,7 @@
     caller ──► worker   TASKS   records of (seq, kind, function, payload)
                         STATE   sys.path, working directory, environment, filters, threads, log levels
                         MAIN    names of the caller's __main__
-                        FUNCTION  what later records of kind ITEMS call
+                        FUNCTION  what later records of kind ITEMS and EACH call
                         FORGET  functions that are not needed any more
                         STREAMS descriptors that prints go to
                         PLACED  the processors that it may run on again (`Worker.bring_here`)
@@ -73,6 +73,7 @@ PARCEL = 1
 CALL = 0  # payload: (function, args, kwargs)
 ITEMS = 1  # payload: list of argument tuples for the function of that token
 LAST_CALL = 2  # as CALL; what tasks have left in the process is put back after it
+EACH = 3  # as ITEMS; stops at the first that raises, and the results before it travel all the same
 
 # Status of a result, and of a MAIN that answers an ASK: it counts one record.
 OK = 0

@@ -46,7 +46,17 @@ from ndshare._processes.asking import Asking
 from ndshare._processes.modules import Finder
 from ndshare._processes.surroundings import Surroundings
 from ndshare._system import _wire
-from ndshare._transport import Draft, Parcel, close_all, mainspace, pack, pack_failure, pack_plain, unpack
+from ndshare._transport import (
+    Draft,
+    Parcel,
+    close_all,
+    mainspace,
+    pack,
+    pack_failure,
+    pack_plain,
+    portable,
+    unpack,
+)
 
 
 def main(fds: tuple[int, ...], options: dict[str, Any]) -> None:
@@ -264,7 +274,7 @@ class _Worker:
         except SystemExit as error:
             failure = errors.ExitError("", error.code).with_traceback(error.__traceback__)
             raise _UnreadableError(frames.ERROR, failure) from None
-        if kind != frames.ITEMS:
+        if not token:
             function, args, kwargs = work
             del work
             self.is_over = kind == frames.LAST_CALL
@@ -276,13 +286,18 @@ class _Worker:
             function = self.functions[token]
             if isinstance(function, _UnreadableError):
                 raise function
-            result = [function(*args) for args in work]
+            result = [function(*args) for args in work] if kind == frames.ITEMS else _each(function, work)
             if arrived:
                 self._tell_lost(advanced_by(function, ()))
             del work
         self.interruptible = False
         del function
-        return pack_plain(result) or pack(result, lend_values=True)
+        try:
+            return pack_plain(result) or pack(result, lend_values=True)
+        except Exception as error:
+            if kind != frames.EACH:
+                raise
+            return _packed(result, error)
 
     def _tell_lost(self, lost: list[tuple[str, str]]) -> None:
         """Have the caller warn about what a task changed in vain, each of it once."""
@@ -411,6 +426,33 @@ class _Worker:
             except OSError:
                 os._exit(1)  # the caller's process is gone or has given this worker up
             time.sleep(0.001)  # too many descriptors in flight for this user
+
+
+def _each(function: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Return the results of the items up to the first that raises; then what that raised, and the seconds."""
+    began = time.perf_counter()
+    result: list[Any] = []
+    failure = None
+    try:
+        for args in items:
+            result.append(function(*args))  # noqa: PERF401 - what was computed before it raised counts
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        failure = portable(error)
+    result += (failure, time.perf_counter() - began)
+    return result
+
+
+def _packed(result: list[Any], error: Exception) -> Draft:
+    """Pack what `_each` returns up to the first result that cannot be packed, which is that item's error."""
+    *values, _, seconds = result
+    for number, value in enumerate(values):
+        try:
+            pack(value)
+        except Exception as reason:
+            return pack([*values[:number], portable(reason), seconds])
+    raise error
 
 
 class _UnreadableError(Exception):
