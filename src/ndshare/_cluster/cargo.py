@@ -219,6 +219,19 @@ class Cargo:
                 patches.append((number, low, content.copy()))
         return patches
 
+    def _kept_rows(self, start: int, end: int, first_worker: int) -> tuple[list[Any], list[Any]]:
+        """Return the rows of a share that the death of a worker takes back: per worker, and per block."""
+        rows, blocks = [], []
+        for flat in self._job.rows:
+            part = flat[first_worker : first_worker + self._per_group]
+            if (found := self._manifest.find(part)) is not None:
+                rows.append((*found, part.shape, part.strides))
+        for flat, items in self._job.blocks:
+            part = flat[start // items : -(-end // items)]
+            if (found := self._manifest.find(part)) is not None:
+                blocks.append((*found, part.shape, part.strides, items))
+        return rows, blocks
+
     def task(
         self, start: int, end: int, first_worker: int, per_item_s: float, contents: Collection[bytes]
     ) -> ShareTask:
@@ -238,6 +251,7 @@ class Cargo:
         task = ShareTask(
             self.map_id, describe(job.kernel), crates, manifest.blocks_of(crates), {}, start, end,
             first_worker, self._per_group, options, self._patches(start, end, first_worker),
+            *self._kept_rows(start, end, first_worker),
         )  # fmt: skip
         task.load(manifest.contents, contents)
         self._tally.count(task, None if part is None else crates[-1])

@@ -93,7 +93,7 @@ class _Results:
                 board.stop()
         for death in deaths:
             worker_id = None if death.worker_id is None else death.worker_id + first_worker
-            outcomes.append(Death(worker_id, death.pid, death.index, now))
+            outcomes.append(Death(worker_id, death.pid, death.index, now, death.rolled_back))
         if job.on_error == "raise" and any(report.errors for report in reports):
             board.stop()
         return outcomes
@@ -131,6 +131,7 @@ class Remote:
     """
 
     start_method = "cluster"
+    rolls_back = False  # nodes do
 
     def __init__(self, job: Job, engine: Engine, groups: int, per_group: int) -> None:
         self._job = job

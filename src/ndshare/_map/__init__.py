@@ -11,6 +11,7 @@
     mapping   one map from the functor to the report       driving   waits, hands out again, draws progress
     runner    what a worker does (inner loop: _loop, C)    contexts  where a map runs
     workers   who does it: threads, pool, forked           watch     what a kernel uses, and writes to in vain
+    savepoints  what rows held when a share began          used      which arrays a kernel uses
     report, timeline, rows, randomness                     what comes of it
 
 Guarantees
@@ -19,11 +20,12 @@ Guarantees
   read from the board, never from what a worker says.
 - The same kernel gives the same result in every context.
 - What a kernel wrote to an object that is not shared is told by name.
+- What an item that was killed has added to rows per worker or per block is taken back, with its share.
 
 Not guaranteed
 --------------
 - The order in which items run, and which worker runs them.
-- What an item that was killed, or whose kernel raised, had written by then is taken back by nobody.
+- What an item that was killed has written elsewhere, or whose kernel raised, is taken back by nobody.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
     start n workers ──► wait ──► report       errors are noted
                          ▲   ├─► lost         item it was at fails (or is tried again), the rest of its
-                         │   │                share is handed out again, another worker is started
+                         │   │                share is handed out again (all of it, if what it had added
+                         │   │                to rows was taken back), another worker is started
                          │   └─► nothing yet  progress; kill who is at one item for too long
                          └────────────────────────────────────────────────────────────────────
 """
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from ndshare._map.job import Death, Job, WorkerReport
 from ndshare._map.runner import KernelMemory
+from ndshare._map.savepoints import Rollback
 from ndshare._map.workers.base import ItemError, Lost, MapWorkers, Ranges
 from ndshare._system import FAILED, UNDONE, Progress
 from ndshare._transport import with_traceback
@@ -81,6 +83,7 @@ class Drive:
         self.deaths: list[Death] = []
         self.done: npt.NDArray[np.bool_]  # which items, known at the end
         self._fatal: BaseException | None = None
+        self._rollback = Rollback(job) if (job.rows or job.blocks) and workers.rolls_back else None
 
     def run(self, count: int) -> None:
         """Run the map with so many workers.
@@ -106,7 +109,8 @@ class Drive:
                 rest = [] if complete else self._board.undone(0, self._board.items)
                 if not rest or self._board.is_stopped():
                     break
-                self._again(rest)  # taken off the board by workers that died before they had noted it
+                # Taken off the board by workers that died before they had noted it.
+                self._again(rest if self._rollback is None else self._rollback.whole(rest))
             if not complete:
                 self._note_untold()
             self.tell(complete=not rest)
@@ -186,19 +190,27 @@ class Drive:
         self._stillborn = 0
         index, killed = board.current(worker_id), board.killed(worker_id)
         share = board.share_of(worker_id)
+        left = board.undone(*share)
+        undone = None if self._rollback is None else self._rollback.undo(worker_id)
         if index is None:
-            index = self._never_begun(board.undone(*share))
+            if undone is not None and not left:  # behind the last item: what killed it there may do so again
+                left = [(end - 1, end) for _, end in board.undone(*share)[-1:]]
+            index = self._never_begun(left)
         at = None if index is None else job.first + index
-        self.deaths.append(Death(worker_id, lost.pid, at, time.monotonic()))
+        if undone is not None:
+            undone = job.first + undone[0], job.first + undone[1]
+        self.deaths.append(Death(worker_id, lost.pid, at, time.monotonic(), undone))
         if index is not None and board.mask[index] == UNDONE:
             self._tries[index] = tries = self._tries.get(index, 0) + 1
             if tries > self._retries:
-                self.errors.append((index, self._too_late(index) if killed else lost.error))
+                self.errors.append((index, self._too_late(index, undone) if killed else lost.error))
                 board.fail(worker_id, index)
                 if job.on_error == "raise":
                     board.stop()
         board.leave(worker_id)
         left = board.undone(*share)
+        if undone is not None and left:
+            left = [share]  # in one piece: rows per block are as they were before all of it
         if not board.is_stopped() and (left or board.taken < board.items):
             self._again(left)
 
@@ -225,10 +237,11 @@ class Drive:
                 error.__cause__ = self._fatal
                 self.errors.append((index, error))
 
-    def _too_late(self, index: int) -> TimeoutError:
+    def _too_late(self, index: int, undone: tuple[int, int] | None) -> TimeoutError:
+        written = "" if undone is None else ", except in rows per worker and per block"
         return TimeoutError(
             f"item {self._job.first + index} took longer than {self._timeout:g} s; its worker was killed. "
-            "What the item has written so far is in the arrays"
+            f"What the item has written so far is in the arrays{written}"
         )
 
     def _again(self, ranges: Ranges) -> None:

@@ -57,6 +57,10 @@ class Job:
         How often an item is tried again whose worker died.
     first_worker : int
         Number that the kernel is given for the first worker.
+    rows : tuple of ndarray of uint8, shape (workers, bytes)
+        Rows per worker that the death of a worker takes back.
+    blocks : tuple of (ndarray of uint8, shape (rows, pieces, bytes), int)
+        Rows per block that it takes back, and the items of each.
     """
 
     kernel: Callable[..., object]
@@ -74,6 +78,8 @@ class Job:
     timeout: float | None = None
     retries: int = 0
     first_worker: int = 0
+    rows: tuple[Any, ...] = ()
+    blocks: tuple[tuple[Any, int], ...] = ()
 
     @property
     def is_tiny(self) -> bool:
@@ -89,10 +95,12 @@ class Job:
             functor = (numbers.start, numbers.stop, numbers.step) if type(numbers) is range else numbers
             if self.errors is None:  # else its handler may share a variable with the kernel
                 kernel = local_functions.apart(kernel) or kernel
-        return kernel, functor, board.memory, board.num_workers, board.items, *_options_of(self)
+        return kernel, functor, board.memory, (board.num_workers, board.items, board.kept), *_options_of(self)
 
     @classmethod
-    def of_facts(cls, kernel: Any, functor: Any, memory: Any, slots: int, items: int, *options: Any) -> Job:
+    def of_facts(
+        cls, kernel: Any, functor: Any, memory: Any, sizes: tuple[int, int, int], *options: Any
+    ) -> Job:
         """Return the job that `facts` has taken apart: each class that is pickled by name takes a while."""
         if type(functor) is tuple:
             functor = SequenceFunctor(range(*functor))
@@ -100,7 +108,7 @@ class Job:
             functor = SequenceFunctor(functor)
         if type(kernel) is tuple:
             kernel = local_functions.together(kernel)
-        return cls(kernel, functor, Board(memory, slots, items), *options)
+        return cls(kernel, functor, Board(memory, *sizes), *options)
 
 
 _options_of = operator.attrgetter(*Job.__slots__[3:])  # in the order of the fields
@@ -187,9 +195,14 @@ class Death:
         The item it was at, if at any.
     at : float
         When the caller learned of it, in seconds of the monotonic clock.
+    rolled_back : (int, int) or None
+        The share that it had begun, first item and end, if what it had added to rows was taken back: the
+        rows are what they were when the share began, and all of it runs again. None if there was no share, or
+        if the map keeps no rows.
     """
 
     worker_id: int | None
     pid: int
     index: int | None
     at: float
+    rolled_back: tuple[int, int] | None = None

@@ -16,6 +16,7 @@ from ndshare._map.driving import Drive, usual_ns
 from ndshare._map.job import Job, WorkerReport
 from ndshare._map.report import MapReport
 from ndshare._map.rows import known_rows
+from ndshare._map.savepoints import Rows, rows_to_keep
 from ndshare._map.watch.captured import Traffic
 from ndshare._map.workers.base import MapWorkers
 from ndshare._map.workers.local import Caller
@@ -37,8 +38,9 @@ class Context(Protocol):
     """What a map asks of its context."""
 
     num_workers: int
+    can_kill: bool
 
-    def make_board(self, items: int) -> Board:
+    def make_board(self, items: int, kept: int = 0) -> Board:
         """See `ndshare.MapContext`."""
 
     def drop_board(self, board: Board) -> None:
@@ -97,9 +99,10 @@ def _run_once(
             f"align: {type(functor).__name__} does not say how many items it has, and divides itself in its "
             "own way; give it a __len__, or map over a list"
         )
-    kernel, functor, items = _sized(kernel, functor, shares or context.num_workers)
     nested = runner.inside_kernel()
-    board = Board.of_one(items) if nested else context.make_board(items)
+    rows = rows_to_keep(kernel) if context.can_kill and not nested else Rows()
+    kernel, functor, items = _sized(kernel, functor, shares or context.num_workers)
+    board = Board.of_one(items) if nested else context.make_board(items, rows.nbytes)
     job = Job(
         kernel,
         functor,
@@ -115,6 +118,8 @@ def _run_once(
         errors=errstate.current(),
         timeout=options.timeout,
         retries=options.retries,
+        rows=rows.workers,
+        blocks=rows.blocks,
     )
     drive: Drive | None = None
 
@@ -150,6 +155,7 @@ def _run_once(
         dict(workers.captured),
         drive.deaths,
         began if options.trace else None,
+        rows.reason if drive.deaths else "",
     )
 
 
@@ -280,4 +286,5 @@ def _together(context: Context, reports: list[MapReport], began: float, options:
         traffic,
         [death for report in reports for death in report.deaths],
         began if options.trace else None,
+        next((report.rows for report in reports if report.rows), ""),
     )

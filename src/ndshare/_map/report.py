@@ -83,6 +83,9 @@ class MapReport:
         Workers that died or were killed; their items count in `done`, not in `workers`.
     began : float or None
         Start of the map in seconds of the monotonic clock, if it was traced.
+    rows : str
+        Why what workers that died had added to rows per worker or per block was not taken back; empty if it
+        was (see `Death.rolled_back` of each), or if nobody died.
     """
 
     items: int
@@ -97,6 +100,7 @@ class MapReport:
     captured: dict[str, Traffic] = dataclasses.field(default_factory=dict)
     deaths: list[Death] = dataclasses.field(default_factory=list)
     began: float | None = None
+    rows: str = ""
 
     @property
     def speed(self) -> float:
@@ -258,6 +262,13 @@ def _facts(report: MapReport) -> Iterator[tuple[str, str]]:
     if report.deaths:
         at = [str(death.index) for death in report.deaths if death.index is not None][:_ERRORS_MOST]
         yield "died", f"{_workers(len(report.deaths))}" + (f", at item {', '.join(at)}" if at else "")
+    taken_back = [death.rolled_back for death in report.deaths if death.rolled_back is not None]
+    if taken_back:
+        shown = ", ".join(f"{start} to {end - 1}" for start, end in taken_back[:_ERRORS_MOST])
+        more = ", …" if len(taken_back) > _ERRORS_MOST else ""
+        yield "rolled back", f"rows to before items {shown}{more}"
+    elif report.rows:
+        yield "rows", _short(report.rows)
     for name, kind in report.lost_writes[:_VARIABLES_MOST]:
         yield "lost writes", _short(f"{name} ({kind})")
     on_cluster = report.start_method == "cluster"

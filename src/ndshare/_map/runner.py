@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 from ndshare._map import _loop
 from ndshare._map.job import TINY_NS, Job, WorkerReport
 from ndshare._map.randomness import Stream
+from ndshare._map.savepoints import Savepoint
 from ndshare._map.watch import captured
 from ndshare._map.watch.watching import Watch
 from ndshare._pickling import CodeMemory
@@ -160,6 +161,8 @@ class _Runner:
         self.values = values_of(job.functor)
         self.per_item_ns = job.usual_ns
         self.measured = 0  # items of the share that was timed last
+        keeps = job.rows or job.blocks
+        self.savepoint = Savepoint(job.board, job.rows, self.report.worker_id) if keeps else None
         # So grows the first share, of few items: today they may take longer.
         self.size = 4 if job.is_tiny else 2 if job.usual_ns else 1
 
@@ -175,7 +178,7 @@ class _Runner:
             ):
                 for start, end in ranges:
                     if not board.is_stopped():
-                        self._share(start, end)
+                        self._share(start, end, whole=False)
                 while (share := self._take()) is not None:
                     self._share(*share)
         finally:
@@ -212,19 +215,27 @@ class _Runner:
         self.size = max(1, int(min(max(min(fair, most), min(least, left)), self.size * _GROWTH)))
         return self.size
 
-    def _share(self, start: int, end: int) -> None:
+    def _share(self, start: int, end: int, *, whole: bool = True) -> None:
+        """Run a share, or of one that is not `whole` the items that are not done."""
         board, report = self.board, self.report
         board.begin(report.worker_id, start, end)
+        if self.savepoint is not None:
+            self.savepoint.open()
         began = time.monotonic_ns()
         before = report.items
-        first = start
-        while first < end:
-            first = self._stretch(first, end)
-            if os.getpid() != report.pid:
-                os._exit(0)  # the kernel has forked, and the child has come back from it as well
-            if first < end and board.is_stopped():
+        for low, high in ((start, end),) if whole else board.undone(start, end):
+            first = low
+            while first < high:
+                first = self._stretch(first, high)
+                if os.getpid() != report.pid:
+                    os._exit(0)  # the kernel has forked, and the child has come back from it as well
+                if first < high and board.is_stopped():
+                    break
+            if not whole and board.is_stopped():
                 break
         ended = time.monotonic_ns()
+        if self.savepoint is not None:
+            self.savepoint.close()
         report.shares += 1
         report.busy += (ended - began) * 1e-9
         if self.job.trace:

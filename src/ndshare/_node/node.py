@@ -24,6 +24,8 @@ import time
 from collections.abc import Callable, Container
 from typing import Any
 
+import numpy as np
+
 from ndshare._map import Drive, Job, Outcome, PoolWorkers, ProcessContext, Ranges, Traffic
 from ndshare._memory import block_of, decode_dtype, set_idle_limit, stats, trim
 from ndshare._node.link import machine_name
@@ -87,7 +89,10 @@ class ShareWorkers(PoolWorkers):
     def message(self, ranges: Ranges) -> tuple[Draft, frozenset[str]]:
         """See `PoolWorkers`."""
         task = self._task
-        arguments = self.job.board, task.options, task.start, task.end, ranges, self._crates
+        options = task.options
+        if self.job.rows or self.job.blocks:
+            options = {**options, "rows": self.job.rows, "blocks": self.job.blocks}
+        arguments = self.job.board, options, task.start, task.end, ranges, self._crates
         return pack((run_part, arguments, {})), frozenset()
 
     def account(self) -> dict[str, Traffic]:
@@ -278,13 +283,18 @@ class Node:
         writeable = not flags & READ_ONLY
         return CopyOnWrite(Placed(found[0], offset, code, itemsize, shape, strides, writeable, private=True))
 
+    def _rows(self, number: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+        return self._twins[number].view(offset, np.dtype(np.uint8), shape, strides)
+
     def _work(self, task: ShareTask) -> tuple[bytes, Crate]:
         context = self._contexts.get(task.workers)
         if context is None:
             context = self._contexts[task.workers] = ProcessContext(task.workers)
         items = task.end - task.start
-        board: Board = context.make_board(items)
-        job = Job(Named(never, task.name), Functor(), board, **task.options)
+        rows = tuple(self._rows(*place) for place in task.rows)
+        blocks = tuple((self._rows(*place), items) for *place, items in task.row_blocks)
+        board: Board = context.make_board(items, sum(flat.shape[1] for flat in rows))
+        job = Job(Named(never, task.name), Functor(), board, **task.options, rows=rows, blocks=blocks)
         place = functools.partial(self._place, self._twins)
         crates = [(crate.stream, arrays_of(crate, place)) for crate in task.crates]
         workers = ShareWorkers(job, context.pool(), task, crates, self._stopped)

@@ -144,6 +144,10 @@ class ShareTask(CallTask):
         Fields of `ndshare._map.job.Job`.
     patches : list of (int, int, ndarray of uint8)
         Block, place and content of what comes with this share.
+    rows : list of (int, int, tuple, tuple)
+        Block, place, shape and strides of rows per worker that the death of a worker takes back, as bytes.
+    row_blocks : list of (int, int, tuple, tuple, int)
+        The same of rows per block, and the items of each.
     """
 
     start: int
@@ -152,6 +156,8 @@ class ShareTask(CallTask):
     workers: int
     options: dict[str, Any]
     patches: list[tuple[int, int, Bytes]]
+    rows: list[Any]
+    row_blocks: list[Any]
 
     def nbytes(self) -> int:
         """See `CallTask.nbytes`."""

@@ -3,8 +3,9 @@
 ::
 
     header   next item · stop · items
-    slot     one per worker: state · items done · when the item began · share · process
+    slot     one per worker: state · items done · when the item began · share · process · savepoint
     mask     one byte per item
+    saves    of each worker two copies of its rows, if the map has any that a death takes back
 
 The memory is one shared byte array for processes, an ordinary one for threads. `ndshare._map._loop` writes
 the first three fields of a slot and the mask while it runs a share.
@@ -15,6 +16,10 @@ Guarantees
 - The mask is the truth. What is neither done nor failed when all workers have ended was never finished,
   wherever they died; the caller hands it out again.
 - `kill` succeeds only while the worker is at that very item; the worker then begins no other.
+- Of a worker's rows one copy is whole, and says what they held when the share that is open began, or hold if
+  none is: the savepoint counts the shares that have ended, and its parity says which copy. It is counted up,
+  by one store, after the other copy was written; and marked open, by one store, after the share was noted.
+  So whoever is killed, at any instruction, either has its share begin again or has ended it.
 """
 
 from __future__ import annotations
@@ -39,10 +44,13 @@ _BEGAN_AT = 16
 _START_AT = 24
 _END_AT = 32
 _PID_AT = 40
+_SAVEPOINT_AT = 48
 
 _RUNNING = 1
 _KILLED = 2
 _STATE_BITS = 2
+_OPEN = 1
+_ALIGNMENT = 64
 
 UNDONE, DONE, FAILED = 0, 1, 2
 
@@ -58,14 +66,17 @@ class Board:
         Slots.
     items : int
         Bytes of the mask.
+    kept : int
+        Bytes of the rows of one worker.
     """
 
-    __slots__ = ("items", "memory", "num_workers")
+    __slots__ = ("items", "kept", "memory", "num_workers")
 
-    def __init__(self, memory: npt.NDArray[np.uint8], num_workers: int, items: int) -> None:
+    def __init__(self, memory: npt.NDArray[np.uint8], num_workers: int, items: int, kept: int = 0) -> None:
         self.memory: Any = memory
         self.num_workers = num_workers
         self.items = items
+        self.kept = kept
 
     @classmethod
     def of_one(cls, items: int) -> Board:
@@ -73,9 +84,10 @@ class Board:
         return cls(np.zeros(cls.nbytes(1, items), np.uint8), 1, items)
 
     @staticmethod
-    def nbytes(num_workers: int, items: int) -> int:
+    def nbytes(num_workers: int, items: int, kept: int = 0) -> int:
         """Return how much memory a board takes."""
-        return _HEADER_BYTES + num_workers * _SLOT_BYTES + items
+        nbytes = _HEADER_BYTES + num_workers * _SLOT_BYTES + items
+        return _aligned(nbytes) + 2 * num_workers * kept if kept else nbytes
 
     # ------------------------------------------------------------------ the whole map
 
@@ -87,8 +99,15 @@ class Board:
     @property
     def mask(self) -> npt.NDArray[np.uint8]:
         """One byte per item: `UNDONE`, `DONE` or `FAILED`."""
-        mask: npt.NDArray[np.uint8] = self.memory[self.mask_at :]
+        mask: npt.NDArray[np.uint8] = self.memory[self.mask_at : self.mask_at + self.items]
         return mask
+
+    @property
+    def saves(self) -> npt.NDArray[np.uint8]:
+        """Two copies of the rows of each worker: an array of shape (workers, 2, kept)."""
+        start = _aligned(self.mask_at + self.items)
+        saves = self.memory[start : start + 2 * self.num_workers * self.kept]
+        return saves.reshape(self.num_workers, 2, self.kept)  # type: ignore[no-any-return]
 
     @property
     def taken(self) -> int:
@@ -128,7 +147,9 @@ class Board:
     def leave(self, worker_id: int) -> None:
         """Give a slot back; the caller does it for a worker that has died."""
         slot = self.slot(worker_id)
-        for field in (_STATE_AT, _START_AT, _END_AT, _PID_AT):  # the share is not that of the next one here
+        # The share is not that of the next one here. Its end first: killed in between it has no share, not
+        # all items up to its end.
+        for field in (_STATE_AT, _END_AT, _START_AT, _PID_AT):
             _wire.store_u64(self.memory, slot + field, 0)
 
     def begin(self, worker_id: int, start: int, end: int) -> None:
@@ -136,6 +157,30 @@ class Board:
         slot = self.slot(worker_id)
         _wire.store_u64(self.memory, slot + _START_AT, start)
         _wire.store_u64(self.memory, slot + _END_AT, end)
+
+    def savepoint(self, worker_id: int) -> tuple[int, bool]:
+        """Return which copy of a worker's rows holds, and whether a share is open."""
+        word = _wire.load_u64(self.memory, self.slot(worker_id) + _SAVEPOINT_AT)
+        return word >> 1 & 1, bool(word & _OPEN)
+
+    def open(self, worker_id: int) -> None:
+        """Say that a worker's rows are those of its copy no longer: the share that was noted has begun."""
+        cell = self.slot(worker_id) + _SAVEPOINT_AT
+        _wire.store_u64(self.memory, cell, _wire.load_u64(self.memory, cell) | _OPEN)
+
+    def close(self, worker_id: int, *, saved: bool) -> None:
+        """Say that no share is open.
+
+        Parameters
+        ----------
+        worker_id : int
+            Whose.
+        saved : bool
+            Whether the other copy has the rows as they are now; else the copy that was valid is.
+        """
+        cell = self.slot(worker_id) + _SAVEPOINT_AT
+        word = _wire.load_u64(self.memory, cell) & ~_OPEN
+        _wire.store_u64(self.memory, cell, word + 2 if saved else word)
 
     def share_of(self, worker_id: int) -> tuple[int, int]:
         """Return the share that a worker runs or has run last."""
@@ -193,8 +238,23 @@ class Board:
         breaks = np.flatnonzero(np.diff(empty) > 1) + 1
         return [(start + int(run[0]), start + int(run[-1]) + 1) for run in np.split(empty, breaks)]
 
+    def reopen(self, start: int, end: int) -> int:
+        """Take back that items of a range are done; returns how many were. Those that failed have failed."""
+        mask = self.mask[start:end]
+        done = mask == DONE
+        mask[done] = UNDONE
+        return int(np.count_nonzero(done))
+
+    def count(self, worker_id: int, items: int) -> None:
+        """Count items for a worker; fewer, if the number is negative."""
+        _wire.add_u64(self.memory, self.slot(worker_id) + _COUNT_AT, items)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (self.memory, self.num_workers, self.items)
+        return Board, (self.memory, self.num_workers, self.items, self.kept)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 # ---------------------------------------------------------------------- memory for the next board

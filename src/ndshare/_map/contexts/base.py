@@ -66,10 +66,10 @@ class MapContext(abc.ABC):
             To be called now and then by workers that keep the calling thread.
         """
 
-    def make_board(self, items: int) -> Board:
-        """Make the board of a map."""
-        memory = np.zeros(Board.nbytes(self.num_workers, items), np.uint8)
-        return Board(memory, self.num_workers, items)
+    def make_board(self, items: int, kept: int = 0) -> Board:
+        """Make the board of a map, with room for so many bytes of rows of each worker."""
+        memory = np.zeros(Board.nbytes(self.num_workers, items, kept), np.uint8)
+        return Board(memory, self.num_workers, items, kept)
 
     def drop_board(self, board: Board) -> None:  # noqa: B027 - there is nothing to do as a rule
         """Take the board of a map back that has come to its end: no worker uses it any more."""
@@ -86,6 +86,7 @@ class MapContext(abc.ABC):
         like: Any = None,
         per_worker: bool = False,
         per_block: int | None = None,
+        rollback: bool | None = None,
     ) -> npt.NDArray[Any]:
         """Make an array that kernels write their results to.
 
@@ -111,6 +112,11 @@ class MapContext(abc.ABC):
             The first number of `shape` is the number of items, and the result has one row for each block of
             so many of them: the kernel writes to row ``index // per_block``. A block is never split between
             workers.
+        rollback : bool, optional
+            Whether the death of a worker takes back what it has added to its rows since its share began; the
+            share then runs again, so that rows count each item once. By default where a row has 64 KiB or
+            less (and all rows per block 16 MiB): that costs a copy of the row per share. A kernel
+            that uses several such arrays has all of them taken back, or none.
 
         Returns
         -------
@@ -123,7 +129,8 @@ class MapContext(abc.ABC):
             If neither `shape` nor `like` is given; if `like` has no shape, or a dtype that NumPy has not;
             for object dtypes.
         ValueError
-            For an unknown order; if `per_worker` and `per_block` are given together.
+            For an unknown order; if `per_worker` and `per_block` are given together, or `rollback` without
+            one of them.
 
         Notes
         -----
@@ -132,6 +139,10 @@ class MapContext(abc.ABC):
         given, kind, layout = resolved(shape, dtype, order, like)
         if per_worker and per_block is not None:
             raise ValueError("alloc: per_worker and per_block exclude each other; give one of them")
+        if rollback is not None and not per_worker and per_block is None:
+            raise ValueError(
+                f"alloc: rollback={rollback!r} is about rows; it goes with per_worker=True or per_block=n"
+            )
         if per_worker:
             given = (self.num_workers, *given) if layout == "C" else (*given, self.num_workers)
         if per_block is not None:
@@ -145,7 +156,7 @@ class MapContext(abc.ABC):
         if fill is not None:
             array[...] = fill
         if per_worker or per_block is not None:
-            known_rows.note(array, layout, per_block)
+            known_rows.note(array, layout, per_block, rollback)
         return array
 
     def _alloc(self, shape: tuple[int, ...], dtype: np.dtype[Any], order: str) -> npt.NDArray[Any]:

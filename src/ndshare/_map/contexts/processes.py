@@ -87,14 +87,14 @@ class ProcessContext(MapContext):
         self._executor: ProcessPoolExecutor | None = None
         self._lock = os.getpid(), threading.Lock()
 
-    def make_board(self, items: int) -> Board:
+    def make_board(self, items: int, kept: int = 0) -> Board:
         """See `MapContext`."""
-        nbytes = Board.nbytes(self.num_workers, items)
+        nbytes = Board.nbytes(self.num_workers, items, kept)
         memory = take_spare(nbytes)
         if memory is None:
             memory = _arrays.empty(spare_size(nbytes), np.uint8)
         memory[:nbytes] = 0
-        return Board(memory[:nbytes], self.num_workers, items)
+        return Board(memory[:nbytes], self.num_workers, items, kept)
 
     def drop_board(self, board: Board) -> None:
         """See `MapContext`."""

@@ -51,6 +51,8 @@ class MapWorkers(Protocol):
     """Workers of one map."""
 
     start_method: str
+    rolls_back: bool
+    """Whether they keep what rows held when a share began."""
 
     @property
     def captured(self) -> Mapping[str, Traffic]:

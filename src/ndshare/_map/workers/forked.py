@@ -60,6 +60,7 @@ class Forked:
     """
 
     start_method = "fork"
+    rolls_back = True
     captured: Mapping[str, Traffic] = MappingProxyType({})  # nothing is sent
 
     def __init__(self, job: Job, threads: int) -> None:

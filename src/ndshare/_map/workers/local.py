@@ -20,6 +20,7 @@ class Caller:
     """The calling thread itself; `tell` is called after each share."""
 
     start_method = "serial"
+    rolls_back = True
     captured: Mapping[str, Traffic] = MappingProxyType({})  # nothing is sent
 
     def __init__(self, job: Job, tell: Callable[[], None]) -> None:
@@ -52,6 +53,7 @@ class Threads:
     """Threads of this process."""
 
     start_method = "threads"
+    rolls_back = True
     captured: Mapping[str, Traffic] = MappingProxyType({})  # nothing is sent
 
     def __init__(self, job: Job) -> None:

@@ -54,6 +54,7 @@ class PoolWorkers(Task):
     """Workers of a pool. As a task it is the one that waits for any of its runners."""
 
     start_method = "pool"
+    rolls_back = True
 
     def __init__(self, job: Job, pool: Pool) -> None:
         self.job = job
