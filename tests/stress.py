@@ -1,6 +1,6 @@
-"""Heap, dict, lock and queue from many threads at once, in one process: what ThreadSanitizer and builds without a GIL run.
+"""Everything from many threads at once, in one process: what ThreadSanitizer and builds without a GIL run.
 
-    python -m tests.stress [--seconds 10] [--threads 6] [--seed N] [--only heap,dict,lock,queue]
+    python -m tests.stress [--seconds 10] [--threads 6] [--seed N] [--only heap,dict,lock,queue,map,executor]
 
 Every value is checked. Ends with a line that says how often each thing was done; any error ends it with a traceback.
 """
@@ -40,6 +40,8 @@ class Stress:
         self.errors: list[str] = []
         self.put = self.got = 0
         self.sums = threading.Lock()
+        self.executor = ndshare.ProcessPoolExecutor(2)
+        self.threads, self.processes = ndshare.ThreadContext(2), ndshare.ProcessContext(2, start="pool")
 
     def heap(self, rng: random.Random, kept: list[tuple[np.ndarray, int]]) -> None:
         """Allocate, fill, lend, take back, resize, adopt, drop."""
@@ -143,6 +145,27 @@ class Stress:
         with self.sums:
             self.got += found
 
+    def through_map(self, rng: random.Random) -> None:
+        """Map over an array, mostly with threads: each result is where it belongs."""
+        n = rng.choice((1, 50, 2000))
+        values = _arrays.full(n, rng.randrange(1000), np.int64)
+        out = ndshare.alloc(n, np.int64)
+
+        def kernel(worker_id: int, index: int, value: np.int64) -> None:
+            out[index] = value + index
+
+        (self.processes if rng.random() < 0.05 else self.threads).map(kernel, values)
+        assert (out == values + np.arange(n)).all()
+
+    def through_executor(self, rng: random.Random) -> None:
+        """Submit, sometimes large arrays, sometimes many at once."""
+        value = rng.randrange(1000)
+        a = np.full(rng.choice((1, 500, 50_000)), value)
+        if rng.random() < 0.8:
+            assert self.executor.submit(np.add, a, 1).result()[-1] == value + 1
+        else:
+            assert list(self.executor.map(np.sum, [a] * 20)) == [value * len(a)] * 20
+
     def run(self, seed: int, until: float, parts: list[str]) -> None:
         """One thread."""
         rng, kept = random.Random(seed), []  # type: tuple[random.Random, list[tuple[np.ndarray, int]]]
@@ -151,6 +174,8 @@ class Stress:
             "dict": [("dict", self.shared_dict)],
             "lock": [("lock", self.locked)],
             "queue": [("queue", self.through_queue)],
+            "map": [("map", self.through_map)],
+            "executor": [("executor", self.through_executor)],
         }
         chosen = [act for part in parts for act in acts[part]]
         did: collections.Counter[str] = collections.Counter()
@@ -170,6 +195,7 @@ class Stress:
         assert self.lock_count == self.done["lock"], (self.lock_count, self.done)
         assert int(self.dict["n"]) == int(self.counted[0]), (self.dict["n"], self.counted)
         assert self.put == self.got
+        self.executor.shutdown()
         self.block.release()
         self.dict.close()
         self.queue.close()
@@ -185,7 +211,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--threads", type=int, default=6)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))
-    parser.add_argument("--only", default="heap,dict,lock,queue")
+    parser.add_argument("--only", default="heap,dict,lock,queue,map,executor")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     sys.setswitchinterval(1e-4)

@@ -243,7 +243,8 @@ class shared_memory:  # noqa: N801  -- used like a function, as `contextlib` doe
     Notes
     -----
     The context is that of `contextvars`: a thread started inside does not take part, an asyncio task
-    created inside does. Object arrays made inside hold pointers of this process: they travel by value.
+    created inside does. (Threads do where the interpreter has them inherit contexts, as without the GIL from
+    Python 3.14 on.) Object arrays made inside hold pointers of this process: they travel by value.
     Memory that does not fit is ordinary memory: nothing NumPy asks for is refused.
 
     Raises

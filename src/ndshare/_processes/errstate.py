@@ -1,14 +1,20 @@
-"""How NumPy treats floating-point errors, taken along from where work is handed out to where it runs.
+"""How floating-point errors and warnings are treated, taken along from the caller to where its work runs.
 
 ``np.seterr`` and ``np.errstate`` hold for one thread. With forked workers, those of the standard library, a
 script that begins with ``np.seterr(all="raise")`` has that in its workers, too; so it is here, in every
 context.
+
+Filters of warnings hold for a process, and reach workers with all else that does. Where the interpreter has
+them hold for a context (``-X context_aware_warnings``, the default without the GIL), those of the caller's
+come with its work; in threads of its own process, what it records comes back, too.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,25 +24,66 @@ _USUAL = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"
 
 _NOTHING_TO_DO = contextlib.nullcontext()
 
-ErrorState = tuple[Any, Any] | None
-"""Modes as of `numpy.geterr` and what `numpy.geterrcall` returns; None for what is usual."""
+ErrorState = tuple[Any, Any, "Filters | None"] | None
+"""Modes (`numpy.geterr`), what `numpy.geterrcall` returns, filters of warnings; None for what is usual."""
+
+#: Whether filters of warnings belong to a context.
+_CONTEXT_AWARE = bool(getattr(sys.flags, "context_aware_warnings", False))
+
+
+class Filters:
+    """Filters of warnings of one context, and in its own process where that records them."""
+
+    def __init__(self, filters: list[Any], log: list[Any] | None = None) -> None:
+        self.filters = filters
+        self.log = log
+
+    def __reduce__(self) -> tuple[type[Filters], tuple[list[Any]]]:
+        return Filters, (self.filters,)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Have them hold inside."""
+        with warnings.catch_warnings():
+            context = warnings._get_context()  # type: ignore[attr-defined]
+            context._filters[:] = self.filters
+            if self.log is not None:
+                context.log = self.log
+            yield
+
+
+def _filters() -> Filters | None:
+    context = warnings._get_context()  # type: ignore[attr-defined]
+    if context._filters is warnings.filters:  # the process's
+        return None
+    return Filters(list(context._filters), context.log)
 
 
 def current() -> ErrorState:
     """Return what holds in this thread."""
+    filters = _filters() if _CONTEXT_AWARE else None
     modes = np.geterr()
-    if modes == _USUAL:
+    if modes == _USUAL and filters is None:
         return None
     uses_call = "call" in modes.values() or "log" in modes.values()
-    return dict(modes), np.geterrcall() if uses_call else None
+    return dict(modes), np.geterrcall() if uses_call else None, filters
 
 
 def entered(state: ErrorState) -> contextlib.AbstractContextManager[object]:
     """Return a context manager inside of which it holds."""
     if state is None:
         return _NOTHING_TO_DO
-    modes, call = state
-    return np.errstate(call=call, **modes)
+    modes, call, filters = state
+    errors = np.errstate(call=call, **modes)
+    if filters is None:
+        return errors
+    return _both(filters, errors)
+
+
+@contextlib.contextmanager
+def _both(filters: Filters, errors: np.errstate) -> Iterator[None]:
+    with filters.entered(), errors:
+        yield
 
 
 def call(state: ErrorState, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

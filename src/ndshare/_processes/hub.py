@@ -41,7 +41,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from ndshare._processes import frames
-from ndshare._system import THREAD_NAME, _wire
+from ndshare._system import THREAD_NAME, _wire, own_thread
 
 #: How long the I/O thread waits before it takes over from a thread that has stopped leading.
 _PARK_S = 3e-3
@@ -105,7 +105,7 @@ class Hub:
         Not put off until there is something to hear: while the interpreter ends, and threads of the user
         or exit handlers still run, no thread can be started any more (Python 3.12).
         """
-        thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
+        thread = own_thread(self._serve, THREAD_NAME)
         thread.start()
         self._thread = thread
 

@@ -29,7 +29,7 @@ from ndshare._memory import available
 from ndshare._queue.memory import BACKLOG_BYTE, IMMEDIATE, SHUT, SLOT_BYTE, hold_again, keep_slot
 from ndshare._queue.messages import Message, short_of_files
 from ndshare._queue.wire import Wire
-from ndshare._system import _wire, lock_byte, reopen, unlock_byte
+from ndshare._system import _wire, lock_byte, own_thread, reopen, unlock_byte
 from ndshare.errors import CapacityError, SegmentError, ShutDown
 
 _PAUSE_S = 0.002  # between two attempts when the kernel cannot say when there is room: descriptors in flight
@@ -176,7 +176,7 @@ class Backlog:
             self.slots.close(message)
         self.messages.append(message)
         if self._feeder is None:
-            feeder = threading.Thread(target=self._feed, name="ndshare-queue", daemon=True)
+            feeder = own_thread(self._feed, "ndshare-queue")
             with contextlib.suppress(RuntimeError):  # the interpreter ends: `finish` comes, or has been here
                 feeder.start()
                 self._feeder = feeder

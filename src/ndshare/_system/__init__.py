@@ -46,7 +46,7 @@ from ndshare._system.platform import (
     unlock_byte,
 )
 from ndshare._system.progress import Bar, Progress, progress_of
-from ndshare._system.threads import THREAD_NAME, blas_controller, fork_hazards, native_threads
+from ndshare._system.threads import THREAD_NAME, blas_controller, fork_hazards, native_threads, own_thread
 
 __all__ = [
     "DONE",
@@ -75,6 +75,7 @@ __all__ = [
     "lock_byte",
     "module_names",
     "native_threads",
+    "own_thread",
     "processors",
     "progress_of",
     "reopen",

@@ -2,7 +2,7 @@
  *
  * A module.c ends with NDSHARE_EXTENSION, which makes the slots, the definition and the init function:
  *
- *     NDSHARE_EXTENSION(_twin, ndshare_twin_definition, Py_MOD_GIL_USED, ndshare_extension_plain,
+ *     NDSHARE_EXTENSION(_twin, ndshare_twin_definition, Py_MOD_GIL_NOT_USED, ndshare_extension_plain,
  *                       .m_name = "ndshare._node._twin", .m_methods = methods)
  *
  * Its parts: the last name of the module, the name of the definition, whether the module needs the GIL

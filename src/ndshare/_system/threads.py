@@ -23,11 +23,13 @@ Not guaranteed
 
 from __future__ import annotations
 
+import contextvars
 import os
 import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,6 +98,17 @@ _NONE = Native((), openmp=False)
 _found: dict[tuple[str, str], str | None] = {}  # owner by thread and its start
 _libraries: tuple[int, Any, Any, list[str]] = (0, None, None, [])
 _controller: tuple[int, Any] | None = None
+
+
+def own_thread(target: Callable[[], object], name: str) -> threading.Thread:
+    """Return a daemon thread that serves all of the process: it has nothing of its maker's context.
+
+    From Python 3.14 on a thread may begin with a copy of that (``-X thread_inherit_context``, the default
+    without the GIL), and so with the warning filters and the memory handler of NumPy of whoever came first.
+    """
+    if sys.version_info >= (3, 14):
+        return threading.Thread(target=target, name=name, daemon=True, context=contextvars.Context())
+    return threading.Thread(target=target, name=name, daemon=True)
 
 
 def fork_hazards(*, native_only: bool = False, parked: bool = True) -> list[str]:

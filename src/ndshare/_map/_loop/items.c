@@ -16,7 +16,7 @@
  *    wants to end an item by force swaps RUNNING | i for KILLED | i: if that succeeds, the worker does
  *    not begin another item, so the signal cannot hit one. It is done only to items that are timed.
  *
- * Everything runs under the GIL. The atomics are for the other processes.
+ * A slot belongs to one worker, whether a process or a thread. The atomics are for all others who look.
  */
 #define NO_IMPORT_ARRAY
 #include "items.h"

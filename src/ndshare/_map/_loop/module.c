@@ -3,7 +3,8 @@
  * items.c   one share: entries, kernel, done mask, slot
  * values.c  the values of a share that are taken by their index
  *
- * No state.
+ * No state. Without the GIL: what a call of `run` reads and makes belongs to its thread; what it shares with others
+ * are the kernel, the source and the items of both, which guard themselves, and the board, which is atomic.
  */
 #include "extension.h"
 
@@ -26,7 +27,7 @@ module_exec(PyObject *Py_UNUSED(module))
     return 0;
 }
 
-NDSHARE_EXTENSION(_loop, ndshare_loop_definition, Py_MOD_GIL_USED, module_exec,
+NDSHARE_EXTENSION(_loop, ndshare_loop_definition, Py_MOD_GIL_NOT_USED, module_exec,
                   .m_name = "ndshare._map._loop",
                   .m_doc = PyDoc_STR("The inner loop of map."),
                   .m_methods = methods)

@@ -131,10 +131,22 @@ ndshare_values_at(ndshare_values *values, Py_ssize_t index, PyObject *number)
     return PyObject_GetItem(source, number);
 }
 
+/* Whether nobody but this thread has the object, which nobody else can then get hold of. */
+static bool
+is_only_ours(PyObject *object)
+{
+#ifdef Py_GIL_DISABLED
+    return object->ob_tid == _Py_ThreadId() && _Py_atomic_load_uint32_relaxed(&object->ob_ref_local) == 1
+           && _Py_atomic_load_ssize_relaxed(&object->ob_ref_shared) == 0;
+#else
+    return Py_REFCNT(object) == 1;
+#endif
+}
+
 void
 ndshare_values_done(ndshare_values *values, PyObject *value)
 {
-    if (value == values->made && Py_REFCNT(value) == 1) {
+    if (value == values->made && is_only_ours(value)) {
         values->spare = value;
     }
     else {

@@ -2,7 +2,8 @@
  *
  * runs.c  comparison, run lengths, merging
  *
- * No state.
+ * No state. Without the GIL: buffers are held while they are read or written, and both are done without it in any
+ * case; lengths are looked at as they are used, so bytes that others change meanwhile cost values, never memory.
  */
 #include "extension.h"
 
@@ -18,7 +19,7 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-NDSHARE_EXTENSION(_twin, ndshare_twin_definition, Py_MOD_GIL_USED, ndshare_extension_plain,
+NDSHARE_EXTENSION(_twin, ndshare_twin_definition, Py_MOD_GIL_NOT_USED, ndshare_extension_plain,
                   .m_name = "ndshare._node._twin",
                   .m_doc = PyDoc_STR("What changed since a twin was made."),
                   .m_methods = methods)
