@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ndshare import _arrays, functors
+from ndshare._arrays import in_file
 from ndshare._map import mapping
 from ndshare._map.alignment import check_align
 from ndshare._map.contexts.layouts import Shape, resolved
@@ -120,6 +121,14 @@ class MapContext(abc.ABC):
             share then runs again, so that rows count each item once. By default where a row has 64 KiB or
             less (and all rows per block 16 MiB): that costs a copy of the row per share. A kernel
             that uses several such arrays has all of them taken back, or none.
+        path : path-like, optional
+            Of a file in which the array lies, mapped into memory: a .npy file if the name ends so, else its
+            bytes alone. It may be larger than memory, and takes no room on the disk until it is written to. What
+            kernels write is in the file at once for other processes, and on the disk when a map ends.
+        mode : {"x", "w", "r+", "a"}, optional
+            "x" makes the file and refuses one that exists; "w" replaces one; "r+" opens one that exists, "a"
+            that or else makes it. What a file that exists holds stays, without `fill`; shape, dtype
+            and order are those of a .npy file if they are not given, and have to be the same if they are.
 
         Returns
         -------
@@ -171,7 +180,7 @@ class MapContext(abc.ABC):
             array, layout = self._alloc(*laid), laid[2]
         else:
             free = shape is None and dtype is None and order is None and like is None
-            array, layout, new = _arrays.in_file(path, mode, arranged, free=free)
+            array, layout, new = in_file(path, mode, arranged, free=free)
             if not new:
                 fill = None
         if fill is not None:
