@@ -33,13 +33,17 @@ from ndshare._arrays.creation import (
     zeros_like,
 )
 from ndshare._arrays.equals import share_array
+from ndshare._arrays.filed import filed_arrays, flush, in_file
 
 __all__ = [
     "array",
     "empty",
     "empty_like",
+    "filed_arrays",
+    "flush",
     "full",
     "full_like",
+    "in_file",
     "ones",
     "ones_like",
     "share_array",

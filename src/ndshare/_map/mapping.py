@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ndshare._arrays import filed_arrays, flush
 from ndshare._map import runner
 from ndshare._map.alignment import block_of_items
 from ndshare._map.driving import Drive, usual_ns
@@ -17,6 +18,7 @@ from ndshare._map.job import Job, WorkerReport
 from ndshare._map.report import MapReport
 from ndshare._map.rows import known_rows
 from ndshare._map.savepoints import Rows, rows_to_keep
+from ndshare._map.used import which_used
 from ndshare._map.watch.captured import Traffic
 from ndshare._map.workers.base import MapWorkers
 from ndshare._map.workers.local import Caller
@@ -101,6 +103,7 @@ def _run_once(
         )
     nested = runner.inside_kernel()
     rows = rows_to_keep(kernel) if context.can_kill and not nested else Rows()
+    told = kernel
     kernel, functor, items = _sized(kernel, functor, shares or context.num_workers)
     board = Board.of_one(items) if nested else context.make_board(items, rows.nbytes)
     job = Job(
@@ -139,7 +142,11 @@ def _run_once(
         retries=options.retries,
         progress=options.progress,
     )
-    drive.run(min(items, 1 if nested else context.num_workers))
+    try:
+        drive.run(min(items, 1 if nested else context.num_workers))
+    finally:
+        for array in which_used(told, filed_arrays()):
+            flush(array)
     if not nested:
         context.drop_board(board)
     return MapReport(

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ndshare._memory import SHARED, Block, block_of, decode_dtype, digest, encode_dtype, view_of
+from ndshare._memory import SHARED, Block, available, block_of, decode_dtype, digest, encode_dtype, view_of
 from ndshare._pickling import Descriptor, Placed, Recording, record
 from ndshare._transport.parcel import RAW, READ_ONLY
 from ndshare._transport.staging import aligned, copy_into, copy_strides
-from ndshare.errors import TransportError
+from ndshare.errors import CapacityError, TransportError
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -215,6 +215,8 @@ class Manifest:
         block.kept = True
         if is_zero(block.memory):
             return
+        if (room := available())[0] < block.memory.size:
+            raise CapacityError(block.memory.size, *room)
         content = block.memory.copy()  # while the map runs, results are merged into the block itself
         block.base = self.add(content)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ndshare import _arrays, functors
+from ndshare._arrays import in_file
 from ndshare._map import mapping
 from ndshare._map.alignment import check_align
 from ndshare._map.contexts.layouts import Shape, resolved
@@ -87,6 +89,8 @@ class MapContext(abc.ABC):
         per_worker: bool = False,
         per_block: int | None = None,
         rollback: bool | None = None,
+        path: str | os.PathLike[str] | None = None,
+        mode: Literal["x", "w", "r+", "a"] = "x",
     ) -> npt.NDArray[Any]:
         """Make an array that kernels write their results to.
 
@@ -117,6 +121,14 @@ class MapContext(abc.ABC):
             share then runs again, so that rows count each item once. By default where a row has 64 KiB or
             less (and all rows per block 16 MiB): that costs a copy of the row per share. A kernel
             that uses several such arrays has all of them taken back, or none.
+        path : path-like, optional
+            Of a file in which the array lies, mapped into memory: a .npy file if the name ends so, else its
+            bytes alone. It may be larger than memory, and takes no room on the disk until it is written to. What
+            kernels write is in the file at once for other processes, and on the disk when a map ends.
+        mode : {"x", "w", "r+", "a"}, optional
+            "x" makes the file and refuses one that exists; "w" replaces one; "r+" opens one that exists, "a"
+            that or else makes it. What a file that exists holds stays, without `fill`; shape, dtype
+            and order are those of a .npy file if they are not given, and have to be the same if they are.
 
         Returns
         -------
@@ -130,29 +142,47 @@ class MapContext(abc.ABC):
             for object dtypes.
         ValueError
             For an unknown order; if `per_worker` and `per_block` are given together, or `rollback` without
-            one of them.
+            one of them; if a file holds another array, or the mode is none of these.
+        FileExistsError, FileNotFoundError
+            If `mode` does not allow it.
+        CapacityError
+            If memory, or the file system, has not so much room.
 
         Notes
         -----
         Arrays of every context are the same: what one has made, every other can map over.
         """
-        given, kind, layout = resolved(shape, dtype, order, like)
         if per_worker and per_block is not None:
             raise ValueError("alloc: per_worker and per_block exclude each other; give one of them")
         if rollback is not None and not per_worker and per_block is None:
             raise ValueError(
                 f"alloc: rollback={rollback!r} is about rows; it goes with per_worker=True or per_block=n"
             )
-        if per_worker:
-            given = (self.num_workers, *given) if layout == "C" else (*given, self.num_workers)
         if per_block is not None:
             check_count("per_block", per_block, 1)
-            if not given:
-                raise ValueError(
-                    "alloc: with per_block the first number of shape is the number of items; it is ()"
-                )
-            given = (-(-given[0] // per_block), *given[1:])
-        array = self._alloc(given, kind, layout)
+
+        def arranged() -> tuple[tuple[int, ...], np.dtype[Any], str]:
+            given, kind, layout = resolved(shape, dtype, order, like)
+            if per_worker:
+                given = (self.num_workers, *given) if layout == "C" else (*given, self.num_workers)
+            if per_block is not None:
+                if not given:
+                    raise ValueError(
+                        "alloc: with per_block the first number of shape is the number of items; it is ()"
+                    )
+                given = (-(-given[0] // per_block), *given[1:])
+            return given, kind, layout
+
+        if path is None:
+            if mode != "x":
+                raise ValueError(f"alloc: mode={mode!r} is about a file; give its path as well")
+            laid = arranged()
+            array, layout = self._alloc(*laid), laid[2]
+        else:
+            free = shape is None and dtype is None and order is None and like is None
+            array, layout, new = in_file(path, mode, arranged, free=free)
+            if not new:
+                fill = None
         if fill is not None:
             array[...] = fill
         if per_worker or per_block is not None:

@@ -217,6 +217,18 @@ failed:
     return NULL;
 }
 
+/* Whether the descriptor is of a file that was opened by its name, which nobody can seal: who cuts it off while it
+ * is mapped has processes that look there killed, as with every memory-mapped file. */
+static bool
+is_opened_file(int fd)
+{
+    char path[40], name[8] = "";
+    struct stat status;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && readlink(path, name, sizeof name - 1) > 0
+           && strcmp(name, "/memfd:") != 0;
+}
+
 /* A peer's segment. What it says about itself is not believed: size and seals come from the kernel. */
 ndshare_segment *
 ndshare_segment_map(int fd, uint64_t uid, size_t size, int kind, ndshare_error *error)
@@ -224,7 +236,9 @@ ndshare_segment_map(int fd, uint64_t uid, size_t size, int kind, ndshare_error *
     struct stat status;
     int seals = fcntl(fd, F_GET_SEALS);
     int wanted = F_SEAL_SHRINK | (kind == NDSHARE_SEALED ? F_SEAL_WRITE : 0);
-    if (fstat(fd, &status) != 0 || seals < 0 || (seals & wanted) != wanted
+    bool sealed = seals >= 0 && (seals & wanted) == wanted;
+    bool opened = !sealed && kind == NDSHARE_SHARED && is_opened_file(fd);
+    if (fstat(fd, &status) != 0 || (!sealed && !opened)
         || (size_t)status.st_size < size || size == 0) {
         errno = EINVAL;
         fail(error, "map a received segment: the descriptor is not the segment the message names", size);
@@ -254,7 +268,7 @@ ndshare_segment_map(int fd, uint64_t uid, size_t size, int kind, ndshare_error *
     segment->base = base;
     segment->kind = (uint8_t)kind;
     segment->origin = NDSHARE_RECEIVED;
-    segment->transient = transient;
+    segment->transient = transient || opened;  /* a mapping that is kept for later would keep a deleted file */
     segment->readonly = kind == NDSHARE_SEALED;
     return segment;
 }
@@ -277,7 +291,7 @@ ndshare_segment_reopen(int fd, ndshare_error *error)
     do {
         locked = flock(hold, LOCK_SH);
     } while (locked != 0 && errno == EINTR);
-    if (locked != 0) {
+    if (locked != 0 && !is_opened_file(hold)) {  /* not all file systems have locks; these are never reused */
         fail(error, "lend a shared segment (flock)", 0);
         close(hold);
         return -1;
