@@ -37,6 +37,8 @@ BUILTINS = {
     "InitializerError": BrokenProcessPool,
     "ExitError": SystemExit,
     "InheritedError": RuntimeError,
+    "TaskTimeoutError": TimeoutError,
+    "TaskKilledError": RuntimeError,
     "RemoteError": RuntimeError,
     "OwnerDiedError": RuntimeError,
     "LayoutError": ValueError,

@@ -11,6 +11,7 @@ Arrays (docs/arrays.md)
 Tasks (docs/executor.md)
     ProcessPoolExecutor: the interface of concurrent.futures, arrays without pickling
     shutdown: ends the workers that are kept warm; freeze_support: for frozen programs
+    options: time limit, tries and priority of a function's tasks
     worker_id: the number of the worker that code runs in
 Kernels over collections (docs/map.md)
     map, alloc, get_default_context, set_default_context: in the default context
@@ -27,7 +28,8 @@ Named arrays and functions (docs/workspace.md)
 Errors (docs/guarantees.md)
     NdshareError and, below it, CapacityError, ExitError, InheritedError, InitializerError, KeyLockError,
     KeyTimeoutError, LayoutError, OwnerDiedError, RemoteError, SegmentError, SegmentGoneError,
-    TransportError, UnsendableGlobalError, WorkerDiedError, WorkerError, WriterDiedError; ShutDown of queues
+    TaskKilledError, TaskTimeoutError, TransportError, UnsendableGlobalError, WorkerDiedError, WorkerError,
+    WriterDiedError; ShutDown of queues
     NdshareWarning and, below it, RepeatedCopyWarning, SilentWriteWarning
 Figures
     Stats: what `stats` returns
@@ -69,6 +71,8 @@ try:
         SegmentGoneError,
         ShutDown,
         SilentWriteWarning,
+        TaskKilledError,
+        TaskTimeoutError,
         TransportError,
         UnsendableGlobalError,
         WorkerError,
@@ -88,7 +92,7 @@ if _typing.TYPE_CHECKING:
     from ndshare._map import MapContext, MapReport, ProcessContext, SerialContext, ThreadContext, item_rng
     from ndshare._pickling import register_wrapper
     from ndshare._pool import ProcessPoolExecutor
-    from ndshare._processes import freeze_support, shutdown, worker_id
+    from ndshare._processes import freeze_support, options, shutdown, worker_id
     from ndshare._queue import Queue, Stream
     from ndshare._transport import share
     from ndshare._workspace import Workspace
@@ -143,6 +147,8 @@ __all__ = [
     "SilentWriteWarning",
     "Stats",
     "Stream",
+    "TaskKilledError",
+    "TaskTimeoutError",
     "ThreadContext",
     "TransportError",
     "UnsendableGlobalError",
@@ -164,6 +170,7 @@ __all__ = [
     "map",
     "ones",
     "ones_like",
+    "options",
     "prune",
     "register_wrapper",
     "scratch",
@@ -208,6 +215,7 @@ _LATER = {
     "item_rng": "ndshare._map",
     "lock": "ndshare._locks",
     "map": "ndshare.default_context",
+    "options": "ndshare._processes",
     "prune": "ndshare._dict",
     "register_wrapper": "ndshare._pickling",
     "set_default_context": "ndshare.default_context",

@@ -616,3 +616,28 @@ def test_a_group_that_is_free_gets_the_next_share_at_once() -> None:
     context.map(kernel, range(20), shares=20)
     assert held.in_time
     assert context.reduce(rows).tolist() == [sum(range(20))]
+
+
+def test_calls_have_time_limits_that_their_machine_keeps() -> None:
+    """The worker there is killed, as here; what the engine cannot do is refused."""
+    runs = ndshare.zeros(3)
+
+    def count(index: int, seconds: float) -> int:
+        runs[index] += 1
+        time.sleep(seconds)
+        return index
+
+    with ndshare.ClusterExecutor(_engine) as executor:
+        limited = ndshare.options(count, timeout=0.3)
+        late = executor.submit(limited, 0, 60.0)
+        assert executor.submit(limited, 1, 0.0).result() == 1
+        assert isinstance(late.exception(), ndshare.TaskTimeoutError)
+        results = executor.map(limited, [2, 2], [0.0, 60.0], chunksize=2)
+        assert next(results) == 2
+        with pytest.raises(ndshare.TaskTimeoutError):
+            next(results)
+        with pytest.raises(ValueError, match=r"priority=3 was refused: .* in an order of its own"):
+            executor.submit(ndshare.options(count, priority=3), 0, 0.0)
+        with pytest.raises(NotImplementedError, match=r"kill\(\) was refused"):
+            executor.submit(int).kill()  # type: ignore[attr-defined]
+    assert runs.tolist() == [0.0, 1.0, 1.0]

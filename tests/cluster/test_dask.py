@@ -56,6 +56,22 @@ class TestDaskOfTwo(ContextConformance):
         return ndshare.ClusterContext(_engines["dask 2"])
 
 
+def test_priority_is_the_scheduler_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask is told of it."""
+    client, seen = _engines["dask 2"], []
+    submit = client.submit
+
+    def look(*args: Any, **options: Any) -> Any:
+        seen.append(options.get("priority"))
+        return submit(*args, **options)
+
+    monkeypatch.setattr(client, "submit", look)
+    with ndshare.ClusterExecutor(client) as executor:
+        assert executor.submit(ndshare.options(abs, priority=7), -3).result() == 3
+        assert executor.submit(abs, -4).result() == 4
+    assert seen == [7, None]
+
+
 class TestDaskOfFour(ContextConformance):
     """On a local Dask cluster, through its own executor interface."""
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -532,3 +533,29 @@ def test_repeated_copies_are_warned_about_at_the_call() -> None:
             [work(data) for _ in range(4)]
         assert [Path(warning.filename).name for warning in found] == ["test_workspace.py"]
         ws.evaluate()
+
+
+def test_calls_have_time_limits_tries_and_an_end() -> None:
+    """As the tasks of an executor, with the options inside or around the registration."""
+    with ndshare.Workspace({"D": np.zeros(1)}, 1, task_timeout=30) as ws:
+
+        def count(seconds: float) -> float:
+            D[0] += 1  # noqa: F821
+            time.sleep(seconds)
+            return float(D[0])  # noqa: F821
+
+        inside = ws.register(ndshare.options(count, timeout=0.2, retries=1))
+        around = ndshare.options(ws.register(count), timeout=0.2)
+        plain = ws.register(count)
+        inside(60), around(60), inside(0)
+        late, alone, last = ws.evaluate(on_error="collect")
+        assert isinstance(late, ndshare.TaskTimeoutError)
+        assert late.attempts == 2
+        assert isinstance(alone, ndshare.TaskTimeoutError)
+        assert last == 4.0
+        handle = plain(60)
+        while not handle.running():
+            time.sleep(0.005)
+        assert handle.kill()  # type: ignore[attr-defined]
+        assert isinstance(handle.exception(), ndshare.TaskKilledError)
+        assert plain(0).result() == 6.0

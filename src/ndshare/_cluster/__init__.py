@@ -18,7 +18,7 @@ Not guaranteed
 
 from __future__ import annotations
 
-from ndshare._cluster.calls import Calls, Packed, crates_of
+from ndshare._cluster.calls import CallFuture, Calls, Packed, crates_of
 from ndshare._cluster.cargo import Cargo
 from ndshare._cluster.context import ClusterContext
 from ndshare._cluster.engines import find_engine
@@ -27,6 +27,7 @@ from ndshare._cluster.flights import DEPTH, ShareSize
 
 __all__ = [
     "DEPTH",
+    "CallFuture",
     "Calls",
     "Cargo",
     "ClusterContext",

@@ -26,6 +26,7 @@ from ndshare._cluster.flights import LOST_MOST, Carriage, Flight
 from ndshare._locks import leaving_machine
 from ndshare._node import CallTask, TaskResult
 from ndshare._pickling import Recording
+from ndshare._processes import TaskOptions, options_of
 from ndshare._transport import Crate, Manifest, by_value_modules, mainspace, open_reply, pack, with_traceback
 
 Packed = tuple[CallTask, Manifest]
@@ -53,6 +54,23 @@ def _gone() -> Packed:
     raise NotImplementedError
 
 
+class CallFuture(concurrent.futures.Future[Any]):
+    """The future of one call."""
+
+    def kill(self) -> bool:
+        """Refuse: engines have no way to end what runs on one of their machines.
+
+        Raises
+        ------
+        NotImplementedError
+            Always. A time limit (`ndshare.options`) is kept by the machine that runs the call.
+        """
+        raise NotImplementedError(
+            "kill() was refused: an engine cannot end one call that runs on another machine. Use cancel() "
+            "before it begins, or give the function a time limit, ndshare.options(fn, timeout=...)"
+        )
+
+
 class Calls:
     """Calls of one executor or workspace.
 
@@ -68,6 +86,16 @@ class Calls:
         self._lock = threading.Condition()
         self._calls: dict[_Future, _Call] = {}
         self._carriage: Carriage[_Call] = Carriage()
+
+    def options_of(self, function: Any) -> TaskOptions:
+        """Return how the calls of a function are to be run; refuses what the engine cannot do."""
+        asked = options_of(function)
+        if asked.priority and not self.engine.ranks:
+            raise ValueError(
+                f"priority={asked.priority!r} was refused: {type(self.engine).__name__} runs tasks in an "
+                "order of its own; with Dask there are priorities"
+            )
+        return asked
 
     def submit(self, answer: _Future, pack: Callable[[], Packed]) -> None:
         """Pack a call and send it.

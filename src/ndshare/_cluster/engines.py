@@ -40,6 +40,9 @@ _RELIEVE_AT = 0.9
 class Engine(abc.ABC):
     """Where shares run."""
 
+    #: Whether tasks may have priorities.
+    ranks = False
+
     @abc.abstractmethod
     def processes(self) -> int:
         """How many processes run shares, as far as that is known now; at least 1."""
@@ -162,6 +165,8 @@ class DaskEngine(Engine):
         Whether it was made for this engine.
     """
 
+    ranks = True
+
     def __init__(self, client: Any, *, own: bool = False) -> None:
         if client.asynchronous:
             raise ValueError(
@@ -209,6 +214,8 @@ class DaskEngine(Engine):
         if task.nbytes() > _SCATTER_MIN:
             content = self._client.scatter(task, workers=address, direct=True, hash=False)
         options = {} if address is None else {"workers": address, "allow_other_workers": True}
+        if task.asked.priority:
+            options["priority"] = int(task.asked.priority)
         future = self._client.submit(_run_on_dask, content, key=key, pure=False, **options)
         future.add_done_callback(tell)
         return future

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from ndshare._cluster.calls import Calls, Packed, crates_of
+from ndshare._cluster.calls import CallFuture, Calls, Packed, crates_of
 from ndshare._cluster.engines import find_engine
 from ndshare._cluster.items import Items
 from ndshare._node import CallTask
 from ndshare._pool import describe
+from ndshare._processes import without_options
 from ndshare._system import check_callable, check_count, check_seconds
 from ndshare._transport import Manifest
 
@@ -52,6 +53,9 @@ class ClusterExecutor(concurrent.futures.Executor):
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[_T]:
         """Schedule ``fn(*args, **kwargs)`` and return its future.
 
+        With `ndshare.options` around `fn`, the machine that runs the call keeps its time limit and tries it
+        again as often as it may; a priority is the engine's, and refused by those that have none.
+
         Raises
         ------
         TypeError
@@ -60,14 +64,17 @@ class ClusterExecutor(concurrent.futures.Executor):
             After `shutdown`.
         """
         self._check(fn)
+        asked = self._calls.options_of(fn)
+        function = without_options(fn)
 
         def pack() -> Packed:
             manifest = Manifest()
-            crates = [*crates_of((fn, args, kwargs), manifest)]
+            crates = [*crates_of((function, args, kwargs), manifest)]
             manifest.keep_all()
-            return CallTask("", describe(fn), crates, manifest.blocks_of(crates), {}), manifest
+            name, blocks = describe(function), manifest.blocks_of(crates)
+            return CallTask("", name, crates, blocks, {}, asked=asked), manifest
 
-        future: concurrent.futures.Future[_T] = concurrent.futures.Future()
+        future: concurrent.futures.Future[_T] = CallFuture()
         future.set_running_or_notify_cancel()
         self._calls.submit(future, pack)
         return future
@@ -90,7 +97,8 @@ class ClusterExecutor(concurrent.futures.Executor):
         timeout : float, optional
             Seconds from this call after which ``__next__`` raises `TimeoutError`.
         chunksize : int, optional
-            Items per task of the engine. By default as many as take some 0.4 s, found out on the way.
+            Items per task of the engine. By default as many as take some 0.4 s, found out on the way. With a
+            time limit (`ndshare.options`) it is one.
 
         Returns
         -------

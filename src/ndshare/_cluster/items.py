@@ -20,6 +20,7 @@ from ndshare._cluster.calls import Calls, Packed, crates_of
 from ndshare._cluster.flights import ShareSize
 from ndshare._node import BatchTask
 from ndshare._pool import describe
+from ndshare._processes import without_options
 from ndshare._transport import Manifest, by_value_modules, with_traceback
 from ndshare.errors import WorkerDiedError
 
@@ -64,7 +65,10 @@ class Items:
         self, calls: Calls, function: Callable[..., Any], items: list[_Args], chunksize: int | None
     ) -> None:
         self._calls = calls
-        self._function = function
+        self._asked = calls.options_of(function)
+        self._function = without_options(function)
+        if self._asked.timeout is not None:
+            chunksize = 1
         self._left = collections.deque(items)
         self._chunksize = chunksize
         groups = calls.engine.processes() * calls.engine.threads() if chunksize is None and items else 1
@@ -127,7 +131,8 @@ class Items:
         manifest = self._manifest.extended()
         crates = [*self._crates, *crates_of(items, manifest)]
         manifest.keep_all()
-        return BatchTask("", describe(self._function), crates, manifest.blocks_of(crates), {}), manifest
+        name, blocks = describe(self._function), manifest.blocks_of(crates)
+        return BatchTask("", name, crates, blocks, {}, asked=self._asked), manifest
 
     # ------------------------------------------------------------------ what comes back
 

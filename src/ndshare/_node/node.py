@@ -36,6 +36,7 @@ from ndshare._node.worker import Named, call_function, call_items, run_part
 from ndshare._node.workspace import NodeWorkspaces
 from ndshare._pickling import CopyOnWrite, Placed
 from ndshare._pool import Pool, ProcessPoolExecutor
+from ndshare._processes import with_options
 from ndshare._system import Board
 from ndshare._transport import (
     BLOCK,
@@ -182,7 +183,7 @@ class Node:
         if self._executor is None:
             self._executor = ProcessPoolExecutor()
         function = call_items if isinstance(task, BatchTask) else call_function
-        return self._executor.submit(Named(function, task.name), crates)
+        return self._executor.submit(with_options(Named(function, task.name), task.asked), crates)
 
     def _check(self, task: CallTask) -> None:
         if task.map_id in self._stopped:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ndshare._node.twins import Change
+from ndshare._processes import TaskOptions
 from ndshare._transport import CARRIED_MAX, Bytes, Chunks, Content, Crate
 
 
 @functools.cache
 def _values_getter(kind: Any) -> Callable[[Any], tuple[Any, ...]]:
-    return operator.attrgetter(*(field.name for field in dataclasses.fields(kind)))
+    return operator.attrgetter(*(field.name for field in dataclasses.fields(kind) if not field.kw_only))
 
 
 @dataclasses.dataclass(slots=True)
@@ -34,6 +35,8 @@ class CallTask:
     contents : dict
         Contents by hash, if the node lacks them; of large ones the hashes of all chunks,
         and those chunks that it lacks.
+    asked : TaskOptions
+        Time limit, tries and priority of a call.
     """
 
     map_id: str
@@ -41,10 +44,14 @@ class CallTask:
     crates: list[Crate]
     blocks: dict[int, tuple[int, bytes | None]]
     contents: dict[bytes, Content]
+    asked: TaskOptions = dataclasses.field(default=TaskOptions(), kw_only=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Without the names of the fields: each share is pickled, and goes through the engine's scheduler."""
-        return type(self), _values_getter(type(self))(self)  # type: ignore[arg-type]  # a class can be hashed
+        values = _values_getter(type(self))(self)  # type: ignore[arg-type]  # a class can be hashed
+        if self.asked == TaskOptions():
+            return type(self), values
+        return type(self), values, (None, {"asked": self.asked})
 
     def load(self, known: Mapping[bytes, Content], lacking: Collection[bytes]) -> None:
         """Take along the contents that a node lacks, and those that are too small to ask for; no others."""

@@ -22,6 +22,7 @@ from ndshare._node.store import Store
 from ndshare._node.worker import Named, Opened
 from ndshare._pickling import CopyOnWrite, Placed
 from ndshare._pool import ProcessPoolExecutor
+from ndshare._processes import with_options
 from ndshare._transport import BLOCK, Bytes, Piece, arrays_of
 
 #: So many workspaces are kept, beside those that are at work.
@@ -82,7 +83,8 @@ class NodeWorkspace:
             for image, (base, first) in enumerate(zip(bases, self._first, strict=True))
             if base != first
         }
-        call = self._executor.submit(Named(call_named, task.name), tuple(bases), new, crates)
+        named = with_options(Named(call_named, task.name), task.asked)
+        call = self._executor.submit(named, tuple(bases), new, crates)
         self._running.add(call)
         call.add_done_callback(self._running.discard)
         return call

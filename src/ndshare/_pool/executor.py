@@ -35,7 +35,14 @@ from ndshare._pool.workers import Ending, WorkerProcess, WorkerStatus, processes
 
 # `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
 # that moment would leave the child an import lock that nobody releases.
-from ndshare._processes import errstate
+from ndshare._processes import (
+    TaskOptions,
+    WithOptions,
+    errstate,
+    options_of,
+    with_options,
+    without_options,
+)
 from ndshare._system import Progress, check_callable, check_count, check_seconds, progress_of
 from ndshare.errors import InheritedError
 
@@ -76,13 +83,17 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
     preload : iterable of str, optional
         Names of modules that are imported once, before workers are forked.
     retries : int, optional
-        How often a task whose *worker died* is tried again. A task that raises is never tried again.
+        How often a task is tried again whose *worker died*, or was killed because the task took too long. A
+        task that raises is never tried again. `ndshare.options` says it for the tasks of one function.
     start : {"auto", "clean", "fork"}, optional
         Where workers come from: from a clean process, or forked from this program as it is when the first
         one is wanted. With "auto" they are forked if the initializer or its arguments can only be inherited
         (a lock, Value, Array, Event, Barrier or Queue of `multiprocessing`), and no threads run in this
         program that forbid it; with "fork" the user answers for threads of Python. `start_method` says which
         it was, and `start_reason` why.
+    task_timeout : float, optional
+        Seconds that a task may take. The worker that runs it for longer is killed, and its future fails with
+        `TaskTimeoutError`. `ndshare.options` gives the tasks of one function another limit.
 
     Notes
     -----
@@ -123,6 +134,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         preload: Iterable[str] = (),
         retries: int = 0,
         start: Literal["clean", "fork", "auto"] = "auto",
+        task_timeout: float | None = None,
     ) -> None:
         settings = checked_settings(
             "max_workers",
@@ -136,6 +148,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             preload=preload,
             retries=retries,
             start=start,
+            task_timeout=task_timeout,
         )
         if mp_context is not None:
             method = getattr(mp_context, "get_start_method", lambda **_: None)(allow_none=False)
@@ -152,6 +165,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         self._pool = new_pool(settings)
         self._max_workers = settings.max_workers
         self._snapshot = snapshot
+        self._timed = task_timeout is not None
         self._repeats = Repeats()
         self._finalizer = weakref.finalize(self, self._pool.abandon)
         self._finalizer.atexit = False
@@ -166,7 +180,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         Parameters
         ----------
         fn : callable
-            Anything that can be pickled, and lambdas, closures, functions of a notebook or a script.
+            Anything that can be pickled, and lambdas, closures, functions of a notebook or a script. With
+            `ndshare.options` around it the task has a time limit, tries or a priority of its own.
         *args, **kwargs
             Arguments. Ordinary arrays are copied once, shared arrays arrive as the same memory. Do not
             change them before the future is done, unless ``snapshot="submit"``.
@@ -174,6 +189,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         Returns
         -------
         concurrent.futures.Future
+            Which has a method ``kill()`` besides: it ends the task if it runs, by the death of its worker.
 
         Raises
         ------
@@ -188,11 +204,16 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         check_callable("fn", fn)
         if not self._repeats.told:
             self._repeats.warn(fn, args, kwargs)
+        asked = None
+        if type(fn) is WithOptions or self._timed:
+            asked, fn = self._asked(fn)
         if (errors := errstate.current()) is not None:
             fn, args = errstate.call, (errors, fn, *args)
         task = TaskFuture(self._pool, fn, args, kwargs)
+        if asked is not None:
+            self._pool.heed(task, asked)
         if self._snapshot == "submit":
-            task.read_now(private=self._pool.settings.retries > 0)
+            task.read_now(private=self._pool.may_retry(task))
         self._pool.submit(task)
         return task
 
@@ -217,7 +238,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             Seconds from this call after which ``__next__`` raises `TimeoutError`.
         chunksize : int or "auto", optional
             Items per task; "auto" follows the measured time per item, so that tiny items travel by the
-            hundred and long ones alone.
+            hundred and long ones alone. Where tasks have a time limit, it
+            is 1: each item has the limit for itself.
         buffersize : int, optional
             How many tasks (of `chunksize` items) may be submitted whose results have not been yielded;
             the iterables are read no further than that. By default all are submitted at once.
@@ -238,10 +260,15 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             check_seconds("timeout", timeout)
         draw = progress_of(progress)
         deadline = None if timeout is None else time.monotonic() + timeout
+        asked, fn = self._asked(fn)
+        if asked is not None and self._is_limited(asked):
+            chunksize = 1
         if getattr(self.submit, "__func__", None) is not ProcessPoolExecutor.submit:
             # Somebody's own, which is to see these calls as well.
             groups = chunks(zip(*iterables, strict=False), 1 if chunksize == "auto" else chunksize)
-            call = functools.partial(_call_all, fn)
+            call: Callable[..., Any] = functools.partial(_call_all, fn)
+            if asked is not None:
+                call = with_options(call, asked)
             futures = (self.submit(call, group) for group in groups)
             begun = collections.deque(itertools.islice(futures, buffersize))
             results = _results(begun, futures if buffersize else iter(()), deadline)
@@ -249,10 +276,11 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         if (errors := errstate.current()) is not None:
             fn = functools.partial(errstate.call, errors, fn)
         if draw is not None or chunksize == "auto":
-            return self._map_each(fn, iterables, deadline, chunksize, buffersize, draw)
+            return self._map_each(fn, asked, iterables, deadline, chunksize, buffersize, draw)
         groups = chunks(zip(*iterables, strict=False), chunksize)
         run = MapRun(self._pool, fn, next(self._pool.crew.tokens))
         self._pool.delivery.follow(run)
+        run.asked = asked
 
         def task_of(group: list[tuple[Any, ...]]) -> ItemsTask:
             if not self._repeats.told:
@@ -260,13 +288,22 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
                     self._repeats.warn(fn, args, {})
             task = ItemsTask(run, group)
             if self._snapshot == "submit":
-                task.read_now(private=self._pool.settings.retries > 0)
+                task.read_now(private=self._pool.may_retry(task))
             return task
 
         tasks = collections.deque(map(task_of, itertools.islice(groups, buffersize)))
         self._pool.submit_all(tasks)
         more = (self._submitted(task) for task in map(task_of, groups)) if buffersize else iter(())
         return _results(tasks, more, deadline)
+
+    def _asked(self, fn: Any) -> tuple[TaskOptions | None, Any]:
+        """Return how the tasks of a function are to be run, if that was said, and what is sent for it."""
+        if type(fn) is not WithOptions and not self._timed:
+            return None, fn
+        return options_of(fn), without_options(fn)
+
+    def _is_limited(self, asked: TaskOptions) -> bool:
+        return self._timed or asked.timeout is not None
 
     def _submitted(self, task: _Items) -> _Items:
         self._pool.submit(task)
@@ -275,6 +312,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
     def _map_each(
         self,
         fn: Callable[..., Any],
+        asked: TaskOptions | None,
         iterables: tuple[Iterable[Any], ...],
         deadline: float | None,
         chunksize: int | Literal["auto"],
@@ -283,6 +321,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
     ) -> Iterator[Any]:
         """Do what `map` does, in chunks of measured size or with progress."""
         run = EachRun(self._pool, fn, ChunkSize(self._pool) if chunksize == "auto" else None)
+        run.asked = asked
         take = functools.partial(self._take_on, run)
         items = zip(*iterables, strict=False)
         rest: RestTask | None = None
@@ -307,7 +346,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
                 self._repeats.warn(run.function, args, {})
         task = kind(run, group)
         if self._snapshot == "submit":
-            task.read_now(private=task.splits or self._pool.settings.retries > 0)
+            task.read_now(private=task.splits or self._pool.may_retry(task))
         return task
 
     def imap_unordered(
@@ -363,12 +402,16 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             check_seconds("timeout", timeout)
         draw = progress_of(progress)
         deadline = None if timeout is None else time.monotonic() + timeout
+        asked, fn = self._asked(fn)
+        if asked is not None and self._is_limited(asked):
+            chunksize = 1
         if (errors := errstate.current()) is not None:
             fn = functools.partial(errstate.call, errors, fn)
         sized = None
         if chunksize == "auto":  # a buffer is shared out, so that each worker has a task and another
             sized = ChunkSize(self._pool, buffersize and max(1, buffersize // (2 * self._max_workers)))
         run = EachRun(self._pool, fn, sized)
+        run.asked = asked
         return Unordered(
             run,
             zip(*iterables, strict=False),

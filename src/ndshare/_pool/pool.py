@@ -31,6 +31,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from ndshare._pool.delivery import Delivery, ForkWantedError
+from ndshare._pool.limits import Limits
 from ndshare._pool.roster import BURST_TASKS, Roster
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import LEAVING, Awaited, Task, TaskFuture
@@ -38,6 +39,7 @@ from ndshare._processes import (
     Answer,
     Crew,
     CrewClosedError,
+    TaskOptions,
     Todo,
     Worker,
     WorkerGoneError,
@@ -85,7 +87,10 @@ class Pool:
         self.delivery = Delivery(crew, settings)
         self.roster = Roster(settings)
         self.workers = self.roster.workers
+        self.limits = Limits(crew, self.workers)
         self.queue: collections.deque[Task] = collections.deque()
+        self.ranked = False  # some task had a priority
+        self._unsorted = False  # and the queue may not be in that order
         self.pending = 0  # tasks that are not finished
         self.closed = False
         self.killed = 0  # the signal that has ended its workers
@@ -195,8 +200,32 @@ class Pool:
         before = len(self.queue)
         self.delivery.looked_at = {}  # globals may have changed since the tasks before
         self.queue.extend(tasks)
+        if self.ranked:
+            self._unsorted = True
         self.pending += len(self.queue) - before
         self.interrupted = False
+
+    def heed(self, task: Task, asked: TaskOptions) -> None:
+        """Have a task that is yet to be submitted run as its user wants."""
+        limit = self.settings.task_timeout if asked.timeout is None else asked.timeout
+        if limit is not None:
+            task.limit = limit
+            self.limits.timed = True
+        task.retries = asked.retries
+        if asked.priority:
+            task.priority = asked.priority
+            self.ranked = True
+
+    def may_retry(self, task: Task) -> bool:
+        """Whether a task may be run a second time, so that its arguments are needed again."""
+        return (self.settings.retries if task.retries is None else task.retries) > 0
+
+    def _sort(self) -> None:
+        """Bring the queue into the order of priorities; of equal ones the first comes first."""
+        self._unsorted = False
+        tasks = sorted(self.queue, key=_rank)
+        self.queue.clear()
+        self.queue.extend(tasks)
 
     def _drop(self, unwanted: Iterable[Task]) -> None:
         """Drop tasks that nobody will hear of; what waited behind them is sent by the I/O thread."""
@@ -240,6 +269,10 @@ class Pool:
                 return True
         task.let_go()
         return True
+
+    def kill_task(self, task: Task) -> bool:
+        """End a task that runs, and its worker; False if it does not run, or is the parent's."""
+        return self.hub.pid == os.getpid() and self.limits.kill(task)
 
     def is_running(self, task: Task) -> bool:
         """Whether a worker has begun a task."""
@@ -304,6 +337,8 @@ class Pool:
             return None
         if worker is None:
             return None
+        if self._unsorted:
+            self._sort()
         size = self.roster.batch_size(worker, len(self.queue))
         batch: list[Task] = []
         while self.queue and len(batch) < size:
@@ -383,6 +418,8 @@ class Pool:
                     worker.inflight.clear()
                 self.queue.extendleft(reversed(back))
                 self.roster.offer(worker)
+                if self.limits.timed:
+                    self.limits.arm(worker)
             if failed:
                 while failed:
                     self.fail(*failed.pop(0))
@@ -557,10 +594,15 @@ class Pool:
                 self.queue.clear()
         exit_code, number = code_or_signal(code)
         lost: list[tuple[Task, BaseException]] = []
+        verdict = self.limits.verdict(worker)
         for task in victims:
             task.attempts += 1
-            if task.attempts <= self.settings.retries and not self.killed:
+            ended = verdict if verdict is not None and verdict.task is task else None
+            retries = self.settings.retries if task.retries is None else task.retries
+            if task.attempts <= retries and not self.killed and not (ended and ended.final):
                 spared.insert(0, task)
+            elif ended is not None:
+                lost.append((task, ended.error(pid)))
             else:
                 facts = (setup or task.describe(), pid, exit_code, number, peak, task.attempts)
                 death = WorkerDiedError(*facts)
@@ -683,6 +725,10 @@ class Pool:
             self.over = True
             self.ended.notify_all()
         self.ring()
+
+
+def _rank(task: Task) -> int:
+    return -task.priority
 
 
 def start_worker() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ndshare._memory import idle_limit
 from ndshare._pool.tasks import describe
+from ndshare._processes import check_timeout
 from ndshare._system import (
     check_count,
     check_environment,
@@ -37,6 +38,7 @@ class PoolSettings:
     threads: int | None = None
     retries: int = 0
     start: str = "auto"  # where its workers come from
+    task_timeout: float | None = None  # seconds that a task may take
     withheld: frozenset[str] = frozenset()  # variables whose values the initializer brings
 
     @property
@@ -84,6 +86,7 @@ def checked_settings(
     preload: Iterable[str],
     retries: int,
     start: str = "auto",
+    task_timeout: float | None = None,
 ) -> PoolSettings:
     """Check what a user asks for; `name` is what the number of workers is called there."""
     if workers is None:
@@ -96,6 +99,8 @@ def checked_settings(
     if threads_per_worker is not None:
         check_count("threads_per_worker", threads_per_worker, 1)
     check_count("retries", retries, 0)
+    if task_timeout is not None:
+        check_timeout("task_timeout", task_timeout)
     if initializer is not None:
         check_runs("initializer", initializer)
     initargs = tuple_of("initargs", initargs)
@@ -114,4 +119,5 @@ def checked_settings(
         threads=threads_per_worker,
         retries=retries,
         start=start,
+        task_timeout=task_timeout,
     )

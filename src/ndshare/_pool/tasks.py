@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from ndshare._processes import Worker, frames
+from ndshare._processes import TaskOptions, Worker, frames
 from ndshare._system import _wire
 from ndshare._transport import Draft, Parcel, pack, unpack
 
@@ -51,6 +51,12 @@ class TaskPool(Protocol):
     def is_running(self, task: Any) -> bool:
         """Whether a worker has begun a task."""
 
+    def heed(self, task: Any, asked: TaskOptions) -> None:
+        """Have a task that is yet to be submitted run as its user wants."""
+
+    def kill_task(self, task: Any) -> bool:
+        """End a task that runs, and its worker; False if it does not."""
+
     def wait_for(self, task: Any, condition: threading.Condition, timeout: float | None) -> None:
         """Receive until a task is done, or wait while another thread receives."""
 
@@ -72,6 +78,9 @@ class Task:
     seq = 0  # and its number there; `LEAVING` while it is being sent
     attempts = 0  # workers that died with it
     splits = False  # in the queue it is what is left of many items: a piece of it is sent at a time
+    limit: float | None = None  # seconds that it may run
+    retries: int | None = None  # how many deaths of workers it may survive; None: what its pool says
+    priority = 0  # the higher, the sooner it is sent
     on_done: Callable[[], None] | None = None  # called before the callbacks
     brings: frozenset[str] = frozenset()  # names of `__main__` that its parcel defines itself
     modules_tried: frozenset[str] = frozenset()  # sent by value for it
@@ -266,6 +275,27 @@ class TaskFuture(Task, concurrent.futures.Future[Any]):
             return not self.done()
         return pool.is_running(self)
 
+    def kill(self) -> bool:
+        """End the task if it runs: its worker is killed, and the future fails with `TaskKilledError`.
+
+        Returns
+        -------
+        bool
+            Whether that was done. False if no worker has begun the task, for which there is `cancel`, or if
+            it is done.
+
+        Notes
+        -----
+        Other tasks do not notice: the worker is replaced, and what it had not begun runs elsewhere. A task
+        that was killed so is not tried again.
+        """
+        _wire.shield()
+        try:
+            pool = self.pool
+            return pool is not None and pool.kill_task(self)
+        finally:
+            _wire.unshield()
+
     def __repr__(self) -> str:
         text = concurrent.futures.Future.__repr__(self)
         return text.replace("state=pending", "state=running") if self.running() else text
@@ -328,6 +358,8 @@ class QuietTask(Task):
 class MapRun:
     """What the tasks of one call of `map` share: the function, which workers are sent once."""
 
+    asked: TaskOptions | None = None  # how they are to be run
+
     def __init__(self, pool: TaskPool, function: Callable[..., Any], token: int) -> None:
         self.pool = pool
         self.function = function
@@ -355,6 +387,8 @@ class ItemsTask(QuietTask):
         self.function = run.function
         self.token = run.token
         self.content = items
+        if run.asked is not None:
+            run.pool.heed(self, run.asked)
 
     def _tell(self) -> None:
         if self.run.waited_for:

@@ -50,6 +50,15 @@ if TYPE_CHECKING:
     from ndshare._processes.modules import loaded
     from ndshare._processes.records import handle_waiting, name_items
     from ndshare._processes.surroundings import add_aliases
+    from ndshare._processes.task_options import (
+        TaskOptions,
+        WithOptions,
+        check_timeout,
+        options,
+        options_of,
+        with_options,
+        without_options,
+    )
     from ndshare._processes.worker_handle import Answer, Worker, WorkerGoneError
 
 __all__ = [
@@ -57,11 +66,14 @@ __all__ = [
     "Crew",
     "CrewClosedError",
     "SetUp",
+    "TaskOptions",
     "Todo",
+    "WithOptions",
     "Worker",
     "WorkerGoneError",
     "add_aliases",
     "be",
+    "check_timeout",
     "described",
     "errstate",
     "frames",
@@ -72,8 +84,12 @@ __all__ = [
     "loaded",
     "name_items",
     "numbered",
+    "options",
+    "options_of",
     "own_crew",
     "shutdown",
+    "with_options",
+    "without_options",
     "worker_id",
 ]
 
@@ -87,6 +103,15 @@ _FILES = {
     "modules": ("loaded",),
     "records": ("handle_waiting", "name_items"),
     "surroundings": ("add_aliases",),
+    "task_options": (
+        "TaskOptions",
+        "WithOptions",
+        "check_timeout",
+        "options",
+        "options_of",
+        "with_options",
+        "without_options",
+    ),
     "worker_handle": ("Answer", "Worker", "WorkerGoneError"),
 }
 

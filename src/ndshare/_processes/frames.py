@@ -26,7 +26,9 @@ its process number, how many tasks it has looked at and when it began the last o
 flight (`cell`): `PENDING` until the worker takes the task by
 compare-and-swap (`STARTED`), or the caller takes it back the same way (`REVOKED`) or stops it
 (`INTERRUPTED`). So a task runs exactly once, a batch can be given to somebody else while its head is slow,
-Ctrl-C hits the task it was meant for, and after a death it is known which task was running.
+Ctrl-C hits the task it was meant for, and after a death it is known which task was running. When it has the
+answer, the worker says so (`ANSWERED`), unless the caller has claimed it for death before (`KILLED`): then
+it ends, whether or not the signal has come. So who takes too long is killed at that task and at no other.
 """
 
 from __future__ import annotations
@@ -86,6 +88,8 @@ PENDING = 0
 STARTED = 1
 REVOKED = 2
 INTERRUPTED = 3
+ANSWERED = 4  # and these two, `_wire.finish` knows as well
+KILLED = 5
 ROW_BYTES = 1024
 BOARD_ROWS = 64
 OWNER_AT = 0

@@ -10,6 +10,7 @@ Guarantees
 - What a task returns is in shared memory already (NumPy allocates large blocks there) and is lent
   without a copy if nothing in this process can reach it any more.
 - SIGINT interrupts a running task once, if its caller has marked it; otherwise it is ignored.
+- A task that its caller has claimed for death is the last one here, and has no answer.
 - Directory, environment, ``sys.path``, warning filters and log levels are the caller's as of the task's
   dispatch; log records go to the caller's handlers.
 
@@ -231,7 +232,11 @@ class _Worker:
                 self._run(seq, kind, token, payload, own, is_last=not left)
             else:
                 close_all(own)
-                if self._is_wanted_to_stop():  # before it began
+                state = _wire.load_u8(self.board, self.cell)
+                if state == frames.KILLED:
+                    _die()
+                if state == frames.INTERRUPTED:  # before it began
+                    self._finish()
                     self._answer(frames.RESULT, frames.ERROR, seq, 0.0, pack_failure(KeyboardInterrupt()))
 
     def _run(
@@ -259,7 +264,13 @@ class _Worker:
         if is_last:
             streams.flush()
         seconds = time.perf_counter() - began
+        self._finish()
         self._answer(frames.RESULT, status, seq, seconds, parcel)
+
+    def _finish(self) -> None:
+        """Say that the task has an answer; if it was claimed for death before, there is none."""
+        if self.socket_fd >= 0 and not _wire.finish(self.board, self.cell):  # a fork of it has none
+            _die()
 
     def _call(self, kind: int, token: int, payload: memoryview, fds: tuple[int, ...]) -> Draft | Parcel:
         self.interruptible = True
@@ -453,6 +464,11 @@ def _packed(result: list[Any], error: Exception) -> Draft:
         except Exception as reason:
             return pack([*values[:number], portable(reason), seconds])
     raise error
+
+
+def _die() -> None:
+    """End here and now: the signal is on its way, and must find no other task."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _UnreadableError(Exception):

@@ -39,7 +39,7 @@ _DRAIN_TRIES = 20
 _SOCKET_BYTES = 1 << 20
 _SEQ_MASK = 0xFFFFFFFF  # of the numbers of tasks
 _SPARE_CELLS = 128  # of the board, for what is sent to a worker that has tasks unread which were taken back
-_BEGUN = frozenset({frames.STARTED, frames.INTERRUPTED})
+_BEGUN = frozenset({frames.STARTED, frames.INTERRUPTED, frames.ANSWERED, frames.KILLED})
 
 
 #: A task, the status, the payload and the descriptors of its result.
@@ -291,6 +291,19 @@ class Worker:
         if not self.runs(seq) or _wire.load_u64(self.board, self.row + frames.SEEN_AT) != seq + 1:
             return None
         return _wire.load_u64(self.board, self.row + frames.BEGAN_AT) / 1e9
+
+    def kill(self, seq: int) -> bool:
+        """End it by SIGKILL, if it still is at that task (under the hub's lock); False if it is not.
+
+        What else it was sent it does not begin any more.
+        """
+        cell = frames.cell(self.row, seq)
+        for state in (frames.STARTED, frames.INTERRUPTED):  # in the order in which it changes
+            if _wire.cas_u8(self.board, cell, state, frames.KILLED):
+                self.leaving = True
+                self.signal(signal.SIGKILL)
+                return True
+        return False
 
     def interrupt(self, seq: int) -> None:
         """Stop a task that the worker has begun or is to begin; another one is not hit."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ndshare._pool import Pool, TaskFuture, describe
-from ndshare._processes import invoke
+from ndshare._processes import TaskOptions, invoke, options_of, with_options, without_options
 from ndshare._system import Bar
 
 Progress = bool | Callable[[int, int], object]
@@ -36,6 +36,10 @@ class Registered:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Handle:
         """Enqueue a call; see `Workspace.register`."""
         return self._enqueue(self.function, args, kwargs)
+
+    def __with_options__(self, asked: TaskOptions) -> Registered:
+        """Return the same function, whose calls are to be run so."""
+        return Registered(self._enqueue, with_options(self.function, asked))
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -83,7 +87,9 @@ class PoolHandle(TaskFuture, Handle):
     def __init__(
         self, pool: Pool, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        asked, function = options_of(function), without_options(function)
         super().__init__(pool, function, args, kwargs)
+        pool.heed(self, asked)
         self.content = invoke, self.content, {}
         self.name = describe(function)
 

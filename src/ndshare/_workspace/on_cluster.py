@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from ndshare._cluster import Calls, Packed, crates_of, find_engine
+from ndshare._cluster import CallFuture, Calls, Packed, crates_of, find_engine
 from ndshare._node import NamedTask, Script, Setting
 from ndshare._pool import PoolSettings, describe
+from ndshare._processes import without_options
 from ndshare._transport import Bytes, Chunks, Content, Manifest, aligned, is_zero
 from ndshare._workspace.calls import Handle
 from ndshare.errors import InheritedError
@@ -95,7 +96,7 @@ class Images:
         return memory
 
 
-class ClusterHandle(Handle):
+class ClusterHandle(CallFuture, Handle):
     """One call of a registered function on a cluster."""
 
     def __init__(self, calls: Calls, pack: Callable[[], Packed], name: str) -> None:
@@ -153,6 +154,7 @@ class ClusterStaff:
             "env": settings.env,
             "preload": settings.preload,
             "retries": settings.retries,
+            "task_timeout": settings.task_timeout,
         }
         script = Script(crates, self._images.table, settings.setup, options)
         self._script = self._manifest.add(np.frombuffer(pickle.dumps(script, 5), np.uint8))
@@ -174,6 +176,8 @@ class ClusterStaff:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> ClusterHandle:
         """See `Staff`."""
+        asked = self._calls.options_of(function)
+        function = without_options(function)
 
         def pack() -> Packed:
             if self._setting is None:
@@ -186,7 +190,8 @@ class ClusterStaff:
             blocks = manifest.blocks_of(crates)
             for number in self._images.table.keys() & blocks.keys():
                 del blocks[number]
-            return NamedTask(self._id, describe(function), crates, blocks, {}, self._setting), manifest
+            name = describe(function)
+            return NamedTask(self._id, name, crates, blocks, {}, self._setting, asked=asked), manifest
 
         return ClusterHandle(self._calls, pack, describe(function))
 

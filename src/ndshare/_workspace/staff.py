@@ -68,7 +68,6 @@ class PoolStaff:
 
     def __init__(self, settings: PoolSettings, values: dict[str, Any], snapshot: str) -> None:
         self._snapshot = snapshot
-        self._private = settings.retries > 0
         self._repeats = Repeats()
         self.pool = new_pool(
             replace(
@@ -107,7 +106,7 @@ class PoolStaff:
             self._repeats.warn(function, args, kwargs)
         handle = PoolHandle(self.pool, function, args, kwargs)
         if self._snapshot == "submit":
-            handle.read_now(private=self._private)
+            handle.read_now(private=self.pool.may_retry(handle))
         return handle
 
     def submit(self, handle: PoolHandle) -> None:

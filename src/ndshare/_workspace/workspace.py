@@ -58,7 +58,9 @@ class Workspace:
     preload : iterable of str, optional
         Names of modules that are imported once, before workers are forked.
     retries : int, optional
-        How often a call whose *worker died* is tried again.
+        How often a call whose *worker died*, or was killed because the call took too long, is tried again.
+    task_timeout : float, optional
+        Seconds that a call may take; see `ProcessPoolExecutor`. `ndshare.options` gives a function its own.
     engine : distributed.Client, str or Executor, optional
         Calls run on the machines of a cluster; as of `ClusterContext`. Instead of `num_workers`.
 
@@ -111,6 +113,7 @@ class Workspace:
         env: Environment = None,
         preload: Iterable[str] = (),
         retries: int = 0,
+        task_timeout: float | None = None,
         engine: Any = None,
     ) -> None:
         self._values = _checked_values(values)
@@ -125,6 +128,7 @@ class Workspace:
             env=env,
             preload=preload,
             retries=retries,
+            task_timeout=task_timeout,
         )
         if engine is not None:
             _check_for_cluster(num_workers, snapshot, env)
@@ -182,7 +186,8 @@ class Workspace:
         Parameters
         ----------
         function : callable
-            Anything that can be pickled, and lambdas, closures, functions of a notebook or a script.
+            Anything that can be pickled, and lambdas, closures, functions of a notebook or a script. With
+            `ndshare.options` around it, its calls have a time limit, tries or a priority of their own.
 
         Returns
         -------

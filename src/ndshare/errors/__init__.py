@@ -16,6 +16,8 @@
         ├── WorkerDiedError (BrokenProcessPool)     a process ended under a task
         ├── InitializerError (BrokenProcessPool)    an initializer failed
         ├── ExitError (SystemExit, BrokenProcessPool)   what rebuilds an argument or a result called exit
+        ├── TaskTimeoutError (TimeoutError)         a task took longer than it may
+        ├── TaskKilledError                         the caller has ended a running task
         ├── InheritedError                          an executor was used in a forked child
         └── RemoteError                             a task's exception could not be sent as it was
 
@@ -46,6 +48,8 @@ from ndshare.errors.base import (
     SegmentGoneError,
     ShutDown,
     SilentWriteWarning,
+    TaskKilledError,
+    TaskTimeoutError,
     TransportError,
     UnsendableGlobalError,
     WorkerError,
@@ -72,6 +76,8 @@ __all__ = [
     "SegmentGoneError",
     "ShutDown",
     "SilentWriteWarning",
+    "TaskKilledError",
+    "TaskTimeoutError",
     "TransportError",
     "UnsendableGlobalError",
     "WorkerDiedError",

@@ -300,6 +300,68 @@ class InheritedError(WorkerError):
         )
 
 
+class TaskTimeoutError(WorkerError, TimeoutError):
+    """A task took longer than it may; the worker that ran it was killed.
+
+    Page: docs/executor.md.
+
+    Parameters
+    ----------
+    task : str
+        What was running.
+    seconds : float
+        How long it may take.
+    pid : int
+        Of the worker.
+    attempts : int
+        How often the task was tried.
+
+    Notes
+    -----
+    Only this task fails. What it has written so far is in the shared arrays.
+    """
+
+    def __init__(self, task: str, seconds: float, pid: int, attempts: int = 1) -> None:
+        super().__init__(task, seconds, pid, attempts)
+        self.task = task
+        self.seconds = seconds
+        self.pid = pid
+        self.attempts = attempts
+
+    def __str__(self) -> str:
+        tries = f", for the {self.attempts}. time" if self.attempts > 1 else ""
+        return (
+            f"{self.task} took longer than {self.seconds:g} s{tries}; its worker (pid {self.pid}) was "
+            "killed, and what the task has written so far is in the shared arrays. Allow it more time, or "
+            "let it do less at a time"
+        )
+
+
+class TaskKilledError(WorkerError):
+    """The caller has ended a running task, and its worker with it.
+
+    Page: docs/executor.md.
+
+    Parameters
+    ----------
+    task : str
+        What was running.
+    pid : int
+        Of the worker.
+    """
+
+    def __init__(self, task: str, pid: int) -> None:
+        super().__init__(task, pid)
+        self.task = task
+        self.pid = pid
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task} was ended by kill() of its future, and its worker (pid {self.pid}) with it; what "
+            "it has written so far is in the shared arrays"
+        )
+
+
 class RemoteError(WorkerError):
     """Stands for an exception of a task that could not be pickled, or not be rebuilt from its pickle.
 

@@ -102,6 +102,22 @@ ndshare_atomic_claim(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     return PyErr_Occurred() ? NULL : PyBool_FromLong(done);
 }
 
+/* The other end of `claim`: 1 and 3 become 4, unless somebody was quicker and has put 5 there. */
+PyObject *
+ndshare_atomic_finish(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_buffer view;
+    _Atomic uint8_t *cell = cell_at("finish", args, nargs, 2, 1, &view);
+    if (cell == NULL) {
+        return NULL;
+    }
+    uint8_t state = 1;
+    while (state != 5 && !atomic_compare_exchange_weak(cell, &state, 4)) {
+    }
+    PyBuffer_Release(&view);
+    return PyBool_FromLong(state != 5);
+}
+
 PyObject *
 ndshare_atomic_store_u64(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {

@@ -6,6 +6,7 @@
 
 PyObject *ndshare_atomic_cas_u8(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_atomic_claim(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ndshare_atomic_finish(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_atomic_cas_u64(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_atomic_load_u8(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_atomic_load_u64(PyObject *module, PyObject *const *args, Py_ssize_t nargs);

@@ -125,6 +125,9 @@ static PyMethodDef methods[] = {
      PyDoc_STR("claim(buffer, offset, notes, number) -> bool\n\n"
                "Change a byte from 0 to 1, if it is 0; note at `notes` that all up to `number` were looked at,\n"
                "and behind it the monotonic nanoseconds of the last change.")},
+    {"finish", NDSHARE_FAST(ndshare_atomic_finish),
+     PyDoc_STR("finish(buffer, offset) -> bool\n\n"
+               "Change a byte that was claimed to 4; False if it has been changed to 5 before.")},
     {"cas_u64", NDSHARE_FAST(ndshare_atomic_cas_u64),
      PyDoc_STR("cas_u64(buffer, offset, expected, new) -> bool")},
     {"load_u8", NDSHARE_FAST(ndshare_atomic_load_u8),
