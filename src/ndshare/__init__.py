@@ -10,6 +10,7 @@ Arrays (docs/arrays.md)
     stats, trim: what is held, and giving it back
 Tasks (docs/executor.md)
     ProcessPoolExecutor: the interface of concurrent.futures, arrays without pickling
+    Pool: the interface of multiprocessing.Pool, on the same workers (docs/pool.md)
     shutdown: ends the workers that are kept warm; freeze_support: for frozen programs
     options: time limit, tries and priority of a function's tasks
     worker_id: the number of the worker that code runs in
@@ -88,6 +89,7 @@ except ImportError:
 if _typing.TYPE_CHECKING:
     from ndshare._cluster import ClusterContext, ClusterExecutor
     from ndshare._dict import SharedDict, prune
+    from ndshare._jobpool import Pool
     from ndshare._locks import Lock, lock
     from ndshare._map import MapContext, MapReport, ProcessContext, SerialContext, ThreadContext, item_rng
     from ndshare._pickling import register_wrapper
@@ -133,6 +135,7 @@ __all__ = [
     "NdshareError",
     "NdshareWarning",
     "OwnerDiedError",
+    "Pool",
     "ProcessContext",
     "ProcessPoolExecutor",
     "Queue",
@@ -198,6 +201,7 @@ _LATER = {
     "Lock": "ndshare._locks",
     "MapContext": "ndshare._map",
     "MapReport": "ndshare._map",
+    "Pool": "ndshare._jobpool",
     "NdarrayFunctor": "ndshare.functors",
     "ProcessContext": "ndshare._map",
     "ProcessPoolExecutor": "ndshare._pool",

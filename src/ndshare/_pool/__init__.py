@@ -22,12 +22,16 @@ Not guaranteed: the order in which tasks begin, once they are shorter than what 
 from __future__ import annotations
 
 from ndshare._pool.executor import ProcessPoolExecutor
+from ndshare._pool.items import EachRun, EachTask
 from ndshare._pool.pool import Pool, new_pool
 from ndshare._pool.repeats import Repeats
 from ndshare._pool.settings import Environment, PoolSettings, checked_settings
 from ndshare._pool.tasks import QuietTask, Task, TaskFuture, describe
+from ndshare._pool.workers import WorkerProcess, processes
 
 __all__ = [
+    "EachRun",
+    "EachTask",
     "Environment",
     "Pool",
     "PoolSettings",
@@ -36,7 +40,9 @@ __all__ = [
     "Repeats",
     "Task",
     "TaskFuture",
+    "WorkerProcess",
     "checked_settings",
     "describe",
     "new_pool",
+    "processes",
 ]

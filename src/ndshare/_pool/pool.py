@@ -157,8 +157,8 @@ class Pool:
         finally:
             _wire.unshield()
 
-    def start_workers(self) -> None:
-        """Start all workers now; return when each of them has run its initializer.
+    def start_workers(self, *, wait: bool = True) -> None:
+        """Start all workers that are not there now; by default return when each has run its initializer.
 
         Raises
         ------
@@ -173,6 +173,9 @@ class Pool:
             for number, probe in enumerate(probes):
                 try:
                     with self.hub.lock:
+                        if len(self.workers) >= self.settings.max_workers:
+                            del probes[number:]
+                            break
                         worker = self._hire()
                         worker.sent -= 1  # what is asked of it here is no task of the user's
                         worker.sending = True
@@ -188,6 +191,8 @@ class Pool:
                     raise
         finally:
             _wire.unshield()
+        if not wait:
+            return
         for probe in probes:
             probe.result()
         with self.hub.lock:
