@@ -19,7 +19,7 @@ FLOORS = """
     ndshare default_context
     _workspace
     _cluster _node
-    _map _jobpool integrations
+    _map integrations
     _pool _queue
     _processes
     _transport _dict
@@ -122,10 +122,10 @@ def house() -> House:
 
 
 def test_floors_are_few_and_name_every_room() -> None:
-    """At most ten floors, and twenty-three rooms."""
+    """At most ten floors, and twenty-two rooms."""
     rooms = {path.parent.name for path in _SOURCE.glob("*/__init__.py")}
     assert rooms == set(_ORDER) - {"ndshare", "default_context"}
-    assert len(rooms) <= 23
+    assert len(rooms) <= 22
     assert len(set(_FLOOR.values())) <= 10
     loose = {path.name for path in _SOURCE.iterdir() if path.is_file()}
     assert loose == {"__init__.py", "__main__.py", "default_context.py", "py.typed"}

@@ -89,7 +89,6 @@ except ImportError:
 if _typing.TYPE_CHECKING:
     from ndshare._cluster import ClusterContext, ClusterExecutor
     from ndshare._dict import SharedDict, prune
-    from ndshare._jobpool import Pool
     from ndshare._locks import Lock, lock
     from ndshare._map import MapContext, MapReport, ProcessContext, SerialContext, ThreadContext, item_rng
     from ndshare._pickling import register_wrapper
@@ -112,6 +111,7 @@ if _typing.TYPE_CHECKING:
         NdarrayFunctor,
         SequenceFunctor,
     )
+    from ndshare.integrations.pool import Pool
 
 __version__ = "0.1.0"
 
@@ -201,8 +201,8 @@ _LATER = {
     "Lock": "ndshare._locks",
     "MapContext": "ndshare._map",
     "MapReport": "ndshare._map",
-    "Pool": "ndshare._jobpool",
     "NdarrayFunctor": "ndshare.functors",
+    "Pool": "ndshare.integrations.pool",
     "ProcessContext": "ndshare._map",
     "ProcessPoolExecutor": "ndshare._pool",
     "Queue": "ndshare._queue",

@@ -4,6 +4,7 @@
 
     register()  ─► multiprocessing   shared arrays by reference in queues, pipes, pools, managers
                 ─► joblib            a backend on ndshare's workers: scikit-learn's n_jobs
+    ndshare.Pool                     the interface of multiprocessing.Pool, on the workers of executors
 
 Guarantees
 ----------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobpool import cpython_tests
+from tests.integrations import pool_cpython_tests as cpython_tests
 
 _PAGE = Path(__file__).parents[2] / "docs" / "pool.md"
 

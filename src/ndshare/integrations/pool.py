@@ -1,4 +1,21 @@
-"""`Pool`: the interface of `multiprocessing.Pool`."""
+"""`Pool`: the interface of `multiprocessing.Pool`, on the workers and the memory of executors.
+
+::
+
+    Pool ── apply ───────────────► CallTask ──┐
+         ── map, starmap ──► chunks: JobTask ──┼──► a pool of tasks ──► workers
+         ── imap ──► Feeder ──► JobTask ───────┘         │
+    AsyncResult, IMapIterator ◄── callbacks ◄── note ◄───┘
+
+Guarantees
+----------
+- Every job ends: a worker's death, a pool that is terminated, an input that raises are errors of the job.
+- Callbacks have run when a job is ready, and when `join` returns; what one raises is logged and harms nobody.
+- An input with a length is read at the call; any other one in a thread of its own, a few items ahead of the
+  workers.
+
+Not guaranteed: the order of callbacks.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +31,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
-from ndshare._jobpool.results import (
+from ndshare._pool import EachRun, Environment, Repeats, WorkerProcess, checked_settings, new_pool, processes
+from ndshare._processes import errstate
+from ndshare._system import check_callable, check_count
+from ndshare.errors import InheritedError
+from ndshare.integrations._results import (
     AsyncResult,
     Callback,
     CallTask,
@@ -23,10 +44,6 @@ from ndshare._jobpool.results import (
     MapResult,
     terminated,
 )
-from ndshare._pool import EachRun, Environment, Repeats, WorkerProcess, checked_settings, new_pool, processes
-from ndshare._processes import errstate
-from ndshare._system import check_callable, check_count
-from ndshare.errors import InheritedError
 
 Item = tuple[Any, ...]
 

@@ -2,7 +2,7 @@
 
 They are those of the interpreter that runs this: nothing of them is copied. Usage::
 
-    python cpython_tests.py [-v] [test ...]
+    python pool_cpython_tests.py [-v] [test ...]
 
 Prints a line for each test that failed, its name first, then how many ran.
 """
@@ -42,7 +42,7 @@ multiprocessing.Pool = ndshare.Pool
 def cases(names: list[str]) -> unittest.TestSuite:
     """Return their tests that use a pool of processes."""
     multiprocessing.Pool = ndshare.Pool  # type: ignore[misc,assignment]
-    theirs = importlib.import_module("tests.jobpool.cpython_classes")
+    theirs = importlib.import_module("tests.integrations.pool_cpython_classes")
     script_helper: Any = importlib.import_module("test.support.script_helper")
     run = script_helper.assert_python_ok
     script_helper.assert_python_ok = lambda option, code, **options: run(option, _PRELUDE + code, **options)
