@@ -42,3 +42,11 @@ def test_page_links_lead_somewhere(page: Path) -> None:
 def test_script_of_keeps_line_numbers() -> None:
     """A traceback of a block points to the line in the page."""
     assert script_of("a\n```python\nx = 1\n```\nb\n```python\ny = 2\n```\n") == "\n\nx = 1\n\n\n\ny = 2\n"
+
+
+def test_the_comparison_has_all_fifty_five_features_with_thirteen_marks() -> None:
+    """Each feature once, a mark for ndshare and each of twelve others."""
+    page = (_ROOT / "docs" / "compared.md").read_text()
+    rows = re.findall(r"^\| (\d+) (.+) \|$", page, re.MULTILINE)
+    assert sorted(int(number) for number, _ in rows) == list(range(1, 56))
+    assert {text.count("|") for _, text in rows} == {13}

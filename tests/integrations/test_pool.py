@@ -402,6 +402,28 @@ def test_workers_that_are_killed_from_outside_are_replaced(pool: ndshare.Pool) -
     assert pool.map(jobs.add_one, range(30)) == list(range(1, 31))
 
 
+@pytest.mark.parametrize("call", ["map", "imap", "imap_unordered", "apply"])
+def test_a_call_that_takes_too_long_is_killed(call: str) -> None:
+    """It alone: items with a limit are tasks of their own."""
+    with ndshare.Pool(2, task_timeout=60) as pool:
+        limited = ndshare.options(_sleep_at_three, timeout=0.3)
+        with pytest.raises(ndshare.TaskTimeoutError, match="_sleep_at_three"):
+            if call == "apply":
+                pool.apply(limited, (3,))
+            elif call == "map":
+                pool.map(limited, range(6), 6)
+            else:
+                list(getattr(pool, call)(limited, range(6), 6))
+        assert pool.map(jobs.add_one, range(5)) == list(range(1, 6))
+    pool.join()
+
+
+def _sleep_at_three(n: int) -> int:
+    if n == 3:
+        time.sleep(600)
+    return n
+
+
 def test_terminate_ends_everything_at_once(tmp_path: Path) -> None:
     """What runs fails, what waits is cancelled, whoever waits gets it; callbacks are called no more."""
     told: list[Any] = []

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from ndshare._pool import EachRun, Environment, Repeats, WorkerProcess, checked_settings, new_pool, processes
-from ndshare._processes import errstate
+from ndshare._processes import TaskOptions, WithOptions, errstate, options_of, without_options
 from ndshare._system import check_callable, check_count
 from ndshare.errors import InheritedError
 from ndshare.integrations._results import (
@@ -91,6 +91,10 @@ class Pool(multiprocessing.pool.Pool):
         the first one is wanted; with any other, and by default, from a clean process that is kept warm.
     retries : int, optional
         How often a task whose *worker died* is tried again. A task that raises is never tried again.
+    task_timeout : float, optional
+        Seconds that a call may take; then its worker is killed, and its job fails with `TaskTimeoutError`.
+        `ndshare.options` around a function gives its calls another limit. Items with a limit are tasks of
+        their own, whatever the chunks.
     threads_per_worker : int, optional
         BLAS and OpenMP threads in each worker; by default the number of processors divided by `processes`.
     env : mapping, sequence of mappings or callable, optional
@@ -127,6 +131,7 @@ class Pool(multiprocessing.pool.Pool):
         context: Any = None,
         *,
         retries: int = 0,
+        task_timeout: float | None = None,
         threads_per_worker: int | None = None,
         env: Environment = None,
         preload: Iterable[str] = (),
@@ -148,6 +153,7 @@ class Pool(multiprocessing.pool.Pool):
             preload=preload,
             retries=retries,
             start=_start(context),
+            task_timeout=task_timeout,
         )
         self._processes = settings.max_workers
         self._tasks = new_pool(settings)
@@ -155,6 +161,7 @@ class Pool(multiprocessing.pool.Pool):
         self._feeders: set[threading.Thread] = set()
         self._books = threading.Lock()  # of the feeders and the state
         self._repeats = Repeats()
+        self._timed = task_timeout is not None
         self._state = _RUN
         _terminate_at_exit(self)
         if initializer is not None:  # which is to run whether or not there is a job
@@ -189,6 +196,7 @@ class Pool(multiprocessing.pool.Pool):
         """Call ``func(*args, **kwds)`` in a worker, and return at once what its result can be had from."""
         self._check_running()
         check_callable("func", func)
+        asked, func = self._asked(func)
         args, kwds = tuple(args), dict(kwds or {})
         if not self._repeats.told:
             self._repeats.warn(func, args, kwds)
@@ -196,7 +204,10 @@ class Pool(multiprocessing.pool.Pool):
         if (errors := errstate.current()) is not None:
             content = (errstate.call, (errors, func, *args), kwds)
         job = AsyncResult(self, callback, error_callback)
-        self._submit(job, [CallTask(job, func, content)])
+        task = CallTask(job, func, content)
+        if asked is not None:
+            self._tasks.heed(task, asked)
+        self._submit(job, [task])
         return job
 
     # ------------------------------------------------------------------ many, as a whole
@@ -251,6 +262,8 @@ class Pool(multiprocessing.pool.Pool):
             chunksize = max(1, -(-len(everything) // (4 * self._processes)))
         check_count("chunksize", chunksize, 1)
         run = self._run(func)
+        if self._is_limited(run):
+            chunksize = 1
         job = MapResult(self, callback, error_callback, len(everything), chunksize)
         starts = range(0, len(everything), chunksize)
         groups = [everything[start : start + chunksize] for start in starts]
@@ -277,6 +290,8 @@ class Pool(multiprocessing.pool.Pool):
         check_count("chunksize", chunksize, 1)
         items = iter(iterable)
         run = self._run(func)
+        if self._is_limited(run):
+            chunksize = 1
         job = IMapIterator(self, ordered=ordered, single=chunksize == 1)
         feeder = _Feeder(self, job, run, items, chunksize)
         if hasattr(iterable, "__len__"):
@@ -312,9 +327,21 @@ class Pool(multiprocessing.pool.Pool):
 
     def _run(self, func: Callable[..., Any]) -> EachRun:
         check_callable("func", func)
+        asked, func = self._asked(func)
         if (errors := errstate.current()) is not None:
             func = functools.partial(errstate.call, errors, func)
-        return EachRun(self._tasks, func)
+        run = EachRun(self._tasks, func)
+        run.asked = asked
+        return run
+
+    def _asked(self, func: Any) -> tuple[TaskOptions | None, Any]:
+        """Return how the tasks of a function are to be run, if that was said, and what is sent for it."""
+        if type(func) is not WithOptions and not self._timed:
+            return None, func
+        return options_of(func), without_options(func)
+
+    def _is_limited(self, run: EachRun) -> bool:
+        return self._timed or (run.asked is not None and run.asked.timeout is not None)
 
     def _look(self, func: Callable[..., Any], items: list[Item]) -> None:
         for item in items:
