@@ -123,7 +123,7 @@ class MapContext(abc.ABC):
             that uses several such arrays has all of them taken back, or none.
         path : path-like, optional
             Of a file in which the array lies, mapped into memory: a .npy file if the name ends so, else its
-            bytes alone. It may be larger than memory, and takes no room on the disk until it is written to. What
+            bytes alone. It may be larger than memory, and takes no room on the disk before it is written. What
             kernels write is in the file at once for other processes, and on the disk when a map ends.
         mode : {"x", "w", "r+", "a"}, optional
             "x" makes the file and refuses one that exists; "w" replaces one; "r+" opens one that exists, "a"
