@@ -183,9 +183,9 @@ def test_map_items_are_let_go_when_they_are_done(executor: ProcessPoolExecutor) 
         ({"chunksize": 0}, ValueError, r"chunksize must be at least 1, got 0"),
         ({"chunksize": -3}, ValueError, r"chunksize must be at least 1, got -3"),
         ({"chunksize": 1.5}, TypeError, r"chunksize must be an integer, got 1\.5"),
-        ({"buffersize": 0}, ValueError, r"buffersize must be at least 1, got 0"),
-        ({"buffersize": -1}, ValueError, r"buffersize must be at least 1, got -1"),
-        ({"buffersize": 2.0}, TypeError, r"buffersize must be an integer, got 2\.0"),
+        ({"buffersize": 0}, ValueError, r"buffersize must be None or > 0, got 0"),
+        ({"buffersize": -1}, ValueError, r"buffersize must be None or > 0, got -1"),
+        ({"buffersize": 2.0}, TypeError, r"buffersize must be an integer or None, got 2\.0"),
         ({"timeout": "1"}, TypeError, r"timeout must be a number of seconds, got '1'"),
     ],
 )

@@ -266,7 +266,7 @@ def _fill(row: np.ndarray, n: int) -> None:
         ({"chunksize": 0}, ValueError, r"chunksize must be at least 1, got 0"),
         ({"chunksize": "fast"}, ValueError, r"chunksize must be an integer or 'auto', got 'fast'"),
         ({"chunksize": None}, TypeError, r"chunksize must be an integer, got None"),
-        ({"buffersize": 0}, ValueError, r"buffersize must be at least 1, got 0"),
+        ({"buffersize": 0}, ValueError, r"buffersize must be None or > 0, got 0"),
         ({"timeout": "1"}, TypeError, r"timeout must be a number of seconds, got '1'"),
         ({"progress": 5}, TypeError, r"progress must be callable, got 5"),
     ],

@@ -7,6 +7,7 @@ import concurrent.futures
 import functools
 import itertools
 import multiprocessing
+import numbers
 import os
 import signal
 import sys
@@ -528,8 +529,11 @@ def _check_sizes(chunksize: object, buffersize: object) -> None:
             raise ValueError(f"chunksize must be an integer or 'auto', got {chunksize!r}")
     else:
         check_count("chunksize", chunksize, 1)
-    if buffersize is not None:
-        check_count("buffersize", buffersize, 1)
+    if buffersize is not None:  # the texts are those of Python 3.14
+        if isinstance(buffersize, bool) or not isinstance(buffersize, numbers.Integral):
+            raise TypeError(f"buffersize must be an integer or None, got {buffersize!r}")
+        if buffersize < 1:
+            raise ValueError(f"buffersize must be None or > 0, got {buffersize}")
 
 
 def _counted(results: Iterator[Any], drawing: Drawing) -> Iterator[Any]:
