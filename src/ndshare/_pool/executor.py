@@ -417,6 +417,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             run,
             zip(*iterables, strict=False),
             functools.partial(self._take_on, run),
+            self._submitted,
             sized or int(chunksize),
             buffersize,
             deadline,

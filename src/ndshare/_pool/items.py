@@ -331,6 +331,8 @@ class Unordered(Iterator[_T]):
         Arguments, read as far as the buffer goes.
     take : callable
         Makes a task of some items.
+    submit : callable
+        Hands a task to the pool.
     chunksize : int or ChunkSize
         Items in a task.
     buffersize : int or None
@@ -346,6 +348,7 @@ class Unordered(Iterator[_T]):
         run: EachRun,
         items: Iterator[Item],
         take: Callable[[list[Item]], EachTask],
+        submit: Callable[[EachTask], object],
         chunksize: int | ChunkSize,
         buffersize: int | None,
         deadline: float | None,
@@ -354,6 +357,7 @@ class Unordered(Iterator[_T]):
         self._run = run
         self._items: Iterator[Item] | None = items
         self._take = take
+        self._submit = submit
         self._chunksize = chunksize
         self._buffersize = buffersize
         self._deadline = deadline
@@ -416,7 +420,6 @@ class Unordered(Iterator[_T]):
         """Read as far as the buffer goes, and submit that."""
         if self._items is None:
             return
-        tasks: list[EachTask] = []
         while self._items is not None:
             size = self._chunksize if isinstance(self._chunksize, int) else self._chunksize.now()
             most = self._most(size)
@@ -432,15 +435,14 @@ class Unordered(Iterator[_T]):
             if len(group) < size:
                 self._items = None
             if group:
+                task = self._take(group)
+                try:
+                    self._submit(task)
+                except RuntimeError as error:  # it was shut down
+                    self._last, self._items = error, None
+                    return
+                self._open[task] = None
                 self._ahead += len(group)
-                tasks.append(self._take(group))
-        if tasks:
-            try:
-                self._run.pool.submit_all(tasks)
-            except RuntimeError as error:  # it was shut down
-                self._last, self._items = error, None
-                return
-            self._open.update(dict.fromkeys(tasks))
 
     def _stop(self) -> None:
         """Read no more, and begin nothing more; what has begun is given still."""
