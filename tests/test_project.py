@@ -65,7 +65,7 @@ def test_readme_has_its_two_lines_and_a_first_screen() -> None:
     assert (_TOP / picture).stat().st_size < 100_000
 
 
-@pytest.mark.parametrize("script", ["docs", "release"])
+@pytest.mark.parametrize("script", ["docs", "notebooks", "release"])
 def test_scripts_name_what_exists(script: str) -> None:
     """A script in Python compiles, and the tests it names are there."""
     text = (_TOP / "scripts" / script).read_text()
