@@ -43,7 +43,7 @@ def main() -> None:
     measured = json.loads((_HERE.parents[1] / "benchmarks" / "executor.json").read_text())
     cases = {case["name"]: case for case in measured["cases"]}
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(3, 2, figsize=(8.4, 7.6), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(12, 5.4), layout="constrained")
     for axis, (name, title, factor, unit, left_out) in zip(axes.flat, _PANELS, strict=True):
         results = {
             _NAMES.get(who, who): factor * result["median"]
@@ -70,7 +70,7 @@ def main() -> None:
         color="#555555",
     )
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=130)
+    figure.savefig(drawn, dpi=110)
     few_colours = Image.open(drawn).convert("RGB").quantize(32)
     few_colours.save(_HERE / "peers.png", optimize=True)
 
