@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import gc
 import os
 import random
 import sys
@@ -200,6 +201,7 @@ class Stress:
         self.dict.close()
         self.queue.close()
         del self.lock
+        gc.collect()
         ndshare.trim()
         s = ndshare.stats()
         assert (s.own_bytes, s.held_segments, s.idle_bytes) == (0, 0, 0), s

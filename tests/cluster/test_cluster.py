@@ -532,12 +532,13 @@ def main():
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.01)
     print(len(pids) >= 1, [pid for pid in pids if os.path.exists(f"/proc/{pid}")])
-main()
+if __name__ == "__main__":
+    main()
 """
 
 
 def test_nothing_is_left_when_the_engine_ends(run_script: Any) -> None:
-    """The nodes' workers end with the engine's processes; kernels of a script need no main guard."""
+    """The nodes' workers end with the engine's processes; the main guard is for those."""
     assert run_script(_SCRIPT).stdout == "True []\n"
 
 

@@ -568,7 +568,7 @@ def test_files_of_h5py_are_opened_by_name_in_warm_workers(run_script: RunScript)
                     try:
                         ctx.map(write, range(8))
                     except (OSError, KeyError, TypeError) as error:
-                        assert "item" in error.__notes__[0]
+                        assert "item" in str(error.__notes__)
                     else:
                         raise AssertionError("written where nobody sees it")
                     assert x[:].tolist() == list(range(8))

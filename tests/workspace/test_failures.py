@@ -115,7 +115,7 @@ def test_gone_4_evaluations_and_failing_entries_leak() -> None:
         if "initializer" in options:
             assert f"workspace_tasks.{options['initializer'].__name__}" in str(caught.value)
         if error is TypeError:
-            assert "'lock'" in caught.value.__notes__[0]
+            assert "'lock'" in "\n".join(caught.value.__notes__)
         with pytest.raises(RuntimeError, match="before it is entered"):
             ws.evaluate()
         del caught, ws
@@ -145,7 +145,7 @@ def test_gone_5_failing_call_leaves_the_queue_uncleared(workspace: Make) -> None
         with pytest.raises(ValueError, match="first") as caught:
             ws.evaluate()
         assert "in fail" in str(caught.value.__cause__)
-        assert "call 2 of 5" in caught.value.__notes__[0]
+        assert "call 2 of 5" in "\n".join(caught.value.__notes__)
         assert ws.evaluate() == []
         assert [handles[index].result() for index in (0, 1, 4)] == ["a", "b", "c"]
         assert type(handles[3].exception()) is ValueError

@@ -24,6 +24,7 @@ import signal
 import socket
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -96,9 +97,15 @@ class Forked:
             description = described()
             if "multiprocessing.shared_memory" in sys.modules:  # what a child attaches is not to end with it
                 resource_tracker.ensure_running()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # see fork_hazards
-                pid = os.fork()
+            # Newer Pythons take the tracker from a child, unless who forks it says that it shall keep it.
+            intent = getattr(resource_tracker, "_fork_intent", types.SimpleNamespace())
+            intent.preserve_fd = True
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # see fork_hazards
+                    pid = os.fork()
+            finally:
+                intent.preserve_fd = False
             if pid == 0:
                 self._live(theirs, description, ranges)
         self._children[ours.fileno()] = pid, ours
