@@ -132,6 +132,14 @@ def lost_write(name: str, what: str) -> bytes:
     return pickle.dumps({_LOST: (name, what)})
 
 
+def tell_lost(name: str, what: str) -> None:
+    """Warn of what a task changed in vain: no task is to fail for what becomes of the warning."""
+    try:
+        warn_caller(SilentWriteWarning(name, what))
+    except Exception:
+        traceback.print_exc()
+
+
 def _pickled(content: dict[str, Any]) -> bytes:
     for most in _TEXT_MOST:
         data = pickle.dumps({name: _plain(value, most) for name, value in content.items()}, 5)

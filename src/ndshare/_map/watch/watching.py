@@ -46,9 +46,12 @@ from ndshare._pickling import (
     find_memmap,
     first,
     function_of,
+    is_foreign,
     is_installed,
+    is_of_ctypes,
     is_of_library,
     is_random,
+    kept_by_class,
     parameters,
     state_of,
 )
@@ -64,9 +67,9 @@ _ITEMS_MAX = 64  # of the mapped collection: whoever maps the first of them sees
 _NAME_MAX = 60
 
 _ATOMS = frozenset(
-    (type(None), bool, int, float, complex, str, bytes, range, slice, type, type(...), type(NotImplemented))
+    (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented))
 )
-_UNCHANGING = (type, types.ModuleType, types.CodeType, np.generic, np.dtype)
+_UNCHANGING = (types.ModuleType, types.CodeType, np.generic, np.dtype)
 _REBOUND = frozenset((int, float, complex, list, tuple, dict, set, np.ndarray))
 
 
@@ -76,8 +79,8 @@ class Watch:
     Parameters
     ----------
     kernel : callable
-        Its closure, defaults, partial arguments, attributes and those of its ``self`` are watched, and
-        what the functions among them refer to in turn.
+        Its closure, defaults, partial arguments, attributes, those of its ``self`` and of classes of the
+        user's are watched, and what the functions among them refer to in turn.
     functor : object, optional
         An array, or what has arrays: these are watched, and its ``values`` if these are a list or dict.
     extra_globals : mapping of str to object, optional
@@ -94,6 +97,7 @@ class Watch:
         self, kernel: object, functor: object = None, extra_globals: Mapping[str, object] | None = None
     ) -> None:
         self._seen: dict[int, object] = {}
+        self._classes: dict[int, type] = {}
         self._checks: list[tuple[str, object, Question]] = []
         self._mapped = False
         self._kernel(kernel)
@@ -112,6 +116,7 @@ class Watch:
                     self._visit(MAPPED, value, 0)
             # Its other lists and dicts are how it keeps its place, not what is mapped.
             self._visit(MAPPED, functor, 0, quiet=not container)
+        self._classes.clear()
         self._seen.clear()  # a file that the functor closes is not to be kept open by the way to it
 
     def changes(self) -> list[tuple[str, str]]:
@@ -138,6 +143,9 @@ class Watch:
     def _own(self, owner: object) -> None:
         """Watch the object the kernel is a method of: that its attributes are bound anew counts as well."""
         if isinstance(owner, _UNCHANGING):
+            return
+        if isinstance(owner, type):
+            self._class(owner, 0)
             return
         for name, value in attributes(owner):
             if not name.startswith("_") and not is_of_library(type(owner)):
@@ -185,7 +193,9 @@ class Watch:
             return
         if depth > _DEPTH_MAX:
             return
-        if issubclass(kind, (types.FunctionType, functools.partial)):
+        if issubclass(kind, type):
+            self._class(value, depth + 1)
+        elif issubclass(kind, (types.FunctionType, functools.partial)):
             self._callable(value, depth + 1)
         elif issubclass(kind, types.MethodType):
             self._callable(value.__func__, depth + 1)
@@ -195,9 +205,10 @@ class Watch:
         elif kind is memoryview:
             with contextlib.suppress(NotImplementedError, ValueError):  # it cannot be sent either
                 self._array(name, np.asarray(value))
-        elif type(kind).__module__ == "_ctypes":
-            before = bytes(value)
-            self._watch(name, value, lambda: bytes(value) != before)
+        elif is_of_ctypes(kind):
+            if not is_foreign(value):
+                before = bytes(value)
+                self._watch(name, value, lambda: bytes(value) != before)
         elif issubclass(kind, BUFFERS):
             if not quiet:
                 self._watch(name, value, watch_container(value))
@@ -218,6 +229,20 @@ class Watch:
                     depth + 1,
                     quiet=quiet or private,
                 )
+            self._class(kind, depth + 1)
+
+    def _class(self, cls: type, depth: int) -> None:
+        """Watch what a class of the user's keeps, and those it is derived from."""
+        for base in cls.__mro__:
+            if id(base) in self._classes:
+                continue
+            self._classes[id(base)] = base
+            for attribute, content in kept_by_class(base):
+                private = attribute.startswith("_")
+                name = f"{base.__name__}.{attribute}"
+                if not private:
+                    self._binding(name, content, functools.partial(vars(base).get, attribute))
+                self._visit(name, content, depth, quiet=private)
 
     def _container(self, name: str, value: Any, depth: int, quiet: bool) -> None:
         if not quiet and not isinstance(value, tuple):
@@ -258,6 +283,7 @@ class Watch:
             or array.nbytes == 0
             or is_shared(array)
             or find_memmap(array) is not None
+            or is_foreign(array)
         ):
             return
         self._watch(name, array, watch_array(array))
