@@ -57,19 +57,29 @@ def _address(buffer: mmap.mmap) -> int:
 
 
 def is_foreign(value: Any) -> bool:
-    """Tell whether an array or object of ctypes lies in memory that others share with their forked children.
+    """Tell whether something is, or lies in, memory that others share with their forked children.
 
-    Such as that of `multiprocessing.RawArray`, `multiprocessing.shared_memory` and ``mmap.mmap(-1, n)``.
+    Arrays, objects of ctypes and mappings: those of `multiprocessing.RawArray`, of
+    `multiprocessing.shared_memory`, ``mmap.mmap(-1, n)``. A `numpy.memmap` goes by name, and is none.
     """
     root = value
-    if isinstance(value, np.ndarray):
+    if isinstance(value, mmap.mmap):
+        try:
+            address = _address(value)
+        except ValueError:  # it is closed
+            return False
+    elif isinstance(value, np.ndarray):
         while isinstance(root, np.ndarray):
             root = root.base
+        if find_memmap(value) is not None:
+            return False
         if isinstance(root, memoryview):
             root = root.obj
         if not (isinstance(root, mmap.mmap) or is_of_ctypes(type(root))):
             return False
         address = value.__array_interface__["data"][0]
+    elif not is_of_ctypes(type(value)):
+        return False
     else:
         import ctypes
 

@@ -15,11 +15,14 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
+import mmap
 import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+import numpy as np
 
 from ndshare._pickling import cells
 from ndshare._pickling.classes import class_attributes
@@ -27,10 +30,14 @@ from ndshare._pickling.functions import needs_of
 from ndshare._pickling.namespace import main_namespace
 
 _PYTHON = os.path.dirname(os.__file__) + "/"
+_OWN = (
+    os.path.dirname(os.path.dirname(__file__)) + "/"
+)  # as if installed, also where it runs from its sources
 _LENGTH_MAX = 1000  # elements of one container that are looked into
 _DEPTH_MAX = 6
 _OBJECTS_MAX = 5000
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes, range, slice, types.ModuleType))
+_WHOLE = (np.ndarray, mmap.mmap)  # the mapping that an np.memmap has is its own affair
 
 
 def variables(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
@@ -98,7 +105,7 @@ def is_of_user(module: types.ModuleType) -> bool:
 @functools.lru_cache(maxsize=1024)
 def is_installed(path: str) -> bool:
     """Tell whether a file belongs to Python or to an installed library."""
-    return path.startswith(_PYTHON) or "/site-packages/" in path or "/dist-packages/" in path
+    return path.startswith((_PYTHON, _OWN)) or "/site-packages/" in path or "/dist-packages/" in path
 
 
 def is_of_library(kind: type) -> bool:
@@ -132,6 +139,8 @@ def held(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     kind = type(value)
+    if issubclass(kind, _WHOLE):
+        return
     if issubclass(kind, functools.partial) and name:
         yield name, value.func
         yield from ((f"{name}.args[{number}]", content) for number, content in enumerate(value.args))
