@@ -227,9 +227,10 @@ class Delivery:
                     raise ForkWantedError(text) from error
                 text += (
                     "; workers cannot be forked from this program either, because other threads run in it: "
-                    f'{", ".join(hazards)}. Submit before they are started, or ask for start="fork" if they '
-                    "hold no locks"
+                    f"{', '.join(hazards)}. Submit before they are started"
                 )
+                if not fork_hazards(native_only=True):
+                    text += ', or ask for start="fork" if they hold no locks'
             raise InitializerError(self._settings.setup, text) from error
         self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
 
