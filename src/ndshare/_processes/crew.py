@@ -211,8 +211,8 @@ class Crew:
             if pool.settings.start == "fork" and (hazards := fork_hazards(native_only=True)):
                 raise RuntimeError(
                     "workers cannot be forked, because libraries have threads in this process that a child "
-                    f"would wait for without end: {', '.join(hazards)}. Submit before they are started, or ask for "
-                    'start="clean"'
+                    f"would wait for without end: {', '.join(hazards)}. Submit before they are started, "
+                    'or ask for start="clean"'
                 )
             self._open(spec)
 
