@@ -194,6 +194,8 @@ rng = np.random.default_rng(7)
 table = [0]
 plain = np.zeros(4)
 out = None
+_memo = {}
+def remember(i): return _memo.setdefault(i, i)
 def draw(): return rng.normal()
 def write(i): out[i] = 1
 """
@@ -214,6 +216,7 @@ for start in ("pool", "fork", "auto"):
     assert told(lambda w, i, v: settings.draw(), start) == ["settings.rng"]
     assert told(lambda w, i, v: settings.rng.normal(), start) == ["settings.rng"]
     assert told(lambda w, i, v: settings.table.append(1), start) == ["settings.table"]
+    assert told(lambda w, i, v: settings.remember(i), start) == []
     assert told(lambda w, i, v: settings.plain.__setitem__(i, 1), start) == ["settings.plain"]
     for kernel in (lambda w, i, v: settings.out.__setitem__(i, 1), lambda w, i, v: settings.write(i)):
         settings.out[:] = 0

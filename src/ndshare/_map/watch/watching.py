@@ -105,7 +105,7 @@ class Watch:
         for name, value in (extra_globals or {}).items():
             if namespace.get(name) is value:
                 self._binding(name, value, functools.partial(namespace.get, name))
-            self._visit(name, value, 0)
+            self._visit(name, value, 0, quiet="._" in name)  # what a module keeps to itself is a cache, mostly
         if type(functor) is np.ndarray:
             self._visit(MAPPED, functor, 0)
         elif functor is not None:
