@@ -155,6 +155,41 @@ def test_mapped_array_that_is_reached_by_a_detour_is_named(start: str, size: int
     assert _told(kernel, start, array) == ["the mapped collection"]
 
 
+class _Sum:
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._seen = 0
+
+    def add(self, value: float) -> None:
+        self.total += value
+        self._seen += 1
+
+
+def test_attributes_of_captured_objects_that_are_bound_anew_are_named(start: str) -> None:
+    """The object that adds up, in a list as well; an attribute of a function, a text; not what is private."""
+    one, several, plain = _Sum(), [_Sum(), _Sum()], types.SimpleNamespace(last=0, kept=[])
+    text = ""
+
+    def kernel(_worker_id: int, index: int, value: int) -> None:
+        nonlocal text
+        one.add(value + 1)
+        several[1].total = 3.0
+        plain.last = value + 1
+        plain.kept.append(value)
+        kernel.calls += 1  # type: ignore[attr-defined]
+        text += "x"
+
+    kernel.calls = 0  # type: ignore[attr-defined]
+    assert _told(kernel, start) == [
+        "kernel.calls", "one.total", "plain.kept", "plain.last", "several[1].total", "text",
+    ]  # fmt: skip
+
+    def careful(_worker_id: int, _index: int, _value: int) -> None:
+        one._seen += 1
+
+    assert _told(careful, start) == []
+
+
 class _Counts:
     array = np.zeros(4)
     listed: ClassVar[list[int]] = []

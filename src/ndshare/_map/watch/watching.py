@@ -64,13 +64,14 @@ MAPPED = "the mapped collection"
 _DEPTH_MAX = 5
 _OBJECTS_MAX = 5000  # in all: about a microsecond each
 _ITEMS_MAX = 64  # of the mapped collection: whoever maps the first of them sees what the kernel does
+_CHECKS_MOST = 2000  # from then on attributes of objects within others may be bound anew without a word
 _NAME_MAX = 60
 
 _ATOMS = frozenset(
     (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented))
 )
 _UNCHANGING = (types.ModuleType, types.CodeType, np.generic, np.dtype)
-_REBOUND = frozenset((int, float, complex, list, tuple, dict, set, np.ndarray))
+_REBOUND = frozenset((int, float, complex, str, bytes, list, tuple, dict, set, np.ndarray))
 
 
 class Watch:
@@ -105,7 +106,9 @@ class Watch:
         for name, value in (extra_globals or {}).items():
             if namespace.get(name) is value:
                 self._binding(name, value, functools.partial(namespace.get, name))
-            self._visit(name, value, 0, quiet="._" in name)  # what a module keeps to itself is a cache, mostly
+            self._visit(
+                name, value, 0, quiet="._" in name
+            )  # what a module keeps to itself is a cache, mostly
         if type(functor) is np.ndarray:
             self._visit(MAPPED, functor, 0)
         elif functor is not None:
@@ -175,8 +178,12 @@ class Watch:
                 self._visit(name, value, depth)
         for name, value in (function.__kwdefaults__ or {}).items():
             self._visit(name, value, depth)
-        for name, value in function.__dict__.items():
-            self._visit(f"{function.__name__}.{name}", value, depth, quiet=name.startswith("_"))
+        for attribute, value in function.__dict__.items():
+            private = attribute.startswith("_")
+            name = f"{function.__name__}.{attribute}"
+            if not (quiet or private):
+                self._binding(name, value, functools.partial(function.__dict__.get, attribute))
+            self._visit(name, value, depth, quiet=private)
 
     def _visit(self, name: str, value: Any, depth: int, *, quiet: bool = False) -> None:
         """Watch a value and what it holds; with `quiet` no list or dict, but the arrays in it."""
@@ -220,9 +227,13 @@ class Watch:
             if (state := state_of(value)) is not None:
                 self._watch(name, value, lambda: state_of(value) != state)
         else:
-            quiet = quiet or is_of_library(kind)
+            quiet = quiet or (is_of_library(kind) and kind is not types.SimpleNamespace)
             for attribute, content in attributes(value):
                 private = attribute.startswith("_")
+                of_self = depth == 0 and name == "self"  # see `_own`
+                if not (quiet or private or of_self or len(self._checks) > _CHECKS_MOST):
+                    now = functools.partial(_attribute, value, attribute)
+                    self._binding(self._inside(name, f".{attribute}"), content, now)
                 self._visit(
                     name if private else self._inside(name, f".{attribute}"),
                     content,
@@ -293,6 +304,12 @@ def _chunks_in_memory(value: object) -> Any:
     """Return the dict of a zarr store that lies in memory: each worker has one of its own, as of an array."""
     kind = getattr(sys.modules.get("zarr.storage"), "MemoryStore", None)
     return value._store_dict if isinstance(kind, type) and type(value) is kind else None  # type: ignore[attr-defined]
+
+
+def _attribute(owner: object, name: str) -> Any:
+    with contextlib.suppress(AttributeError, KeyError):
+        return object.__getattribute__(owner, "__dict__")[name]
+    return dict(attributes(owner)).get(name)  # of a slot
 
 
 def _content(cell: types.CellType) -> Any:
