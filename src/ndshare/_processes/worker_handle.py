@@ -61,6 +61,10 @@ class Settings(Protocol):
     def idle_limit(self) -> int:
         """Bytes of idle memory that each may keep."""
 
+    @property
+    def start(self) -> str:
+        """Where they come from: "clean", "fork" or "auto"."""
+
 
 class Roster(Protocol):
     """Who works for a pool."""
