@@ -135,6 +135,11 @@ def test_executor_names_captured_generators_and_lets_arguments_be():
         return generator.normal()
 
     what = "random generator Generator(PCG64)"
+    with ndshare.ProcessPoolExecutor(2) as executor, warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        list(executor.map(lambda _: time.sleep(0.01) or draw(0), range(20)))
+        list(executor.map(draw, range(20)))
+    assert len(seen) == 1, "once, whichever workers say it"
     with ndshare.ProcessPoolExecutor(2) as executor:
         assert _told(lambda: list(executor.map(draw, range(60)))) == [("rng", what)]
         assert _told(lambda: executor.submit(functools.partial(given, rng)).result()) == [
