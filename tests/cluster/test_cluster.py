@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -393,6 +394,33 @@ def test_calls_on_a_cluster() -> None:
         assert np.array_equal(large, np.arange(300_000))
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(int)
+
+
+def test_generators_that_calls_use_up_are_named_once() -> None:
+    """In the caller, of tasks, of items and of a workspace's functions; those that are arguments are not."""
+    rng = np.random.default_rng(1)
+
+    def told(act: Callable[[], object]) -> list[str]:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            act()
+        return [
+            warning.message.name for warning in seen if type(warning.message) is ndshare.SilentWriteWarning
+        ]
+
+    def draw(_: object) -> float:
+        return float(rng.normal())
+
+    with ndshare.ClusterExecutor(_engine) as executor:
+        assert told(lambda: [future.result() for future in map(executor.submit, [draw] * 3, range(3))]) == [
+            "rng"
+        ]
+        assert told(lambda: executor.submit(lambda given: float(given.normal()), rng).result()) == []
+    with ndshare.ClusterExecutor(_engine) as executor:
+        assert told(lambda: list(executor.map(draw, range(9)))) == ["rng"]
+    with ndshare.Workspace({"other": 1}, engine=_engine) as workspace:
+        draw = workspace.register(draw)
+        assert told(lambda: (draw(1), workspace.evaluate())) == ["rng"]
 
 
 class _Tasks:

@@ -208,6 +208,12 @@ for functor in (find(images), travelled(find(images))):
     assert entry[:2] == (3, 10003) and entry[2].identical(images[3:4].xarray())
     functor.close()
 
+few = images.select_pulses(np.s_[1:4])
+for functor in (find(few), travelled(find(few))):
+    (entry,) = entries(functor, 3, 4)
+    assert entry[2].identical(few[3:4].xarray()) and entry[2].sizes["train_pulse"] == 3
+    functor.close()
+
 sizes = ndshare.alloc((3, 8))
 with ndshare.ProcessPoolExecutor(1):
     context = ndshare.ProcessContext(2)

@@ -320,6 +320,19 @@ def test_batch_that_comes_after_the_end_starts_no_workers() -> None:
 # ---- generators
 
 
+def test_generator_left_at_exit_says_nothing_of_its_own(run_script) -> None:
+    """What its callbacks still send is dropped; joblib itself warns of what was not taken out."""
+    script = """
+import time, joblib
+import ndshare.integrations.joblib as backend
+backend.register()
+with joblib.parallel_config("ndshare", n_jobs=2):
+    results = joblib.Parallel(return_as="generator")(joblib.delayed(time.sleep)(0.01) for _ in range(30))
+next(results)
+"""
+    assert "Traceback" not in run_script(script).stderr
+
+
 @pytest.mark.parametrize(("return_as", "n_jobs"), list(itertools.product(GENERATORS, [1, 2, -1])))
 def test_generator_dropped_early_does_not_block(return_as: str, n_jobs: int) -> None:
     """Large results under way, and nobody who wants them."""

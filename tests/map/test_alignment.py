@@ -30,7 +30,7 @@ def test_shares_begin_at_multiples(start):
     with h5py.File("unused", "w", driver="core", backing_store=False) as file:
         chunked = file.create_dataset("a", (50, 4), "f8", chunks=(6, 2))
         plain = file.create_dataset("b", (50, 4), "f8")
-        for align, step in ((7, 7), (chunked, 6), ([chunked, 4], 12), (plain, 1)):
+        for align, step in ((7, 7), (np.int64(7), 7), (chunked, 6), ([chunked, 4], 12), (plain, 1)):
             for options in ({}, {"shares": 9}):
                 report = context.map(_plain, range(50), align=align, trace=True, **options)
                 assert report.done.all()

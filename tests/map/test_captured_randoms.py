@@ -135,6 +135,11 @@ def test_executor_names_captured_generators_and_lets_arguments_be():
         return generator.normal()
 
     what = "random generator Generator(PCG64)"
+    with ndshare.ProcessPoolExecutor(2) as executor, warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        list(executor.map(lambda _: time.sleep(0.01) or draw(0), range(20)))
+        list(executor.map(draw, range(20)))
+    assert len(seen) == 1, "once, whichever workers say it"
     with ndshare.ProcessPoolExecutor(2) as executor:
         assert _told(lambda: list(executor.map(draw, range(60)))) == [("rng", what)]
         assert _told(lambda: executor.submit(functools.partial(given, rng)).result()) == [
@@ -195,3 +200,87 @@ print(told(lambda: ndshare.map(lambda w, i, v: draw(), range(9))))
 print(told(lambda: ndshare.ProcessContext(2, start="fork").map(lambda w, i, v: draw(), range(9))))
 """
     assert run_script(script).stdout.splitlines() == ["['rng']", "['gen', 'rng']", "['rng']", "['rng']"]
+
+
+_NESTED = r"""
+import collections, functools, random, warnings
+import numpy as np
+import ndshare
+
+class Owner:
+    rng = np.random.default_rng(3)
+    def __init__(self):
+        self.deep = [{"r": random.Random(4)}]
+        self.draws = functools.partial(np.random.default_rng(5).normal, 0, 1)
+    def of_class(self, *_): self.rng.normal()
+    def of_class_by_name(self, *_): Owner.rng.normal()
+    def inside(self, *_): self.deep[0]["r"].random()
+    def by_method(self, *_): self.draws()
+class Slots:
+    __slots__ = ("rng",)
+    def __init__(self): self.rng = np.random.default_rng(1)
+    def __call__(self, *_): self.rng.normal()
+table = {"a": {"b": [np.random.RandomState(3)]}}
+deck = collections.deque([np.random.default_rng(3)])
+def in_globals(*_): table["a"]["b"][0].normal()
+def in_deque(*_): deck[0].normal()
+def of_function(*_): of_function.rng.normal()
+of_function.rng = np.random.default_rng(8)
+
+kernels = {
+    "rng": Owner().of_class, "rng by name": Owner().of_class_by_name, "deep[0]['r']": Owner().inside,
+    "draws": Owner().by_method, ".rng": Slots(), "table['a']['b'][0]": in_globals, "deck[0]": in_deque,
+    "of_function.rng": of_function,
+}
+
+def told(act):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        act()
+    assert all(isinstance(w.message, ndshare.SilentWriteWarning) for w in seen), seen
+    return {w.message.name for w in seen}
+
+def in_map(kernel, start):
+    ndshare.ProcessContext(2, start=start).map(kernel, range(9))
+
+def in_executor(kernel):
+    with ndshare.ProcessPoolExecutor(2) as executor:
+        executor.submit(kernel, 1, 2, 3).result()
+
+def in_workspace(kernel):
+    with ndshare.Workspace({"given_value": 1}, 1) as workspace:
+        workspace.register(kernel)(1, 2, 3)
+        workspace.evaluate()
+
+for name, kernel in kernels.items():
+    name = name.removesuffix(" by name")
+    for act in (lambda: in_map(kernel, "pool"), lambda: in_map(kernel, "fork"), lambda: in_executor(kernel),
+                lambda: in_workspace(kernel)):
+        found = told(act)
+        assert len(found) == 1 and next(iter(found)).endswith((name, "function")), (name, found)
+given = np.random.default_rng(1)
+with ndshare.ProcessPoolExecutor(1) as executor:
+    assert told(lambda: executor.submit(lambda box: box["r"].normal(), {"r": given}).result()) == set()
+print("works")
+"""
+
+
+def test_generators_within_objects_are_named_on_every_route(run_script):
+    """Attributes, slots, classes, containers and methods: in maps, tasks and workspaces."""
+    done = run_script(_NESTED, timeout=90)
+    assert (done.stdout, done.stderr) == ("works\n", "")
+
+
+def test_joblib_names_what_functions_bring_and_not_what_they_are_given():
+    """A batch of calls is one object."""
+    joblib = pytest.importorskip("joblib")
+    import ndshare.integrations.joblib as backend
+
+    backend.register()
+    rng = np.random.default_rng(1)
+    with joblib.parallel_config("ndshare", n_jobs=2):
+        calls = joblib.Parallel()
+        assert _told(lambda: calls(joblib.delayed(lambda _: rng.normal())(i) for i in range(4))) == [
+            ("rng", "random generator Generator(PCG64)")
+        ]
+        assert _told(lambda: calls(joblib.delayed(lambda r: r.normal())(rng) for _ in range(4))) == []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import types
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -143,14 +144,168 @@ def test_no_warning_where_nothing_is_lost() -> None:
 
 @pytest.mark.parametrize("size", [40, _LARGE])
 def test_mapped_array_that_is_reached_by_a_detour_is_named(start: str, size: int) -> None:
-    """The kernel has it by the attribute of a class, where nobody looks."""
+    """The kernel has it in an object of the standard library, where nobody looks."""
     array = np.zeros(size)
-
-    class Somewhere:
-        found = array
+    somewhere = types.MappingProxyType({"found": array})
 
     def kernel(_worker_id: int, index: int, _value: float) -> None:
         if index == 3:
-            Somewhere.found[3] = 1
+            somewhere["found"][3] = 1
 
     assert _told(kernel, start, array) == ["the mapped collection"]
+
+
+class _Sum:
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._seen = 0
+
+    def add(self, value: float) -> None:
+        self.total += value
+        self._seen += 1
+
+
+def test_attributes_of_captured_objects_that_are_bound_anew_are_named(start: str) -> None:
+    """The object that adds up, in a list as well; an attribute of a function, a text; not what is private."""
+    one, several, plain = _Sum(), [_Sum(), _Sum()], types.SimpleNamespace(last=0, kept=[])
+    text = ""
+
+    def kernel(_worker_id: int, index: int, value: int) -> None:
+        nonlocal text
+        one.add(value + 1)
+        several[1].total = 3.0
+        plain.last = value + 1
+        plain.kept.append(value)
+        kernel.calls += 1  # type: ignore[attr-defined]
+        text += "x"
+
+    kernel.calls = 0  # type: ignore[attr-defined]
+    assert _told(kernel, start) == [
+        "kernel.calls", "one.total", "plain.kept", "plain.last", "several[1].total", "text",
+    ]  # fmt: skip
+
+    def careful(_worker_id: int, _index: int, _value: int) -> None:
+        one._seen += 1
+
+    assert _told(careful, start) == []
+
+
+class _Counts:
+    array = np.zeros(4)
+    listed: ClassVar[list[int]] = []
+    number = 0
+    _cache: ClassVar[dict[int, int]] = {}
+
+    def in_array(self, *_: object) -> None:
+        self.array[0] += 1
+
+    def in_list(self, *_: object) -> None:
+        _Counts.listed.append(1)
+
+    def in_number(self, *_: object) -> None:
+        _Counts.number += 1
+
+    @classmethod
+    def in_class(cls, *_: object) -> None:
+        cls.array[1] = 1
+
+    def in_cache(self, *_: object) -> None:
+        self._cache[1] = 2
+
+
+def test_what_classes_keep_is_named(start: str) -> None:
+    """By ``self``, by the class, by a class method; private containers are caches."""
+    assert _told(_Counts().in_array, start) == ["_Counts.array"]
+    assert _told(_Counts().in_list, start) == ["_Counts.listed"]
+    assert _told(_Counts().in_number, start) == ["_Counts.number"]
+    assert _told(_Counts.in_class, start) == ["_Counts.array"]
+    assert _told(_Counts().in_cache, start) == []
+    assert not _Counts.array.any()
+
+
+_MODULE = """
+import numpy as np
+rng = np.random.default_rng(7)
+table = [0]
+plain = np.zeros(4)
+out = None
+_memo = {}
+def remember(i): return _memo.setdefault(i, i)
+def draw(): return rng.normal()
+def write(i): out[i] = 1
+"""
+
+_OF_MODULES = """
+import sys, warnings
+import numpy as np
+import ndshare, settings
+
+def told(kernel, start):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ndshare.ProcessContext(2, start=start).map(kernel, range(4))
+    return [w.message.name for w in seen]
+
+settings.out = ndshare.alloc(4)
+for start in ("pool", "fork", "auto"):
+    assert told(lambda w, i, v: settings.draw(), start) == ["settings.rng"]
+    assert told(lambda w, i, v: settings.rng.normal(), start) == ["settings.rng"]
+    assert told(lambda w, i, v: settings.table.append(1), start) == ["settings.table"]
+    assert told(lambda w, i, v: settings.remember(i), start) == []
+    assert told(lambda w, i, v: settings.plain.__setitem__(i, 1), start) == ["settings.plain"]
+    for kernel in (lambda w, i, v: settings.out.__setitem__(i, 1), lambda w, i, v: settings.write(i)):
+        settings.out[:] = 0
+        assert told(kernel, start) == []
+        assert settings.out.all(), start
+print("works")
+"""
+
+
+def test_what_modules_of_the_user_keep_is_named_or_shared(run_script, tmp_path) -> None:
+    """Reached as an attribute of the module, or by a function of it."""
+    (tmp_path / "settings.py").write_text(_MODULE)
+    done = run_script(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n{_OF_MODULES}", timeout=90)
+    assert (done.stdout, done.stderr) == ("works\n", "")
+
+
+_FOREIGN = """
+import mmap, multiprocessing, warnings
+import numpy as np
+import ndshare
+from multiprocessing import shared_memory
+
+def told(kernel, start):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ndshare.ProcessContext(2, start=start).map(kernel, range(4))
+    return [w.message.name for w in seen]
+
+raw, single = multiprocessing.RawArray("d", 4), multiprocessing.RawValue("d", 0)
+named = shared_memory.SharedMemory(create=True, size=4096)
+targets = [raw, np.frombuffer(raw), np.ctypeslib.as_array(raw), np.frombuffer(mmap.mmap(-1, 4096), "f8", 4),
+           np.ndarray(4, "f8", named.buf)]
+for target in targets:
+    def kernel(worker_id, index, value):
+        target[index] = 1
+    for start in ("fork", "auto"):
+        target[0:4] = [0] * 4
+        assert told(kernel, start) == []
+        assert list(target[:4]) == [1] * 4
+    if target is not raw:  # a pool has copies
+        target[0:4] = [0] * 4
+        assert told(kernel, "pool") == ["target"]
+        assert list(target) == [0] * 4
+def kernel(worker_id, index, value):
+    single.value = 5
+assert told(kernel, "fork") == [] and single.value == 5
+target = targets = None
+named.close()
+named.unlink()
+print("works")
+"""
+
+
+def test_memory_that_others_share_with_forked_workers_is_no_copy(run_script) -> None:
+    """Of multiprocessing and mmap: what a forked worker writes arrives, and the default of pasha forks for it."""
+    done = run_script(_FOREIGN, timeout=90)
+    assert (done.stdout, done.stderr) == ("works\n", "")

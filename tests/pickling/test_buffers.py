@@ -136,6 +136,8 @@ def test_other_buffers_keep_their_type(size: int) -> None:
     assert arrived[1].typecode == "u"
     assert list(arrived[3]) == list(sent[3])
     assert (arrived[4].a, list(arrived[4].b)) == (4, [1, 2])
+    with pytest.raises((TypeError, pickle.PicklingError), match=r"np\.memmap of its file.*ndshare\.zeros"):
+        to_oneself([mmap.mmap(-1, 100)])
     for refused in (mmap.mmap(-1, 100), ctypes.pointer(ctypes.c_int(1))):
         with pytest.raises((TypeError, ValueError, pickle.PicklingError)):
             to_oneself(refused)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import mmap
 import multiprocessing
 import os
 import queue
@@ -11,8 +13,10 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ndshare
@@ -65,6 +69,31 @@ def context(request: pytest.FixtureRequest) -> Any:
 
 def _pool(thing: Any, workers: int = 2, **options: Any) -> ndshare.ProcessPoolExecutor:
     return ndshare.ProcessPoolExecutor(workers, initializer=_take, initargs=(thing,), **options)
+
+
+def _sets(number: int) -> None:
+    _given["it"][number] = 1
+
+
+@pytest.mark.parametrize("start", ["auto", "fork"])
+def test_mapped_memory_as_initargs_is_the_callers(start: Any) -> None:
+    """As it is, as an array of ctypes (`multiprocessing.RawArray` is one) and as one of NumPy."""
+    mapping = mmap.mmap(-1, 4096)
+    raw = (ctypes.c_double * 4).from_buffer(mapping)
+    for given, array in ((raw, raw), (np.frombuffer(raw), raw), (mapping, mapping)):
+        array[0:4] = b"\0" * 4 if array is mapping else [0] * 4
+        with _pool(given, start=start) as executor:
+            list(executor.map(_sets, range(4)))
+        assert list(array[0:4]) == [1] * 4
+
+
+def test_array_in_a_file_as_initargs_needs_no_fork(tmp_path: Path) -> None:
+    """Warm workers map it again."""
+    array = np.memmap(tmp_path / "a", "f8", "w+", shape=4)
+    with _pool(array) as executor:
+        list(executor.map(_sets, range(4)))
+        assert not executor._pool.inherited
+    assert array.tolist() == [1] * 4
 
 
 @pytest.mark.parametrize("name", ["Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore"])

@@ -109,6 +109,31 @@ print(out)
     ]  # fmt: skip
 
 
+def test_executors_do_not_fork_beside_a_thread_of_a_library(run_script) -> None:
+    """Refused where it was asked for, with advice that helps; warm workers run."""
+    script = """
+import multiprocessing
+from ndshare import ProcessPoolExecutor as Executor
+early = Executor(1, start="fork")
+assert early.submit(abs, -1).result(30) == 1
+late = Executor(1, start="fork")
+start(name=b"strange-pool")
+assert early.submit(abs, -2).result(30) == 2  # of the process that was forked before
+for options in ({"start": "fork"}, {"initializer": str, "initargs": (multiprocessing.Lock(),)}):
+    try:
+        with (late if len(options) == 1 else Executor(1, **options)) as executor:
+            executor.submit(abs, -1).result(30)
+    except (RuntimeError, ndshare.InitializerError) as error:
+        assert "strange-pool" in str(error) and 'start="fork"' not in str(error), error
+    else:
+        raise AssertionError
+with Executor(1) as executor:
+    print(executor.submit(abs, -3).result(30))
+early.shutdown()
+"""
+    assert run_script(_BEGIN + script).stdout == "3\n"
+
+
 def test_raw_threads_of_python_are_seen(run_script) -> None:
     """Also those that the module threading does not know."""
     script = """

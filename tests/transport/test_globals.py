@@ -235,3 +235,32 @@ print("works")
         timeout=_TIMEOUT_S,
     )
     assert done.stdout == "works\n", done.stderr
+
+
+def test_fork_while_another_thread_looks_at_globals(run_script: RunScript) -> None:
+    """The child has none of that thread, and sends its globals all the same."""
+    script = """
+import os, threading
+from ndshare._transport import definitions
+value = 7
+def f(): return value
+if __name__ == "__main__":
+    has, may = threading.Event(), threading.Event()
+    def hold():
+        with definitions.lock:
+            has.set()
+            may.wait()
+    thread = threading.Thread(target=hold)
+    thread.start()
+    has.wait()
+    child = os.fork()
+    if child == 0:
+        import signal
+        signal.alarm(30)
+        with Executor(1) as executor:
+            os._exit(executor.submit(f).result())
+    may.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    run_script(_HEAD + script, timeout=_TIMEOUT_S)

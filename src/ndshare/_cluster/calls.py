@@ -26,7 +26,7 @@ from ndshare._cluster.flights import LOST_MOST, Carriage, Flight
 from ndshare._locks import leaving_machine
 from ndshare._node import CallTask, TaskResult
 from ndshare._pickling import Recording
-from ndshare._processes import TaskOptions, options_of
+from ndshare._processes import TaskOptions, options_of, tell_lost
 from ndshare._transport import Crate, Manifest, by_value_modules, mainspace, open_reply, pack, with_traceback
 
 Packed = tuple[CallTask, Manifest]
@@ -86,6 +86,7 @@ class Calls:
         self._lock = threading.Condition()
         self._calls: dict[_Future, _Call] = {}
         self._carriage: Carriage[_Call] = Carriage()
+        self._told: set[tuple[str, str]] = set()
 
     def options_of(self, function: Any) -> TaskOptions:
         """Return how the calls of a function are to be run; refuses what the engine cannot do."""
@@ -171,6 +172,10 @@ class Calls:
         if not call.answer.running() and not call.answer.set_running_or_notify_cancel():
             self._forget(call)
             return False
+        for lost in result.lost:
+            if lost not in self._told:
+                self._told.add(lost)
+                tell_lost(*lost)
         with self.merging:
             for change in result.changes:
                 change.merge(call.manifest.blocks[change.block].memory)

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from ndshare._map.watch.captured import globals_of
 from ndshare._pickling import variables
 from ndshare._system import check_count
@@ -21,7 +23,7 @@ def check_align(align: object) -> None:
     for one in align if isinstance(align, list | tuple) else () if align is None else (align,):
         if hasattr(one, "chunks"):
             continue
-        if hasattr(one, "shape") or not hasattr(one, "__index__"):
+        if isinstance(one, np.ndarray) or not hasattr(one, "__index__"):
             raise TypeError(
                 f"map: align is {one!r}; give a number of items, a zarr array, an h5py dataset or another "
                 "array with chunks, or a list of these"

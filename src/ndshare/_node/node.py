@@ -169,6 +169,7 @@ class Node:
                 outcome=answer.outcome,
                 failure=answer.failure,
                 unopened=answer.unopened,
+                lost=answer.lost,
             )
         finally:
             for twin in twins.values():

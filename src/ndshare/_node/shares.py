@@ -193,6 +193,8 @@ class TaskResult:
         What a function has raised, or what kept a share from running at all: exception and traceback.
     unopened : bool
         Whether the function was not called at all, because it could not be unpickled.
+    lost : tuple of (str, str)
+        Name and kind of what a function has changed in vain.
     address : object
         Where the engine finds this process, if it can be told.
     """
@@ -205,6 +207,7 @@ class TaskResult:
     outcome: Crate | None = None
     failure: Crate | None = None
     unopened: bool = False
+    lost: tuple[tuple[str, str], ...] = ()
     address: Any = None
 
     def __sizeof__(self) -> int:

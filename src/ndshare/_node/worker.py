@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ndshare._map import Job, run_in_worker
 from ndshare._node.twins import Change
+from ndshare._pickling import advanced_by, arrived
 from ndshare._system import Board
 from ndshare._transport import Crate, mainspace, open_crate, portable, reply
 from ndshare.functors import Functor
@@ -77,12 +78,16 @@ def run_part(
 
 
 class Answer(NamedTuple):
-    """What became of calls: what they returned or raised, as crates; whether they were not even tried."""
+    """What became of calls: what they returned or raised, as crates; whether they were not even tried.
+
+    ``lost`` is what the caller is to be warned of.
+    """
 
     outcome: Crate | None
     failure: Crate | None = None
     unopened: bool = False
     changes: tuple[Change, ...] = ()  # of the values of a workspace
+    lost: tuple[tuple[str, str], ...] = ()
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -125,7 +130,8 @@ def call_function(crates: Opened, call: Callable[..., Any] = _call) -> Answer:
     except BaseException as error:
         return Answer(None, reply(portable(error)), unopened=True)
     try:
-        return Answer(reply(call(function, args, kwargs)))
+        outcome = reply(call(function, args, kwargs))
+        return Answer(outcome, lost=tuple(advanced_by(function, args)) if arrived else ())
     except BaseException as error:
         return Answer(None, reply(portable(error)))
 
@@ -148,10 +154,11 @@ def call_items(crates: Opened) -> Answer:
             outcomes.append((None, portable(error)))
             break
     seconds = time.perf_counter() - began
+    lost = tuple(advanced_by(function, ())) if arrived else ()
     try:
-        return Answer(reply((outcomes, seconds)))
+        return Answer(reply((outcomes, seconds)), lost=lost)
     except Exception:  # a result that cannot be sent is an error of its item
-        return Answer(reply((_sendable(outcomes), seconds)))
+        return Answer(reply((_sendable(outcomes), seconds)), lost=lost)
 
 
 def _sendable(outcomes: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:

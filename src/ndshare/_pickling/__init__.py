@@ -28,7 +28,7 @@ from ndshare._pickling import cells, local_functions
 from ndshare._pickling.cells import CODE_TYPES, expect_gifts, give, given
 from ndshare._pickling.classes import class_attributes
 from ndshare._pickling.codes import CodeMemory, names_used
-from ndshare._pickling.memmaps import find_memmap
+from ndshare._pickling.memmaps import find_memmap, is_foreign, is_of_ctypes
 from ndshare._pickling.namespace import (
     EVERYTHING,
     LAZY,
@@ -48,10 +48,12 @@ from ndshare._pickling.uses import (
     attributes,
     first,
     function_of,
+    held,
     is_by_value,
     is_installed,
     is_of_library,
     is_of_user,
+    kept_by_class,
     parameters,
     variables,
 )
@@ -86,11 +88,15 @@ __all__ = [
     "function_of",
     "give",
     "given",
+    "held",
     "is_by_value",
+    "is_foreign",
     "is_installed",
+    "is_of_ctypes",
     "is_of_library",
     "is_of_user",
     "is_random",
+    "kept_by_class",
     "late_reducers",
     "local_functions",
     "look_up",

@@ -10,10 +10,13 @@ in the caller's ``__dict__`` now, attribute by attribute, past all hooks.
     cls ──► make: metaclass, name, bases, slots, an id     the class is in the pickle's memo from here on
         └─► fill: its attributes                           they may refer to it, as its methods do
 
-Guarantees ---------- * Attributes that were changed after the statement arrive as they are. * Under one id a
-receiver has one class. Sent again, it is filled again: its instances stay its instances. * A class that came
-from the caller goes back to it as its id alone: what a worker did to its copy stays there. * Members of an
-enumeration are made past its ``__new__`` and ``__init__``, once each.
+Guarantees
+----------
+* Attributes that were changed after the statement arrive as they are.
+* Under one id a receiver has one class. Sent again, it is filled again: its instances stay its instances.
+* A class that came from the caller goes back to it as its id alone: what a worker did to its copy stays
+  there.
+* Members of an enumeration are made past its ``__new__`` and ``__init__``, once each.
 
 Not guaranteed
 --------------

@@ -56,21 +56,61 @@ def _address(buffer: mmap.mmap) -> int:
     return address
 
 
-def _look_up(mapping: mmap.mmap) -> MappedFile | None:
-    """Find the file of a mapping in /proc/self/maps: the mmap object itself does not know it."""
-    address = _address(mapping)
+def is_foreign(value: Any) -> bool:
+    """Tell whether something is, or lies in, memory that others share with their forked children.
+
+    Arrays, objects of ctypes and mappings: those of `multiprocessing.RawArray`, of
+    `multiprocessing.shared_memory`, ``mmap.mmap(-1, n)``. A `numpy.memmap` goes by name, and is none.
+    """
+    root = value
+    if isinstance(value, mmap.mmap):
+        try:
+            address = _address(value)
+        except ValueError:  # it is closed
+            return False
+    elif isinstance(value, np.ndarray):
+        while isinstance(root, np.ndarray):
+            root = root.base
+        if find_memmap(value) is not None:
+            return False
+        if isinstance(root, memoryview):
+            root = root.obj
+        if not (isinstance(root, mmap.mmap) or is_of_ctypes(type(root))):
+            return False
+        address = value.__array_interface__["data"][0]
+    elif not is_of_ctypes(type(value)):
+        return False
+    else:
+        import ctypes
+
+        address = ctypes.addressof(value)
+    fields = _mapping_at(address)
+    return bool(fields) and fields[1].endswith(b"s")
+
+
+def is_of_ctypes(kind: type) -> bool:
+    """Tell whether a class is one of C data."""
+    return type(kind).__module__ == "_ctypes"
+
+
+def _mapping_at(address: int) -> list[bytes]:
+    """Return the fields of the line of /proc/self/maps for an address; none if there is no such line."""
     with open("/proc/self/maps", "rb") as lines:
         for line in lines:
             fields = line.split(None, 5)
             low, high = (int(x, 16) for x in fields[0].split(b"-"))
             if low <= address < high:
-                if len(fields) < 6:
-                    return None
-                major, minor = (int(x, 16) for x in fields[3].split(b":"))
-                return MappedFile(
-                    os.makedev(major, minor), int(fields[4]), os.fsdecode(fields[5].rstrip(b"\n"))
-                )
-    return None
+                return fields
+    return []
+
+
+def _look_up(mapping: mmap.mmap) -> MappedFile | None:
+    """Find the file of a mapping in /proc/self/maps: the mmap object itself does not know it."""
+    fields = _mapping_at(_address(mapping))
+    if len(fields) < 6:
+        return None
+    major, minor = (int(x, 16) for x in fields[3].split(b":"))
+    return MappedFile(os.makedev(major, minor), int(fields[4]), os.fsdecode(fields[5].rstrip(b"\n")))
 
 
 def _same_file(mapped: MappedFile, path: str) -> os.stat_result | None:

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ndshare._pickling.cells import given
-from ndshare._pickling.uses import variables
+from ndshare._pickling.uses import held
 
 #: Classes by module; looked up only where the module is imported already.
 _KINDS = {
@@ -28,7 +28,7 @@ _KINDS = {
 }
 
 
-_METHODS = (types.MethodType, types.BuiltinMethodType)
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
 #: What has arrived since the last look, and its state then. NumPy's cannot be referred to weakly.
 arrived: collections.deque[tuple[Any, bytes]] = collections.deque(maxlen=16)
@@ -112,16 +112,25 @@ def advanced_by(function: Any, args: Iterable[Any]) -> list[tuple[str, str]]:
     used = [(value, state_of(value) != state) for value, state in arrived]
     for entry in [entry for entry, (_, moved) in zip(list(arrived), used, strict=True) if moved]:
         arrived.remove(entry)
-    moved = {id(value): value for value, has_moved in used if has_moved}
+    moved = {id(value) for value, has_moved in used if has_moved}
     if not moved:
         return []
-    functions = [function, *(arg for arg in args if isinstance(arg, types.FunctionType | functools.partial))]
-    named = [pair for one in functions for pair in variables(one)]
-    return [
-        (name, describe_random(value))
-        for name, value in [*named, *given.items()]
-        if id(value) in moved or (isinstance(value, _METHODS) and id(value.__self__) in moved)
-    ]
+    functions = _functions(function)
+    functions += [arg for arg in args if isinstance(arg, _FUNCTIONS)]
+    found: dict[int, tuple[str, str]] = {}
+    for name, value in held([*(("", one) for one in functions), *given.items()]):
+        if id(value) in moved:
+            found.setdefault(id(value), (name, describe_random(value)))
+    return list(found.values())
+
+
+def _functions(function: Any) -> list[Any]:
+    """Return what a task runs: joblib sends several calls as one object, arguments included."""
+    kind = getattr(sys.modules.get("joblib.parallel"), "BatchedCalls", None)
+    if isinstance(kind, type) and isinstance(function, kind):
+        calls: Any = function
+        return [call[0] for call in calls.items]
+    return [function]
 
 
 def describe_random(value: Any) -> str:

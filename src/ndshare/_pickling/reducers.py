@@ -103,6 +103,14 @@ def _unsendable_view(view: memoryview) -> TypeError:
     )
 
 
+def refuse_mapping(_mapping: object) -> Any:
+    """Say what to send in place of a mapping; `multiprocessing.RawArray` has one, too."""
+    raise TypeError(
+        "cannot pickle 'mmap.mmap' object: such memory reaches other processes through inheritance only; "
+        "send an np.memmap of its file, which goes by name, or use ndshare.zeros for memory without a file"
+    )
+
+
 def make_memoryview(array: np.ndarray[Any, Any], code: str, readonly: bool) -> memoryview:
     """Return the memoryview of `reduce_memoryview` on an array."""
     view: memoryview = memoryview(array)  # type: ignore[arg-type]

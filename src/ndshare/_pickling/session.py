@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import mmap
 import pickle
 import sys
 import types
@@ -42,6 +43,7 @@ from ndshare._pickling.reducers import (
     reduce_memoryview,
     reduce_small,
     reduce_subclass,
+    refuse_mapping,
     registered,
     same,
 )
@@ -108,6 +110,7 @@ class Session:
                 types.CellType: self.on_cell,
                 types.CodeType: reduce_code,
                 memoryview: reduce_memoryview,
+                mmap.mmap: refuse_mapping,
                 types.ModuleType: self.on_module,
                 **dict.fromkeys(NAME_ONLY, self.on_name_only),
                 _CACHED: self.on_cached,

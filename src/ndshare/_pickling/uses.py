@@ -12,20 +12,32 @@ Guarantees
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
+import mmap
 import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from ndshare._pickling import cells
+from ndshare._pickling.classes import class_attributes
 from ndshare._pickling.functions import needs_of
 from ndshare._pickling.namespace import main_namespace
 
 _PYTHON = os.path.dirname(os.__file__) + "/"
+_OWN = (
+    os.path.dirname(os.path.dirname(__file__)) + "/"
+)  # as if installed, also where it runs from its sources
 _LENGTH_MAX = 1000  # elements of one container that are looked into
+_DEPTH_MAX = 6
+_OBJECTS_MAX = 5000
+_ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes, range, slice, types.ModuleType))
+_WHOLE = (np.ndarray, mmap.mmap)  # the mapping that an np.memmap has is its own affair
 
 
 def variables(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
@@ -93,7 +105,7 @@ def is_of_user(module: types.ModuleType) -> bool:
 @functools.lru_cache(maxsize=1024)
 def is_installed(path: str) -> bool:
     """Tell whether a file belongs to Python or to an installed library."""
-    return path.startswith(_PYTHON) or "/site-packages/" in path or "/dist-packages/" in path
+    return path.startswith((_PYTHON, _OWN)) or "/site-packages/" in path or "/dist-packages/" in path
 
 
 def is_of_library(kind: type) -> bool:
@@ -103,6 +115,74 @@ def is_of_library(kind: type) -> bool:
 
 
 # ---------------------------------------------------------------------- what they hold
+
+
+def held(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield name and value of what is given, and of what that leads to: the nearest first, each once.
+
+    Elements, attributes, what classes of the script keep, and what functions bring along, some levels deep.
+    """
+    seen: dict[int, Any] = {}
+    level = list(named)
+    for _ in range(_DEPTH_MAX + 1):
+        ahead: list[tuple[str, Any]] = []
+        for name, value in level:
+            if type(value) in _ATOMS or id(value) in seen:
+                continue
+            if len(seen) >= _OBJECTS_MAX:
+                return
+            seen[id(value)] = value
+            yield name, value
+            ahead += _parts(name, value)
+        level = ahead
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    kind = type(value)
+    if issubclass(kind, _WHOLE):
+        return
+    if issubclass(kind, functools.partial) and name:
+        yield name, value.func
+        yield from ((f"{name}.args[{number}]", content) for number, content in enumerate(value.args))
+        yield from ((f"{name}.keywords[{key!r}]", content) for key, content in value.keywords.items())
+    elif issubclass(kind, functools.partial):
+        yield from _own(value)
+    elif issubclass(kind, types.FunctionType):
+        yield from _own(value)
+        for attribute, content in value.__dict__.items():
+            yield f"{value.__name__}.{attribute}", content
+    elif issubclass(kind, types.MethodType):
+        yield from _own(value.__func__)
+        yield ("self" if name == "" else name), value.__self__
+    elif issubclass(kind, types.BuiltinMethodType):
+        yield name, value.__self__
+    elif issubclass(kind, dict):
+        for key, content in first(dict.items(value)):
+            yield f"{name}[{key!r}]" if type(key) in _ATOMS else name, content
+    elif issubclass(kind, (list, tuple, collections.deque)):
+        for number, content in enumerate(first(iter(value))):
+            yield f"{name}[{number}]", content
+    elif issubclass(kind, type):
+        for attribute, content in kept_by_class(value):
+            yield f"{value.__name__}.{attribute}", content
+    else:
+        name = name or kind.__name__
+        for attribute, content in attributes(value):
+            yield f"{name}.{attribute}", content
+        for base in kind.__mro__:
+            for attribute, content in kept_by_class(base):
+                yield f"{name}.{attribute}", content
+        if isinstance(call := vars(kind).get("__call__"), types.FunctionType):
+            yield from _own(call)
+
+
+def kept_by_class(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a class of the user's that may be data, or lead to some."""
+    module = sys.modules.get(cls.__module__)
+    if cls.__module__ == "__main__" or (module is not None and is_of_user(module)):
+        for name, value in class_attributes(cls):
+            if not (name.startswith("__") and name.endswith("__")):
+                yield name, value
 
 
 def first(items: Iterable[Any], most: int | None = None) -> list[Any]:

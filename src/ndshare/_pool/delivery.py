@@ -211,8 +211,12 @@ class Delivery:
         if self.inherited:
             self._send_bytes(worker, frames.INITIALIZER, self.inherited, b"")
             return
+        initargs = self._settings.initargs
+        is_lost = self._settings.start == "auto" and inheritance.is_lost_on_copies(initargs)
+        if is_lost and not fork_hazards(parked=False):
+            raise ForkWantedError("arguments of the initializer lie in memory that forked workers share")
         try:
-            parcel = self._pack((self._settings.initializer, self._settings.initargs))
+            parcel = self._pack((self._settings.initializer, initargs))
             self._send_names(worker, parcel.needs)
         except WorkerGoneError:
             raise
@@ -223,9 +227,10 @@ class Delivery:
                     raise ForkWantedError(text) from error
                 text += (
                     "; workers cannot be forked from this program either, because other threads run in it: "
-                    f'{", ".join(hazards)}. Submit before they are started, or ask for start="fork" if they '
-                    "hold no locks"
+                    f"{', '.join(hazards)}. Submit before they are started"
                 )
+                if not fork_hazards(native_only=True):
+                    text += ', or ask for start="fork" if they hold no locks'
             raise InitializerError(self._settings.setup, text) from error
         self._send_parcel(worker, frames.INITIALIZER, 0, parcel)
 

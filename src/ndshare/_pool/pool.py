@@ -93,6 +93,7 @@ class Pool:
         self._unsorted = False  # and the queue may not be in that order
         self.pending = 0  # tasks that are not finished
         self.closed = False
+        self.told: set[bytes] = set()  # what tasks have lost, as workers have said it
         self.killed = 0  # the signal that has ended its workers
         self.interrupted = False  # by Ctrl-C, and nothing was submitted since
         self.over = False

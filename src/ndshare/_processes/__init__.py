@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ndshare._processes.injection import SetUp, invoke
     from ndshare._processes.launcher import freeze_support
     from ndshare._processes.modules import loaded
-    from ndshare._processes.records import handle_waiting, name_items
+    from ndshare._processes.records import handle_waiting, name_items, tell_lost
     from ndshare._processes.surroundings import add_aliases
     from ndshare._processes.task_options import (
         TaskOptions,
@@ -88,6 +88,7 @@ __all__ = [
     "options_of",
     "own_crew",
     "shutdown",
+    "tell_lost",
     "with_options",
     "without_options",
     "worker_id",
@@ -101,7 +102,7 @@ _FILES = {
     "injection": ("SetUp", "invoke"),
     "launcher": ("freeze_support",),
     "modules": ("loaded",),
-    "records": ("handle_waiting", "name_items"),
+    "records": ("handle_waiting", "name_items", "tell_lost"),
     "surroundings": ("add_aliases",),
     "task_options": (
         "TaskOptions",

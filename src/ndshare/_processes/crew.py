@@ -29,7 +29,7 @@ from ndshare._processes.hub import Hub, Todo
 from ndshare._processes.launcher import Zygote, ZygoteSpec
 from ndshare._processes.surroundings import CallerState
 from ndshare._processes.worker_handle import LEDGER_SLOTS, Pool, Worker
-from ndshare._system import _wire, drop_spares
+from ndshare._system import _wire, drop_spares, fork_hazards
 from ndshare.errors import WorkerError
 
 #: An idle shared worker ends after this time.
@@ -200,9 +200,20 @@ class Crew:
         """Fork this program for the workers of a pool, if that was not done (under the hub's lock).
 
         In a thread that submits: what other threads are just doing the I/O thread cannot know.
+
+        Raises
+        ------
+        RuntimeError
+            If the user asked for it, and libraries have threads that a child would wait for.
         """
         spec = ZygoteSpec.of({}, pool.settings.preload, pool.inherited)
         if spec not in self.zygotes:
+            if pool.settings.start == "fork" and (hazards := fork_hazards(native_only=True)):
+                raise RuntimeError(
+                    "workers cannot be forked, because libraries have threads in this process that a child "
+                    f"would wait for without end: {', '.join(hazards)}. Submit before they are started, "
+                    'or ask for start="clean"'
+                )
             self._open(spec)
 
     def _bury(self, ear: _Ear) -> None:

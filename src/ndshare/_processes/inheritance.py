@@ -6,7 +6,8 @@
                   its `__main__`              ──────────────────────────► where its tasks look up names
 
 Locks, Values, Arrays, Events, Barriers and Queues of `multiprocessing` are not pickled but to a process that
-`multiprocessing` itself is starting. A fork has them.
+`multiprocessing` itself is starting. A fork has them. So it has memory that is mapped as shared, of which
+others get a copy at best.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from ndshare._pickling import held, is_foreign
 
 Content = tuple[Any, tuple[Any, ...]]
 
@@ -46,11 +49,18 @@ def is_wanted(error: BaseException | None) -> bool:
     return False
 
 
+def is_lost_on_copies(initargs: tuple[Any, ...]) -> bool:
+    """Whether some of these lie in memory that forked workers share: what is written to a copy is lost."""
+    return any(is_foreign(value) for _, value in held(("", value) for value in initargs))
+
+
 def names_of_main() -> frozenset[str]:
     """Return the names of ``__main__`` that stand for something that can only be inherited."""
     found = set()
     for name, value in list(vars(sys.modules["__main__"]).items()):
-        if type(value).__module__.startswith("multiprocessing."):
+        if is_foreign(value):
+            found.add(name)
+        elif type(value).__module__.startswith("multiprocessing."):
             try:
                 pickle.dumps(value)
             except Exception as error:

@@ -26,6 +26,7 @@ _TEXT_MOST = (16_000, 1_000)  # characters of a message or traceback; fewer if a
 _SENT_MOST = 48 * 1024  # bytes of a record: it goes in one piece
 _MARK = -1  # no level
 _LOST = "ndshare_lost_write"
+_HEAD_BYTES = 64
 _PATIENCE_S = 1.0  # for a handler in another thread, before a result is given to who waits for it
 
 _USUAL_LEVELS = dict(logging._nameToLevel)  # WARN and FATAL among them, which are names of no level
@@ -130,6 +131,23 @@ class Forwarder(logging.Handler):
 def lost_write(name: str, what: str) -> bytes:
     """Return a record of which the caller makes a `SilentWriteWarning`."""
     return pickle.dumps({_LOST: (name, what)})
+
+
+def is_news(record: bytes, told: set[bytes]) -> bool:
+    """Tell whether a record is to be handled: of what was lost the first, whichever worker says it."""
+    if _LOST.encode() not in record[:_HEAD_BYTES]:
+        return True
+    known = len(told)
+    told.add(bytes(record))
+    return len(told) > known
+
+
+def tell_lost(name: str, what: str) -> None:
+    """Warn of what a task changed in vain: no task is to fail for what becomes of the warning."""
+    try:
+        warn_caller(SilentWriteWarning(name, what))
+    except Exception:
+        traceback.print_exc()
 
 
 def _pickled(content: dict[str, Any]) -> bytes:

@@ -42,7 +42,7 @@ from typing import Any
 from ndshare import errors
 from ndshare._memory import install_handler, ledger_attach, owner_prefix, set_idle_limit, trim
 from ndshare._pickling import advanced_by, arrived
-from ndshare._processes import family, frames, inheritance, records, streams
+from ndshare._processes import family, frames, inheritance, injection, records, streams
 from ndshare._processes.asking import Asking
 from ndshare._processes.modules import Finder
 from ndshare._processes.surroundings import Surroundings
@@ -291,7 +291,9 @@ class _Worker:
             self.is_over = kind == frames.LAST_CALL
             result = function(*args, **kwargs)
             if arrived:
-                self._tell_lost(advanced_by(function, args))
+                ran = args[:2] if function is injection.invoke else (function, args)
+                self._tell_lost(advanced_by(*ran))
+                del ran
             del args, kwargs
         else:
             function = self.functions[token]

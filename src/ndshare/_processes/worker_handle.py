@@ -61,6 +61,10 @@ class Settings(Protocol):
     def idle_limit(self) -> int:
         """Bytes of idle memory that each may keep."""
 
+    @property
+    def start(self) -> str:
+        """Where they come from: "clean", "fork" or "auto"."""
+
 
 class Roster(Protocol):
     """Who works for a pool."""
@@ -76,6 +80,7 @@ class Pool(Protocol):
     """Who leases workers, and hears what they say."""
 
     closed: bool
+    told: set[bytes]
     interrupted: bool
     held: bool
     killed: int
@@ -350,8 +355,9 @@ class Worker:
         answers: collections.deque[Answer] = collections.deque()
         for kind, status, seq, seconds, body, fds in heard:
             if kind == frames.LOG:  # may come between descriptors and the message they belong to
-                records.waiting.append(body)
-                done.append(records.handle_waiting)
+                if self.pool is None or records.is_news(body, self.pool.told):
+                    records.waiting.append(body)
+                    done.append(records.handle_waiting)
                 continue
             if kind == frames.ASK:
                 pool = self.pool

@@ -48,6 +48,7 @@ _PYTHON = ("libpython", "python")
 _SAFE_LIBRARIES = ("openblas", "libiomp5", "libomp.", "libomp-", "blosc")
 _SAFE_THREADS = ("jemalloc_bg_thd", "ZMQbg")
 _OPENMP = "libgomp"
+_NUMBA = "numba.np.ufunc.omppool"
 
 #: So long a thread whose code is known is waited for until it waits for something to do.
 _PARKING_S = 0.1
@@ -181,7 +182,10 @@ def native_threads() -> Native:
     harmful = [
         name for name in names if _OPENMP not in name and not any(map(name.__contains__, _SAFE_LIBRARIES))
     ]
-    return Native(tuple(dict.fromkeys(harmful)), openmp=any(_OPENMP in name for name in names))
+    of_gnu = [name for name in names if _OPENMP in name]
+    if _NUMBA in sys.modules and any(" of " not in name for name in of_gnu):
+        harmful.append("numba, by the OpenMP of GNU")  # it ends a child that uses it
+    return Native(tuple(dict.fromkeys(harmful)), openmp=bool(of_gnu))
 
 
 def python_threads(*, parked: bool = True) -> list[str]:

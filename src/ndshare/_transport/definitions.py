@@ -315,10 +315,7 @@ lock = threading.RLock()
 
 def _new_lock() -> None:
     global lock
-    _unsendable: dict[str, weakref.ref[Any]] = {}  # names nobody has asked for, whose values cannot be sent
-
-
-lock = threading.RLock()
+    lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it

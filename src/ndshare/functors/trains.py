@@ -128,7 +128,8 @@ def _files_of(obj: Any) -> Any:
 
 def _labelled(chosen: Any) -> Any:
     """Return the data of a detector's key in one train, or None if no module has any."""
-    return chosen.xarray() if chosen.data_availability().any() else None
+    whole = chosen.det[chosen.key]  # of a selection of pulses EXtra-data cannot tell
+    return chosen.xarray() if whole.data_availability().any() else None
 
 
 def _source_entries(source: Any, train_ids: list[int]) -> Iterator[tuple[int, Any]]:

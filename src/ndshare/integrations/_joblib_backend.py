@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -141,15 +142,18 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         """
         with self._lock:
             if not self._called:
-                dropped: Future[Any] = Future()
-                dropped.cancel()
-                return dropped
+                return _dropped()
             if self._executor is None:
                 self._executor = ProcessPoolExecutor(self._workers, **self._options)
             executor = self._executor
             if executor._pool.delivery.inputs is None:
                 executor._pool.delivery.inputs = Inputs()
-        future: Future[Any] = executor.submit(func)
+        try:
+            future: Future[Any] = executor.submit(func)
+        except RuntimeError:
+            if getattr(threading, "_SHUTTING_DOWN", False) or sys.is_finalizing():  # nobody waits for it
+                return _dropped()
+            raise
         if callback is not None:
             future.add_done_callback(callback)
         return future
@@ -177,6 +181,13 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             executor, self._executor = self._executor, None
             self._called = False
             return executor
+
+
+def _dropped() -> Future[Any]:
+    """Return the future of a batch that does not run."""
+    dropped: Future[Any] = Future()
+    dropped.cancel()
+    return dropped
 
 
 def _checked(options: dict[str, Any]) -> None:

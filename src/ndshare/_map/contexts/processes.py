@@ -115,10 +115,13 @@ class ProcessContext(MapContext):
         except Exception as error:
             reason = captured.unsendable(job.kernel, job.functor, error)
             if hazards := fork_hazards(parked=False):
+                remedy = "map before they are started"
+                if not fork_hazards(native_only=True):
+                    remedy = 'ask for ProcessContext(start="fork") if threads of Python hold no locks'
                 raise TypeError(
                     f"{reason}; workers cannot be forked for this map either, because other threads run in "
                     f"this process: {_listed(hazards)}. Open it inside the kernel, pass what is needed of "
-                    'it, or ask for ProcessContext(start="fork") if threads of Python hold no locks'
+                    f"it, or {remedy}"
                 ) from error
             return self._forked(job), reason
         names = ", ".join(dict.fromkeys(map(repr, files.reopened)))

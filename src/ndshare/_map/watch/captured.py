@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,8 +45,21 @@ def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
         Array or lock by name, by module.
     """
     found: dict[str, dict[str, Any]] = {}
+    for module, name, value in _of_modules(kernel):
+        if isinstance(value, (np.ndarray, Lock)):
+            found.setdefault(module, {})[name] = value
+    return found
+
+
+def module_state(kernel: Callable[..., object]) -> dict[str, Any]:
+    """Return by full name what a kernel and its functions name of the user's imported modules."""
+    return {f"{module}.{name}": value for module, name, value in _of_modules(kernel)}
+
+
+def _of_modules(kernel: Callable[..., object]) -> Iterator[tuple[str, str, Any]]:
+    """Yield module, name and value of what functions name of modules, their own and those they import."""
     if _leads_nowhere(kernel):
-        return found
+        return
     functions_left = [function_of(kernel)]
     functions_left += [value for _, value in variables(kernel) if isinstance(value, types.FunctionType)]
     seen: set[int] = set()
@@ -54,15 +68,24 @@ def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
         if id(function) in seen or not isinstance(function, types.FunctionType):
             continue
         seen.add(id(function))
+        used: list[tuple[str | None, str, Any]] = []
+        own = None if is_by_value(function) else function.__module__
         for name, value in globals_of(function).items():
+            if (
+                isinstance(value, types.ModuleType)
+                and is_of_user(value)
+                and sys.modules.get(value.__name__) is value
+            ):
+                within = vars(value)
+                named = sorted(names_used(function.__code__).attributes & within.keys())
+                used += [(value.__name__, attribute, within[attribute]) for attribute in named]
+            else:
+                used.append((own, name, value))
+        for module, name, value in used:
             if isinstance(value, types.FunctionType):
                 functions_left.append(value)
-            elif isinstance(value, types.ModuleType) and is_of_user(value):
-                attributes_named = function.__code__.co_names
-                functions_left += [getattr(value, attribute, None) for attribute in attributes_named]
-            elif isinstance(value, (np.ndarray, Lock)) and not is_by_value(function):
-                found.setdefault(function.__module__, {})[name] = value
-    return found
+            elif module is not None:
+                yield module, name, value
 
 
 def _leads_nowhere(kernel: Callable[..., object]) -> bool:

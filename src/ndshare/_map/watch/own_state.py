@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ndshare._memory import is_shared
-from ndshare._pickling import names_used
+from ndshare._pickling import is_foreign, names_used
 from ndshare.functors import Functor, values_of
 
 #: More ordinary memory than this is not copied to save a fork, which copies none.
@@ -81,7 +81,7 @@ class _Look:
             if id(value) not in self.seen and not is_shared(value):
                 self.seen.add(id(value))
                 self.copied += value.nbytes
-            return not value.dtype.hasobject
+            return not value.dtype.hasobject and not is_foreign(value)
         if type(value) is tuple:
             return all(map(self.value, value))
         if isinstance(value, types.BuiltinFunctionType):

@@ -46,9 +46,12 @@ from ndshare._pickling import (
     find_memmap,
     first,
     function_of,
+    is_foreign,
     is_installed,
+    is_of_ctypes,
     is_of_library,
     is_random,
+    kept_by_class,
     parameters,
     state_of,
 )
@@ -61,13 +64,14 @@ MAPPED = "the mapped collection"
 _DEPTH_MAX = 5
 _OBJECTS_MAX = 5000  # in all: about a microsecond each
 _ITEMS_MAX = 64  # of the mapped collection: whoever maps the first of them sees what the kernel does
+_CHECKS_MOST = 2000  # from then on attributes of objects within others may be bound anew without a word
 _NAME_MAX = 60
 
 _ATOMS = frozenset(
-    (type(None), bool, int, float, complex, str, bytes, range, slice, type, type(...), type(NotImplemented))
+    (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented))
 )
-_UNCHANGING = (type, types.ModuleType, types.CodeType, np.generic, np.dtype)
-_REBOUND = frozenset((int, float, complex, list, tuple, dict, set, np.ndarray))
+_UNCHANGING = (types.ModuleType, types.CodeType, np.generic, np.dtype)
+_REBOUND = frozenset((int, float, complex, str, bytes, list, tuple, dict, set, np.ndarray))
 
 
 class Watch:
@@ -76,8 +80,8 @@ class Watch:
     Parameters
     ----------
     kernel : callable
-        Its closure, defaults, partial arguments, attributes and those of its ``self`` are watched, and
-        what the functions among them refer to in turn.
+        Its closure, defaults, partial arguments, attributes, those of its ``self`` and of classes of the
+        user's are watched, and what the functions among them refer to in turn.
     functor : object, optional
         An array, or what has arrays: these are watched, and its ``values`` if these are a list or dict.
     extra_globals : mapping of str to object, optional
@@ -94,6 +98,7 @@ class Watch:
         self, kernel: object, functor: object = None, extra_globals: Mapping[str, object] | None = None
     ) -> None:
         self._seen: dict[int, object] = {}
+        self._classes: dict[int, type] = {}
         self._checks: list[tuple[str, object, Question]] = []
         self._mapped = False
         self._kernel(kernel)
@@ -101,7 +106,9 @@ class Watch:
         for name, value in (extra_globals or {}).items():
             if namespace.get(name) is value:
                 self._binding(name, value, functools.partial(namespace.get, name))
-            self._visit(name, value, 0)
+            self._visit(
+                name, value, 0, quiet="._" in name
+            )  # what a module keeps to itself is a cache, mostly
         if type(functor) is np.ndarray:
             self._visit(MAPPED, functor, 0)
         elif functor is not None:
@@ -112,6 +119,7 @@ class Watch:
                     self._visit(MAPPED, value, 0)
             # Its other lists and dicts are how it keeps its place, not what is mapped.
             self._visit(MAPPED, functor, 0, quiet=not container)
+        self._classes.clear()
         self._seen.clear()  # a file that the functor closes is not to be kept open by the way to it
 
     def changes(self) -> list[tuple[str, str]]:
@@ -138,6 +146,9 @@ class Watch:
     def _own(self, owner: object) -> None:
         """Watch the object the kernel is a method of: that its attributes are bound anew counts as well."""
         if isinstance(owner, _UNCHANGING):
+            return
+        if isinstance(owner, type):
+            self._class(owner, 0)
             return
         for name, value in attributes(owner):
             if not name.startswith("_") and not is_of_library(type(owner)):
@@ -167,8 +178,12 @@ class Watch:
                 self._visit(name, value, depth)
         for name, value in (function.__kwdefaults__ or {}).items():
             self._visit(name, value, depth)
-        for name, value in function.__dict__.items():
-            self._visit(f"{function.__name__}.{name}", value, depth, quiet=name.startswith("_"))
+        for attribute, value in function.__dict__.items():
+            private = attribute.startswith("_")
+            name = f"{function.__name__}.{attribute}"
+            if not (quiet or private):
+                self._binding(name, value, functools.partial(function.__dict__.get, attribute))
+            self._visit(name, value, depth, quiet=private)
 
     def _visit(self, name: str, value: Any, depth: int, *, quiet: bool = False) -> None:
         """Watch a value and what it holds; with `quiet` no list or dict, but the arrays in it."""
@@ -185,7 +200,9 @@ class Watch:
             return
         if depth > _DEPTH_MAX:
             return
-        if issubclass(kind, (types.FunctionType, functools.partial)):
+        if issubclass(kind, type):
+            self._class(value, depth + 1)
+        elif issubclass(kind, (types.FunctionType, functools.partial)):
             self._callable(value, depth + 1)
         elif issubclass(kind, types.MethodType):
             self._callable(value.__func__, depth + 1)
@@ -195,9 +212,10 @@ class Watch:
         elif kind is memoryview:
             with contextlib.suppress(NotImplementedError, ValueError):  # it cannot be sent either
                 self._array(name, np.asarray(value))
-        elif type(kind).__module__ == "_ctypes":
-            before = bytes(value)
-            self._watch(name, value, lambda: bytes(value) != before)
+        elif is_of_ctypes(kind):
+            if not is_foreign(value):
+                before = bytes(value)
+                self._watch(name, value, lambda: bytes(value) != before)
         elif issubclass(kind, BUFFERS):
             if not quiet:
                 self._watch(name, value, watch_container(value))
@@ -209,15 +227,33 @@ class Watch:
             if (state := state_of(value)) is not None:
                 self._watch(name, value, lambda: state_of(value) != state)
         else:
-            quiet = quiet or is_of_library(kind)
+            quiet = quiet or (is_of_library(kind) and kind is not types.SimpleNamespace)
             for attribute, content in attributes(value):
                 private = attribute.startswith("_")
+                of_self = depth == 0 and name == "self"  # see `_own`
+                if not (quiet or private or of_self or len(self._checks) > _CHECKS_MOST):
+                    now = functools.partial(_attribute, value, attribute)
+                    self._binding(self._inside(name, f".{attribute}"), content, now)
                 self._visit(
                     name if private else self._inside(name, f".{attribute}"),
                     content,
                     depth + 1,
                     quiet=quiet or private,
                 )
+            self._class(kind, depth + 1)
+
+    def _class(self, cls: type, depth: int) -> None:
+        """Watch what a class of the user's keeps, and those it is derived from."""
+        for base in cls.__mro__:
+            if id(base) in self._classes:
+                continue
+            self._classes[id(base)] = base
+            for attribute, content in kept_by_class(base):
+                private = attribute.startswith("_")
+                name = f"{base.__name__}.{attribute}"
+                if not private:
+                    self._binding(name, content, functools.partial(vars(base).get, attribute))
+                self._visit(name, content, depth, quiet=private)
 
     def _container(self, name: str, value: Any, depth: int, quiet: bool) -> None:
         if not quiet and not isinstance(value, tuple):
@@ -258,6 +294,7 @@ class Watch:
             or array.nbytes == 0
             or is_shared(array)
             or find_memmap(array) is not None
+            or is_foreign(array)
         ):
             return
         self._watch(name, array, watch_array(array))
@@ -267,6 +304,12 @@ def _chunks_in_memory(value: object) -> Any:
     """Return the dict of a zarr store that lies in memory: each worker has one of its own, as of an array."""
     kind = getattr(sys.modules.get("zarr.storage"), "MemoryStore", None)
     return value._store_dict if isinstance(kind, type) and type(value) is kind else None  # type: ignore[attr-defined]
+
+
+def _attribute(owner: object, name: str) -> Any:
+    with contextlib.suppress(AttributeError, KeyError):
+        return object.__getattribute__(owner, "__dict__")[name]
+    return dict(attributes(owner)).get(name)  # of a slot
 
 
 def _content(cell: types.CellType) -> Any:
