@@ -213,12 +213,13 @@ def test_top_ends_by_ctrl_c(program) -> None:
         text=True,
     ) as process:
         assert process.stdout is not None
-        shown = [process.stdout.readline() for _ in range(60)]
+        looks = 0
+        while looks < 2:
+            looks += "\033[H" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0
     assert err == ""
-    assert sum("\033[H" in line for line in shown) > 1
 
 
 def test_top_of_nothing_says_so() -> None:
