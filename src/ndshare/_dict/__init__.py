@@ -8,7 +8,8 @@
 
 From the ground up: `_store` (C) decides between processes: slots, locks, copies. `layout` says what the file
 begins with, `files` how it is made, held, listed and removed, `snapshot` what goes to disk, `life` what forks
-and the end of a process mean for it. `reading`, `writing` and `shared_dict` are the class.
+and the end of a process mean for it. `reading`, `writing` and `shared_dict` are the class;
+`watching` looks at the dicts of others.
 
 Guarantees
 ----------
@@ -25,9 +26,12 @@ from __future__ import annotations
 
 from ndshare._dict.files import infos, prune
 from ndshare._dict.shared_dict import SharedDict
+from ndshare._dict.watching import DictState, states
 
 __all__ = [
+    "DictState",
     "SharedDict",
     "infos",
     "prune",
+    "states",
 ]

@@ -123,7 +123,10 @@ class ReadableDict(Mapping[Any, Array]):
         if number is None:
             known = ", ".join(map(repr, self._keys[: 2 * _SHOWN_KEYS]))
             more = ", ..." if len(self._keys) > 2 * _SHOWN_KEYS else ""
-            raise KeyError(f"{key!r} is not a key of the SharedDict {self._name!r}; it has {known}{more}")
+            raise KeyError(
+                f"{key!r} is not a key of the SharedDict {self._name!r}; it has {known}{more}; the "
+                "keys are fixed when it is made"
+            )
         return number
 
     def _check_open(self) -> None:

@@ -80,6 +80,8 @@ def run(context: Context, kernel: Kernel, functor: Functor, options: Options) ->
     if report.errors and options.on_error == "raise":
         index, error = report.errors[0]
         error.add_note(f"ndshare.map: item {index} of {report.items}")
+        if isinstance(error, TypeError) and "positional argument" in str(error):
+            error.add_note("ndshare.map: a kernel is called as kernel(worker_id, index, value)")
         raise error
     return report
 

@@ -76,6 +76,7 @@ from ndshare._memory.segments import (
     trim,
     value_handler,
 )
+from ndshare._memory.watching import HeapFigures, ledger
 
 __all__ = [
     "COPY",
@@ -83,6 +84,7 @@ __all__ = [
     "SHARED",
     "VALUE",
     "Block",
+    "HeapFigures",
     "Stats",
     "allocate",
     "altered",
@@ -103,6 +105,7 @@ __all__ = [
     "is_scratch",
     "is_shared",
     "lead_in",
+    "ledger",
     "ledger_attach",
     "ledger_clear",
     "ledger_create",

@@ -15,7 +15,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from ndshare._pool.items import (
     ChunkSize,
@@ -202,7 +202,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             In a forked child of the process that made the executor.
         """
         self._check_usable()
-        check_callable("fn", fn)
+        check_callable("fn", fn, "; give function and arguments apart: submit(f, x), not submit(f(x))")
         if not self._repeats.told:
             self._repeats.warn(fn, args, kwargs)
         asked = None
@@ -255,7 +255,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             what has not begun by then is cancelled.
         """
         self._check_usable()
-        check_callable("fn", fn)
+        check_callable("fn", fn, "; the function comes first: map(f, items)")
         _check_sizes(chunksize, buffersize)
         if timeout is not None:
             check_seconds("timeout", timeout)
@@ -514,12 +514,23 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         """Whether it takes tasks: it was made in this process and has not been shut down."""
         return self._pool.hub.pid == os.getpid() and not self._pool.closed
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a ProcessPoolExecutor stays in its process, and cannot be sent to a worker; let the task return "
+            "what is to be done next, or make an executor in the task"
+        )
+
     def _check_usable(self) -> None:
         pool = self._pool
         if pool.hub.pid != os.getpid():
             raise InheritedError("this ProcessPoolExecutor", pool.hub.pid, os.getpid())
         if pool.closed:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+            error = RuntimeError("cannot schedule new futures after shutdown")
+            error.add_note(
+                "ndshare: this executor has ended, by shutdown() or with its `with`. Make another: workers "
+                "are kept warm, so that it costs little"
+            )
+            raise error
         if sys.is_finalizing():
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 

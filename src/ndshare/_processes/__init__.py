@@ -59,12 +59,15 @@ if TYPE_CHECKING:
         with_options,
         without_options,
     )
+    from ndshare._processes.watching import MapNote, Row, board
     from ndshare._processes.worker_handle import Answer, Worker, WorkerGoneError
 
 __all__ = [
     "Answer",
     "Crew",
     "CrewClosedError",
+    "MapNote",
+    "Row",
     "SetUp",
     "TaskOptions",
     "Todo",
@@ -73,6 +76,7 @@ __all__ = [
     "WorkerGoneError",
     "add_aliases",
     "be",
+    "board",
     "check_timeout",
     "described",
     "errstate",
@@ -113,6 +117,7 @@ _FILES = {
         "with_options",
         "without_options",
     ),
+    "watching": ("MapNote", "Row", "board"),
     "worker_handle": ("Answer", "Worker", "WorkerGoneError"),
 }
 

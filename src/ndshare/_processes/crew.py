@@ -68,6 +68,7 @@ class Crew:
         self._failed: dict[ZygoteSpec, tuple[float, str]] = {}  # when, and what became of it
         self._boards: list[tuple[int, mmap.mmap]] = []
         self._rows: list[tuple[int, int]] = []
+        self._noted: set[int] = set()  # notes of maps that are taken
         self.hub.start()
 
     def join(self, pool: Pool) -> None:
@@ -95,8 +96,8 @@ class Crew:
         """A free row: its board, its offset there, the board's descriptor, how to give it back."""
         if not self._rows:
             fd = os.memfd_create("ndshare-board", os.MFD_CLOEXEC)
-            os.ftruncate(fd, frames.BOARD_ROWS * frames.ROW_BYTES)
-            self._boards.append((fd, mmap.mmap(fd, frames.BOARD_ROWS * frames.ROW_BYTES)))
+            os.ftruncate(fd, frames.BOARD_BYTES)
+            self._boards.append((fd, mmap.mmap(fd, frames.BOARD_BYTES)))
             self._rows = [
                 (len(self._boards) - 1, n * frames.ROW_BYTES) for n in reversed(range(frames.BOARD_ROWS))
             ]
@@ -106,6 +107,32 @@ class Crew:
         _wire.store_u64(board, offset + frames.PID_AT, 0)
         _wire.store_u64(board, offset + frames.SEEN_AT, 0)
         return board, offset, fd, lambda: self._rows.append((which, offset))
+
+    def note_map(self, place: tuple[int, int, int], workers: int, items: int, name: str) -> int:
+        """Note a map for whoever watches; returns the number of the note, negative if there is no room.
+
+        Parameters
+        ----------
+        place
+            Device, inode and offset of its board.
+        workers, items, name
+            How large that is, and whose kernel runs.
+        """
+        with self.hub.lock:
+            number = next((n for n in range(frames.MAP_NOTES) if n not in self._noted), -1)
+            if number < 0 or not self._boards:
+                return -1
+            self._noted.add(number)
+            board, at = self._boards[0][1], frames.MAP_NOTES_AT + number * frames.MAP_NOTE.size
+            frames.MAP_NOTE.pack_into(board, at, 0, *place, workers, items, name.encode(errors="replace"))
+            _wire.store_u64(board, at, time.monotonic_ns())
+        return number
+
+    def forget_map(self, number: int) -> None:
+        """Take back the note of a map that has ended."""
+        if number in self._noted and not self.closed:
+            _wire.store_u64(self._boards[0][1], frames.MAP_NOTES_AT + number * frames.MAP_NOTE.size, 0)
+        self._noted.discard(number)
 
     # ------------------------------------------------------------------ leasing
 

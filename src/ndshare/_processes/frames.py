@@ -29,6 +29,9 @@ compare-and-swap (`STARTED`), or the caller takes it back the same way (`REVOKED
 Ctrl-C hits the task it was meant for, and after a death it is known which task was running. When it has the
 answer, the worker says so (`ANSWERED`), unless the caller has claimed it for death before (`KILLED`): then
 it ends, whether or not the signal has come. So who takes too long is killed at that task and at no other.
+
+For ``ndshare top`` (`watching`) the worker also notes, once a message, how many tasks it has done with, and
+the name of the function when that changes; behind the last row the caller notes the maps in its workers.
 """
 
 from __future__ import annotations
@@ -96,8 +99,18 @@ OWNER_AT = 0
 PID_AT = 8
 SEEN_AT = 16  # how many tasks the worker has looked at; behind it, when it began the last one
 BEGAN_AT = 24  # in monotonic nanoseconds
-_CELLS_AT = 64
+REACHED_AT = 32  # as SEEN_AT, but what it has done with
+NAME_AT = 40
+_CELLS_AT = 128
+NAME_BYTES = _CELLS_AT - NAME_AT
 CELLS = ROW_BYTES - _CELLS_AT
+
+
+# Behind the rows: a note per map that runs in workers. The first field is written last, and 0 without one.
+MAP_NOTE = struct.Struct("<QQQQQQ80s")  # began; device, inode, offset of its board; workers, items; name
+MAP_NOTES = 16
+MAP_NOTES_AT = BOARD_ROWS * ROW_BYTES
+BOARD_BYTES = MAP_NOTES_AT + MAP_NOTES * MAP_NOTE.size
 
 
 def cell(row: int, seq: int) -> int:

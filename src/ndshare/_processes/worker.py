@@ -80,6 +80,7 @@ class _Worker:
         self.main_failure: tuple[BaseException, str] | None = None
         self.interruptible = False
         self.cell = -1  # of the last task on the board; none: before, and in the initializer
+        self.named: object = None  # the function whose name is on the board
         self.is_over = False  # what the last tasks belonged to: what they have left is to be put back
         self.spin_us = frames.SPIN_US
         self.waited_us = math.inf
@@ -238,6 +239,7 @@ class _Worker:
                 if state == frames.INTERRUPTED:  # before it began
                     self._finish()
                     self._answer(frames.RESULT, frames.ERROR, seq, 0.0, pack_failure(KeyboardInterrupt()))
+        _wire.store_u64(self.board, self.row + frames.REACHED_AT, seq + 1)  # nobody waits for this
 
     def _run(
         self, seq: int, kind: int, token: int, payload: memoryview, fds: tuple[int, ...], *, is_last: bool
@@ -289,6 +291,7 @@ class _Worker:
             function, args, kwargs = work
             del work
             self.is_over = kind == frames.LAST_CALL
+            self._name(_map if self.is_over else function)
             result = function(*args, **kwargs)
             if arrived:
                 ran = args[:2] if function is injection.invoke else (function, args)
@@ -299,6 +302,7 @@ class _Worker:
             function = self.functions[token]
             if isinstance(function, _UnreadableError):
                 raise function
+            self._name(function)
             result = [function(*args) for args in work] if kind == frames.ITEMS else _each(function, work)
             if arrived:
                 self._tell_lost(advanced_by(function, ()))
@@ -311,6 +315,16 @@ class _Worker:
             if kind != frames.EACH:
                 raise
             return _packed(result, error)
+
+    def _name(self, function: Any) -> None:
+        """Put on the board what runs now, if it is not there already: who watches may be told half a name."""
+        while (name := getattr(function, "__qualname__", None)) is None:
+            function = getattr(function, "func", type(function))  # of a partial
+        if name is not self.named:
+            self.named = name
+            at = self.row + frames.NAME_AT
+            text = name.encode(errors="replace")[: frames.NAME_BYTES]
+            self.board[at : at + frames.NAME_BYTES] = text.ljust(frames.NAME_BYTES, b"\0")
 
     def _tell_lost(self, lost: list[tuple[str, str]]) -> None:
         """Have the caller warn about what a task changed in vain, each of it once."""
@@ -471,6 +485,13 @@ def _packed(result: list[Any], error: Exception) -> Draft:
 def _die() -> None:
     """End here and now: the signal is on its way, and must find no other task."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _map() -> None:
+    """Stand for what runs a map, on the board."""
+
+
+_map.__qualname__ = "map"
 
 
 class _UnreadableError(Exception):

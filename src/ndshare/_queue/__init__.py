@@ -27,11 +27,15 @@ Not guaranteed
 from __future__ import annotations
 
 from ndshare._queue.backlog import finish_within
+from ndshare._queue.memory import QueueCounts, counts
 from ndshare._queue.queue import Queue
-from ndshare._queue.stream import Stream
+from ndshare._queue.stream import Stream, newest
 
 __all__ = [
     "Queue",
+    "QueueCounts",
     "Stream",
+    "counts",
     "finish_within",
+    "newest",
 ]

@@ -127,6 +127,43 @@ def open_memory(fd: int) -> tuple[mmap.mmap, int, int, int]:
     return memory, slots, maxsize, maxbytes
 
 
+class QueueCounts(NamedTuple):
+    """A queue as its memory shows it to whoever looks.
+
+    Parameters
+    ----------
+    maxsize, maxbytes
+        Its bounds; 0 for none.
+    put, got, done
+        How many messages went in and came out, and of how many `task_done` was said.
+    shut
+        Whether it was shut down.
+    """
+
+    maxsize: int
+    maxbytes: int
+    put: int
+    got: int
+    done: int
+    shut: bool
+
+
+def counts(fd: int) -> QueueCounts:
+    """Read the memory of a queue, which may be of any process; nobody notices.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it cannot be read, or is no queue's.
+    """
+    content = os.pread(fd, SIZES, 0)
+    if len(content) < SIZES:
+        raise ValueError("not the memory of a queue")
+    numbers = [struct.unpack_from("<Q", content, at)[0] for at in (MAXSIZE, MAX_BYTES, PUT, GOT, DONE, FLAGS)]
+    maxsize, maxbytes, put, got, done, flags = numbers
+    return QueueCounts(maxsize, maxbytes, put, got, done, bool(flags & SHUT))
+
+
 def keep_slot(keep_fd: int, slot_fd: int, slot: int) -> None:
     """Let another description hold a slot as well; no instant passes at which it is free."""
     lock_byte(slot_fd, SLOT_BYTE + slot, shared=True)

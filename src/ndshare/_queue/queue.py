@@ -129,7 +129,7 @@ class Queue:
 
     def _open(self) -> Line:
         if self._line is None:
-            raise ValueError(f"{self!r} is closed")
+            raise ValueError(f"{self!r} is closed in this process; close it later, or make another queue")
         return self._line
 
     # ---- objects go in

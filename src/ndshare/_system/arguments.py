@@ -33,15 +33,15 @@ def check_seconds(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number of seconds, got {value!r}")
 
 
-def check_callable(name: str, value: object) -> None:
-    """Refuse what cannot be called."""
+def check_callable(name: str, value: object, advice: str = "") -> None:
+    """Refuse what cannot be called; `advice` says what is likely meant."""
     if not callable(value):
-        raise TypeError(f"{name} must be callable, got {value!r}")
+        raise TypeError(f"{name} must be callable, got {value!r}{advice}")
 
 
-def check_runs(name: str, value: object) -> None:
+def check_runs(name: str, value: object, advice: str = "") -> None:
     """Refuse what cannot be called, and what does nothing when it is called and its result is dropped."""
-    check_callable(name, value)
+    check_callable(name, value, advice)
     function: Any = value
     while isinstance(function, functools.partial):
         function = function.func

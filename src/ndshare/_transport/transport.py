@@ -40,6 +40,7 @@ import numpy as np
 
 from ndshare._memory import COPY, SEALED, SHARED, VALUE, attach, decode_dtype, should_copy_out, span, view_of
 from ndshare._pickling import FILE, Descriptor, Recording, by_value_modules, record, record_alone
+from ndshare._transport.advice import note_advice
 from ndshare._transport.parcel import (
     ALONE,
     ALONE_HEAD,
@@ -196,7 +197,11 @@ def pack(
     """
     if lend_values and type(obj) is np.ndarray and (recording := record_alone(obj)) is not None:
         return Draft(recording)
-    return Draft(record(obj, lend=lend_values, withheld=withheld, inputs=inputs))
+    try:
+        return Draft(record(obj, lend=lend_values, withheld=withheld, inputs=inputs))
+    except (TypeError, RuntimeError, pickle.PicklingError, AttributeError) as error:
+        note_advice(error)
+        raise
 
 
 def pack_plain(obj: object) -> Parcel | None:

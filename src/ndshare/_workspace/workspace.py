@@ -254,6 +254,8 @@ class Workspace:
                     failure = error
                     note = f"raised by call {handle.index} of {len(handles)} (counted from 0), {handle.name}"
                     failure.add_note(note)
+                    if isinstance(failure, NameError):
+                        failure.add_note(f"names of the Workspace: {', '.join(self._values)}")
                     break
                 results.append(handle.result() if error is None else error)
         except KeyboardInterrupt:

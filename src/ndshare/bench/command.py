@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +67,13 @@ class _Face:
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark with the words of the command line; return the exit status."""
     arguments = _parser().parse_args(argv)
+    if arguments.json == report.TO_STDOUT:
+        with contextlib.redirect_stdout(sys.stderr):
+            return _run(arguments)
+    return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     if hasattr(arguments, "run"):
         status: int = arguments.run(arguments)
         return status
@@ -234,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
             default=list(face.cases),
             help="which groups of cases (default: all)",
         )
-        command.add_argument("--json", metavar="FILE", help="write every figure to this file")
+        report.add_json(command)
         command.add_argument("--plot", metavar="FILE", help="write a picture to this file")
         command.add_argument("--rounds", type=int, help=f"how often each is timed (default: {_ROUNDS})")
         command.add_argument(

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 from typing import Any
 
-from ndshare.bench import costs, dask_cluster
+from ndshare.bench import costs, dask_cluster, report
 from ndshare.bench.report import quantity
 from ndshare.bench.simulation import Forecast, Machines, Work, simulate, useful_nodes
 
@@ -59,7 +58,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--costs", metavar="FILE", help="of ndshare bench cluster --cases costs --json (default: measure now)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write everything to this file")
+    report.add_json(parser)
 
 
 def _amount(text: str) -> float:
@@ -107,9 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
             "useful nodes": useful,
             "forecasts": {nodes: dataclasses.asdict(forecast) for nodes, forecast in forecasts.items()},
         }
-        with open(arguments.json, "w") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
+        report.write(arguments.json, content)
     return 0
 
 

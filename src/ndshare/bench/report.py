@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,6 +115,29 @@ def save(
         "left out": missing,
         "cases": cases,
     }
+    write(path, content)
+
+
+#: Stands for standard output as a name of a file.
+TO_STDOUT = "-"
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``, with or without the name of a file."""
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        const=TO_STDOUT,
+        help="write every figure to this file; without a name to standard output, and the text to stderr",
+    )
+
+
+def write(path: str, content: object) -> None:
+    """Write figures to a JSON file, or to standard output."""
+    if path == TO_STDOUT:
+        print(json.dumps(content, indent=1), file=sys.__stdout__)
+        return
     with open(path, "w") as file:
         json.dump(content, file, indent=1)
         file.write("\n")

@@ -11,16 +11,49 @@ import sys
 from collections.abc import Sequence
 
 _COMMANDS = {
-    "bench": ("ndshare.bench", "main", "time ndshare against other libraries"),
-    "demo": ("ndshare.demo", "main", "find the best handwriting classifier of a grid, in parallel"),
-    "doctor": ("ndshare.cli.doctor", "main", "say what this machine gives, what is wrong, and what to do"),
-    "ls": (__name__, "ls", "list the SharedDicts of this user"),
-    "prune": (__name__, "prune", "remove the SharedDicts that nobody uses any more"),
+    "doctor": (
+        "ndshare.cli.doctor",
+        "main",
+        "say what this machine gives, what is wrong, and what to do",
+        "doctor --workers 8",
+    ),
+    "top": (
+        "ndshare.cli.top",
+        "main",
+        "show what the ndshare processes of this user do",
+        "top --once",
+    ),
+    "ls": ("ndshare.cli.dicts", "ls", "list the SharedDicts of this user", "ls --json"),
+    "prune": (
+        "ndshare.cli.dicts",
+        "prune",
+        "remove the SharedDicts that nobody uses any more",
+        "prune --dry-run",
+    ),
+    "demo": (
+        "ndshare.demo",
+        "main",
+        "find the best handwriting classifier of a grid, in parallel",
+        "demo --quick",
+    ),
+    "bench": (
+        "ndshare.bench",
+        "main",
+        "time ndshare against other libraries",
+        "bench executor --quick --peers loky",
+    ),
+}
+
+# What `ndshare.demo` has besides: not asked there, because it needs packages that may be missing.
+_DEMOS = {
+    "camera": ("frames of a camera through queues to analysts and a recorder", "demo camera --quick"),
+    "cluster": ("clean photographs on a cluster of this machine's processes", "demo cluster --quick"),
+    "images": ("clean photographs by a map, in every context", "demo images --quick"),
+    "sgd": ("train on weights in a SharedDict while learners are killed", "demo sgd --workers 2"),
+    "workspace": ("solve linear systems with named arrays", "demo workspace --quick"),
 }
 
 _INTERRUPTED = 130  # what a shell reports for a program that ended by Ctrl-C
-
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 class _Version(argparse.Action):
@@ -49,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in _COMMANDS:
         _parser().parse_args(words or ["--help"])  # help, version or a refusal: each ends here
-    module, function, _ = _COMMANDS[words[0]]
+    module, function, *_ = _COMMANDS[words[0]]
     try:
         status: int = getattr(importlib.import_module(module), function)(words[1:])
     except KeyboardInterrupt:
@@ -67,60 +100,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    listed = {f"demo {name}": line for name, line in _DEMOS.items()}
+    listed |= {name: (text, example) for name, (_, _, text, example) in _COMMANDS.items()}
+    lines = []
+    for name in _COMMANDS:
+        for word in (name, *(word for word in listed if word.startswith(f"{name} "))):
+            text, example = listed[word]
+            lines += [f"  {word:<16}{text}", f"  {'':<16}  ndshare {example}"]
     parser = argparse.ArgumentParser(
-        prog="ndshare", description="Shared-memory NumPy arrays for parallel Python."
+        prog="ndshare",
+        usage="ndshare [-h] [--version] command ...",
+        description="Shared-memory NumPy arrays for parallel Python.",
+        epilog="\n".join(
+            [
+                "commands, each with an example:",
+                *lines,
+                "",
+                "Each command has --help and --json. Extras: pip install 'ndshare[demo]' (or bench, cli).",
+            ]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(metavar="command", required=True)
-    for name, (_, _, text) in _COMMANDS.items():
-        commands.add_parser(name, help=text, add_help=False)
+    commands = parser.add_subparsers(metavar="command", required=True, help=argparse.SUPPRESS)
+    for name in _COMMANDS:
+        commands.add_parser(name, add_help=False)
     return parser
-
-
-def ls(argv: Sequence[str]) -> int:
-    """Print one line per dict; return the exit status."""
-    from ndshare._dict import infos
-
-    parser = argparse.ArgumentParser(
-        prog="ndshare ls", description="List the SharedDicts of this user: name, keys, bytes, users, age."
-    )
-    parser.parse_args(argv)
-    rows = [("name", "keys", "bytes", "users (pids)", "age", "")]
-    for info in infos():
-        users = " ".join(map(str, info.users)) or "none"
-        kept = "persistent" if info.persistent else ""
-        rows.append((info.name, str(info.keys), str(info.nbytes), users, _age(info.age), kept))
-    if len(rows) == 1:
-        print("no SharedDict of this user")
-        return 0
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return 0
-
-
-def _age(seconds: float) -> str:
-    length, unit = next((step for step in _UNITS if seconds >= step[0]), _UNITS[-1])
-    return f"{seconds / length:.0f} {unit}"
-
-
-def prune(argv: Sequence[str]) -> int:
-    """Remove the dicts that nobody uses and print which; return the exit status."""
-    from ndshare._dict import prune as remove_unused
-
-    parser = argparse.ArgumentParser(
-        prog="ndshare prune",
-        description="Remove the SharedDicts of this user that no process uses any more. One in use is never "
-        "removed, nor one of another user.",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
-    parser.add_argument(
-        "--persistent", action="store_true", help="remove also those made to outlive their users"
-    )
-    arguments = parser.parse_args(argv)
-    names = remove_unused(arguments.dry_run, persistent=arguments.persistent)
-    for name in names:
-        print(f"{'would remove' if arguments.dry_run else 'removed'} {name}")
-    if not names:
-        print("nothing to remove")
-    return 0

@@ -1,7 +1,7 @@
 """Processes of this user that use ndshare, as ``/proc`` shows them: they do nothing for it.
 
-A process of ndshare has anonymous files (memfd) whose names begin with ``ndshare``. A user may look at the
-descriptors of his own processes, and open what they are.
+A process of ndshare has files whose names begin with ``ndshare``: anonymous ones (memfd), and dicts. A user
+may look at the descriptors of his own processes, and open what they are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_PREFIX = "/memfd:ndshare"
+_PREFIXES = ("/memfd:ndshare", "/dev/shm/ndshare")
+_DICT = "ndshare-dict"
 _DELETED = " (deleted)"
 _BLOCK_BYTES = 512  # of st_blocks
 _SEGMENTS = ("ndshare", "ndshare-sparse")
@@ -20,12 +21,12 @@ _NAME_MOST = 40
 
 
 class File(NamedTuple):
-    """An anonymous file of ndshare that a process has open.
+    """A file of ndshare that a process has open.
 
     Parameters
     ----------
     kind
-        Its name: ``ndshare`` is a segment.
+        Its name: ``ndshare`` is a segment, ``ndshare-dict`` a dict.
     path
         Where it can be opened, below ``/proc``.
     key
@@ -82,7 +83,7 @@ def scan(*, own: bool = False) -> list[Process]:
                 continue
             files = tuple({file.key: file for file in _files(int(entry))}.values())
             if files:
-                found.append(Process(int(entry), _parent(int(entry)), program(int(entry)), files))
+                found.append(Process(int(entry), parent_of(int(entry)), program(int(entry)), files))
     return sorted(found)
 
 
@@ -91,21 +92,27 @@ def _files(pid: int) -> Iterator[File]:
         path = f"/proc/{pid}/fd/{number}"
         with contextlib.suppress(OSError):
             target = os.readlink(path)
-            if target.startswith(_PREFIX):
+            if target.startswith(_PREFIXES):
                 status = os.stat(path)
-                kind = target.removeprefix("/memfd:").removesuffix(_DELETED)
+                name = target.removeprefix("/memfd:").removesuffix(_DELETED)
+                kind = _DICT if name.startswith("/") else name
                 yield File(kind, path, (status.st_dev, status.st_ino), status.st_blocks * _BLOCK_BYTES)
 
 
-def _parent(pid: int) -> int:
+def parent_of(pid: int) -> int:
+    """Return the parent of a process."""
     with open(f"/proc/{pid}/stat") as file:
         return int(file.read().rpartition(")")[2].split()[1])
 
 
 def program(pid: int) -> str:
-    """Return what a process runs, in a few words: the script, the module, or the start of a ``-c``."""
+    """Return what a process runs, in a few words."""
     with open(f"/proc/{pid}/cmdline", "rb") as file:
-        words = [os.fsdecode(word) for word in file.read().split(b"\0")]
+        return name_of([os.fsdecode(word) for word in file.read().split(b"\0")])
+
+
+def name_of(words: list[str]) -> str:
+    """Return a command line of Python in a few words: the script, the module, or the start of a ``-c``."""
     rest = words[1:]
     while rest:
         word = rest.pop(0)

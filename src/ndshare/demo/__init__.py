@@ -33,7 +33,10 @@ Demos with a name::
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
+import sys
 from collections.abc import Sequence
 
 _NAMED = {
@@ -47,11 +50,18 @@ _NAMED = {
 
 def main(argv: Sequence[str]) -> int:
     """Run ``ndshare demo`` with the words of the command line; return the exit status."""
-    if argv and argv[0] in _NAMED:
-        module, argv = _NAMED[argv[0]], argv[1:]
-    else:
-        module = "ndshare.demo.command"
-    status: int = importlib.import_module(module).main(argv)
+    name = argv[0] if argv and argv[0] in _NAMED else "digits"
+    module = _NAMED.get(name, "ndshare.demo.command")
+    argv = argv[name in _NAMED :]
+    if "--json" not in argv or {"-h", "--help"} & set(argv):
+        status: int = importlib.import_module(module).main(argv)
+        return status
+    from ndshare.demo.options import figures
+
+    figures.clear()
+    with contextlib.redirect_stdout(sys.stderr):
+        status = importlib.import_module(module).main(argv)
+    print(json.dumps({"demo": name, "status": status, **figures}))
     return status
 
 

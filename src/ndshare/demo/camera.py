@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ndshare.demo import scene as scenes
-from ndshare.demo.options import add_size_and_place, positive
+from ndshare.demo.options import add_size_and_place, note, positive
 from ndshare.demo.scene import STEP, Finder, Grey, Places, Scene
 from ndshare.demo.table import size
 
@@ -141,10 +141,19 @@ def main(argv: Sequence[str]) -> int:
     print("latency         from the finished frame to the end of the work on it, ms\n")
     print("                median     90 %     99 %      max")
     for name, trail in (("tracker", tracked), ("writer", written)):
-        ms = 1e3 * (trail.done - trail.made)
-        marks = "".join(f"{mark:9.1f}" for mark in (*np.percentile(ms, (50, 90, 99)), ms.max()))
+        marks = "".join(f"{mark:9.1f}" for mark in _latencies(trail))
         print(f"    {name:9}{marks}")
     print(f"\nmemory          at most {size(peak)} for frames: {peak / frame_bytes:.1f} of {count}")
+    note(
+        frames=count,
+        frame_bytes=frame_bytes,
+        frames_per_second=float(rate),
+        latency_ms={
+            name: dict(zip(("median", "90 %", "99 %", "max"), _latencies(trail), strict=True))
+            for name, trail in (("tracker", tracked), ("writer", written))
+        },
+        peak_bytes=int(peak),
+    )
     if not (_are_right(tracked, places) and _is_right(film, scene, places)):
         print("numbers         WRONG: the tracker or the film is not what the camera saw")
         return 1
@@ -153,6 +162,12 @@ def main(argv: Sequence[str]) -> int:
     _save(picture, scene, tracked, written, f"{rate:.0f} frames/s; at most {size(peak)} for frames")
     print(f"picture         {picture}")
     return 0
+
+
+def _latencies(trail: Trail) -> list[float]:
+    """Median, two percentiles and maximum, in milliseconds."""
+    ms = 1e3 * (trail.done - trail.made)
+    return [float(mark) for mark in np.percentile(ms, (50, 90, 99, 100))]
 
 
 def _are_right(tracked: Trail, places: Places) -> bool:

@@ -16,7 +16,7 @@ from ndshare.demo import tiles
 from ndshare.demo.cleaning import clean
 from ndshare.demo.denoise import MARGIN
 from ndshare.demo.images import table
-from ndshare.demo.options import positive
+from ndshare.demo.options import add_json, note, positive
 from ndshare.demo.table import size
 
 
@@ -48,6 +48,13 @@ def main(argv: Sequence[str]) -> int:
     print(f"{remote.report!r}\n")
     before, after = serial.report.elapsed, remote.report.elapsed
     print(f"time            serial {before:.1f} s, cluster {after:.1f} s: {before / after:.2f} times as fast")
+    note(
+        serial_seconds=before,
+        cluster_seconds=after,
+        machines=arguments.machines,
+        sent_back_bytes=remote.tiles.nbytes + remote.marks.nbytes,
+        equal=remote.equals(serial),
+    )
     print(f"sent back       what kernels wrote, {size(remote.tiles.nbytes + remote.marks.nbytes)}")
     if not remote.equals(serial):
         print("numbers         DIFFER between the serial run and the cluster")
@@ -65,4 +72,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--machines", type=positive, default=2, help="processes of the cluster (default: 2)")
     parser.add_argument("--workers", type=positive, default=1, help="workers of each (default: 1)")
     parser.add_argument("--quick", action="store_true", help="only the middle of each photograph")
+    add_json(parser)
     return parser

@@ -11,7 +11,7 @@ import numpy as np
 from ndshare._system import default_workers
 from ndshare.demo import digits, plot, ridge
 from ndshare.demo.grid import BLAS_THREADS, Grid, Search, pickled_bytes, search_parallel, search_serial
-from ndshare.demo.options import add_size_and_place, add_workers
+from ndshare.demo.options import add_size_and_place, add_workers, note
 from ndshare.demo.table import size, table
 
 _PICTURE = "ndshare-demo.png"
@@ -53,6 +53,16 @@ def main(argv: Sequence[str]) -> int:
         f"{serial.seconds / parallel.seconds:.2f} times as fast"
     )
     print(f"time            {times} (start of the workers included, {BLAS_THREADS} BLAS thread each)")
+    note(
+        serial_seconds=serial.seconds,
+        parallel_seconds=parallel.seconds,
+        workers=workers,
+        bandwidth=float(grid.bandwidths[column]),
+        regularisation=float(grid.ridges[row]),
+        error=float(parallel.errors[row, column]),
+        wrong_held_out=wrong,
+        equal=parallel.equals(serial),
+    )
     would = pickled_bytes(grid, distances, train.labels, folds)
     sizes = f"{size(distances.nbytes)} shared once; a pool that pickles would send {size(would)}"
     print(f"memory          {sizes}")

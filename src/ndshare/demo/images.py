@@ -12,7 +12,7 @@ from ndshare._system import default_workers
 from ndshare.demo import tiles
 from ndshare.demo.cleaning import Cleaned, clean
 from ndshare.demo.denoise import MARGIN
-from ndshare.demo.options import add_size_and_place, add_workers
+from ndshare.demo.options import add_size_and_place, add_workers, note
 from ndshare.demo.table import size
 from ndshare.demo.tiles import Pixels
 
@@ -48,6 +48,14 @@ def main(argv: Sequence[str]) -> int:
         f"{before / after:.2f} times as fast"
     )
     print(f"time            {times} (start of the workers included)")
+    note(
+        serial_seconds=before,
+        parallel_seconds=after,
+        workers=workers,
+        tiles=len(stack),
+        gain_db=float(gains.mean()),
+        equal=parallel.equals(serial),
+    )
     made = parallel.tiles.nbytes + parallel.marks.nbytes
     sizes = f"{size(stack.nbytes + original.nbytes)} shared once, {size(made)} written in place"
     print(f"memory          {sizes}")

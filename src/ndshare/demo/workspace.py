@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ndshare._system import default_workers
 from ndshare.demo import digits, widths
 from ndshare.demo.grid import BLAS_THREADS
-from ndshare.demo.options import add_size_and_place, add_workers
+from ndshare.demo.options import add_size_and_place, add_workers, note
 from ndshare.demo.ridge import Floats
 from ndshare.demo.table import size
 
@@ -48,6 +48,14 @@ def main(argv: Sequence[str]) -> int:
         f"{serial.seconds / parallel.seconds:.2f} times as fast"
     )
     print(f"time            {speed} (start of the workers included, {BLAS_THREADS} BLAS thread each)")
+    note(
+        serial_seconds=serial.seconds,
+        parallel_seconds=parallel.seconds,
+        workers=workers,
+        best_width=float(sigmas[best]),
+        wrong_held_out=missed,
+        equal=all(equal),
+    )
     once = D.nbytes + b.nbytes
     memory = f"{size(once)} shared once; a pool that pickles would send {size(once * len(sigmas))}"
     print(f"memory          {memory}")

@@ -247,7 +247,7 @@ def _search(obj: Any) -> Functor:
     raise ValueError(
         f"no default functor for {type(obj)}; allowed are sequences, arrays, iterators, and collections of "
         "xarray, pandas, h5py, zarr, SciPy, torch, polars, Arrow, Awkward and EXtra-data; pass "
-        "list(obj), or define _ndshare_functor_() for it"
+        f"{f'range({obj})' if isinstance(obj, int) else 'list(obj)'}, or define _ndshare_functor_() for it"
     )
 
 

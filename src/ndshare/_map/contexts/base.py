@@ -249,7 +249,7 @@ class MapContext(abc.ABC):
         TypeError
             If the kernel uses something that cannot be sent to workers.
         """
-        check_runs("kernel", kernel)
+        check_runs("kernel", kernel, "; it comes first: map(kernel, functor)")
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error must be 'raise' or 'collect', got {on_error!r}")
         if timeout is not None:

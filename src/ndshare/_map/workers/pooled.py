@@ -6,13 +6,18 @@ copy-on-write.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 from ndshare._map.job import Job, WorkerReport
 from ndshare._map.runner import KernelMemory, run_facts
 from ndshare._map.watch.captured import Traffic, account, module_data
 from ndshare._map.workers.base import Lost, Outcome, Ranges
+from ndshare._memory import block_of
 from ndshare._pool import Pool, QuietTask, Task
 from ndshare._processes import frames
 from ndshare._system import _wire
@@ -65,6 +70,7 @@ class PoolWorkers(Task):
         self._first: tuple[Parcel, frozenset[str]] | None = None
         self._tasks: set[_RunnerTask] = set()
         self.captured: dict[str, Traffic] = {}
+        self._note = -1  # of this map, for whoever watches
 
     def pack(self) -> None:
         """Pack the job now, to see whether it can be sent.
@@ -118,8 +124,16 @@ class PoolWorkers(Task):
         tasks = [_RunnerTask(self, *packed) for _ in range(count)]
         self._tasks.update(tasks)
         self.pool.submit_all(tasks, waits=True)
+        if self._note < 0 and not self.job.is_tiny:
+            self._tell_watchers()
         if not self.captured:  # while the workers are at it
             self.captured = self.account()
+
+    def _tell_watchers(self) -> None:
+        board, kernel = self.job.board, self.job.kernel
+        if (place := _place_of(board.memory)) is not None:
+            name = getattr(kernel, "__qualname__", None) or type(kernel).__qualname__
+            self._note = self.pool.crew.note_map(place, board.num_workers, board.items, name)
 
     def done(self) -> bool:
         """Whether a runner has ended that nobody has asked for."""
@@ -155,6 +169,7 @@ class PoolWorkers(Task):
         """See `MapWorkers`."""
         _wire.shield()
         try:
+            self.pool.crew.forget_map(self._note)
             if self._tasks:
                 self.job.board.stop()
                 for task in self._tasks:
@@ -166,6 +181,29 @@ class PoolWorkers(Task):
             self._first = None
         finally:
             _wire.unshield()
+
+
+#: Where the memory of the last board was: the next one often has the same.
+_last_place: tuple[Callable[[], object], tuple[int, int, int]] = (lambda: None, (0, 0, 0))
+
+
+def _place_of(memory: Any) -> tuple[int, int, int] | None:
+    """Return device, inode and offset of a board's memory; None if it is in no segment."""
+    global _last_place
+    whole = memory if memory.base is None else memory.base
+    if _last_place[0]() is whole:
+        return _last_place[1]
+    found = block_of(whole)
+    if found is None:
+        return None
+    fd = found[0].lend()
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    place = status.st_dev, status.st_ino, found[0].offset + found[1]
+    _last_place = weakref.ref(whole), place
+    return place
 
 
 def _is_by_value_since(task: _RunnerTask, error: BaseException) -> bool:

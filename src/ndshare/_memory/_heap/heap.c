@@ -27,11 +27,25 @@ reap(ndshare_segment *doomed)
     }
 }
 
+/* Lock held. Plain stores into a line of shared memory that nobody else writes. */
+static void
+tell(_Atomic uint64_t *told)
+{
+    const size_t figures[] = {ndshare_heap.idle_bytes + ndshare_heap.slot_idle_bytes, ndshare_heap.away_bytes,
+                              ndshare_heap.held_bytes, ndshare_heap.held_value_bytes, ndshare_heap.cached_bytes};
+    for (size_t i = 0; i < sizeof figures / sizeof *figures; i++) {
+        atomic_store_explicit(told + i, figures[i], memory_order_relaxed);
+    }
+}
+
 /* Lock held; takes it away. What is to be reaped is out of the tables, and its addresses cannot be used again
  * before munmap. */
 static ndshare_segment *
 unlock(void)
 {
+    if (ndshare_heap.told != NULL) {
+        tell(ndshare_heap.told);
+    }
     ndshare_segment *doomed = ndshare_heap.doomed;
     ndshare_heap.doomed = NULL;
     ndshare_heap.busy += doomed != NULL;

@@ -72,6 +72,7 @@ typedef struct {
     uint64_t fresh_count, recycled_count, probe_count;
     uint64_t prefix;
     uint32_t counter;
+    _Atomic uint64_t *told;          /* ledger.c: where figures are put for whoever watches; NULL: nowhere */
     /* fork.c */
     int token_fd, token_child_fd;
     uint64_t fork_epoch, freed_epoch;

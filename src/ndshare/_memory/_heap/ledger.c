@@ -3,6 +3,8 @@
  *
  *   reserved  bytes it is about to turn into pages; back to 0 when the kernel's own figures show them
  *   in_use    bytes of segments it owns; only a limit of the user (NDSHARE_MEMORY_LIMIT) needs it
+ *   the rest  for `ndshare top`, which reads it in files of other processes (`_memory/watching.py` knows the same):
+ *             whose line it is, and figures of its heap, told whenever the heap is left
  *
  * Reserve first, then read the others' lines: two that race see each other, and may both be refused,
  * never both be admitted. The pool clears the line of a process that died.
@@ -18,7 +20,11 @@
 typedef struct {
     _Alignas(64) _Atomic uint64_t reserved;
     _Atomic uint64_t in_use;
+    _Atomic uint64_t pid;
+    _Atomic uint64_t told[5];   /* bytes: idle, lent, held, held by value, kept mapped */
 } line;
+
+_Static_assert(sizeof(line) == 64, "a line of the cache, and the layout Python knows");
 
 static line alone;              /* a process without a pool has a ledger of one line */
 static line *lines = &alone;
@@ -26,6 +32,17 @@ static size_t n_lines = 1, own_line = 0;
 
 /* Innermost of all locks: nothing may unmap the ledger under a thread that adds it up. */
 static pthread_mutex_t in_ledger = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+clear(line *one)
+{
+    atomic_store(&one->reserved, 0);
+    atomic_store(&one->in_use, 0);
+    atomic_store(&one->pid, 0);
+    for (size_t i = 0; i < sizeof one->told / sizeof *one->told; i++) {
+        atomic_store(&one->told[i], 0);
+    }
+}
 
 size_t
 ndshare_ledger_reserve(size_t nbytes)
@@ -78,6 +95,7 @@ ndshare_ledger_publish(size_t own_bytes)
 void
 ndshare_ledger_leave(void)
 {
+    ndshare_heap.told = NULL;
     pthread_mutex_init(&in_ledger, NULL);
     lines = &alone;
     n_lines = 1;
@@ -136,13 +154,14 @@ ndshare_ledger_attach(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssi
     line *former = lines == &alone ? NULL : lines;
     size_t length = n_lines * sizeof(line);
     if (former != NULL) {
-        atomic_store(&lines[own_line].reserved, 0);
-        atomic_store(&lines[own_line].in_use, 0);
+        clear(&lines[own_line]);
     }
     lines = base;
     n_lines = n;
     own_line = (size_t)slot;
     atomic_store(&lines[own_line].reserved, 0);
+    atomic_store(&lines[own_line].pid, (uint64_t)getpid());
+    ndshare_heap.told = lines[own_line].told;
     pthread_mutex_unlock(&in_ledger);
     ndshare_ledger_publish(ndshare_heap.own_bytes);
     ndshare_heap_unlock();
@@ -161,8 +180,8 @@ ndshare_ledger_detach(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     line *pool = lines == &alone ? NULL : lines;
     size_t length = n_lines * sizeof(line);
     if (pool != NULL) {
-        atomic_store(&lines[own_line].reserved, 0);
-        atomic_store(&lines[own_line].in_use, 0);
+        ndshare_heap.told = NULL;
+        clear(&lines[own_line]);
         lines = &alone;
         n_lines = 1;
         own_line = 0;
@@ -187,8 +206,7 @@ ndshare_ledger_clear(PyObject *Py_UNUSED(module), PyObject *slot)
     pthread_mutex_lock(&in_ledger);
     size_t n = n_lines;
     if (index >= 0 && (size_t)index < n) {
-        atomic_store(&lines[index].reserved, 0);
-        atomic_store(&lines[index].in_use, 0);
+        clear(&lines[index]);
     }
     pthread_mutex_unlock(&in_ledger);
     if (index < 0 || (size_t)index >= n) {
