@@ -531,6 +531,7 @@ def test_type_parameters_and_aliases_are_sent(script: Script) -> None:
     script(
         """
         type Alias = list[int]
+        type Nest = dict[str, Nest] | int
         def listed[T](x: T) -> Alias:
             return [x]
         class Box[T]:
@@ -542,6 +543,7 @@ def test_type_parameters_and_aliases_are_sent(script: Script) -> None:
             assert type(box) is Box and box.get() == 4
             assert peer.call(lambda: listed.__type_params__[0].__name__) == "T"
             assert peer.call(lambda: Alias.__value__) == list[int]
+            assert peer.call(lambda: Nest) is Nest and peer.call(lambda: Nest.__value__) == Nest.__value__
         """
     )
 

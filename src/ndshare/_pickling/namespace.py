@@ -138,6 +138,8 @@ def _alias(obj: Any) -> Any:
     maker = _maker(obj, "evaluate_value")
     if maker is not None and not obj.__type_params__:
         return _make_lazy_alias, (obj.__name__, obj.__module__, maker)
+    if not obj.__type_params__:  # its value may refer to itself
+        return _make_late_alias, (obj.__name__, obj.__module__), obj.__value__, None, None, _set_value
     facts = {"type_params": obj.__type_params__}
     return _make_named, ("TypeAliasType", obj.__module__, (obj.__name__, obj.__value__), facts)
 
@@ -146,6 +148,20 @@ def _make_lazy_alias(name: str, module: str, value: Callable[[int], Any]) -> Any
     namespace: dict[str, Any] = {"__name__": module, "value": value}
     exec(f"type {name} = value(1)", namespace)
     return namespace[name]
+
+
+_values: dict[int, list[Any]] = {}  # of aliases that are still without
+
+
+def _make_late_alias(name: str, module: str) -> Any:
+    value: list[Any] = []
+    made = _make_lazy_alias(name, module, lambda _: value[0])
+    _values[id(made)] = value
+    return made
+
+
+def _set_value(alias: Any, value: Any) -> None:
+    _values.pop(id(alias)).append(value)
 
 
 # They turn up in annotations all over.
