@@ -215,11 +215,15 @@ class Right(Base): name = "right"
 class Lower(Right): name = "lower"
 def below(cls): return [n for sub in cls.__subclasses__() for n in (sub.__name__, *below(sub))]
 def classes(): return sorted(name for name, _ in inspect.getmembers(sys.modules[__name__], inspect.isclass))
+def profiled():
+    import contextlib, cProfile, io
+    with contextlib.redirect_stdout(io.StringIO()) as text: cProfile.run("step(1)")
+    return "function calls" in text.getvalue()
 def listed(): return {"Left", "step", "LIMIT"} <= set(dir(sys.modules["__main__"]))
 with Executor(1) as executor:
     assert sorted(executor.submit(below, Base).result()) == ["Left", "Lower", "Model", "Right"]
     assert {"Base", "Left", "Lower", "Right"} <= set(executor.submit(classes).result())
-    assert executor.submit(listed).result()
+    assert executor.submit(listed).result() and executor.submit(profiled).result()
 """,
     )
 

@@ -32,7 +32,8 @@ _OWN_NAMES = frozenset(("__builtins__", "__cached__", "__loader__", "__name__"))
 # caller, as `DataFrame.query` does; or lists what is there.
 _LOOKING_UP = frozenset(
     (
-        "__subclasses__", "dir", "getmembers",
+        "__subclasses__", "dir", "getmembers", "cProfile", "doctest", "timeit",
+        "dmatrix", "dmatrices", "from_formula",
         "globals", "eval", "exec", "vars", "query", "evaluate", "get_type_hints", "f_globals", "__globals__",
         "_getframe", "currentframe", "stack", "__main__",
     )
