@@ -75,7 +75,7 @@ def serve(fd: int) -> None:
         if not tag:
             return
         if tag == b"u":
-            mainspace.apply(transport.unpack(data, fds))
+            transport.unpack(data, fds)
             continue
         if tag == b"k":
             given.clear()

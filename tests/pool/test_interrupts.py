@@ -273,3 +273,44 @@ def test_interrupts_at_random_moments_lose_nothing(chaos_seed: int, chaos_rounds
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        "executor.submit(abs, -1).result(30)",
+        "executor.submit(abs, -1).done()",
+        "ndshare.map(kernel, range(3))",
+    ],
+)
+def test_signal_handlers_use_the_executor_while_the_program_waits(
+    run_script: Callable[..., subprocess.CompletedProcess[str]], handler: str
+) -> None:
+    """What they hear of what the program waits for is not lost."""
+    done = run_script(
+        f"""
+import signal, time, ndshare
+calls = []
+out = ndshare.alloc(3)
+def kernel(worker_id, index, value): out[index] = value
+def nap(seconds=0.01): time.sleep(seconds); return 5
+at_it = False
+def on_alarm(*_):
+    global at_it
+    if not at_it:
+        at_it = True
+        calls.append({handler})
+        at_it = False
+executor = ndshare.ProcessPoolExecutor(1)
+signal.signal(signal.SIGALRM, on_alarm)
+signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+for number in range(40):
+    assert executor.submit(nap).result(None if number % 2 else 30) == 5
+def slow(worker_id, index, value): time.sleep(0.01)
+ndshare.map(slow, range(40))
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert len(calls) > 5
+print("fine")
+"""
+    )
+    assert (done.stdout, done.stderr) == ("fine\n", "")

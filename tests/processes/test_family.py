@@ -432,3 +432,95 @@ def test_threads_of_tasks_keep_no_worker_from_ending() -> None:
 def _leave_a_thread() -> int:
     threading.Thread(target=threading.Event().wait).start()
     return os.getpid()
+
+
+def test_ends_of_pipes_and_sockets_travel_in_every_kind_of_worker(run_script: RunScript) -> None:
+    """As arguments and globals, and back as results; the receiver's descriptor is its own."""
+    done = run_script(
+        _KINDS
+        + """
+import socket
+here, there = mp.Pipe()
+server = socket.create_server(("127.0.0.1", 0))
+def talk(connection, text):
+    connection.send((text, mp.current_process().name))
+    there.send("by its global")
+    made, other = mp.Pipe(duplex=False)
+    other.send(text)
+    return made
+for kind in KINDS:
+    if kind in (by_map, by_forked_map):  # their results go through a queue
+        continue
+    made = kind(talk, there, kind.__name__)
+    assert here.recv()[0] == kind.__name__ and here.recv() == "by its global"
+    assert made.recv() == kind.__name__
+out = ndshare.Queue()
+def kernel(worker_id, index, value):
+    there.send(value)
+ndshare.ProcessContext(2).map(kernel, range(3))
+assert sorted(here.recv() for _ in range(3)) == [0, 1, 2]
+def serve(server, timeout):
+    accepted, _ = server.accept()
+    accepted.sendall(b"served")
+    accepted.settimeout(timeout)
+    return accepted
+with ndshare.ProcessPoolExecutor(1) as executor:
+    future = executor.submit(serve, server, 7.0)
+    with socket.create_connection(server.getsockname()) as client:
+        assert client.recv(6) == b"served"
+        with future.result(60) as accepted:
+            assert accepted.gettimeout() == 7.0 and accepted.getpeername() == client.getsockname()
+            accepted.sendall(b"more")
+            assert client.recv(4) == b"more"
+    there.close()
+    try: executor.submit(talk, there, "closed").result(60)
+    except OSError as error: assert "closed" in str(error), error
+    else: raise AssertionError
+    other, made = mp.Pipe(duplex=False)
+    executor.submit(made.send, 1).result(60)
+    made.close()
+    assert other.recv() == 1
+    try: other.recv()
+    except EOFError: pass  # nobody has kept the other end
+    else: raise AssertionError
+    other.close()
+here.close(); server.close()
+print("fine")
+""",
+        timeout=180,
+    )
+    assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+def test_what_the_picklers_of_multiprocessing_know_is_known_here(run_script: RunScript) -> None:
+    """Reducers that a program registers with them; what they refuse is refused, and inherited by initializers."""
+    done = run_script(
+        """
+import ctypes, threading
+import ndshare
+from multiprocessing.reduction import ForkingPickler
+from multiprocessing.sharedctypes import RawArray
+class Handle:
+    def __init__(self, number):
+        self.number = number
+        self.lock = threading.Lock()
+def number_of(handle): return handle.number
+row = RawArray("d", 4)
+def inherit(array):
+    global kept
+    kept = array
+def write():
+    kept[1] = 7
+with ndshare.ProcessPoolExecutor(1) as executor:
+    assert isinstance(executor.submit(number_of, Handle(3)).exception(), TypeError)
+    ForkingPickler.register(Handle, lambda handle: (Handle, (handle.number,)))
+    assert executor.submit(number_of, Handle(3)).result() == 3
+    assert "through inheritance" in str(executor.submit(len, row).exception())
+    assert executor.submit(sum, (ctypes.c_double * 4)(1, 2)).result() == 3
+with ndshare.ProcessPoolExecutor(1, initializer=inherit, initargs=(row,)) as executor:
+    executor.submit(write).result()
+assert row[1] == 7
+print("fine")
+"""
+    )
+    assert (done.stdout, done.stderr) == ("fine\n", "")

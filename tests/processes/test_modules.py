@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -153,6 +155,115 @@ with Executor(1) as executor:
     try: executor.submit(missing).result()
     except ModuleNotFoundError: pass
     else: raise AssertionError
+""",
+    )
+
+
+def test_program_that_runs_is_not_run_again_in_workers(run_script: RunScript) -> None:
+    """A module that uses workers while it is imported, or that `runpy` runs, has no main guard either."""
+    _check(
+        run_script,
+        """
+import runpy
+write("at_import.py", '''
+import ndshare
+def one(): return 1
+class Kept: pass
+with ndshare.ProcessPoolExecutor(1) as executor:
+    result, kept = executor.submit(one).result(), executor.submit(Kept).result()
+out = ndshare.alloc(2)
+def kernel(worker_id, index, value): out[index] = one()
+ndshare.map(kernel, range(2))
+''')
+sys.path.insert(0, os.getcwd())
+import at_import
+assert at_import.result == 1 and type(at_import.kept) is at_import.Kept and list(at_import.out) == [1, 1]
+write("package/part.py", "from . import other\\ndef value(): return other.V\\n")
+write("package/other.py", "V = 5\\n")
+write("package/__init__.py", '''
+import ndshare
+from . import part
+with ndshare.ProcessPoolExecutor(1) as executor:
+    result = executor.submit(part.value).result()
+''')
+import package
+assert package.result == 5
+with Executor(1) as executor:
+    assert executor.submit(package.part.value).result() == 5 and executor.submit(at_import.one).result() == 1
+for name in ("<run_path>", "__main__", "some_name"):
+    assert runpy.run_path("at_import.py", run_name=name)["result"] == 1
+""",
+    )
+
+
+def test_module_that_a_notebook_brings_up_to_date_in_place(run_script: RunScript, tmp_path: Path) -> None:
+    """IPython's ``%autoreload`` changes its functions and does not load it anew."""
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    from tests.processes.test_starting import _NOTEBOOK
+
+    module = tmp_path / "reloaded_here.py"
+    cells = [
+        f"""
+import os, sys, ndshare
+executor = ndshare.ProcessPoolExecutor(2)
+def write(value, changed):
+    with open({str(module)!r}, "w") as file:
+        file.write(f"V = {{value}}\\ndef v(_=None): return {{value}}, V\\n")
+    os.utime({str(module)!r}, (changed, changed))
+write(1, 10**9)
+sys.path.insert(0, {str(tmp_path)!r})
+%load_ext autoreload
+%autoreload 2
+import reloaded_here
+assert list(executor.map(reloaded_here.v, range(4))) == [(1, 1)] * 4""",
+        "write(22, 10**9 + 100)",
+        """
+assert reloaded_here.v() == (22, 22)
+assert list(executor.map(reloaded_here.v, range(4))) == [(22, 22)] * 4
+out = ndshare.alloc(2)
+def kernel(worker_id, index, value): out[index] = reloaded_here.v()[0]
+ndshare.map(kernel, range(2))
+assert list(out) == [22, 22]
+executor.shutdown()
+print("works")""",
+    ]
+    (tmp_path / "cells.json").write_text(json.dumps(cells))
+    assert run_script(_NOTEBOOK, timeout=_TIMEOUT_S).stdout == "works\n"
+
+
+def test_what_only_workers_have_follows_the_path_and_the_caller(run_script: RunScript) -> None:
+    """Also within one executor: where it is found now, and from where the caller imports it later."""
+    _check(
+        run_script,
+        """
+import os
+for place, value in (("here", 1), ("there", 2), ("elsewhere", 3)):
+    os.mkdir(place)
+    write(f"{place}/lazily.py", f"W = {value}\\n")
+def look(_=None):
+    import lazily
+    return lazily.W
+def by_map():
+    out = ndshare.alloc(4)
+    def kernel(worker_id, index, value): out[index] = look()
+    context.map(kernel, range(4))
+    return list(out)
+context = ndshare.ProcessContext(2)
+with Executor(2) as executor:
+    everywhere = lambda: list(executor.map(look, range(6))) + by_map()
+    sys.path.insert(0, os.path.abspath("here"))
+    assert everywhere() == [1] * 10
+    pids = set(executor._processes)
+    sys.path.append("/nowhere")
+    assert everywhere() == [1] * 10
+    assert set(executor._processes) == pids, "warm"
+    sys.path[0] = os.path.abspath("there")
+    assert everywhere() == [2] * 10
+    sys.path[0] = os.path.abspath("elsewhere")
+    import lazily
+    sys.path[0] = os.path.abspath("there")
+    assert look() == 3 and everywhere() == [3] * 10
 """,
     )
 

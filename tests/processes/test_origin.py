@@ -7,10 +7,12 @@ import decimal
 import faulthandler
 import gc
 import logging
+import multiprocessing
 import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -71,7 +73,10 @@ def _interpreter() -> None:
     sys.argv[:] = ["nonsense"]
     gc.disable()
     gc.set_threshold(7)
+    gc.callbacks.append(print)
     threading.excepthook = print
+    threading.stack_size(1 << 20)
+    socket.setdefaulttimeout(1)
     threading.settrace(print)  # type: ignore[arg-type]
 
 
@@ -81,6 +86,7 @@ def _process() -> None:
     os.environ["NDSHARE_LEFT"] = "1"
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     tempfile.tempdir = "/nowhere"
+    multiprocessing.set_start_method("spawn", force=True)
 
 
 def _numbers() -> None:
@@ -116,9 +122,11 @@ def _state() -> dict[str, Any]:
         "interpreter": (
             sys.getrecursionlimit(), sys.getswitchinterval(), sys.dont_write_bytecode, sys.argv,
             getattr(sys, "tracebacklimit", None), gc.isenabled(), gc.get_threshold(),
+            print in gc.callbacks, threading.stack_size(), socket.getdefaulttimeout(),
             threading.excepthook is threading.__excepthook__, threading.gettrace(),
         ),
         "process": (mask, os.getcwd(), os.environ.get("NDSHARE_LEFT"), os.sched_getaffinity(0), os.getpriority(0, 0)),
+        "start method": multiprocessing.get_start_method(allow_none=True),
         "temporary": tempfile.tempdir,
         "numbers": (decimal.getcontext().prec, np.geterr(), np.get_printoptions()["precision"], _VARIABLE.get()),
         "warnings": (warnings.filters[:1], warnings.showwarning is warnings._showwarning_orig),  # type: ignore[attr-defined]

@@ -114,6 +114,18 @@ _KINDS = {
         "value.A.rows[0]",
         4,
     ),
+    "value of a member": (
+        "import enum\nclass value(enum.Enum):\n    A = [0] * N",
+        "value.A.value[0] = 4",
+        "value.A.value[0]",
+        4,
+    ),
+    "bases of a class": (
+        "class One: x = 1\nclass Two: x = 2\nclass value(One): rows = [0] * N",
+        "value.__bases__ = (Two,)",
+        "value().x",
+        2,
+    ),
     "registration of an abstract class": (
         "import abc\nclass value(abc.ABC): pass\nclass Other: rows = [0] * N",
         "value.register(Other)",

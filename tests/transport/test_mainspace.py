@@ -368,20 +368,18 @@ def test_identity_within_one_delivery_is_kept(script: Script) -> None:
 
 
 def test_what_pickles_as_its_name_is_found(script: Script) -> None:
-    """Objects whose ``__reduce__`` answers a name are refused as globals, not half sent."""
+    """Objects whose ``__reduce__`` answers a name are taken apart where that name is defined, and only there."""
     script(
         """
         class _Sentinel:
+            def __init__(self): self.text = "missing"
             def __reduce__(self): return "MISSING"
         MISSING = _Sentinel()
-        def task(x=None): return x is MISSING
+        table = {"a": MISSING}
+        def task(x=None): return x is MISSING is table["a"] and x.text == "missing"
         with Peer() as peer:
-            try:
-                peer.call(task)
-            except TypeError as error:
-                assert "'MISSING'" in str(error) and "nothing but their name" in str(error), error
-            else:
-                raise AssertionError
+            assert peer.call(task, MISSING)
+            assert peer.call(lambda: MISSING) is MISSING
         """
     )
 
@@ -533,6 +531,7 @@ def test_type_parameters_and_aliases_are_sent(script: Script) -> None:
     script(
         """
         type Alias = list[int]
+        type Nest = dict[str, Nest] | int
         def listed[T](x: T) -> Alias:
             return [x]
         class Box[T]:
@@ -544,6 +543,7 @@ def test_type_parameters_and_aliases_are_sent(script: Script) -> None:
             assert type(box) is Box and box.get() == 4
             assert peer.call(lambda: listed.__type_params__[0].__name__) == "T"
             assert peer.call(lambda: Alias.__value__) == list[int]
+            assert peer.call(lambda: Nest) is Nest and peer.call(lambda: Nest.__value__) == Nest.__value__
         """
     )
 

@@ -204,6 +204,60 @@ assert list(out) == [0, -1, -2]
     )
 
 
+def test_what_a_script_has_is_listed(run_script: RunScript) -> None:
+    """Subclasses that nobody names, and the members of the module."""
+    _check(
+        run_script,
+        """
+import inspect
+class Left(Base): name = "left"
+class Right(Base): name = "right"
+class Lower(Right): name = "lower"
+def below(cls): return [n for sub in cls.__subclasses__() for n in (sub.__name__, *below(sub))]
+def classes(): return sorted(name for name, _ in inspect.getmembers(sys.modules[__name__], inspect.isclass))
+def profiled():
+    import contextlib, cProfile, io
+    with contextlib.redirect_stdout(io.StringIO()) as text: cProfile.run("step(1)")
+    return "function calls" in text.getvalue()
+def listed(): return {"Left", "step", "LIMIT"} <= set(dir(sys.modules["__main__"]))
+with Executor(1) as executor:
+    assert sorted(executor.submit(below, Base).result()) == ["Left", "Lower", "Model", "Right"]
+    assert {"Base", "Left", "Lower", "Right"} <= set(executor.submit(classes).result())
+    assert executor.submit(listed).result() and executor.submit(profiled).result()
+""",
+    )
+
+
+def test_what_a_script_has_of_its_own(run_script: RunScript) -> None:
+    """Its file, text and annotations, and a function for attributes that it lacks."""
+    _check(
+        run_script,
+        """
+import dataclasses, inspect
+__doc__ = "what it is for"
+count: int = 1
+@dataclasses.dataclass
+class Row:
+    x: "Number" = 1
+Number = int
+def __getattr__(name):
+    if name == "late": return LIMIT
+    raise AttributeError(name)
+def own(): return __doc__, __file__, __annotations__
+def lazy():
+    import __main__
+    from __main__ import late
+    return late, __main__.late, hasattr(__main__, "never")
+def source(): return inspect.getsource(Row), sys.modules["__main__"].__file__
+with Executor(1) as executor:
+    assert executor.submit(own).result() == (__doc__, __file__, {"count": int})
+    assert executor.submit(lazy).result() == (LIMIT, LIMIT, False)
+    text, file = executor.submit(source).result()
+    assert text.startswith("@dataclasses.dataclass\\nclass Row") and file == __file__
+""",
+    )
+
+
 def test_what_a_worker_is_not_told_of_is_not_sent(run_script: RunScript) -> None:
     """Code that makes up no names has nothing to do with the rest of the script."""
     _check(

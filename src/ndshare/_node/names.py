@@ -24,7 +24,7 @@ from ndshare._node.twins import Change, find_changes
 from ndshare._node.worker import Answer, Opened, call_function
 from ndshare._pickling import give
 from ndshare._processes import invoke
-from ndshare._transport import Bytes, mainspace, open_crate
+from ndshare._transport import Bytes, open_crate
 
 #: Compared at a time.
 _PIECE_BYTES = 1 << 20
@@ -171,7 +171,7 @@ def give_names(crates: Opened, images: list[tuple[Bytes, Bytes | None]], table: 
     global _names
     _names = Names(images, table)
     needed, content = _resolved(crates)
-    mainspace.apply(open_crate(*needed) or {})
+    open_crate(*needed)  # binds them
     values, initializer, initargs = open_crate(*content)
     give(values)
     if initializer is not None:

@@ -10,7 +10,7 @@ from ndshare._map import Job, run_in_worker
 from ndshare._node.twins import Change
 from ndshare._pickling import advanced_by, arrived
 from ndshare._system import Board
-from ndshare._transport import Crate, mainspace, open_crate, portable, reply
+from ndshare._transport import Crate, open_crate, portable, reply
 from ndshare.functors import Functor
 
 Opened = list[tuple[bytes, list[tuple[Any, int]]]]
@@ -71,7 +71,7 @@ def run_part(
         Pickles and their arrays: what functions need; kernel, functor, globals, arrays of modules; and the
         functor of the share if it has one of its own.
     """
-    mainspace.apply(open_crate(*crates[0]) or {})
+    open_crate(*crates[0])  # binds them
     kernel, functor, data, arrays = open_crate(*crates[1])
     functor = open_crate(*crates[2]) if len(crates) > 2 else Part(functor, start, end)
     return run_in_worker(Job(kernel, functor, board, **options), data, arrays, ranges).facts()
@@ -125,7 +125,7 @@ def call_function(crates: Opened, call: Callable[..., Any] = _call) -> Answer:
         Called with function, tuple and dict of arguments.
     """
     try:
-        mainspace.apply(open_crate(*crates[0]) or {})
+        open_crate(*crates[0])  # binds them
         function, args, kwargs = open_crate(*crates[1])
     except BaseException as error:
         return Answer(None, reply(portable(error)), unopened=True)
@@ -139,9 +139,9 @@ def call_function(crates: Opened, call: Callable[..., Any] = _call) -> Answer:
 def call_items(crates: Opened) -> Answer:
     """Call a function for one item after the other, up to the first error; the seconds are answered, too."""
     try:
-        mainspace.apply(open_crate(*crates[0]) or {})
+        open_crate(*crates[0])  # binds them
         function = open_crate(*crates[1])
-        mainspace.apply(open_crate(*crates[2]) or {})
+        open_crate(*crates[2])  # binds them
         items = open_crate(*crates[3])
     except BaseException as error:
         return Answer(None, reply(portable(error)), unopened=True)

@@ -26,9 +26,11 @@ Not guaranteed
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import enum
 import functools
+import inspect
 import operator
 import os
 import sys
@@ -191,7 +193,10 @@ def make_class(
     """Return the class of `reduce_class`, still without its attributes."""
     if isinstance(meta, int):
         meta = type(bases[meta])
-    return _ids.adopt(key, functools.partial(_make, meta, name, bases, made_with), from_caller=not reply)
+    cls = _ids.adopt(key, functools.partial(_make, meta, name, bases, made_with), from_caller=not reply)
+    if cls.__bases__ != bases and not reply:
+        type.__dict__["__bases__"].__set__(cls, bases)  # of a class that was here
+    return cls
 
 
 def _make(meta: Any, name: str, bases: tuple[type, ...], made_with: dict[str, Any]) -> type:
@@ -342,12 +347,32 @@ def _make_partialmethod(func: Any, args: tuple[Any, ...], keywords: dict[str, An
     return functools.partialmethod(func, *args, **keywords)
 
 
+def _reduce_dispatching(made: Any) -> Any:
+    state = {name: value for name, value in vars(made).items() if name != "_method_cache"}
+    return functools.singledispatchmethod, (made.func,), state
+
+
+def _reduce_weak(container: Any) -> Any:
+    # Its items go along, and live there as long as something else has them.
+    return type(container), (), None, None, iter(list(container.items()))
+
+
+def _reduce_context(manager: Any) -> Any:
+    if inspect.getgeneratorstate(manager.gen) != inspect.GEN_CREATED:
+        raise TypeError(f"cannot pickle the context of {manager.gen.__qualname__}(), which has been entered")
+    return type(manager), (manager.func, manager.args, manager.kwds)
+
+
 REDUCERS: dict[type, Callable[[Any], Any]] = {
     classmethod: _reduce_wrapping,
     staticmethod: _reduce_wrapping,
     property: _reduce_property,
     functools.cached_property: _reduce_cached_property,
     functools.partialmethod: _reduce_partialmethod,
+    functools.singledispatchmethod: _reduce_dispatching,
+    weakref.WeakKeyDictionary: _reduce_weak,
+    weakref.WeakValueDictionary: _reduce_weak,
+    contextlib._GeneratorContextManager: _reduce_context,
     types.MappingProxyType: lambda proxy: (types.MappingProxyType, (dict(proxy),)),
     **dict.fromkeys(
         {

@@ -18,7 +18,7 @@ import cloudpickle.cloudpickle as _impl
 import numpy as np
 
 from ndshare._pickling import cells, classes
-from ndshare._pickling.functions import annotations_of
+from ndshare._pickling.functions import Named, annotations_of
 from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
 from ndshare._pickling.recording import Places, Recording
 from ndshare._pickling.session import Session
@@ -116,6 +116,7 @@ def record(
     defining: frozenset[str],
     withheld: frozenset[str],
     inputs: Places | None,
+    named: Named,
 ) -> Recording:
     """Pickle an object as `ndshare._pickling.pickler.record` does, with cloudpickle's help."""
     pickler = _CloudPickler.__new__(_CloudPickler)
@@ -129,6 +130,7 @@ def record(
     pickler.__init__(session, 5, buffer_callback=session.notes.append)  # type: ignore[misc]
     pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass)
     try:
+        session.set_named(named)
         pickler.dump(obj)
         return session.finish()
     finally:

@@ -26,14 +26,14 @@ _ASSIGNING_OPS = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL"))
 _NAME_OPS = _ASSIGNING_OPS | {"LOAD_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_NAME"}
 
 # Names every module has of its own: the receiver's are right there.
-_OWN_NAMES = frozenset(
-    ("__annotations__", "__builtins__", "__cached__", "__doc__", "__loader__", "__name__", "__spec__")
-)
+_OWN_NAMES = frozenset(("__builtins__", "__cached__", "__loader__", "__name__"))
 
 # Code with one of these may look up names that it makes up at run time: by itself, or in the frame of its
-# caller, as `DataFrame.query` does.
+# caller, as `DataFrame.query` does; or lists what is there.
 _LOOKING_UP = frozenset(
     (
+        "__subclasses__", "dir", "getmembers", "cProfile", "doctest", "timeit",
+        "dmatrix", "dmatrices", "from_formula",
         "globals", "eval", "exec", "vars", "query", "evaluate", "get_type_hints", "f_globals", "__globals__",
         "_getframe", "currentframe", "stack", "__main__",
     )

@@ -15,10 +15,11 @@ from __future__ import annotations
 import __future__
 
 import functools
+import importlib
 import itertools
 import sys
 import types
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 from ndshare._pickling.cells import cell_contents, fill_cells
@@ -76,24 +77,34 @@ def _submodules(package: Any, attributes: frozenset[str]) -> tuple[str, ...]:
     return found
 
 
-def reduce_function(function: types.FunctionType, given: Container[int] = ()) -> tuple[Any, ...]:
+def reduce_function(
+    function: types.FunctionType, given: Container[int] = (), part: Callable[[Any], Any] | None = None
+) -> tuple[Any, ...]:
     """Return how to make the function anew in the receiver's ``__main__``.
 
     The cells of its closure must be pickled *empty* (`make_cell`): their contents follow in the
     state, after the function has been memoized, so that a closure may contain itself. The cells
-    whose ids are in `given` are filled by the receiver (`given_cell`).
+    whose ids are in `given` are filled by the receiver (`given_cell`). What is in defaults, attributes and
+    cells is replaced by its `part`.
     """
     closure = function.__closure__
+    defaults, keywords, attributes = function.__defaults__, function.__kwdefaults__, function.__dict__
+    contents = cell_contents(function, given)
+    if part is not None:
+        defaults = defaults and tuple(map(part, defaults))
+        keywords = keywords and {name: part(value) for name, value in keywords.items()}
+        attributes = {name: part(value) for name, value in attributes.items()}
+        contents = tuple([tuple(map(part, content)) for content in contents])
     state = (
         _HERE if function.__module__ == "__main__" else function.__module__,
         function.__qualname__,
         function.__doc__,
-        function.__defaults__,
-        function.__kwdefaults__,
+        defaults,
+        keywords,
         annotations_of(function),
-        function.__dict__,
+        attributes,
         getattr(function, "__type_params__", ()),
-        cell_contents(function, given),
+        contents,
     )
     facts = (dumped(function.__code__), function.__name__, closure)
     return make_function, facts, state, None, None, fill_function
@@ -135,6 +146,31 @@ def fill_function(function: Any, state: tuple[Any, ...]) -> None:
     fill_cells(function, contents)
 
 
+class Named(dict[int, str]):
+    """Names of globals of ``__main__`` by the ids of their values; notes which were `used`."""
+
+    def __init__(self, names: Iterable[tuple[int, str]] = ()) -> None:
+        super().__init__(names)
+        self.used: set[str] = set()
+
+
+class NamedValue:
+    """Stands for the value of a global of ``__main__`` where it is part of another one."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> Any:
+        return named_value, (self.name,)
+
+
+def named_value(name: str) -> Any:
+    """Return the receiver's value of a global that it has."""
+    return main_namespace()[name]
+
+
 def reduce_cached(cached: Any) -> tuple[Any, ...]:
     """Return how to make a `functools.lru_cache` of a function anew."""
     parameters = cached.cache_parameters()
@@ -144,6 +180,29 @@ def reduce_cached(cached: Any) -> tuple[Any, ...]:
         if name not in ("__wrapped__", "cache_parameters")  # lru_cache sets these itself
     }
     return remake_cached, (cached.__wrapped__, parameters["maxsize"], parameters["typed"], attributes)
+
+
+def reduce_cached_of_library(cached: Any) -> Any:
+    """Return how to find a `functools.lru_cache` that others can import."""
+    module, qualname = cached.__module__, cached.__qualname__
+    for found in (_found, _found_beneath):
+        if found(module, qualname) is cached:
+            return cached.__reduce__() if found is _found else (found, (module, qualname))
+    return reduce_cached(cached)
+
+
+def _found(module: str, qualname: str) -> Any:
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _found_beneath(module: str, qualname: str) -> Any:
+    """Return what a class method or static method of a class is made of."""
+    importlib.import_module(module)
+    owner, _, name = qualname.rpartition(".")
+    return getattr(getattr(_found(module, owner), "__dict__", {}).get(name), "__func__", None)
 
 
 def remake_cached(

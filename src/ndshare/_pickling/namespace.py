@@ -88,12 +88,35 @@ def _type_var(obj: Any) -> Any:
     makers = {name: _maker(obj, f"evaluate_{name}") for name in ("bound", "default")}
     if any(makers.values()) and not _maker(obj, "evaluate_constraints"):
         return _make_lazy_type_var, (obj.__name__, obj.__module__, makers)
+    return _parameter_with_bound(obj)
+
+
+def _parameter_with_bound(obj: Any) -> Any:
     facts = {"bound": obj.__bound__, "covariant": obj.__covariant__, "contravariant": obj.__contravariant__}
-    return _make_type_var, (obj.__name__, obj.__constraints__, facts)
+    if getattr(obj, "__infer_variance__", False):
+        facts = {"bound": obj.__bound__, "infer_variance": True}
+    return _parameter(obj, **facts)
 
 
-def _make_type_var(name: str, constraints: tuple[Any, ...], facts: dict[str, Any]) -> Any:
-    return typing.TypeVar(name, *constraints, **facts)
+def _parameter(obj: Any, **facts: object) -> Any:
+    if getattr(obj, "has_default", bool)():
+        facts["default"] = obj.__default__
+    arguments = obj.__name__, *getattr(obj, "__constraints__", ())
+    return _make_named, (type(obj).__name__, obj.__module__, arguments, facts)
+
+
+def _new_type(obj: Any) -> Any:
+    return _make_named, ("NewType", obj.__module__, (obj.__name__, obj.__supertype__), {})
+
+
+def _make_named(kind: str, module: str, arguments: tuple[Any, ...], facts: dict[str, Any]) -> Any:
+    # They are of the module whose code makes them; there they are looked for by name.
+    make = types.FunctionType(_make.__code__, {"__name__": module, "__builtins__": __builtins__})
+    return make(getattr(typing, kind), arguments, facts)
+
+
+def _make(make, arguments, facts):  # type: ignore[no-untyped-def]
+    return make(*arguments, **facts)
 
 
 def _maker(obj: Any, name: str) -> Any:
@@ -115,7 +138,10 @@ def _alias(obj: Any) -> Any:
     maker = _maker(obj, "evaluate_value")
     if maker is not None and not obj.__type_params__:
         return _make_lazy_alias, (obj.__name__, obj.__module__, maker)
-    return typing.TypeAliasType, (obj.__name__, obj.__value__)  # type: ignore[attr-defined]
+    if not obj.__type_params__:  # its value may refer to itself
+        return _make_late_alias, (obj.__name__, obj.__module__), obj.__value__, None, None, _set_value
+    facts = {"type_params": obj.__type_params__}
+    return _make_named, ("TypeAliasType", obj.__module__, (obj.__name__, obj.__value__), facts)
 
 
 def _make_lazy_alias(name: str, module: str, value: Callable[[int], Any]) -> Any:
@@ -124,12 +150,26 @@ def _make_lazy_alias(name: str, module: str, value: Callable[[int], Any]) -> Any
     return namespace[name]
 
 
+_values: dict[int, list[Any]] = {}  # of aliases that are still without
+
+
+def _make_late_alias(name: str, module: str) -> Any:
+    value: list[Any] = []
+    made = _make_lazy_alias(name, module, lambda _: value[0])
+    _values[id(made)] = value
+    return made
+
+
+def _set_value(alias: Any, value: Any) -> None:
+    _values.pop(id(alias)).append(value)
+
+
 # They turn up in annotations all over.
 NAME_ONLY: dict[type, Callable[[Any], Any]] = {
     typing.TypeVar: _type_var,
-    typing.ParamSpec: lambda obj: (typing.ParamSpec, (obj.__name__,)),
-    typing.TypeVarTuple: lambda obj: (typing.TypeVarTuple, (obj.__name__,)),
-    typing.NewType: lambda obj: (typing.NewType, (obj.__name__, obj.__supertype__)),
+    typing.ParamSpec: _parameter_with_bound,
+    typing.TypeVarTuple: _parameter,
+    typing.NewType: _new_type,
 }
 if sys.version_info >= (3, 12):
     NAME_ONLY[typing.TypeAliasType] = _alias

@@ -33,10 +33,11 @@ from typing import Any
 import numpy as np
 
 from ndshare._memory import VALUE, block_of, encode_dtype, is_movable, marked
-from ndshare._pickling import wrappers
+from ndshare._pickling import forking, wrappers
+from ndshare._pickling.functions import Named
 from ndshare._pickling.recording import SLOT, Placed, Places, Recording
 from ndshare._pickling.reducers import same
-from ndshare._pickling.session import IN_BAND_ROOM, Session
+from ndshare._pickling.session import IN_BAND_ROOM, NO_NAMES, Session
 from ndshare._system import selective
 
 _KEEP_MAX = 1 << 13  # a session that pickled more, arrays apart, is dropped: its memo table stays large
@@ -71,6 +72,7 @@ def record(
     defining: frozenset[str] = _NOTHING,
     withheld: frozenset[str] = _NOTHING,
     inputs: Places | None = None,
+    named: Named = NO_NAMES,
 ) -> Recording:
     """Pickle an object, noting its arrays instead of copying them.
 
@@ -90,6 +92,10 @@ def record(
     inputs : Places, optional
         Large ordinary arrays that were sent before are noted by the place of one shared copy.
 
+    named : Named, optional
+        Globals of ``__main__`` that the receiver has: where one is part of what is defined here, it goes by
+        its name and is the same object there.
+
     Raises
     ------
     Exception
@@ -104,10 +110,12 @@ def record(
     session.defining = defining
     session.withheld = withheld
     session.inputs = inputs
-    if len(sys.modules) + len(wrappers.registered) != session.modules:
+    if len(sys.modules) + len(wrappers.registered) + len(forking.known) != session.modules:
         session.look_for_late()
     recording: Recording | None = None
     try:
+        if named:
+            session.set_named(named)
         pickler.dump(obj)
         recording = session.finish()
     except (pickle.PicklingError, AttributeError, TypeError):
@@ -125,7 +133,7 @@ def record(
         return recording
     from ndshare._pickling import cloud
 
-    return cloud.record(obj, lend=lend, defining=defining, withheld=withheld, inputs=inputs)
+    return cloud.record(obj, lend=lend, defining=defining, withheld=withheld, inputs=inputs, named=named)
 
 
 class _Alone:

@@ -10,6 +10,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copyreg
+import enum
 import functools
 import importlib
 import mmap
@@ -32,8 +35,9 @@ from ndshare._memory import (
     may_overlap_itself,
     reduce_marked,
 )
-from ndshare._pickling import cells, classes, functions, local_functions, memmaps, wrappers
+from ndshare._pickling import cells, classes, forking, functions, local_functions, memmaps, wrappers
 from ndshare._pickling.codes import reduce_code
+from ndshare._pickling.functions import Named, NamedValue, named_value
 from ndshare._pickling.namespace import MAIN_NAMES, NAME_ONLY, find_in_main, main_namespace, names_in_pickle
 from ndshare._pickling.recording import SLOT, CopyOnWrite, Descriptor, Placed, Places, Recording
 from ndshare._pickling.reducers import (
@@ -61,6 +65,7 @@ by_value_modules: set[str] = set()
 _MARKED = marked  # empty in most programs: then nothing is looked up per array
 
 _NOTHING: frozenset[str] = frozenset()
+NO_NAMES = Named()
 _CACHED = type(functools.lru_cache(len))
 
 
@@ -99,10 +104,13 @@ class Session:
         self.withheld = _NOTHING
         self.inputs: Places | None = None
         self.given: dict[int, str] = {}  # cells that the receiver fills: id, name
+        self.named = NO_NAMES
+        #: What the table had for them, and what it has by other ways.
+        self.named_types: dict[type, tuple[Reduce | None, Reduce | None]] = {}
         self.enumerations: list[type] = []  # that this message defines
         self.late: set[str] = set()
         self.marked: object = None  # the scratch array that is being taken apart
-        self.modules = 0  # imported, and wrappers registered, when late reducers were looked for
+        self.modules = 0  # and whatever else reducers come from: how many when late ones were looked for
         self.table = _Table(
             {
                 np.ndarray: self.on_array,
@@ -132,6 +140,8 @@ class Session:
             self.given.clear()
         while self.enumerations:
             del self.table[self.enumerations.pop()]
+        if self.named:
+            self.set_named(NO_NAMES)
 
     def close(self) -> None:
         """Forget everything, and break the cycle of the session with the methods in its table."""
@@ -140,11 +150,59 @@ class Session:
 
     def look_for_late(self) -> None:
         """Add the reducers of libraries that have been imported meanwhile."""
-        self.modules = len(sys.modules) + len(wrappers.registered)
+        forking.look()
+        self.modules = len(sys.modules) + len(wrappers.registered) + len(forking.known)
         if wrappers.registered:
             self.table.__class__ = _WrapperTable
         if len(self.late) < LATE_COUNT:
             self.table.update(late_reducers(self.late))
+        self.table.update(forking.reducers(self.table.keys() | registered.keys()))
+
+    # ---- globals that other globals contain
+
+    def set_named(self, named: Named) -> None:
+        """Have values of ``__main__`` that are parts of what is defined go by their names, by id."""
+        for cls, (before, _) in self.named_types.items():
+            if before is None:
+                del self.table[cls]
+            else:
+                self.table[cls] = before
+        self.named_types.clear()
+        self.named = named
+        namespace = main_namespace() if named else {}
+        for name in named.values():
+            cls = type(namespace.get(name))
+            if cls is object or (cls.__module__ in MAIN_NAMES and not isinstance(cls, enum.EnumType)):
+                with contextlib.suppress(TypeError):  # its metaclass may have no hash
+                    self._watch_for(cls)
+
+    def _watch_for(self, cls: type) -> None:
+        if cls not in self.named_types:
+            before = known = self.table.get(cls)
+            with contextlib.suppress(KeyError):
+                known = self.table[cls]  # copyreg's
+            self.named_types[cls] = before, known
+            self.table[cls] = self.on_instance
+
+    def on_instance(self, obj: Any) -> Any:
+        """Pickle an instance of a type that a global is of: by the name of the global, if it is that."""
+        _, known = self.named_types[type(obj)]
+        name = self.named.get(id(obj))
+        if name is not None and name not in self.defining:
+            self.named.used.add(name)
+            return named_value, (name,)
+        reduced = obj.__reduce_ex__(5) if known is None else known(obj)
+        if name is not None and isinstance(reduced, str):  # in its own definition it is not but its name
+            return copyreg.__newobj__, (type(obj),), obj.__getstate__()  # type: ignore[attr-defined]
+        return reduced
+
+    def part(self, value: Any) -> Any:
+        """Return what stands for a part of a function or class: it may be a global by itself."""
+        name = self.named.get(id(value))
+        if name is None or name in self.defining:
+            return value
+        self.named.used.add(name)
+        return NamedValue(name)
 
     # ---- arrays
 
@@ -249,6 +307,9 @@ class Session:
         if not classes.can_copy(cls):
             return self.beyond(cls)
         reduced = classes.reduce_class(cls, reply=self.lend)
+        if self.named and len(reduced) > 2:
+            attributes = reduced[2][0]
+            attributes.update({name: self.part(value) for name, value in attributes.items()})
         if len(reduced) > 2 and classes.is_enumeration(cls):
             self.table[cls] = classes.reduce_member  # its members are on their way with it
             self.enumerations.append(cls)
@@ -258,7 +319,7 @@ class Session:
         """Pickle a function on the globals of ``__main__`` by its code."""
         self.needs.update(functions.needs_of(function))
         self.note_cells(function)
-        return functions.reduce_function(function, self.given)
+        return functions.reduce_function(function, self.given, self.part if self.named else None)
 
     def note_cells(self, function: types.FunctionType) -> None:
         """Note the cells of a closure: they travel empty, and are filled by the function or the receiver."""
@@ -279,7 +340,7 @@ class Session:
         """Pickle a `functools.lru_cache` by name, or define it."""
         if obj.__module__ in MAIN_NAMES and self.is_defined_here(obj):
             return functions.reduce_cached(obj)
-        return obj.__reduce__()
+        return functions.reduce_cached_of_library(obj)
 
     def on_name_only(self, obj: Any) -> Any:
         """Pickle what pickle knows only by its name, or have it defined."""

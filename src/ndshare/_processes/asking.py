@@ -24,7 +24,7 @@ from typing import Any
 from ndshare._memory import trim
 from ndshare._processes import frames
 from ndshare._system import _wire
-from ndshare._transport import mainspace, unpack
+from ndshare._transport import unpack
 
 Message = tuple[bytes, tuple[int, ...]]
 
@@ -77,10 +77,8 @@ class Asking:
         if name in self._absent:
             return
         content = self._put(name)
-        if content is not None:
-            mainspace.apply(content)
-            if name not in content:
-                self._absent.add(name)
+        if content is not None and name not in content:
+            self._absent.add(name)
 
     def facts(self, module: str) -> Any:
         """Return `Modules.facts` of a module; None if it is to be found as usual."""

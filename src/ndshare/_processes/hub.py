@@ -72,6 +72,7 @@ class Hub:
         self.lock = threading.RLock()
         self._leader = threading.Lock()
         self._leader_thread = 0
+        self._looking = False  # the leader is about to wait, or waits; what it waits for may still happen
         self._left = 0.0  # when a thread last stopped leading
         self._turned = 0.0  # when all sources were last looked at
         self._led = array.array("Q", [0])  # how often a thread has led or lent a hand; read without the GIL
@@ -142,8 +143,12 @@ class Hub:
                 os.eventfd_write(self._stop, 1)
 
     def ring(self) -> None:
-        """Make a leading thread look whether what it waits for has happened."""
-        if self._leader_thread not in {0, threading.get_ident()}:
+        """Make a leading thread look whether what it waits for has happened.
+
+        It may be this thread: while it waits, signal handlers run in it, and hear what it waits for.
+        """
+        leader = self._leader_thread
+        if leader and (leader != threading.get_ident() or self._looking):
             with self.lock:
                 if self._bell >= 0:
                     os.eventfd_write(self._bell, 1)
@@ -152,11 +157,16 @@ class Hub:
 
     def turn(self, timeout: float | None) -> None:
         """Wait up to `timeout` seconds (None: for ever) for messages, and deal with them."""
+        self._deal(self._poll(timeout))
+
+    def _poll(self, timeout: float | None) -> list[tuple[int, int]]:
         opening = _wire.window()
         try:
-            events = self._inner.poll(timeout, 64)
+            return self._inner.poll(timeout, 64)
         finally:
             _wire.curtain(opening)
+
+    def _deal(self, events: list[tuple[int, int]]) -> None:
         self._turned = time.monotonic()
         if not events:
             return
@@ -249,8 +259,13 @@ class Hub:
         What is waited for will soon come from `likely`, if that is known: then it is looked for there first.
         """
         me = threading.get_ident()
-        if self._leader_thread == me:  # a callback that waits for another future
-            self._lead(finished, deadline)
+        if self._leader_thread == me:  # a callback that waits for another future, or a signal handler
+            outer = self._looking
+            try:
+                self._lead(finished, deadline)
+            finally:
+                self._looking = outer
+                self.ring()
             return
         if not self._leader.acquire(blocking=False):
             return
@@ -283,18 +298,24 @@ class Hub:
             self.finish()
 
     def _lead(self, finished: Callable[[], bool], deadline: float | None) -> None:
-        while not finished():
-            if self._todo or (self._callbacks and self.in_thread):
-                self.finish()  # in a callback, which interrupted the thread that was at it
-                continue
-            _wire.spin(self._inner.fileno(), frames.SPIN_US)
-            if deadline is None:
-                self.turn(None)
-            else:
-                left = deadline - time.monotonic()
-                if left <= 0:
+        try:
+            while True:
+                self._looking = True
+                if finished():
                     return
-                self.turn(left)
+                if self._todo or (self._callbacks and self.in_thread):
+                    self._looking = False
+                    self.finish()  # in a callback, which interrupted the thread that was at it
+                    continue
+                _wire.spin(self._inner.fileno(), frames.SPIN_US)
+                left = None
+                if deadline is not None and (left := deadline - time.monotonic()) <= 0:
+                    return
+                events = self._poll(left)
+                self._looking = False
+                self._deal(events)
+        finally:
+            self._looking = False
 
     def wait(
         self, condition: threading.Condition, finished: Callable[[], bool], deadline: float | None

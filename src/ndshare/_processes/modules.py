@@ -22,6 +22,7 @@ Not guaranteed
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import marshal
@@ -34,6 +35,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+_AUTORELOAD = "IPython.extensions.autoreload"
 _OURS = ("ndshare", "__main__", "__mp_main__")
 _HEAD = struct.Struct("<4sIII")  # of a .pyc
 #: So many modules of a worker are looked at again.
@@ -58,6 +60,13 @@ def _changed(path: str) -> int:
         return -1
 
 
+def _place(name: str) -> tuple[str, int]:
+    """Return where a module is found that is not imported yet, and when that file was changed."""
+    spec = importlib.machinery.PathFinder.find_spec(name)
+    file = (spec and spec.origin) or ""
+    return file, _changed(file)
+
+
 class _Note(NamedTuple):
     """A module as it was when it was seen first; without a file if it is none of the user's."""
 
@@ -67,6 +76,23 @@ class _Note(NamedTuple):
     changed: int = 0
     source: bytes | None = None  # or its code, marshalled, after the magic number
     places: tuple[str, ...] | None = None  # of a package
+
+
+def _is_running(note: _Note) -> bool:
+    """Tell whether a module of the user's has not come to its end, or was run otherwise than by an import."""
+    if note.spec is not None:
+        return bool(note.file) and getattr(note.spec, "_initializing", False)
+    return _is_user_file(getattr(note.module, "__file__", None))
+
+
+def _updated_in_place() -> dict[str, float]:
+    """Return which modules IPython has brought up to date, and from files of which time."""
+    try:
+        shell = sys.modules["IPython"].get_ipython()
+        reloader = shell.magics_manager.registry["AutoreloadMagics"]._reloader
+        return {name: changed for name, changed in reloader.modules_mtimes.items() if name in sys.modules}
+    except (KeyError, AttributeError, RuntimeError):
+        return {}
 
 
 def _compiled_before(module: types.ModuleType, spec: Any, file: str) -> tuple[int, bytes] | None:
@@ -97,11 +123,15 @@ class Modules:
         self._notes: dict[str, _Note] = {}
         self._seen: tuple[int, str, Any] = (0, "", None)
         self._generation = 0
+        #: What workers have imported and this process has not: where it is found on this `_path`.
+        self._elsewhere: dict[str, tuple[str, int]] = {}
+        self._path: list[str] = []
 
     def generation(self) -> int:
         """Return a number that is another one after a module of the user's was replaced.
 
-        Whatever is imported, reloaded or put back comes last in `sys.modules`.
+        Whatever is imported, reloaded or put back comes last in `sys.modules`. What only workers have
+        imported is replaced when it is imported here from elsewhere, or would be.
         """
         modules = sys.modules
         last = next(reversed(modules), "")
@@ -111,7 +141,35 @@ class Modules:
             with self._lock:
                 self._look()
                 self._seen = len(modules), last, spec
+        if self._elsewhere and self._path != sys.path:
+            with self._lock:
+                self._look_elsewhere()
+        if _AUTORELOAD in modules:
+            with self._lock:
+                self._look_at_files()
         return self._generation
+
+    def _look_at_files(self) -> None:
+        """Note what a notebook has brought up to date in place, without loading it anew."""
+        updated: dict[str, float] | None = None
+        for name, note in list(self._notes.items()):
+            if not note.file or _changed(note.file) in (note.changed, -1):
+                continue
+            if updated is None:
+                updated = _updated_in_place()
+            with contextlib.suppress(OSError):
+                if updated.get(name) == os.stat(note.file).st_mtime:
+                    with open(note.file, "rb") as opened:
+                        new = note._replace(changed=_changed(note.file), source=opened.read())
+                    self._notes[name] = new
+                    self._generation += 1
+
+    def _look_elsewhere(self) -> None:
+        self._path = list(sys.path)
+        for name, place in list(self._elsewhere.items()):
+            if _place(name) != place:
+                del self._elsewhere[name]
+                self._generation += 1
 
     def _look(self) -> None:
         for name, module in list(sys.modules.items()):
@@ -121,14 +179,16 @@ class Modules:
                 continue
             if note is not None and note.file:
                 self._generation += 1
-            self._notes[name] = self._note(name, module, spec)
+            self._notes[name] = note = self._note(name, module, spec)
+            if note.file and self._elsewhere.pop(name, note[2:4]) != note[2:4]:
+                self._generation += 1
         for name in self._notes.keys() - sys.modules.keys():
             if self._notes.pop(name).file:
                 self._generation += 1
 
     def _note(self, name: str, module: types.ModuleType, spec: Any) -> _Note:
         file = getattr(module, "__file__", None)
-        if not _is_user_file(file) or name.partition(".")[0] in _OURS:
+        if not _is_user_file(file) or name.partition(".")[0] in _OURS or spec is None:
             return _Note(module, spec)
         assert isinstance(file, str)
         changed = _changed(file)
@@ -144,11 +204,22 @@ class Modules:
         except OSError:
             return _Note(module, spec)
 
-    def facts(self, name: str) -> tuple[str, int, bytes | None, tuple[str, ...] | None] | None:
-        """Return how a worker imports a module as it is here; None if it is not, or none of the user's."""
+    def facts(self, name: str) -> tuple[str, int, bytes | None, tuple[str, ...] | None] | tuple[()] | None:
+        """Return how a worker imports a module as it is here; None if it is not, or none of the user's.
+
+        Nothing is in the answer if it must not: the module is a program that runs at this moment, and would
+        run in the worker, too.
+        """
         self.generation()
         note = self._notes.get(name)
+        if note is not None and _is_running(note):
+            return ()
         if note is None or not note.file:
+            if note is None and "." not in name:
+                with self._lock:
+                    if not self._elsewhere:
+                        self._path = list(sys.path)
+                    self._elsewhere.setdefault(name, _place(name))
             return None
         same = _changed(note.file) == note.changed
         return note.file, note.changed, None if same else note.source, note.places
@@ -161,11 +232,7 @@ class Modules:
             if note is not None and note.file:
                 expected = note.file, note.changed
             else:
-                found = file
-                if "." not in name:
-                    spec = importlib.machinery.PathFinder.find_spec(name)
-                    found = (spec and spec.origin) or ""
-                expected = found, _changed(found)
+                expected = _place(name) if "." not in name else (file, _changed(file))
             if expected != (file, changed):
                 return True
         return False
@@ -226,6 +293,8 @@ class Finder:
         facts = self._ask(name)
         if facts is None:
             return found
+        if not facts:
+            raise ModuleNotFoundError(f"No module named {name!r}: its caller is still running it", name=name)
         file, changed, source, places = facts
         self._as_here[name] = changed
         if source is None and found is not None and found.origin == file:

@@ -22,6 +22,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from multiprocessing import context
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -167,13 +168,27 @@ def _set_traces(before: tuple[Any, ...]) -> None:
     threading.setprofile(before[3])
 
 
-def _collecting() -> tuple[bool, int]:
-    return gc.isenabled(), gc.get_debug()
+def _collecting() -> tuple[bool, int, list[Any]]:
+    return gc.isenabled(), gc.get_debug(), list(gc.callbacks)
 
 
-def _set_collecting(before: tuple[bool, int]) -> None:
+def _set_collecting(before: tuple[bool, int, list[Any]]) -> None:
     (gc.enable if before[0] else gc.disable)()
     gc.set_debug(before[1])
+    gc.callbacks[:] = before[2]
+
+
+def _defaults() -> tuple[Any, ...]:
+    opened = sys.modules.get("_socket")
+    timeout = None if opened is None else opened.getdefaulttimeout()
+    return timeout, threading.stack_size(), vars(context._default_context)["_actual_context"]
+
+
+def _set_defaults(before: tuple[Any, ...]) -> None:
+    if (opened := sys.modules.get("_socket")) is not None:
+        opened.setdefaulttimeout(before[0])
+    threading.stack_size(before[1])
+    vars(context._default_context)["_actual_context"] = before[2]  # `set_start_method` may be called once
 
 
 def _shown() -> tuple[Any, ...]:
@@ -207,6 +222,7 @@ _THINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (_hooks, _set_hooks),
     (_traces, _set_traces),
     (_collecting, _set_collecting),
+    (_defaults, _set_defaults),
     (_shown, _set_shown),
     (_logged, _set_logged),
     (np.get_printoptions, _set_printing),

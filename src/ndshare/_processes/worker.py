@@ -338,7 +338,7 @@ class _Worker:
     def _on_main(self, _status: int, _count: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
         self.asking.begin()
         try:
-            mainspace.apply(unpack(body, fds))
+            unpack(body, fds)
         except BaseException as error:
             self.main_failure = (error, "")
         finally:

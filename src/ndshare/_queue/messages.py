@@ -136,11 +136,11 @@ def unpack(received: bytes | tuple[bytes, tuple[int, ...]]) -> Any:
             close_all(fds[:count])
         else:
             try:
-                update = unpack_transport(definitions, fds[:count])
+                with mainspace.gently():
+                    unpack_transport(definitions, fds[:count])
             except BaseException:
                 close_all(fds[count:])
                 raise
-            mainspace.apply({name: value for name, value in update.items() if name not in namespace})
     return unpack_transport(body, fds[count:])
 
 

@@ -4,7 +4,7 @@
 
     pack(obj) ─► Draft ─► settle() ─► Parcel ─► a socket ─► unpack(data, fds) ─► obj      on this machine
     Manifest.crate(recording) ─► Crate ─► a node ─► open_crate(stream, arrays) ─► obj      to another one
-    mainspace.deliver(needs, known) ─► Draft ─► … ─► mainspace.apply(update)               names of __main__
+    mainspace.deliver(needs, known) ─► Draft ─► … ─► unpack(update)                        names of __main__
     share(obj) ─► its equal in shared memory                                               to oneself
 
 Guarantees

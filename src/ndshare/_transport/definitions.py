@@ -44,6 +44,7 @@ from ndshare._pickling import (
     LAZY,
     MAIN_NAMES,
     PERHAPS,
+    Named,
     Placed,
     Recording,
     cells,
@@ -64,6 +65,9 @@ _SCANNED_MAX = 64 * 1024  # bytes of pickle that are searched for names no callb
 _ASIDE_MAX = 64 * 1024  # bytes of data that is sent only because a task may look it up at run time
 
 ABSENT = object()
+_HEAP_TYPE = 1 << 9
+# Functions and classes have names of their own; of small tuples Python keeps one for all.
+_OTHERWISE_NAMED = (types.FunctionType, type, tuple, frozenset)
 _CONSTANT_TYPES = frozenset(
     (
         type(None), bool, int, float, complex, str, bytes, range,
@@ -83,11 +87,15 @@ _NOTED_BY_PYTHON = frozenset(("__annotations__", "__annotations_cache__", "__slo
 class Definition:
     """What a name meant when it was looked at last, and what it needs."""
 
-    __slots__ = ("_plain", "_reference", "_value", "_watch", "needs")
+    __slots__ = ("_plain", "_reference", "_value", "_watch", "contains", "needs")
 
-    def __init__(self, name: str, value: object) -> None:
-        recording = record(value, defining=frozenset((name,)))
+    def __init__(self, name: str, value: object, named: Named) -> None:
+        named.used.clear()
+        recording = record(value, defining=frozenset((name,)), named=named)
         self.needs = tuple(_needs(name, value, recording))
+        self.contains = named.used - {name}  # other globals: there, too, they are to be the same objects
+        if (first := named.get(id(value), name)) != name:
+            self.contains |= {first}
         self._plain = _facts_of_plain(value)
         self._watch: _Watch | None = None
         if self._plain is None and not is_constant(value):
@@ -227,6 +235,7 @@ def _parts(one: Any) -> list[Any]:
         own = vars(one)
         found = [name for name in own if name not in _NOTED_BY_PYTHON]
         found += [own[name] for name in found]
+        found += one.__bases__
         if isinstance(one, abc.ABCMeta):
             found.append(sys.intern(repr(abc.get_cache_token())))  # changes with each registration
         return found
@@ -242,7 +251,7 @@ def _inside(one: Any) -> list[Any] | None:
     if isinstance(one, type):
         return [value for name, value in class_attributes(one) if not _is_internal(name)]
     if isinstance(one, enum.Enum):
-        return [value for name, value in vars(one).items() if not _is_internal(name)]
+        return [value for name, value in vars(one).items() if name == "_value_" or not _is_internal(name)]
     return None
 
 
@@ -303,7 +312,43 @@ def is_constant(value: object) -> bool:
 
 def is_code(value: object) -> bool:
     """Tell whether a value is no data: each worker is sent it once."""
-    return is_constant(value) or type(value) is types.FunctionType or isinstance(value, type)
+    return (
+        is_constant(value)
+        or type(value) is types.FunctionType
+        or isinstance(value, type)
+        or _is_sentinel(value)
+    )
+
+
+def _is_sentinel(value: object) -> bool:
+    """Tell whether something has no content, and is there to be told from others."""
+    cls = type(value)
+    if cls is object:
+        return True
+    if cls.__module__ not in MAIN_NAMES or getattr(value, "__dict__", None):
+        return False
+    bases = cls.__mro__[:-1]
+    return all(base.__flags__ & _HEAP_TYPE for base in bases) and not any(
+        type(member) is types.MemberDescriptorType for base in bases for member in vars(base).values()
+    )
+
+
+def sentinels(namespace: dict[str, Any]) -> Named:
+    """Return the names of what is there to be told from others, and has no name in pickles."""
+    return Named(
+        (id(value), name)
+        for name, value in list(namespace.items())
+        if (type(value) is object or type(value).__module__ in MAIN_NAMES) and _is_sentinel(value)
+    )
+
+
+def names_by_id(namespace: dict[str, Any]) -> Named:
+    """Return the names of what may be part of other globals; the first, where it has several."""
+    found = Named()
+    for name, value in list(namespace.items()):
+        if not (name.startswith("__") or is_constant(value) or isinstance(value, _OTHERWISE_NAMED)):
+            found.setdefault(id(value), name)
+    return found
 
 
 # Definitions of this process's __main__; shared by all workers, so that each is found out once.
@@ -356,6 +401,7 @@ def closure(
     found: dict[str, Definition] = {}
     users = dict.fromkeys(needs, "the task")
     open_names = list(users)
+    named: Named | None = None
     aside: set[str] = set()  # what nobody may ask for
     left_out = set() if left_out is None else left_out
     while True:
@@ -383,7 +429,9 @@ def closure(
         definition = definitions.get(name)
         try:
             if definition is None or not definition.holds(value):
-                definition = definitions[name] = Definition(name, value)
+                if named is None:
+                    named = names_by_id(namespace)
+                definition = definitions[name] = Definition(name, value, named)
         except Exception as error:
             definitions.pop(name, None)
             if name in aside:
@@ -395,7 +443,7 @@ def closure(
                 name, type(value).__qualname__, users[name], f"{type(error).__name__}: {error}"
             ) from error
         found[name] = definition
-        for needed in definition.needs:
+        for needed in definition.needs if data is not None else (*definition.needs, *definition.contains):
             if needed not in users:
                 users[needed] = f"{name!r}"
                 open_names.append(needed)

@@ -252,8 +252,8 @@ class Manifest:
                 array = note
             elif isinstance(note, Descriptor):
                 raise TypeError(
-                    "an open file, such as those of an ndshare.Queue, was to go to other machines; a queue "
-                    "joins processes of one machine: write results into an array from alloc"
+                    "an open file, such as those of an ndshare.Queue, a pipe or a socket, was to go to other "
+                    "machines; these join processes of one machine: write results into an array from alloc"
                 )
             else:
                 array, flags = np.frombuffer(note.raw(), np.uint8), RAW

@@ -4,7 +4,7 @@ Workers never import the user's program, so what its functions need of it is bro
 
     caller                                             worker
     task uses f ──► needs = {"f"}
-    deliver(needs, known) ─► {"f": f, "model": …} ──►  apply(): bound in *the* __main__
+    deliver(needs, known) ─► {"f": f, "model": …} ──►  unpickled: bound in *the* __main__
     task: "__main__.f" by name                   ──►   found there
 
 All functions of the program share that one namespace, as under the standard library with fork: an
@@ -31,11 +31,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from ndshare._pickling import MAIN_NAMES, expect_gifts, main_namespace, record
+from ndshare._pickling import MAIN_NAMES, Named, NamedValue, Recording, expect_gifts, main_namespace, record
 from ndshare._transport import definitions
 from ndshare._transport.transport import Draft
 
@@ -49,10 +50,12 @@ class _Main(types.ModuleType):
     """A ``__main__`` that asks for what it lacks."""
 
     def __getattr__(self, name: str) -> Any:
-        if _ask is not None and not name.startswith("__"):
-            _ask(name)
-            if name in self.__dict__:
-                return self.__dict__[name]
+        if _ask is not None and (name == "__file__" or not name.startswith("__")):
+            own = self.__dict__
+            for asked in (name, "__getattr__"):  # the program may have a function for what it lacks itself
+                _ask(asked)
+                if asked in own:
+                    return own[name] if asked is name else own[asked](name)
         raise AttributeError(f"module '__main__' has no attribute {name!r}")
 
 
@@ -82,12 +85,6 @@ def keep() -> None:
     expect_gifts()
     for name in MAIN_NAMES:
         sys.modules[name] = sys.modules["__main__"]
-
-
-def apply(update: dict[str, object]) -> None:
-    """Bind what `deliver` has sent in this process's ``__main__``."""
-    # A dotted key is a submodule: its import, while the message was unpickled, was the purpose.
-    main_namespace().update({name: value for name, value in update.items() if "." not in name})
 
 
 @contextlib.contextmanager
@@ -134,7 +131,8 @@ def deliver(
     Returns
     -------
     Draft or None
-        A dict for `apply`; None if the worker has everything.
+        A dict whose values are bound in the receiver's ``__main__`` when it is unpickled; None if the worker
+        has everything.
 
     Raises
     ------
@@ -160,14 +158,86 @@ def deliver(
         if not stale:
             return None
         definitions.forget_rebound(namespace)
+        named = definitions.names_by_id(namespace)
         while True:
-            update = {name: definitions.value_of(name, namespace) for name in stale}
-            recording = record(update, defining=frozenset(stale), withheld=withheld)
+            update = {name: definitions.value_of(name, namespace) for name in _in_order(stale, namespace)}
+            there = Named((number, name) for number, name in named.items() if name in found)
+            recording = record(
+                _Update(update, there), defining=frozenset(stale), withheld=withheld, named=there
+            )
             needed = definitions.closure(recording.needs, namespace, withheld | brought, left_out=left_out)
             more = {n: d for n, d in needed.items() if n not in stale and known.get(n) is not d}
             if not more:
                 return Draft(recording, delivers=dict(stale))
             stale.update(more)
+            found |= needed
+
+
+class _Update:
+    """Names and values on their way; each is bound as soon as it is there, as those after it may use it."""
+
+    def __init__(self, values: dict[str, Any], there: Named) -> None:
+        self._values = values
+        self._there = there
+
+    def __reduce__(self) -> Any:
+        bindings = []
+        for name, value in self._values.items():
+            first = self._there.get(id(value), name)  # the receiver may have it under another name
+            bindings.append(_Binding(name, value if first in self._values else NamedValue(first)))
+        return dict, (bindings,)
+
+
+class _Binding(NamedTuple):
+    name: str
+    value: Any
+
+    def __reduce__(self) -> Any:
+        return _bind, (self.name, self.value)
+
+
+def _bind(name: str, value: Any) -> tuple[str, Any]:
+    """Bind a name while a message is unpickled."""
+    # A dotted key is a submodule: its import was the purpose.
+    if "." not in name and not (name in (namespace := main_namespace()) and _binding.gently):
+        namespace[name] = value
+    return name, value
+
+
+class _Manner(threading.local):
+    gently = False  # names that are there stay as they are
+
+
+_binding = _Manner()
+
+
+@contextlib.contextmanager
+def gently() -> Iterator[None]:
+    """Have updates that this thread unpickles meanwhile bind only what ``__main__`` lacks."""
+    _binding.gently = True
+    try:
+        yield
+    finally:
+        _binding.gently = False
+
+
+def _in_order(stale: dict[str, definitions.Definition], namespace: dict[str, Any]) -> list[str]:
+    """Return names with those before them that they need, and data last: rebuilding it may run code."""
+    ordered: dict[str, None] = {}
+    code = [name for name in stale if definitions.is_code(definitions.value_of(name, namespace))]
+    for among in (frozenset(code), frozenset(stale)):
+        ahead = [(name, False) for name in reversed(stale) if name in among]
+        begun: set[str] = set()
+        while ahead:
+            name, ready = ahead.pop()
+            if ready:
+                ordered[name] = None
+            elif name not in begun:
+                begun.add(name)
+                ahead.append((name, True))
+                before = (*stale[name].needs, *stale[name].contains)
+                ahead += [(needed, False) for needed in before if needed in among]
+    return list(ordered)
 
 
 def pack_with_data(content: object, data: dict[str, object]) -> Draft:
@@ -189,16 +259,16 @@ def pack_with_data(content: object, data: dict[str, object]) -> Draft:
     Exception
         Whatever pickling raises.
     """
-    brought = frozenset(data)
-    recording = record(content, defining=brought)
     with definitions.lock:
         namespace = definitions.current_namespace()
+        sentinels = definitions.sentinels(namespace)
         while True:
             known = len(data)
-            definitions.closure(recording.needs, namespace, frozenset(data), data)
+            recording = record(content, defining=frozenset(data), named=sentinels)
+            needs = recording.needs | sentinels.used
+            definitions.closure(needs, namespace, frozenset(data), data)
             if len(data) == known:
-                return Draft(recording)
-            recording = record(content, defining=frozenset(data))
+                return Draft(Recording(recording.parts, recording.notes, needs))
 
 
 def current(names: Iterable[str]) -> dict[str, object]:
