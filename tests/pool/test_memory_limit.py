@@ -106,6 +106,14 @@ def test_worker_in_which_tasks_leave_much_is_replaced_and_no_task_notices(
     assert "is replaced: its tasks have left" in caplog.text
 
 
+def test_what_other_executors_left_in_warm_workers_does_not_count() -> None:
+    """Workers with a limit are new ones."""
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        executor.submit(_grow, 300).result()
+    with ndshare.ProcessPoolExecutor(1, memory_limit="200M") as executor:
+        assert len({executor.submit(os.getpid).result() for _ in range(5)}) == 1
+
+
 def test_initializer_that_keeps_much_does_not_have_its_worker_replaced(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

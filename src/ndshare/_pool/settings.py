@@ -48,7 +48,8 @@ class PoolSettings:
     @property
     def own(self) -> bool:
         """Whether the workers are of no use to other pools."""
-        return bool(self.initializer or self.limit or self.env or self.preload or self.start == "fork")
+        kind = self.initializer or self.limit or self.env or self.preload or self.memory_limit
+        return bool(kind) or self.start == "fork"
 
     @property
     def threads_each(self) -> int:
