@@ -14,6 +14,8 @@ import ndshare
 from tests import misdeeds
 from tests.pool import limit_tasks
 
+pytestmark = pytest.mark.once
+
 _MB = 1 << 20
 
 
@@ -58,7 +60,7 @@ def test_retries_count_as_after_a_death() -> None:
 
 def test_shared_arrays_results_and_passing_use_are_no_alarm(caplog: pytest.LogCaptureFixture) -> None:
     """Whoever has made them, written to them first or keeps them, and however large they are."""
-    shared = ndshare.zeros(400 * _MB // 8)
+    shared = ndshare.zeros(200 * _MB // 8)
 
     def fill(where: Any, value: float) -> float:
         where[:] = value
@@ -73,14 +75,14 @@ def test_shared_arrays_results_and_passing_use_are_no_alarm(caplog: pytest.LogCa
         pid = executor.submit(os.getpid).result()
         assert executor.submit(fill, shared, 2.0).result() == 2.0
         assert executor.submit(read, shared).result() == 2.0 * shared.size
-        ordinary = np.ones(300 * _MB // 8)  # its copy belongs to the caller
+        ordinary = np.ones(200 * _MB // 8)  # its copy belongs to the caller
         assert executor.submit(read, ordinary).result() == ordinary.size
-        kept = [executor.submit(np.ones, 60 * _MB // 8).result() for _ in range(6)]
+        kept = [executor.submit(np.ones, 30 * _MB // 8).result() for _ in range(7)]
         for _ in range(6):  # what a task takes and gives back is not left
-            assert executor.submit(_use, 100).result() == 100 * _MB
+            assert executor.submit(_use, 60).result() == 60 * _MB
         assert executor.submit(os.getpid).result() == pid
         assert executor.workers()[0].own_bytes < 150 * _MB
-        assert sum(array.nbytes for array in kept) > 300 * _MB
+        assert sum(array.nbytes for array in kept) > 200 * _MB
     assert not caplog.records
 
 
@@ -100,8 +102,8 @@ def test_worker_in_which_tasks_leave_much_is_replaced_and_no_task_notices(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Between two tasks, and it is said."""
-    with caplog.at_level(logging.WARNING), ndshare.ProcessPoolExecutor(1, memory_limit="400M") as executor:
-        pids = [executor.submit(_grow, 50).result() for _ in range(12)]
+    with caplog.at_level(logging.WARNING), ndshare.ProcessPoolExecutor(1, memory_limit="200M") as executor:
+        pids = [executor.submit(_grow, 25).result() for _ in range(12)]
     assert 2 <= len(set(pids)) <= 6
     assert "is replaced: its tasks have left" in caplog.text
 
@@ -109,7 +111,7 @@ def test_worker_in_which_tasks_leave_much_is_replaced_and_no_task_notices(
 def test_what_other_executors_left_in_warm_workers_does_not_count() -> None:
     """Workers with a limit are new ones."""
     with ndshare.ProcessPoolExecutor(1) as executor:
-        executor.submit(_grow, 300).result()
+        executor.submit(_grow, 150).result()
     with ndshare.ProcessPoolExecutor(1, memory_limit="200M") as executor:
         assert len({executor.submit(os.getpid).result() for _ in range(5)}) == 1
 
@@ -118,7 +120,7 @@ def test_initializer_that_keeps_much_does_not_have_its_worker_replaced(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Growth counts from the first task on."""
-    with ndshare.ProcessPoolExecutor(1, initializer=_grow, initargs=(250,), memory_limit="400M") as executor:
+    with ndshare.ProcessPoolExecutor(1, initializer=_grow, initargs=(120,), memory_limit="200M") as executor:
         assert len({executor.submit(os.getpid).result() for _ in range(5)}) == 1
     assert not caplog.records
 
