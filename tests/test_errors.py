@@ -39,6 +39,7 @@ BUILTINS = {
     "InheritedError": RuntimeError,
     "TaskTimeoutError": TimeoutError,
     "TaskKilledError": RuntimeError,
+    "WorkerMemoryError": MemoryError,
     "RemoteError": RuntimeError,
     "OwnerDiedError": RuntimeError,
     "LayoutError": ValueError,

@@ -13,7 +13,7 @@ Tasks (docs/executor.md)
     Pool: the interface of multiprocessing.Pool, on the same workers (docs/pool.md)
     shutdown: ends the workers that are kept warm; freeze_support: for frozen programs
     options: time limit, tries and priority of a function's tasks
-    worker_id: the number of the worker that code runs in
+    worker_id: the number of the worker that code runs in; worker_state: what it keeps for its executor
 Kernels over collections (docs/map.md)
     map, alloc, get_default_context, set_default_context: in the default context
     SerialContext, ThreadContext, ProcessContext, MapContext, MapReport
@@ -30,7 +30,7 @@ Errors (docs/guarantees.md)
     NdshareError and, below it, CapacityError, ExitError, InheritedError, InitializerError, KeyLockError,
     KeyTimeoutError, LayoutError, OwnerDiedError, RemoteError, SegmentError, SegmentGoneError,
     TaskKilledError, TaskTimeoutError, TransportError, UnsendableGlobalError, WorkerDiedError, WorkerError,
-    WriterDiedError; ShutDown of queues
+    WorkerMemoryError, WriterDiedError; ShutDown of queues
     NdshareWarning and, below it, RepeatedCopyWarning, SilentWriteWarning
 Figures
     Stats: what `stats` returns
@@ -77,6 +77,7 @@ try:
         TransportError,
         UnsendableGlobalError,
         WorkerError,
+        WorkerMemoryError,
         WriterDiedError,
     )
 except ImportError:
@@ -93,7 +94,7 @@ if _typing.TYPE_CHECKING:
     from ndshare._map import MapContext, MapReport, ProcessContext, SerialContext, ThreadContext, item_rng
     from ndshare._pickling import register_wrapper
     from ndshare._pool import ProcessPoolExecutor
-    from ndshare._processes import freeze_support, options, shutdown, worker_id
+    from ndshare._processes import freeze_support, options, shutdown, worker_id, worker_state
     from ndshare._queue import Queue, Stream
     from ndshare._transport import share
     from ndshare._workspace import Workspace
@@ -157,6 +158,7 @@ __all__ = [
     "UnsendableGlobalError",
     "WorkerDiedError",
     "WorkerError",
+    "WorkerMemoryError",
     "Workspace",
     "WriterDiedError",
     "alloc",
@@ -184,6 +186,7 @@ __all__ = [
     "stats",
     "trim",
     "worker_id",
+    "worker_state",
     "zeros",
     "zeros_like",
 ]
@@ -226,6 +229,7 @@ _LATER = {
     "share": "ndshare._transport",
     "shutdown": "ndshare._processes",
     "worker_id": "ndshare._processes",
+    "worker_state": "ndshare._processes",
 }
 
 

@@ -192,6 +192,7 @@ class Delivery:
                 number=worker.number,
                 threads=self._threads,
                 threads_asked=self._threads_asked,
+                **self._settings.pinned(worker.number),
             )
             if len(message) < frames.MESSAGE_MAX_BYTES:
                 self._send_bytes(worker, frames.STATE, int(fresh), message)

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NoReturn, TypeVar
 
+from ndshare._pool.gate import Gate
 from ndshare._pool.items import (
     ChunkSize,
     Drawing,
@@ -95,6 +96,22 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
     task_timeout : float, optional
         Seconds that a task may take. The worker that runs it for longer is killed, and its future fails with
         `TaskTimeoutError`. `ndshare.options` gives the tasks of one function another limit.
+    finalizer : callable, optional
+        Called without arguments in each worker after its last task for this executor: at the end of it, when
+        the worker is replaced (`max_tasks_per_child`, `restart`), not if the worker is killed. `shutdown`
+        waits for it. What it raises is logged. Files that only `worker_state` keeps are closed then.
+    max_pending : int, optional
+        So many tasks may be unfinished; `submit` of another one waits, and `map` reads its inputs no further.
+    when_full : {"wait", "raise"}, optional
+        What `submit` does then; "raise": it raises `queue.Full`.
+    cpus : sequence, optional
+        Processors of each worker, in the order of their numbers: sets of numbers, or names of NUMA nodes such
+        as "node0". With fewer entries than workers they are used again from the first.
+    memory_limit : int or str, optional
+        Bytes that each worker may have of its own, such as ``"2GB"`` (K, M, G and T are powers of 1024);
+        shared arrays do not count. At the limit the worker is killed, and its task fails with
+        `WorkerMemoryError`. A worker in which tasks have left more than half of it is replaced between two
+        tasks, which is logged as a warning.
 
     Notes
     -----
@@ -136,6 +153,11 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         retries: int = 0,
         start: Literal["clean", "fork", "auto"] = "auto",
         task_timeout: float | None = None,
+        finalizer: Callable[[], object] | None = None,
+        max_pending: int | None = None,
+        when_full: Literal["wait", "raise"] = "wait",
+        cpus: Iterable[Any] | None = None,
+        memory_limit: int | str | None = None,
     ) -> None:
         settings = checked_settings(
             "max_workers",
@@ -150,7 +172,14 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             retries=retries,
             start=start,
             task_timeout=task_timeout,
+            finalizer=finalizer,
+            cpus=cpus,
+            memory_limit=memory_limit,
         )
+        if max_pending is not None:
+            check_count("max_pending", max_pending, 1)
+        if not (isinstance(when_full, str) and when_full in {"wait", "raise"}):
+            raise ValueError(f"when_full must be 'wait' or 'raise', got {when_full!r}")
         if mp_context is not None:
             method = getattr(mp_context, "get_start_method", lambda **_: None)(allow_none=False)
             if method == "fork" and max_tasks_per_child is not None:
@@ -164,6 +193,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
                 stacklevel=2,
             )
         self._pool = new_pool(settings)
+        self._gate = Gate(self._pool, max_pending, waits=when_full == "wait") if max_pending else None
         self._max_workers = settings.max_workers
         self._snapshot = snapshot
         self._timed = task_timeout is not None
@@ -198,6 +228,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             If `fn` is not callable.
         RuntimeError
             After `shutdown`.
+        queue.Full
+            If `max_pending` tasks are unfinished, with ``when_full="raise"``.
         InheritedError
             In a forked child of the process that made the executor.
         """
@@ -215,7 +247,10 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             self._pool.heed(task, asked)
         if self._snapshot == "submit":
             task.read_now(private=self._pool.may_retry(task))
-        self._pool.submit(task)
+        if self._gate is None:
+            self._pool.submit(task)
+        else:
+            self._gate.submit(task)
         return task
 
     def map(
@@ -260,6 +295,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         if timeout is not None:
             check_seconds("timeout", timeout)
         draw = progress_of(progress)
+        if self._gate is not None:
+            buffersize = min(buffersize or self._gate.most, self._gate.most)
         deadline = None if timeout is None else time.monotonic() + timeout
         asked, fn = self._asked(fn)
         if asked is not None and self._is_limited(asked):
@@ -292,8 +329,13 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
                 task.read_now(private=self._pool.may_retry(task))
             return task
 
-        tasks = collections.deque(map(task_of, itertools.islice(groups, buffersize)))
-        self._pool.submit_all(tasks)
+        if self._gate is not None:
+            tasks = collections.deque(
+                map(self._submitted, map(task_of, itertools.islice(groups, buffersize)))
+            )
+        else:
+            tasks = collections.deque(map(task_of, itertools.islice(groups, buffersize)))
+            self._pool.submit_all(tasks)
         more = (self._submitted(task) for task in map(task_of, groups)) if buffersize else iter(())
         return _results(tasks, more, deadline)
 
@@ -307,7 +349,10 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         return self._timed or asked.timeout is not None
 
     def _submitted(self, task: _Items) -> _Items:
-        self._pool.submit(task)
+        if self._gate is None:
+            self._pool.submit(task)
+        else:
+            self._gate.submit(task, waits=True)
         return task
 
     def _map_each(
@@ -426,7 +471,25 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
 
     # ------------------------------------------------------------------ the end
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def restart(self) -> None:
+        """Replace all workers: they end after what they have begun, and new ones do what waits.
+
+        The new ones run the initializer, those that go their finalizer. Returns at once; futures stay as
+        they are. For what tasks leave in a process: memory, handles, modules that have changed on disk.
+
+        Raises
+        ------
+        RuntimeError
+            After `shutdown`.
+        InheritedError
+            In a forked child of the process that made the executor.
+        """
+        self._check_usable()
+        self._pool.restart()
+
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
         """Take no more tasks, and end when those that were submitted are finished.
 
         Parameters
@@ -435,8 +498,26 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             Return only when all futures are done.
         cancel_futures : bool, optional
             Cancel the futures that have not started.
+        timeout : float, optional
+            Seconds to wait at most.
+
+        Raises
+        ------
+        TimeoutError
+            If tasks run that long. They go on; `kill_workers` ends them.
         """
-        self._pool.shutdown(wait=wait, cancel=cancel_futures)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+            if not wait:
+                raise ValueError(
+                    f"timeout={timeout!r} was refused: with wait=False there is nothing to wait for"
+                )
+        over = self._pool.shutdown(wait=wait, cancel=cancel_futures, timeout=timeout)
+        if timeout is not None and not over:
+            raise TimeoutError(
+                f"shutdown: after {timeout:g} s {self._pool.pending} tasks are not finished, or finalizers "
+                "run. They go on: wait again, or end them with kill_workers()"
+            )
 
     def terminate_workers(self) -> None:
         """End the workers by SIGTERM: futures that run fail, those that wait are cancelled."""
@@ -466,8 +547,9 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         Returns
         -------
         list of WorkerStatus
-            With attributes `pid`, `running`, `since` and `waiting`. Empty before the first task and after the
-            last one of an executor that was shut down.
+            With attributes `pid`, `state`, `running`, `since`, `waiting`, `done`, `own_bytes` and
+            `peak_bytes`. Empty before the first task and after the last one of an executor that was shut
+            down.
 
         Examples
         --------

@@ -95,6 +95,10 @@ class Limits:
             name = task.describe()
             return self._end(worker, seq, Verdict(task, lambda pid: TaskKilledError(name, pid), final=True))
 
+    def end(self, worker: Worker, seq: int, task: Task, error: Callable[[int], BaseException]) -> None:
+        """End a task, unless it has its answer, by an error of the worker's number (under the lock)."""
+        self._end(worker, seq, Verdict(task, error))
+
     def _end(self, worker: Worker, seq: int, verdict: Verdict) -> bool:
         ended = worker.kill(seq)
         if ended:

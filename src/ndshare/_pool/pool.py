@@ -32,6 +32,7 @@ from typing import Any
 
 from ndshare._pool.delivery import Delivery, ForkWantedError
 from ndshare._pool.limits import Limits
+from ndshare._pool.memory import MemoryWatch
 from ndshare._pool.roster import BURST_TASKS, Roster
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import LEAVING, Awaited, Task, TaskFuture
@@ -88,6 +89,10 @@ class Pool:
         self.roster = Roster(settings)
         self.workers = self.roster.workers
         self.limits = Limits(crew, self.workers)
+        self.memory: MemoryWatch | None = None
+        if settings.memory_limit is not None:
+            self.memory = MemoryWatch(crew, self.workers, self.limits, settings.memory_limit)
+            self.roster.is_swollen = self.memory.is_swollen
         self.queue: collections.deque[Task] = collections.deque()
         self.ranked = False  # some task had a priority
         self._unsorted = False  # and the queue may not be in that order
@@ -102,6 +107,7 @@ class Pool:
         self._burst = 0  # submits in quick succession
         self._last_submit = 0.0
         self.held = False  # tasks wait for more to come
+        self.on_finished: Callable[[], None] | None = None  # called when there are fewer tasks
         crew.join(self)
         if settings.start == "fork":
             self._inherit('start="fork" was asked for')
@@ -249,6 +255,8 @@ class Pool:
                 if task.pool is None or not self._remove(task):
                     return False
                 self.pending -= 1
+            if self.on_finished is not None:
+                self.on_finished()
             self.when_empty()
         finally:
             _wire.unshield()
@@ -426,6 +434,8 @@ class Pool:
                 self.roster.offer(worker)
                 if self.limits.timed:
                     self.limits.arm(worker)
+                if self.memory is not None and worker.inflight:
+                    self.memory.arm()
             if failed:
                 while failed:
                     self.fail(*failed.pop(0))
@@ -557,7 +567,9 @@ class Pool:
             task.let_go()
             if not withdrawn:
                 self.pending -= 1
-            return not withdrawn
+        if self.on_finished is not None:
+            self.on_finished()
+        return not withdrawn
 
     # ------------------------------------------------------------------ deaths
 
@@ -567,6 +579,8 @@ class Pool:
         """The initializer has run in a worker (under the hub's lock)."""
         if status == frames.OK:
             close_all(fds)
+            if self.memory is not None:
+                self.memory.note_start(worker)
             return
         worker.leaving = True
         waiting = list(worker.inflight.values()) + list(self.queue)
@@ -601,6 +615,8 @@ class Pool:
         exit_code, number = code_or_signal(code)
         lost: list[tuple[Task, BaseException]] = []
         verdict = self.limits.verdict(worker)
+        if self.memory is not None:
+            self.memory.forget(worker)
         for task in victims:
             task.attempts += 1
             ended = verdict if verdict is not None and verdict.task is task else None
@@ -635,7 +651,8 @@ class Pool:
                 running = self.roster.heads(only)
             for worker, seq in running:
                 worker.interrupt(seq)
-            if running:
+                ending = only is None and bool(self.roster.ending)
+            if running or ending:
                 self.hub.later(_INTERRUPT_S, functools.partial(self._insist, running))
         finally:
             _wire.unshield()
@@ -647,6 +664,8 @@ class Pool:
         """
         with self.hub.lock:
             unwanted = self.closed and self.interrupted
+            for worker in self.roster.ending if unwanted else ():
+                worker.signal(signal.SIGKILL)
             for worker, seq in running:
                 if seq in worker.inflight or (unwanted and worker.inflight):
                     worker.leaving = True  # it gets nothing more, should it be done when the signal comes
@@ -654,18 +673,30 @@ class Pool:
 
     # ------------------------------------------------------------------ the end
 
-    def shutdown(self, *, wait: bool, cancel: bool) -> None:
-        """Take no more tasks; end when those that were taken are finished."""
+    def restart(self) -> None:
+        """Have other workers do what is not begun; those that are there end after what they have begun."""
+        _wire.shield()
+        try:
+            with self.hub.lock:
+                self.roster.replace(self.queue)
+            self.pump()
+        finally:
+            _wire.unshield()
+
+    def shutdown(self, *, wait: bool, cancel: bool, timeout: float | None = None) -> bool:
+        """Take no more tasks; end when those that were taken are finished. Returns whether it is over."""
         if self.hub.pid != os.getpid():
             self.closed = True
-            return
+            return True
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
             _wire.shield()
             try:
                 self._close(cancel=cancel)
                 if wait:
-                    self.hub.drive(lambda: self.over, None)
-                    self.hub.wait(self.ended, lambda: self.over, None)
+                    self.hub.drive(lambda: self.over, deadline)
+                    self.hub.wait(self.ended, lambda: self.over, deadline)
+                return self.over
             finally:
                 _wire.unshield()
         except KeyboardInterrupt:  # nobody wants the rest of the queue to be computed first
@@ -684,6 +715,8 @@ class Pool:
                     tasks += batch
         for task in tasks:
             task.cancel()
+        if self.on_finished is not None:
+            self.on_finished()
         self.ring()
         self.when_empty()
 
@@ -698,9 +731,11 @@ class Pool:
         with self.hub.lock:
             self.closed = True
             self.killed = number
-            for worker in self.workers:
+            for worker in (*self.workers, *self.roster.ending):
                 worker.signal(number)
         self._drop_waiting()
+        if self.on_finished is not None:
+            self.on_finished()
         self.when_empty()
 
     def _drop_waiting(self) -> None:
@@ -721,6 +756,11 @@ class Pool:
         with self.hub.lock:
             if not self._is_over():  # somebody else has done it
                 return
+            if self.settings.finalizer is not None and not self.killed:
+                for worker in list(self.workers):
+                    self.roster.end(worker)
+                if self.roster.ending:  # the report of the last one's end calls this again
+                    return
             self.crew.pools.discard(self)
             for worker in list(self.workers):
                 self.roster.dismiss(worker)

@@ -45,6 +45,8 @@ class Roster:
         self._stillborn = 0  # workers in a row that ended before they had answered anything
         self._vacant: list[int] = []  # worker numbers that are free again
         self._number_of: dict[Worker, int] = {}
+        self.is_swollen: Callable[[Worker], bool] | None = None  # asked of those that have nothing to do
+        self.ending: set[Worker] = set()  # those whose finalizer may be running
 
     # ------------------------------------------------------------------ how they are doing
 
@@ -157,13 +159,32 @@ class Roster:
         """Note that a worker can take more, or let it go when its time is over."""
         if worker.leaving or worker.sending or worker not in self._number_of:
             return
-        is_old = worker.generation != self._generation
+        if self.is_swollen is not None and worker.proved and not worker.inflight and self.is_swollen(worker):
+            worker.outdated = True
+        is_old = worker.outdated or worker.generation != self._generation
         if is_old or (self._settings.limit and worker.sent >= self._settings.limit):
             if not worker.inflight:
-                self.dismiss(worker)
-                worker.quit()
+                self.end(worker)
         elif len(worker.inflight) < max(2, worker.batch // 2 + 1):
             self.free[worker] = None
+
+    def end(self, worker: Worker) -> None:
+        """Let a worker go that has nothing to do any more; it runs its finalizer, and ends."""
+        self.dismiss(worker)
+        worker.quit()
+        if self._settings.finalizer is not None:
+            self.ending.add(worker)
+
+    def replace(self, queue: collections.deque[Task]) -> None:
+        """Have all workers end after what they have begun; what they have not begun waits again."""
+        for worker in list(self.workers):
+            worker.outdated = True
+            for seq in reversed(list(worker.inflight)):
+                if worker.recall(seq):
+                    worker.sent -= 1
+                    queue.appendleft(worker.inflight.pop(seq))
+            self.free.pop(worker, None)
+            self.offer(worker)
 
     def renew(self, generation: int) -> None:
         """Give nothing more to workers that may have other modules than their caller has by now."""
@@ -176,6 +197,7 @@ class Roster:
     def bury(self, worker: Worker) -> tuple[list[Task], list[Task]]:
         """Take a worker off the books that has ended; return what it had begun, and what it had not."""
         self.dismiss(worker)
+        self.ending.discard(worker)
         victims: list[Task] = []
         spared: list[Task] = []
         for seq, task in sorted(worker.inflight.items()):

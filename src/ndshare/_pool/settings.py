@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ndshare._memory import idle_limit
+from ndshare._memory import idle_limit, parse_size
 from ndshare._pool.tasks import describe
-from ndshare._processes import check_timeout
+from ndshare._processes import Opening, check_timeout
 from ndshare._system import (
     check_count,
     check_environment,
     check_runs,
+    cpu_sets,
     default_workers,
     module_names,
     tuple_of,
@@ -39,16 +40,22 @@ class PoolSettings:
     retries: int = 0
     start: str = "auto"  # where its workers come from
     task_timeout: float | None = None  # seconds that a task may take
+    finalizer: Callable[[], object] | None = None  # the initializer brings it to the workers
+    memory_limit: int | None = None  # bytes that a worker may have of its own
+    cpus: tuple[tuple[int, ...], ...] = ()  # which processors each worker may use
     withheld: frozenset[str] = frozenset()  # variables whose values the initializer brings
 
     @property
     def own(self) -> bool:
         """Whether the workers are of no use to other pools."""
-        return bool(self.initializer or self.limit or self.env or self.preload or self.start == "fork")
+        kind = self.initializer or self.limit or self.env or self.preload or self.memory_limit
+        return bool(kind) or self.start == "fork"
 
     @property
     def threads_each(self) -> int:
         """BLAS and OpenMP threads of a worker."""
+        if self.cpus:
+            return self.threads or min(map(len, self.cpus))
         return self.threads or max(1, default_workers() // self.max_workers)
 
     @property
@@ -60,6 +67,10 @@ class PoolSettings:
     def setup(self) -> str:
         """Name of the initializer; empty if there is none."""
         return describe(self.initializer) if self.initializer is not None else ""
+
+    def pinned(self, number: int) -> dict[str, set[int]]:
+        """What the worker with this number is told of its processors, if they are not the caller's."""
+        return {"processors": set(self.cpus[number % len(self.cpus)])} if self.cpus else {}
 
     def overlay(self, number: int) -> dict[str, str]:
         """Environment variables of the worker with this number, on top of the caller's."""
@@ -87,6 +98,9 @@ def checked_settings(
     retries: int,
     start: str = "auto",
     task_timeout: float | None = None,
+    finalizer: Callable[[], object] | None = None,
+    cpus: Any = None,
+    memory_limit: int | str | None = None,
 ) -> PoolSettings:
     """Check what a user asks for; `name` is what the number of workers is called there."""
     if workers is None:
@@ -104,6 +118,9 @@ def checked_settings(
     if initializer is not None:
         check_runs("initializer", initializer)
     initargs = tuple_of("initargs", initargs)
+    if finalizer is not None:
+        check_runs("finalizer", finalizer)
+        initializer, initargs = Opening(initializer, initargs, finalizer), ()
     if not (isinstance(snapshot, str) and snapshot in {"start", "submit"}):
         raise ValueError(f"snapshot must be 'start' or 'submit', got {snapshot!r}")
     if not (isinstance(start, str) and start in {"clean", "fork", "auto"}):
@@ -120,4 +137,15 @@ def checked_settings(
         retries=retries,
         start=start,
         task_timeout=task_timeout,
+        finalizer=finalizer,
+        cpus=cpu_sets(cpus) if cpus is not None else (),
+        memory_limit=_size("memory_limit", memory_limit),
     )
+
+
+def _size(name: str, value: int | str | None) -> int | None:
+    if value is None:
+        return None
+    nbytes = parse_size(value, name) if isinstance(value, str) else value
+    check_count(name, nbytes, 1)
+    return int(nbytes)

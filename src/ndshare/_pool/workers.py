@@ -15,9 +15,11 @@ import signal
 import time
 from collections.abc import Callable
 
+from ndshare._pool.memory import own_memory
 from ndshare._pool.pool import Pool
 from ndshare._pool.tasks import describe
 from ndshare._processes import Worker
+from ndshare._system import process_memory
 
 #: Between two looks at a worker that is waited for.
 _LOOK_S = 0.002
@@ -37,12 +39,26 @@ class WorkerStatus:
         When it began that, in seconds as of `time.time`.
     waiting : int
         Tasks that it was sent and has not begun.
+    done : int
+        Tasks that it has done for this executor.
+    own_bytes : int
+        Memory that it has of its own now, shared arrays not counted: what `memory_limit` is about.
+    peak_bytes : int
+        The most memory that was resident in it, shared arrays included; 0 if that is not known.
     """
 
     pid: int
     running: str | None
     since: float | None
     waiting: int
+    done: int = 0
+    own_bytes: int = 0
+    peak_bytes: int = 0
+
+    @property
+    def state(self) -> str:
+        """What it does: "starting", "running" or "idle"."""
+        return "starting" if not self.pid else "idle" if self.running is None else "running"
 
 
 def statuses(pool: Pool) -> list[WorkerStatus]:
@@ -57,8 +73,14 @@ def _status(worker: Worker) -> WorkerStatus:
     for seq, task in worker.inflight.items():  # it takes them in their order
         if (began := worker.began(seq)) is not None:
             since = time.time() - (time.monotonic() - began)
-            return WorkerStatus(worker.pid, describe(task.function), since, len(worker.inflight) - 1)
-    return WorkerStatus(worker.pid, None, None, len(worker.inflight))
+            name = describe(task.function)
+            return WorkerStatus(worker.pid, name, since, len(worker.inflight) - 1, *_figures(worker))
+    return WorkerStatus(worker.pid, None, None, len(worker.inflight), *_figures(worker))
+
+
+def _figures(worker: Worker) -> tuple[int, int, int]:
+    done = max(0, worker.sent - len(worker.inflight))
+    return done, own_memory(worker), process_memory(worker.pid).peak if worker.pid else 0
 
 
 class WorkerProcess:

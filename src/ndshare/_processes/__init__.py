@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         with_options,
         without_options,
     )
+    from ndshare._processes.tenure import Opening, worker_state
     from ndshare._processes.watching import MapNote, Row, board
     from ndshare._processes.worker_handle import Answer, Worker, WorkerGoneError
 
@@ -67,6 +68,7 @@ __all__ = [
     "Crew",
     "CrewClosedError",
     "MapNote",
+    "Opening",
     "Row",
     "SetUp",
     "TaskOptions",
@@ -96,6 +98,7 @@ __all__ = [
     "with_options",
     "without_options",
     "worker_id",
+    "worker_state",
 ]
 
 # Where the names are. A worker has no use for the caller's side, and is forked the sooner without it.
@@ -117,6 +120,7 @@ _FILES = {
         "with_options",
         "without_options",
     ),
+    "tenure": ("Opening", "worker_state"),
     "watching": ("MapNote", "Row", "board"),
     "worker_handle": ("Answer", "Worker", "WorkerGoneError"),
 }

@@ -169,7 +169,7 @@ class Crew:
         if worker.leaving:
             return
         # Of a killed pool the signal may be still on its way: it is nobody's next worker.
-        if not worker.proved or (pool is not None and (pool.settings.own or pool.killed)):
+        if not worker.proved or worker.outdated or (pool is not None and (pool.settings.own or pool.killed)):
             worker.quit()
             return
         worker.idle_since = time.monotonic()

@@ -42,7 +42,7 @@ from typing import Any
 from ndshare import errors
 from ndshare._memory import install_handler, ledger_attach, owner_prefix, set_idle_limit, trim
 from ndshare._pickling import advanced_by, arrived
-from ndshare._processes import family, frames, inheritance, injection, records, streams
+from ndshare._processes import family, frames, inheritance, injection, records, streams, tenure
 from ndshare._processes.asking import Asking
 from ndshare._processes.modules import Finder
 from ndshare._processes.surroundings import Surroundings
@@ -211,6 +211,11 @@ class _Worker:
 
     def _leave(self) -> None:
         import atexit
+
+        self.asking.begin()
+        self.context.run(tenure.end)
+        self.asking.end()
+        streams.flush()
 
         atexit._run_exitfuncs()
 
@@ -384,6 +389,7 @@ class _Worker:
             self.functions.clear()
             self.told.clear()
             arrived.clear()
+            tenure.begin()
             self._make_main()  # as for a process forked now: no globals of earlier tasks
             self.main_failure = None
         state = unpack(body, fds) if status == frames.PARCEL else body

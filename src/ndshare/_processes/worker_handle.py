@@ -122,8 +122,8 @@ class Pool(Protocol):
     def interrupt(self) -> None:
         """Stop what runs."""
 
-    def shutdown(self, *, wait: bool, cancel: bool) -> None:
-        """Take no more tasks, and let the workers go when the last one is finished."""
+    def shutdown(self, *, wait: bool, cancel: bool) -> bool:
+        """Take no more tasks, and let the workers go after the last one; returns whether they have gone."""
 
 
 class Home(Protocol):
@@ -187,6 +187,7 @@ class Worker:
         self.number = 0  # among those of its pool
         self.sources: list[Source] = []
         self.generation = loaded.generation()  # of the caller's modules when it was started or looked at
+        self.outdated = False  # it is to end after what it has begun
         self.resting = False  # it has been asked to, and has not answered
         self.as_new = True  # what its tasks have left could be put back
         self.idle_since = 0.0

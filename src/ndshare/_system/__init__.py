@@ -32,6 +32,7 @@ from ndshare._system.arguments import (
     warn_caller,
 )
 from ndshare._system.board import DONE, FAILED, UNDONE, Board, drop_spares, keep_spare, spare_size, take_spare
+from ndshare._system.pinning import cpu_sets
 from ndshare._system.platform import (
     cpu_quota,
     default_workers,
@@ -39,11 +40,13 @@ from ndshare._system.platform import (
     is_alive,
     is_byte_locked,
     lock_byte,
+    process_memory,
     processors,
     reopen,
     require_linux,
     set_inside_worker,
     unlock_byte,
+    unshared_memory,
 )
 from ndshare._system.progress import Bar, Progress, progress_of
 from ndshare._system.threads import THREAD_NAME, blas_controller, fork_hazards, native_threads, own_thread
@@ -64,6 +67,7 @@ __all__ = [
     "check_runs",
     "check_seconds",
     "cpu_quota",
+    "cpu_sets",
     "default_workers",
     "descriptors_in_flight",
     "drop_spares",
@@ -76,6 +80,7 @@ __all__ = [
     "module_names",
     "native_threads",
     "own_thread",
+    "process_memory",
     "processors",
     "progress_of",
     "reopen",
@@ -86,6 +91,7 @@ __all__ = [
     "take_spare",
     "tuple_of",
     "unlock_byte",
+    "unshared_memory",
     "variables",
     "warn_caller",
 ]

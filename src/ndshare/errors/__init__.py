@@ -17,6 +17,7 @@
         ├── InitializerError (BrokenProcessPool)    an initializer failed
         ├── ExitError (SystemExit, BrokenProcessPool)   what rebuilds an argument or a result called exit
         ├── TaskTimeoutError (TimeoutError)         a task took longer than it may
+        ├── WorkerMemoryError (MemoryError)         a worker had more memory than it may
         ├── TaskKilledError                         the caller has ended a running task
         ├── InheritedError                          an executor was used in a forked child
         └── RemoteError                             a task's exception could not be sent as it was
@@ -53,7 +54,9 @@ from ndshare.errors.base import (
     TransportError,
     UnsendableGlobalError,
     WorkerError,
+    WorkerMemoryError,
     WriterDiedError,
+    readable_size,
 )
 
 if TYPE_CHECKING:
@@ -82,8 +85,10 @@ __all__ = [
     "UnsendableGlobalError",
     "WorkerDiedError",
     "WorkerError",
+    "WorkerMemoryError",
     "WriterDiedError",
     "code_or_signal",
+    "readable_size",
 ]
 
 # A name of this package is what users read in a traceback, and what pickles hold.

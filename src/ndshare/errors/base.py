@@ -32,7 +32,8 @@ _REMEDIES = {
 }
 
 
-def _readable(nbytes: int) -> str:
+def readable_size(nbytes: int) -> str:
+    """Return a number of bytes with a unit."""
     value = float(nbytes)
     units = iter(("bytes", "kB", "MB", "GB", "TB"))
     unit = next(units)
@@ -95,9 +96,9 @@ class CapacityError(NdshareError, MemoryError):
 
     def __str__(self) -> str:
         return (
-            f"{_readable(self.asked)} of shared memory were asked for ({self.asked} bytes), "
-            f"{_readable(self.available)} are free; the limit that binds is the {self.limit}. Drop arrays or "
-            "results, call ndshare.trim(), work in smaller pieces, or raise that limit"
+            f"{readable_size(self.asked)} of shared memory were asked for ({self.asked} bytes), "
+            f"{readable_size(self.available)} are free; the limit that binds is the {self.limit}. Drop "
+            "arrays or results, call ndshare.trim(), work in smaller pieces, or raise that limit"
         )
 
 
@@ -334,6 +335,46 @@ class TaskTimeoutError(WorkerError, TimeoutError):
             f"{self.task} took longer than {self.seconds:g} s{tries}; its worker (pid {self.pid}) was "
             "killed, and what the task has written so far is in the shared arrays. Allow it more time, or "
             "let it do less at a time"
+        )
+
+
+class WorkerMemoryError(WorkerError, MemoryError):
+    """A worker had more memory of its own than it may, and was killed; its task fails.
+
+    Page: docs/executor.md.
+
+    Parameters
+    ----------
+    task : str
+        What was running.
+    peak_bytes : int
+        What the worker had of its own, shared arrays not counted.
+    limit_bytes : int
+        What it may have.
+    pid : int
+        Of the worker.
+    attempts : int
+        How often the task was tried.
+
+    Notes
+    -----
+    Only this task fails. What it has written so far is in the shared arrays.
+    """
+
+    def __init__(self, task: str, peak_bytes: int, limit_bytes: int, pid: int, attempts: int = 1) -> None:
+        super().__init__(task, peak_bytes, limit_bytes, pid, attempts)
+        self.task = task
+        self.peak_bytes = peak_bytes
+        self.limit_bytes = limit_bytes
+        self.pid = pid
+        self.attempts = attempts
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task} had its worker (pid {self.pid}) killed: with {readable_size(self.peak_bytes)} of "
+            "its own, shared arrays not counted, it was over its memory_limit of "
+            f"{readable_size(self.limit_bytes)}. Let the task hold less at a time, share its inputs, or "
+            "raise the limit"
         )
 
 

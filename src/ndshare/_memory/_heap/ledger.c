@@ -214,3 +214,22 @@ ndshare_ledger_clear(PyObject *Py_UNUSED(module), PyObject *slot)
     }
     Py_RETURN_NONE;
 }
+
+/* Bytes of segments of its own that the process of a line has arrays in: those that are neither idle nor with
+ * others. Beside ordinary memory it is what a worker's task takes. */
+PyObject *
+ndshare_ledger_held(PyObject *Py_UNUSED(module), PyObject *slot)
+{
+    Py_ssize_t index = PyLong_AsSsize_t(slot);
+    if (index == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    uint64_t own = 0, out = 0;
+    pthread_mutex_lock(&in_ledger);
+    if (index >= 0 && (size_t)index < n_lines) {
+        out = atomic_load(&lines[index].told[0]) + atomic_load(&lines[index].told[1]);
+        own = atomic_load(&lines[index].in_use);
+    }
+    pthread_mutex_unlock(&in_ledger);
+    return PyLong_FromUnsignedLongLong(own > out ? own - out : 0);
+}

@@ -14,5 +14,6 @@ PyObject *ndshare_ledger_create(PyObject *module, PyObject *slots);
 PyObject *ndshare_ledger_detach(PyObject *module, PyObject *unused);
 PyObject *ndshare_ledger_attach(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *ndshare_ledger_clear(PyObject *module, PyObject *slot);
+PyObject *ndshare_ledger_held(PyObject *module, PyObject *slot);
 
 #endif

@@ -159,6 +159,8 @@ static PyMethodDef methods[] = {
     {"ledger_detach", ndshare_ledger_detach, METH_NOARGS,
      PyDoc_STR("ledger_detach()\n--\n\nLeave the ledger of a pool.")},
     {"ledger_attach", NDSHARE_FAST(ndshare_ledger_attach), PyDoc_STR("ledger_attach(fd, slot)\n--\n\n")},
+    {"ledger_held", ndshare_ledger_held, METH_O,
+     PyDoc_STR("ledger_held(slot)\n--\n\nBytes of segments of its own that a process has arrays in.")},
     {"ledger_clear", ndshare_ledger_clear, METH_O, PyDoc_STR("ledger_clear(slot)\n--\n\n")},
     {NULL, NULL, 0, NULL},
 };
