@@ -85,6 +85,7 @@ class ClusterContext(MapContext):
         self._groups = self._engine.processes()
         self.workers_per_node = workers_per_node or self._engine.threads()
         super().__init__(self._groups * self.workers_per_node)
+        self.rows_together = self.workers_per_node
 
     def release(self) -> None:
         """Free what machines keep for the next map: inputs that were sent to them, and copies of outputs.

@@ -31,7 +31,7 @@ import numpy as np
 from ndshare._cluster.cargo import Cargo
 from ndshare._cluster.engines import Engine
 from ndshare._cluster.flights import DEPTH, LOST_MOST, Carriage, Flight, Landing, ShareSize
-from ndshare._map import Death, ItemError, Job, Outcome, Ranges, Traffic, WorkerReport
+from ndshare._map import Death, ItemError, Job, Outcome, Ranges, Savepoint, Traffic, WorkerReport
 from ndshare._node import ShareTask, TaskResult
 from ndshare._system import _wire
 from ndshare._transport import by_value_modules, open_reply, with_traceback
@@ -217,13 +217,19 @@ class Remote:
 
     def _take(self) -> tuple[int, int] | None:
         job, board = self._job, self._job.board
-        left = board.items - board.taken
-        if left <= 0:
-            return None
-        count = job.share_items * self._per_group or self._sizes.next(left)
-        count = -(-count // job.block) * job.block
-        start = board.take(count)
-        return (start, min(start + count, board.items)) if start < board.items else None
+        while (left := board.items - board.taken) > 0:
+            count = job.share_items * self._per_group or self._sizes.next(left)
+            count = -(-count // job.block) * job.block
+            start = board.take(count)
+            if start >= board.items:
+                break
+            share = start, min(start + count, board.items)
+            if not job.resumed:
+                return share
+            if parts := board.undone(*share):
+                self._again.extend(parts[1:])
+                return parts[0]
+        return None
 
     def _send(self, flight: _Share, contents: Collection[bytes] = (), address: Any = None) -> None:
         try:
@@ -284,12 +290,25 @@ class Remote:
         if result.failure is not None:
             return self._fail(flight, *open_reply(result.failure))
         self._release(flight)
+        savepoint = self._savepoint(flight)
         self._cargo.merge(result.changes)
         first_worker = flight.group * self._per_group
         outcomes = self._results.enter(flight.start, flight.end, first_worker, result)
+        if savepoint is not None:
+            savepoint.close()
         reports = [outcome for outcome in outcomes if isinstance(outcome, WorkerReport)]
         self._sizes.took(sum(report.items for report in reports), sum(report.busy for report in reports))
         return outcomes
+
+    def _savepoint(self, flight: _Share) -> Savepoint | None:
+        """Note in a checkpoint that a share is being merged: all of it is, or it runs again."""
+        job = self._job
+        if not job.saved_rows and not job.mirrors:
+            return None
+        savepoint = Savepoint(job.board, job.saved_rows, flight.group, job.blocks, job.mirrors)
+        job.board.begin(flight.group, flight.start, flight.end)
+        savepoint.open()
+        return savepoint
 
     def _release(self, flight: _Share) -> None:
         """Let a group with rows run its next share."""

@@ -12,6 +12,7 @@
     runner    what a worker does (inner loop: _loop, C)    contexts  where a map runs
     workers   who does it: threads, pool, forked           watch     what a kernel uses, and writes to in vain
     savepoints  what rows held when a share began          used      which arrays a kernel uses
+    checkpoint  the board as a file: what is done outlives the processes
     report, timeline, rows, randomness                     what comes of it
 
 Guarantees
@@ -41,6 +42,7 @@ from ndshare._map.randomness import item_rng
 from ndshare._map.report import MapReport
 from ndshare._map.rows import known_rows
 from ndshare._map.runner import run_in_worker
+from ndshare._map.savepoints import Savepoint
 from ndshare._map.watch.captured import Traffic, account, module_data, unsendable
 from ndshare._map.workers.base import ItemError, MapWorkers, Outcome, Ranges
 from ndshare._map.workers.pooled import PoolWorkers
@@ -58,6 +60,7 @@ __all__ = [
     "PoolWorkers",
     "ProcessContext",
     "Ranges",
+    "Savepoint",
     "SerialContext",
     "ThreadContext",
     "Traffic",

@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import numpy.typing as npt
 
+from ndshare._map.checkpoint import Checkpoint
 from ndshare._map.job import Death, Job, WorkerReport
 from ndshare._map.runner import KernelMemory
 from ndshare._map.savepoints import Rollback
@@ -57,6 +58,8 @@ class Drive:
         How often an item is tried again whose worker died.
     progress : callable or None
         Called with (finished, all).
+    checkpoint : Checkpoint, optional
+        Copied now and then.
     """
 
     def __init__(
@@ -67,8 +70,10 @@ class Drive:
         timeout: float | None = None,
         retries: int = 0,
         progress: Progress | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self._job = job
+        self._checkpoint = checkpoint
         self._board = job.board
         self._workers = workers
         self._timeout = timeout
@@ -133,6 +138,8 @@ class Drive:
         complete : bool, optional
             Nothing is left. The counts may say less, if a worker died between mask and count.
         """
+        if self._checkpoint is not None:
+            self._checkpoint.tick()
         if self._progress is None:
             return
         finished = self._board.items if complete else min(self._board.finished(), self._board.items)
@@ -145,6 +152,8 @@ class Drive:
     def _turn(self, seconds: float | None) -> None:
         if seconds is None and (self._progress is not None or self._timeout is not None):
             seconds = _TICK_S
+        if seconds is None and self._checkpoint is not None:
+            seconds = self._checkpoint.wait_s
         for outcome in self._workers.wait(seconds):
             if isinstance(outcome, Lost):
                 self._bury(outcome)

@@ -61,6 +61,12 @@ class Job:
         Rows per worker that the death of a worker takes back.
     blocks : tuple of (ndarray of uint8, shape (rows, pieces, bytes), int)
         Rows per block that it takes back, and the items of each.
+    mirrors : tuple of ndarray
+        Where the rows of each of `blocks` are copied when a share ends, if the map has a checkpoint.
+    resumed : bool
+        Whether items may be done before the map begins.
+    saved_rows : tuple of ndarray
+        Rows per worker as a checkpoint saves them: on a cluster those of a share are one.
     """
 
     kernel: Callable[..., object]
@@ -80,6 +86,9 @@ class Job:
     first_worker: int = 0
     rows: tuple[Any, ...] = ()
     blocks: tuple[tuple[Any, int], ...] = ()
+    mirrors: tuple[Any, ...] = ()
+    resumed: bool = False
+    saved_rows: tuple[Any, ...] = ()
 
     @property
     def is_tiny(self) -> bool:

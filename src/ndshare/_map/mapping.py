@@ -13,6 +13,7 @@ import numpy as np
 from ndshare._arrays import filed_arrays, flush
 from ndshare._map import runner
 from ndshare._map.alignment import block_of_items
+from ndshare._map.checkpoint import Checkpoint, check_checkpoint
 from ndshare._map.driving import Drive, usual_ns
 from ndshare._map.job import Job, WorkerReport
 from ndshare._map.report import MapReport
@@ -41,6 +42,7 @@ class Context(Protocol):
 
     num_workers: int
     can_kill: bool
+    rows_together: int
 
     def make_board(self, items: int, kept: int = 0) -> Board:
         """See `ndshare.MapContext`."""
@@ -63,11 +65,17 @@ class Options(NamedTuple):
     trace: bool
     progress: Progress | None
     align: Any = None
+    checkpoint: Any = None
 
 
 def run(context: Context, kernel: Kernel, functor: Functor, options: Options) -> MapReport:
     """Run a map; see `ndshare.MapContext.map`."""
     try:
+        if options.checkpoint is not None and count_items(functor) is None:
+            raise ValueError(
+                f"map: a checkpoint needs to know how many items there are, and {type(functor).__name__} "
+                "does not say; map over a list"
+            )
         if isinstance(functor, IteratorFunctor):
             report = _run_batches(context, kernel, functor, options)
         else:
@@ -104,10 +112,58 @@ def _run_once(
             "own way; give it a __len__, or map over a list"
         )
     nested = runner.inside_kernel()
-    rows = rows_to_keep(kernel) if context.can_kill and not nested else Rows()
+    saved = options.checkpoint is not None
+    if saved and nested:
+        raise ValueError("map: inside a kernel there is no checkpoint; give it to the map around it")
+    rows = rows_to_keep(kernel, asked=saved) if saved or (context.can_kill and not nested) else Rows()
     told = kernel
     kernel, functor, items = _sized(kernel, functor, shares or context.num_workers)
-    board = Board.of_one(items) if nested else context.make_board(items, rows.nbytes)
+    checkpoint: Checkpoint | None = None
+    if saved and items:
+        check_checkpoint(told, rows)
+        checkpoint = Checkpoint(
+            options.checkpoint,
+            told,
+            functor,
+            items,
+            context.num_workers,
+            rows,
+            together=context.rows_together,
+            block=block,
+            seed=options.seed,
+        )
+        board = checkpoint.board
+    else:
+        board = Board.of_one(items) if nested else context.make_board(items, rows.nbytes)
+    try:
+        report = _run_on(context, kernel, functor, options, board, checkpoint, rows, first, block, began)
+    except BaseException:
+        if checkpoint is not None:
+            checkpoint.leave(complete=False)
+        raise
+    finally:
+        for array in which_used(told, filed_arrays()):
+            flush(array)
+    if checkpoint is not None:
+        checkpoint.leave(complete=not report.errors or options.on_error == "collect")
+    return report
+
+
+def _run_on(
+    context: Context,
+    kernel: Kernel,
+    functor: Functor,
+    options: Options,
+    board: Board,
+    checkpoint: Checkpoint | None,
+    rows: Rows,
+    first: int,
+    block: int,
+    began: float,
+) -> MapReport:
+    """Run a map on a board."""
+    items, shares = board.items, options.shares
+    nested = runner.inside_kernel()
     job = Job(
         kernel,
         functor,
@@ -125,6 +181,9 @@ def _run_once(
         retries=options.retries,
         rows=rows.workers,
         blocks=rows.blocks,
+        mirrors=() if checkpoint is None else checkpoint.mirrors,
+        resumed=checkpoint is not None and checkpoint.resumed > 0,
+        saved_rows=() if checkpoint is None else checkpoint.rows,
     )
     drive: Drive | None = None
 
@@ -143,13 +202,10 @@ def _run_once(
         timeout=None if nested else options.timeout,
         retries=options.retries,
         progress=options.progress,
+        checkpoint=checkpoint,
     )
-    try:
-        drive.run(min(items, 1 if nested else context.num_workers))
-    finally:
-        for array in which_used(told, filed_arrays()):
-            flush(array)
-    if not nested:
+    drive.run(min(items, 1 if nested else context.num_workers))
+    if not nested and checkpoint is None:
         context.drop_board(board)
     return MapReport(
         items,
@@ -165,6 +221,7 @@ def _run_once(
         drive.deaths,
         began if options.trace else None,
         rows.reason if drive.deaths else "",
+        0 if checkpoint is None else checkpoint.resumed,
     )
 
 

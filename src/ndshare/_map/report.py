@@ -86,6 +86,8 @@ class MapReport:
     rows : str
         Why what workers that died had added to rows per worker or per block was not taken back; empty if it
         was (see `Death.rolled_back` of each), or if nobody died.
+    resumed : int
+        Items that were done before, as the checkpoint says.
     """
 
     items: int
@@ -101,6 +103,7 @@ class MapReport:
     deaths: list[Death] = dataclasses.field(default_factory=list)
     began: float | None = None
     rows: str = ""
+    resumed: int = 0
 
     @property
     def speed(self) -> float:
@@ -253,6 +256,8 @@ def _facts(report: MapReport) -> Iterator[tuple[str, str]]:
     yield "workers", f"{places} of {report.num_workers}{balance}"
     finished = int(np.count_nonzero(report.done))
     yield "done", "all" if finished == report.items else f"{finished:,} of {report.items:,}"
+    if report.resumed:
+        yield "resumed", f"{report.resumed:,} had been done before"
     if report.errors:
         yield "errors", f"{len(report.errors):,}"
         for index, error in report.errors[:_ERRORS_MOST]:

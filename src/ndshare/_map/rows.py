@@ -61,11 +61,19 @@ class Rows:
         """Return those with rows per worker."""
         return [array for array in self.all() if (noted := self.of(array)) and noted[1] is None]
 
-    def keeps(self, array: NDArray[Any]) -> bool:
-        """Whether the death of a worker is to take back what it has added to its row."""
+    def keeps(self, array: NDArray[Any], *, asked: bool = False) -> bool:
+        """Whether the death of a worker is to take back what it has added to its row.
+
+        Parameters
+        ----------
+        array : ndarray
+            One that is known.
+        asked : bool, optional
+            Whether that holds for large rows as well, if nothing was said about them.
+        """
         _, _, per_block, rollback = self._known[id(array)]
-        if rollback is not None:
-            return rollback
+        if rollback is not None or asked:
+            return rollback is not False
         if per_block is not None and array.nbytes > _KEPT_BLOCKS_MOST:
             return False
         axis = array.ndim - 1 if per_block is None and array.flags.fnc else 0
@@ -79,6 +87,25 @@ class Rows:
 
 
 known_rows = Rows()
+
+
+class Arrays:
+    """Other arrays from `alloc` that are alive, and lie in memory only."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def note(self, array: NDArray[Any]) -> None:
+        """Remember an array."""
+        key = id(array)
+        self._known[key] = weakref.ref(array, lambda _: self._known.pop(key, None))
+
+    def all(self) -> list[NDArray[Any]]:
+        """Return those that are alive."""
+        return [array for reference in list(self._known.values()) if (array := reference()) is not None]
+
+
+in_memory = Arrays()
 
 
 def reduce_rows(

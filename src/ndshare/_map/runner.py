@@ -162,7 +162,9 @@ class _Runner:
         self.per_item_ns = job.usual_ns
         self.measured = 0  # items of the share that was timed last
         keeps = job.rows or job.blocks
-        self.savepoint = Savepoint(job.board, job.rows, self.report.worker_id) if keeps else None
+        self.savepoint: Savepoint | None = None
+        if keeps:
+            self.savepoint = Savepoint(job.board, job.rows, self.report.worker_id, job.blocks, job.mirrors)
         # So grows the first share, of few items: today they may take longer.
         self.size = 4 if job.is_tiny else 2 if job.usual_ns else 1
 
@@ -180,7 +182,9 @@ class _Runner:
                     if not board.is_stopped():
                         self._share(start, end, whole=False)
                 while (share := self._take()) is not None:
-                    self._share(*share)
+                    for part in board.undone(*share) if self.job.resumed else (share,):
+                        if not board.is_stopped():
+                            self._share(*part)
         finally:
             _inside.depth -= 1
             if not board.killed(report.worker_id):

@@ -21,6 +21,7 @@ Not guaranteed
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +38,10 @@ Flat = NDArray[np.uint8]
 """The bytes of rows: shape (rows, bytes of each), of rows per block (rows, pieces, bytes of each)."""
 Blocks = tuple[tuple[Flat, int], ...]
 """Rows per block, and the items of each."""
+
+_LOOK_S = 1e-4
+#: Longer than a copy takes; after that the caller sees by itself that it has to begin again.
+_PAUSE_MOST_S = 5.0
 
 
 class Rows:
@@ -63,8 +68,16 @@ class Rows:
         return sum(flat.shape[1] for flat in self.workers)
 
 
-def rows_to_keep(kernel: Callable[..., object]) -> Rows:
-    """Return the rows that a kernel uses, if all are to be kept: a share runs again for all or none."""
+def rows_to_keep(kernel: Callable[..., object], *, asked: bool = False) -> Rows:
+    """Return the rows that a kernel uses, if all are to be kept: a share runs again for all or none.
+
+    Parameters
+    ----------
+    kernel : callable
+        Of the map.
+    asked : bool, optional
+        Whether large ones are kept as well.
+    """
     workers, blocks = [], []
     for array in which_used(kernel, known_rows.all()):
         noted = known_rows.of(array)
@@ -73,7 +86,7 @@ def rows_to_keep(kernel: Callable[..., object]) -> Rows:
         order, per_block = noted
         backwards = order == "F" and array.flags.f_contiguous
         dense: NDArray[Any] = np.asarray(array.T if backwards else array)
-        if not (known_rows.keeps(array) and dense.flags.c_contiguous):
+        if not (known_rows.keeps(array, asked=asked) and dense.flags.c_contiguous):
             size = readable_bytes(array.nbytes // array.shape[-1 if backwards and per_block is None else 0])
             return Rows(
                 reason=f"rows of {size} are not kept, so what a worker that dies had added for its last item "
@@ -100,13 +113,23 @@ class Savepoint:
         Of all workers.
     worker_id : int
         Which one.
+    blocks, mirrors
+        As of a `Job` with a checkpoint.
     """
 
-    def __init__(self, board: Board, rows: Sequence[Flat], worker_id: int) -> None:
+    def __init__(
+        self,
+        board: Board,
+        rows: Sequence[Flat],
+        worker_id: int,
+        blocks: Blocks = (),
+        mirrors: Sequence[Flat] = (),
+    ) -> None:
         self._board = board
         self._worker_id = worker_id
         self._rows = rows
         self._saves = board.saves[worker_id]
+        self._mirrored = list(zip(blocks, mirrors, strict=False))  # without a checkpoint there are none
 
     def open(self) -> None:
         """Begin the share that was noted."""
@@ -114,9 +137,18 @@ class Savepoint:
 
     def close(self) -> None:
         """End it: all of its items have added what they add."""
-        holds, _ = self._board.savepoint(self._worker_id)
-        save_rows(self._rows, self._worker_id, self._saves[1 - holds])
-        self._board.close(self._worker_id, saved=True)
+        board, worker_id = self._board, self._worker_id
+        holds, _ = board.savepoint(worker_id)
+        save_rows(self._rows, worker_id, self._saves[1 - holds])
+        if self._mirrored:
+            start, end = board.share_of(worker_id)
+            for (flat, items), mirror in self._mirrored:
+                part = slice(start // items, -(-end // items))
+                mirror[part] = flat[part]
+        deadline = time.monotonic() + _PAUSE_MOST_S
+        while board.is_paused() and time.monotonic() < deadline:  # the caller copies what is on the board
+            time.sleep(_LOOK_S)
+        board.close(worker_id, saved=True)
 
 
 def save_rows(rows: Sequence[Flat], worker_id: int, copy: Flat) -> None:

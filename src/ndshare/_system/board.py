@@ -2,7 +2,7 @@
 
 ::
 
-    header   next item · stop · items
+    header   next item · stop · pause
     slot     one per worker: state · items done · when the item began · share · process · savepoint
     mask     one byte per item
     saves    of each worker two copies of its rows, if the map has any that a death takes back
@@ -34,6 +34,7 @@ from ndshare._system import _wire
 
 _NEXT_AT = 0
 _STOP_AT = 8
+_PAUSE_AT = 16
 _HEADER_BYTES = 64
 _SLOT_BYTES = 128
 
@@ -126,6 +127,18 @@ class Board:
         """Whether no new share is to be begun."""
         return bool(_wire.load_u64(self.memory, _STOP_AT))
 
+    def pause(self, *, on: bool) -> None:
+        """Have workers wait before they close a share, or go on."""
+        _wire.store_u64(self.memory, _PAUSE_AT, on)
+
+    def is_paused(self) -> bool:
+        """Whether no share is to be closed now."""
+        return bool(_wire.load_u64(self.memory, _PAUSE_AT))
+
+    def skip(self, items: int) -> None:
+        """Hand out none of the first items."""
+        _wire.store_u64(self.memory, _NEXT_AT, items)
+
     def finished(self) -> int:
         """How many items are done or have failed."""
         cells = [self.slot(worker_id) + _COUNT_AT for worker_id in range(self.num_workers)]
@@ -158,9 +171,13 @@ class Board:
         _wire.store_u64(self.memory, slot + _START_AT, start)
         _wire.store_u64(self.memory, slot + _END_AT, end)
 
+    def word(self, worker_id: int) -> int:
+        """Return a number that changes whenever a share is opened or closed."""
+        return _wire.load_u64(self.memory, self.slot(worker_id) + _SAVEPOINT_AT)
+
     def savepoint(self, worker_id: int) -> tuple[int, bool]:
         """Return which copy of a worker's rows holds, and whether a share is open."""
-        word = _wire.load_u64(self.memory, self.slot(worker_id) + _SAVEPOINT_AT)
+        word = self.word(worker_id)
         return word >> 1 & 1, bool(word & _OPEN)
 
     def open(self, worker_id: int) -> None:

@@ -17,7 +17,7 @@ from ndshare._map.alignment import check_align
 from ndshare._map.contexts.layouts import Shape, resolved
 from ndshare._map.job import Job
 from ndshare._map.report import MapReport
-from ndshare._map.rows import known_rows, reduce_rows
+from ndshare._map.rows import in_memory, known_rows, reduce_rows
 from ndshare._map.workers.base import MapWorkers
 from ndshare._map.workers.local import Caller, Threads
 from ndshare._system import (
@@ -46,6 +46,8 @@ class MapContext(abc.ABC):
 
     #: Whether one item can be ended without ending the program.
     can_kill = False
+    #: Workers whose rows go out and come back together.
+    rows_together = 1
     #: Whether `ndshare.lock` works in kernels: on one machine it does.
     can_lock = True
 
@@ -187,6 +189,8 @@ class MapContext(abc.ABC):
             array[...] = fill
         if per_worker or per_block is not None:
             known_rows.note(array, layout, per_block, rollback)
+        elif path is None:
+            in_memory.note(array)
         return array
 
     def _alloc(self, shape: tuple[int, ...], dtype: np.dtype[Any], order: str) -> npt.NDArray[Any]:
@@ -208,6 +212,7 @@ class MapContext(abc.ABC):
         shares: int | None = None,
         trace: bool = False,
         align: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> MapReport:
         """Call ``kernel(worker_id, index, value)`` for every item of a collection.
 
@@ -237,6 +242,10 @@ class MapContext(abc.ABC):
             Let no share end within so many items, or within a chunk (a shard) of this zarr array or HDF5
             dataset: what the kernel writes to it is written a chunk at a time. Zarr arrays that the kernel
             captures and that have as many rows as there are items are respected by themselves.
+        checkpoint : path-like, optional
+            Of a file that has what is done, item by item, and rows per worker or per block: after a kill of
+            all processes the same call does what is left. Results have to be in arrays from ``alloc(path=)``,
+            in rows, or in files of the kernel's own. The file is removed when the map has come to its end.
 
         Returns
         -------
@@ -266,7 +275,7 @@ class MapContext(abc.ABC):
             check_count("seed", seed, 0)
         check_align(align)
         options = mapping.Options(
-            on_error, timeout, retries, seed, shares, trace, progress_of(progress), align
+            on_error, timeout, retries, seed, shares, trace, progress_of(progress), align, checkpoint
         )
         return mapping.run(self, kernel, functors.find(functor), options)
 
