@@ -30,6 +30,7 @@ from ndshare._pool.items import (
 )
 from ndshare._pool.pool import new_pool
 from ndshare._pool.repeats import Repeats
+from ndshare._pool.report import TaskReport
 from ndshare._pool.settings import Environment, checked_settings
 from ndshare._pool.tasks import ItemsTask, MapRun, TaskFuture
 from ndshare._pool.workers import Ending, WorkerProcess, WorkerStatus, processes, statuses
@@ -95,6 +96,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
     task_timeout : float, optional
         Seconds that a task may take. The worker that runs it for longer is killed, and its future fails with
         `TaskTimeoutError`. `ndshare.options` gives the tasks of one function another limit.
+    record : bool, optional
+        Note when each task was submitted, begun and done, for `report`. Some 200 bytes per task.
 
     Notes
     -----
@@ -136,6 +139,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         retries: int = 0,
         start: Literal["clean", "fork", "auto"] = "auto",
         task_timeout: float | None = None,
+        record: bool = False,
     ) -> None:
         settings = checked_settings(
             "max_workers",
@@ -150,6 +154,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             retries=retries,
             start=start,
             task_timeout=task_timeout,
+            record=record,
         )
         if mp_context is not None:
             method = getattr(mp_context, "get_start_method", lambda **_: None)(allow_none=False)
@@ -459,6 +464,24 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         self.shutdown(wait=True, cancel_futures=interrupted)
 
     # ------------------------------------------------------------------ who and what
+
+    def report(self) -> TaskReport:
+        """Return what the executor has done so far: a text or a table, `plot()`, `to_chrome_trace()`.
+
+        Returns
+        -------
+        TaskReport
+            Also after `shutdown`.
+
+        Raises
+        ------
+        ValueError
+            If the executor was made without ``record=True``.
+        """
+        if (recorder := self._pool.recorder) is None:
+            raise ValueError("report needs an executor that records: ProcessPoolExecutor(…, record=True)")
+        with self._pool.hub.lock:
+            return recorder.report(self._max_workers)
 
     def workers(self) -> list[WorkerStatus]:
         """Return what each worker that is there now is at: its process, what it runs and since when.

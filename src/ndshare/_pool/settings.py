@@ -40,6 +40,7 @@ class PoolSettings:
     start: str = "auto"  # where its workers come from
     task_timeout: float | None = None  # seconds that a task may take
     withheld: frozenset[str] = frozenset()  # variables whose values the initializer brings
+    record: bool = False  # whether what tasks take is noted
 
     @property
     def own(self) -> bool:
@@ -87,6 +88,7 @@ def checked_settings(
     retries: int,
     start: str = "auto",
     task_timeout: float | None = None,
+    record: bool = False,
 ) -> PoolSettings:
     """Check what a user asks for; `name` is what the number of workers is called there."""
     if workers is None:
@@ -109,6 +111,8 @@ def checked_settings(
     if not (isinstance(start, str) and start in {"clean", "fork", "auto"}):
         raise ValueError(f"start must be 'clean', 'fork' or 'auto', got {start!r}")
     check_environment(env)
+    if not isinstance(record, bool):
+        raise TypeError(f"record must be True or False, got {record!r}")
     return PoolSettings(
         int(workers),
         initializer=initializer,
@@ -120,4 +124,5 @@ def checked_settings(
         retries=retries,
         start=start,
         task_timeout=task_timeout,
+        record=record,
     )

@@ -2,9 +2,9 @@
 
 ::
 
-    learner 1 ─┐                                    ┌─ this process: looks at the accuracy,
-    learner 2 ─┼─▶ SharedDict: weights, steps, data ┤  kills a learner now and then and
-    ...       ─┘                                    └─ starts another one
+    learner 1 ─┐                                           ┌─ this process: looks at the accuracy,
+    learner 2 ─┼─▶ SharedDict: hidden, output, steps, data ┤  kills a learner now and then and
+    ...       ─┘                                           └─ starts another one
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import time
 from dataclasses import dataclass, field
 
 import ndshare
-from ndshare.demo import softmax
+from ndshare.demo import network
 from ndshare.demo.digits import Digits
 
-_LOOK_S = 0.02
+_LOOK_S = 0.1  # more often, this process would take a processor from the learners
 _SEED = 4
 
 
@@ -70,8 +70,10 @@ def run(train: Digits, held_out: Digits, learners: int, seconds: float, kill_eve
         After how many seconds one of them is killed and replaced, again and again; None for never.
     """
     rng = random.Random(_SEED)
+    hidden, output = network.weights(train.images.shape[1])
     arrays = {
-        "weights": softmax.weights(train.images.shape[1]),
+        "hidden": hidden,
+        "output": output,
         "steps": 0,
         "stop": False,
         "images": train.images,
@@ -85,7 +87,7 @@ def run(train: Digits, held_out: Digits, learners: int, seconds: float, kill_eve
             shared.wait("steps", 1, timeout=60)
             start = time.perf_counter()
             while (now := time.perf_counter() - start) < seconds:
-                course.append((now, softmax.accuracy(shared["weights"], held_out)))
+                course.append((now, network.accuracy(shared["hidden"], shared["output"], held_out)))
                 if kill_every_s is not None and now > kill_every_s * (len(kills) + 1) and now < 0.8 * seconds:
                     victim = rng.randrange(learners)
                     processes[victim].kill()
@@ -101,7 +103,8 @@ def run(train: Digits, held_out: Digits, learners: int, seconds: float, kill_eve
                 process.kill()
                 process.wait()
         steps = int(shared["steps"])
-        exact = shared.version("steps") == shared.version("weights") == steps + 1
+        versions = {shared.version(key) for key in ("steps", "hidden", "output")}
+        exact = versions == {steps + 1}
     return Course(learners, [t for t, _ in course], [a for _, a in course], kills, steps, exact)
 
 
