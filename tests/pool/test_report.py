@@ -78,6 +78,7 @@ def test_report_is_readable(report: ndshare.TaskReport) -> None:
     assert "&lt;" in table or "<b>no</b>" not in table
 
 
+@pytest.mark.leaves("open descriptor")  # matplotlib keeps the font files that it used open
 def test_report_is_drawn(report: ndshare.TaskReport, agg: Any) -> None:
     """A bar per task, a row per worker, a cross for what failed, a legend beside the axes."""
     axes = report.plot()
