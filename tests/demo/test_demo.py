@@ -175,7 +175,7 @@ def test_demo_sgd_quick_converges_although_learners_are_killed(run_ndshare, tmp_
     done = run_ndshare("demo sgd --quick --workers 2 --out", tmp_path, interpreter_args=("-W", "error"))
     assert "counted, each of them in the weights" in done.stdout
     line = next(line for line in done.stdout.splitlines() if line.startswith("2 processes"))
-    assert float(line.split()[2].rstrip("%")) > 30, line  # however busy the machine: by chance it is 10
+    assert float(line.split()[2].rstrip("%")) > 25, line  # however busy the machine: by chance it is 10
     assert "killed and replaced" in line
     assert (tmp_path / "ndshare-sgd.png").read_bytes().startswith(b"\x89PNG")
     assert done.stderr == ""

@@ -55,7 +55,14 @@ class Course:
         return next((seconds for seconds, reached in pairs if reached >= accuracy), None)
 
 
-def run(train: Digits, held_out: Digits, learners: int, seconds: float, kill_every_s: float | None) -> Course:
+def run(
+    train: Digits,
+    held_out: Digits,
+    learners: int,
+    seconds: float,
+    kill_every_s: float | None,
+    rate: float,
+) -> Course:
     """Let some processes learn for a while.
 
     Parameters
@@ -68,6 +75,8 @@ def run(train: Digits, held_out: Digits, learners: int, seconds: float, kill_eve
         For how long, from the first step.
     kill_every_s
         After how many seconds one of them is killed and replaced, again and again; None for never.
+    rate
+        How far a step goes along the gradient.
     """
     rng = random.Random(_SEED)
     hidden, output = network.weights(train.images.shape[1])
@@ -82,7 +91,7 @@ def run(train: Digits, held_out: Digits, learners: int, seconds: float, kill_eve
     course: list[tuple[float, float]] = []
     kills: list[float] = []
     with ndshare.SharedDict(arrays) as shared:
-        processes = [_start(shared.name, rng) for _ in range(learners)]
+        processes = [_start(shared.name, rng, rate) for _ in range(learners)]
         try:
             shared.wait("steps", 1, timeout=60)
             start = time.perf_counter()
@@ -93,7 +102,7 @@ def run(train: Digits, held_out: Digits, learners: int, seconds: float, kill_eve
                     processes[victim].kill()
                     processes[victim].wait()
                     kills.append(now)
-                    processes[victim] = _start(shared.name, rng)
+                    processes[victim] = _start(shared.name, rng, rate)
                 time.sleep(_LOOK_S)
             shared["stop"] = True
             for process in processes:
@@ -108,7 +117,7 @@ def run(train: Digits, held_out: Digits, learners: int, seconds: float, kill_eve
     return Course(learners, [t for t, _ in course], [a for _, a in course], kills, steps, exact)
 
 
-def _start(name: str, rng: random.Random) -> subprocess.Popen[bytes]:
+def _start(name: str, rng: random.Random, rate: float) -> subprocess.Popen[bytes]:
     threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    words = [sys.executable, "-m", "ndshare.demo.sgd_worker", name, str(rng.getrandbits(32))]
+    words = [sys.executable, "-m", "ndshare.demo.sgd_worker", name, str(rng.getrandbits(32)), str(rate)]
     return subprocess.Popen(words, env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(sys.path)})

@@ -15,6 +15,8 @@ _PICTURE = "ndshare-sgd.png"
 _GOOD = 0.9  # accuracy on the held-out digits, to compare the times until it is reached
 _SECONDS = 6.0
 _QUICK_SECONDS = 2.0
+_RATE = 0.003  # small: the course is to be seen
+_QUICK_RATE = 0.02
 _KILLS = 3  # per run, about: who takes a victim's place needs a moment to start
 
 
@@ -29,9 +31,10 @@ def main(argv: Sequence[str]) -> int:
         f"{len(train)} digits to learn from, {len(held_out)} held out; a network of {network.HIDDEN} hidden "
         f"units, {seconds:g} s each"
     )
-    alone = run(train, held_out, 1, seconds, None)
+    rate = _QUICK_RATE if arguments.quick else _RATE
+    alone = run(train, held_out, 1, seconds, None, rate)
     _report("1 process", alone)
-    together = run(train, held_out, learners, seconds, seconds / (_KILLS + 1))
+    together = run(train, held_out, learners, seconds, seconds / (_KILLS + 1), rate)
     _report(f"{learners} processes", together)
     one, several = alone.time_to(_GOOD), together.time_to(_GOOD)
     if one is not None and several is not None:
