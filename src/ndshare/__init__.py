@@ -9,7 +9,7 @@ Arrays (docs/arrays.md)
     scratch, register_wrapper: places to work in; classes that wrap arrays
     stats, trim: what is held, and giving it back
 Tasks (docs/executor.md)
-    ProcessPoolExecutor: the interface of concurrent.futures, arrays without pickling
+    ProcessPoolExecutor: the interface of concurrent.futures, arrays without pickling; TaskReport: what it did
     Pool: the interface of multiprocessing.Pool, on the same workers (docs/pool.md)
     shutdown: ends the workers that are kept warm; freeze_support: for frozen programs
     options: time limit, tries and priority of a function's tasks
@@ -93,7 +93,7 @@ if _typing.TYPE_CHECKING:
     from ndshare._locks import Lock, lock
     from ndshare._map import MapContext, MapReport, ProcessContext, SerialContext, ThreadContext, item_rng
     from ndshare._pickling import register_wrapper
-    from ndshare._pool import ProcessPoolExecutor
+    from ndshare._pool import ProcessPoolExecutor, TaskReport
     from ndshare._processes import freeze_support, options, shutdown, worker_id, worker_state
     from ndshare._queue import Queue, Stream
     from ndshare._transport import share
@@ -152,6 +152,7 @@ __all__ = [
     "Stats",
     "Stream",
     "TaskKilledError",
+    "TaskReport",
     "TaskTimeoutError",
     "ThreadContext",
     "TransportError",
@@ -215,6 +216,7 @@ _LATER = {
     "Stream": "ndshare._queue",
     "ThreadContext": "ndshare._map",
     "WorkerDiedError": "ndshare.errors",
+    "TaskReport": "ndshare._pool",
     "Workspace": "ndshare._workspace",
     "alloc": "ndshare.default_context",
     "freeze_support": "ndshare._processes",

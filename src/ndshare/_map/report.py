@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ndshare._map.job import Death, WorkerReport
-from ndshare._map.timeline import Timeline
+from ndshare._map.timeline import timeline_of
 from ndshare._map.watch.captured import Traffic
 from ndshare._memory import readable_bytes
+from ndshare._system import Timeline
 from ndshare._transport import traceback_of, with_traceback
 from ndshare.errors import RemoteError
 
@@ -157,10 +158,10 @@ class MapReport:
         ValueError
             If the map was not called with ``trace=True``.
         """
-        axes: Axes = self._timeline("plot").plot(_headline(self), ax)
+        axes: Axes = self.timeline("plot").plot(_headline(self), ax)
         return axes
 
-    def to_chrome_trace(self, path: str | os.PathLike[str]) -> None:
+    def to_chrome_trace(self, path: str | os.PathLike[str], *others: Any) -> None:
         """Write a file that https://ui.perfetto.dev and ``chrome://tracing`` open.
 
         One track per worker, one slice per share with its items, one instant event per error and death.
@@ -169,20 +170,24 @@ class MapReport:
         ----------
         path : path-like
             Of the file; viewers expect a name that ends in ``.json``.
+        *others : MapReport or TaskReport
+            Reports of other traced maps, executors and workspaces of this program, for the same file.
 
         Raises
         ------
         ValueError
             If the map was not called with ``trace=True``.
         """
-        title = f"ndshare.map: {_headline(self)}, {self.context} ({self.start_method})"
-        self._timeline("to_chrome_trace").write(title, path)
+        own = self.timeline("to_chrome_trace")
+        own.write(path, [report.timeline() for report in others])
 
-    def _timeline(self, what: str) -> Timeline:
+    def timeline(self, what: str = "timeline") -> Timeline:
+        """Return what is drawn and written; `what` is named if the map was not traced."""
         if self.began is None:
             raise ValueError(f"{what} needs a map that was traced; call map(…, trace=True)")
         texts = {index: _describe(error) for index, error in self.errors}
-        return Timeline(self.began, self.elapsed, self.workers, self.deaths, texts)
+        title = f"ndshare.map: {_headline(self)}, {self.context} ({self.start_method})"
+        return timeline_of(title, self.began, self.elapsed, self.workers, self.deaths, texts)
 
     # ------------------------------------------------------------------ pickled
 

@@ -25,6 +25,7 @@ from ndshare._pool.executor import ProcessPoolExecutor
 from ndshare._pool.items import EachRun, EachTask
 from ndshare._pool.pool import Pool, new_pool
 from ndshare._pool.repeats import Repeats
+from ndshare._pool.report import Recorder, TaskReport
 from ndshare._pool.settings import Environment, PoolSettings, checked_settings
 from ndshare._pool.tasks import QuietTask, Task, TaskFuture, describe
 from ndshare._pool.workers import WorkerProcess, processes
@@ -37,9 +38,11 @@ __all__ = [
     "PoolSettings",
     "ProcessPoolExecutor",
     "QuietTask",
+    "Recorder",
     "Repeats",
     "Task",
     "TaskFuture",
+    "TaskReport",
     "WorkerProcess",
     "checked_settings",
     "describe",

@@ -31,6 +31,7 @@ from ndshare._pool.items import (
 )
 from ndshare._pool.pool import new_pool
 from ndshare._pool.repeats import Repeats
+from ndshare._pool.report import TaskReport
 from ndshare._pool.settings import Environment, checked_settings
 from ndshare._pool.tasks import ItemsTask, MapRun, TaskFuture
 from ndshare._pool.workers import Ending, WorkerProcess, WorkerStatus, processes, statuses
@@ -112,6 +113,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         shared arrays do not count. At the limit the worker is killed, and its task fails with
         `WorkerMemoryError`. A worker in which tasks have left more than half of it is replaced between two
         tasks, which is logged as a warning.
+    record : bool, optional
+        Note when each task was submitted, begun and done, for `report`. Some 200 bytes per task.
 
     Notes
     -----
@@ -158,6 +161,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         when_full: Literal["wait", "raise"] = "wait",
         cpus: Iterable[Any] | None = None,
         memory_limit: int | str | None = None,
+        record: bool = False,
     ) -> None:
         settings = checked_settings(
             "max_workers",
@@ -175,6 +179,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             finalizer=finalizer,
             cpus=cpus,
             memory_limit=memory_limit,
+            record=record,
         )
         if max_pending is not None:
             check_count("max_pending", max_pending, 1)
@@ -540,6 +545,24 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         self.shutdown(wait=True, cancel_futures=interrupted)
 
     # ------------------------------------------------------------------ who and what
+
+    def report(self) -> TaskReport:
+        """Return what the executor has done so far: a text or a table, `plot()`, `to_chrome_trace()`.
+
+        Returns
+        -------
+        TaskReport
+            Also after `shutdown`.
+
+        Raises
+        ------
+        ValueError
+            If the executor was made without ``record=True``.
+        """
+        if (recorder := self._pool.recorder) is None:
+            raise ValueError("report needs an executor that records: ProcessPoolExecutor(…, record=True)")
+        with self._pool.hub.lock:
+            return recorder.report(self._max_workers)
 
     def workers(self) -> list[WorkerStatus]:
         """Return what each worker that is there now is at: its process, what it runs and since when.

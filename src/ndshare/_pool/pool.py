@@ -33,6 +33,7 @@ from typing import Any
 from ndshare._pool.delivery import Delivery, ForkWantedError
 from ndshare._pool.limits import Limits
 from ndshare._pool.memory import MemoryWatch
+from ndshare._pool.report import Recorder
 from ndshare._pool.roster import BURST_TASKS, Roster
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import LEAVING, Awaited, Task, TaskFuture
@@ -86,6 +87,7 @@ class Pool:
         self.inherited = 0  # the number of what workers inherit that are forked from this program
         self.reason = ""  # why they are
         self.delivery = Delivery(crew, settings)
+        self.recorder = Recorder() if settings.record else None
         self.roster = Roster(settings)
         self.workers = self.roster.workers
         self.limits = Limits(crew, self.workers)
@@ -210,6 +212,9 @@ class Pool:
         if self.closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
         before = len(self.queue)
+        if self.recorder is not None:
+            tasks = tuple(tasks)
+            self.recorder.take(tasks)
         self.delivery.looked_at = {}  # globals may have changed since the tasks before
         self.queue.extend(tasks)
         if self.ranked:
@@ -619,6 +624,8 @@ class Pool:
             self.memory.forget(worker)
         for task in victims:
             task.attempts += 1
+            if self.recorder is not None:
+                self.recorder.note_death(worker, pid, task)
             ended = verdict if verdict is not None and verdict.task is task else None
             retries = self.settings.retries if task.retries is None else task.retries
             if task.attempts <= retries and not self.killed and not (ended and ended.final):

@@ -44,6 +44,7 @@ class PoolSettings:
     memory_limit: int | None = None  # bytes that a worker may have of its own
     cpus: tuple[tuple[int, ...], ...] = ()  # which processors each worker may use
     withheld: frozenset[str] = frozenset()  # variables whose values the initializer brings
+    record: bool = False  # whether what tasks take is noted
 
     @property
     def own(self) -> bool:
@@ -101,6 +102,7 @@ def checked_settings(
     finalizer: Callable[[], object] | None = None,
     cpus: Any = None,
     memory_limit: int | str | None = None,
+    record: bool = False,
 ) -> PoolSettings:
     """Check what a user asks for; `name` is what the number of workers is called there."""
     if workers is None:
@@ -126,6 +128,8 @@ def checked_settings(
     if not (isinstance(start, str) and start in {"clean", "fork", "auto"}):
         raise ValueError(f"start must be 'clean', 'fork' or 'auto', got {start!r}")
     check_environment(env)
+    if not isinstance(record, bool):
+        raise TypeError(f"record must be True or False, got {record!r}")
     return PoolSettings(
         int(workers),
         initializer=initializer,
@@ -140,6 +144,7 @@ def checked_settings(
         finalizer=finalizer,
         cpus=cpu_sets(cpus) if cpus is not None else (),
         memory_limit=_size("memory_limit", memory_limit),
+        record=record,
     )
 
 

@@ -77,6 +77,7 @@ class Task:
     worker: Worker | None = None  # that it was sent to last,
     seq = 0  # and its number there; `LEAVING` while it is being sent
     attempts = 0  # workers that died with it
+    submitted = 0.0  # when, if that is recorded
     splits = False  # in the queue it is what is left of many items: a piece of it is sent at a time
     limit: float | None = None  # seconds that it may run
     retries: int | None = None  # how many deaths of workers it may survive; None: what its pool says

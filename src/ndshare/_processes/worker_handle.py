@@ -76,8 +76,19 @@ class Roster(Protocol):
         """Note that a worker can take more."""
 
 
+class Recorder(Protocol):
+    """Who notes what tasks took."""
+
+    def note(self, worker: Worker, task: Any, seconds: float, *, ok: bool) -> None:
+        """Note that a task has been answered."""
+
+
 class Pool(Protocol):
     """Who leases workers, and hears what they say."""
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """Who notes what tasks took; None: nobody."""
 
     closed: bool
     told: set[bytes]
@@ -375,7 +386,10 @@ class Worker:
             if kind == frames.RESULT:
                 if (task := self.inflight.get(seq)) is not None:
                     answers.append((task, status, body, fds))
-                    self.pool.roster.took(seconds)  # type: ignore[union-attr]  # it has one as long as tasks are in flight
+                    mine: Pool = self.pool  # type: ignore[assignment]  # it has one as long as tasks are in flight
+                    mine.roster.took(seconds)
+                    if mine.recorder is not None:
+                        mine.recorder.note(self, task, seconds, ok=status == frames.OK)
                     del self.inflight[seq]
             elif kind == frames.FDS:
                 self._early_fds = fds

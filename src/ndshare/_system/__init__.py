@@ -50,6 +50,7 @@ from ndshare._system.platform import (
 )
 from ndshare._system.progress import Bar, Progress, progress_of
 from ndshare._system.threads import THREAD_NAME, blas_controller, fork_hazards, native_threads, own_thread
+from ndshare._system.timeline import Moment, Slice, Timeline
 
 __all__ = [
     "DONE",
@@ -58,7 +59,10 @@ __all__ = [
     "UNDONE",
     "Bar",
     "Board",
+    "Moment",
     "Progress",
+    "Slice",
+    "Timeline",
     "_wire",
     "blas_controller",
     "check_callable",

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from ndshare._pool import Environment, checked_settings, describe
+from ndshare._pool import Environment, Recorder, TaskReport, checked_settings, describe
 from ndshare._system import check_callable
 from ndshare._transport import share
 from ndshare._workspace.calls import Handle, Progress, Registered, check_progress, in_order
@@ -63,6 +63,8 @@ class Workspace:
         Seconds that a call may take; see `ProcessPoolExecutor`. `ndshare.options` gives a function its own.
     engine : distributed.Client, str or Executor, optional
         Calls run on the machines of a cluster; as of `ClusterContext`. Instead of `num_workers`.
+    record : bool, optional
+        Note when each call was submitted, begun and done, for `report`. Not on a cluster.
 
     Raises
     ------
@@ -115,6 +117,7 @@ class Workspace:
         retries: int = 0,
         task_timeout: float | None = None,
         engine: Any = None,
+        record: bool = False,
     ) -> None:
         self._values = _checked_values(values)
         self._settings = checked_settings(
@@ -129,7 +132,10 @@ class Workspace:
             preload=preload,
             retries=retries,
             task_timeout=task_timeout,
+            record=record,
         )
+        if record and engine is not None:
+            raise ValueError("record=True: calls on a cluster are not recorded; its own dashboard shows them")
         if engine is not None:
             _check_for_cluster(num_workers, snapshot, env)
         self._engine = engine
@@ -137,6 +143,7 @@ class Workspace:
         self._shared: dict[str, Any] = {}
         self._staff: Staff | None = None
         self._was_entered = False
+        self._recorder: Recorder | None = None
         self._queue: list[Handle] = []
         self._lock = threading.RLock()  # a callback may call while its thread is at another call
 
@@ -161,7 +168,9 @@ class Workspace:
 
     def _hire(self, shared: dict[str, Any]) -> Staff:
         if self._engine is None:
-            return PoolStaff(self._settings, shared, self._snapshot)
+            staff = PoolStaff(self._settings, shared, self._snapshot)
+            self._recorder = staff.pool.recorder
+            return staff
         from ndshare._workspace.on_cluster import ClusterStaff  # takes its time to import
 
         return ClusterStaff(self._engine, self._settings, shared)
@@ -177,6 +186,25 @@ class Workspace:
     def __getitem__(self, name: str) -> Any:
         self._usable_staff(f"ws[{name!r}]")
         return self._shared[name]
+
+    def report(self) -> TaskReport:
+        """Return what was done so far: a text or a table, `plot()`, `to_chrome_trace()`.
+
+        Returns
+        -------
+        TaskReport
+            Also after the ``with`` block, for the last time that it was entered.
+
+        Raises
+        ------
+        ValueError
+            If the workspace was made without ``record=True``, or was not entered.
+        """
+        if self._recorder is None:
+            raise ValueError(
+                "report needs a workspace that was entered and records: Workspace(…, record=True)"
+            )
+        return self._recorder.report(self._settings.max_workers)
 
     # ------------------------------------------------------------------ calls
 

@@ -24,7 +24,7 @@ Demos with a name::
     cluster.py    ``ndshare demo cluster``
     scene.py      photographs as a scene, a path over it, and finding a frame in it
     camera.py     ``ndshare demo camera``: frames through queues
-    softmax.py    the model of the next one: softmax regression
+    network.py    the model of the next one: a network with a hidden layer
     sgd_worker.py one learner, a program of its own
     sgd.py        gradient descent by several learners that are killed on the way
     sgd_plot.py   accuracy over time

@@ -2,9 +2,9 @@
 
 ::
 
-    learner 1 ─┐                                    ┌─ this process: looks at the accuracy,
-    learner 2 ─┼─▶ SharedDict: weights, steps, data ┤  kills a learner now and then and
-    ...       ─┘                                    └─ starts another one
+    learner 1 ─┐                                           ┌─ this process: looks at the accuracy,
+    learner 2 ─┼─▶ SharedDict: hidden, output, steps, data ┤  kills a learner now and then and
+    ...       ─┘                                           └─ starts another one
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import time
 from dataclasses import dataclass, field
 
 import ndshare
-from ndshare.demo import softmax
+from ndshare.demo import network
 from ndshare.demo.digits import Digits
 
-_LOOK_S = 0.02
+_LOOK_S = 0.1  # more often, this process would take a processor from the learners
 _SEED = 4
 
 
@@ -55,7 +55,14 @@ class Course:
         return next((seconds for seconds, reached in pairs if reached >= accuracy), None)
 
 
-def run(train: Digits, held_out: Digits, learners: int, seconds: float, kill_every_s: float | None) -> Course:
+def run(
+    train: Digits,
+    held_out: Digits,
+    learners: int,
+    seconds: float,
+    kill_every_s: float | None,
+    rate: float,
+) -> Course:
     """Let some processes learn for a while.
 
     Parameters
@@ -68,10 +75,14 @@ def run(train: Digits, held_out: Digits, learners: int, seconds: float, kill_eve
         For how long, from the first step.
     kill_every_s
         After how many seconds one of them is killed and replaced, again and again; None for never.
+    rate
+        How far a step goes along the gradient.
     """
     rng = random.Random(_SEED)
+    hidden, output = network.weights(train.images.shape[1])
     arrays = {
-        "weights": softmax.weights(train.images.shape[1]),
+        "hidden": hidden,
+        "output": output,
         "steps": 0,
         "stop": False,
         "images": train.images,
@@ -80,18 +91,18 @@ def run(train: Digits, held_out: Digits, learners: int, seconds: float, kill_eve
     course: list[tuple[float, float]] = []
     kills: list[float] = []
     with ndshare.SharedDict(arrays) as shared:
-        processes = [_start(shared.name, rng) for _ in range(learners)]
+        processes = [_start(shared.name, rng, rate) for _ in range(learners)]
         try:
             shared.wait("steps", 1, timeout=60)
             start = time.perf_counter()
             while (now := time.perf_counter() - start) < seconds:
-                course.append((now, softmax.accuracy(shared["weights"], held_out)))
+                course.append((now, network.accuracy(shared["hidden"], shared["output"], held_out)))
                 if kill_every_s is not None and now > kill_every_s * (len(kills) + 1) and now < 0.8 * seconds:
                     victim = rng.randrange(learners)
                     processes[victim].kill()
                     processes[victim].wait()
                     kills.append(now)
-                    processes[victim] = _start(shared.name, rng)
+                    processes[victim] = _start(shared.name, rng, rate)
                 time.sleep(_LOOK_S)
             shared["stop"] = True
             for process in processes:
@@ -101,11 +112,12 @@ def run(train: Digits, held_out: Digits, learners: int, seconds: float, kill_eve
                 process.kill()
                 process.wait()
         steps = int(shared["steps"])
-        exact = shared.version("steps") == shared.version("weights") == steps + 1
+        versions = {shared.version(key) for key in ("steps", "hidden", "output")}
+        exact = versions == {steps + 1}
     return Course(learners, [t for t, _ in course], [a for _, a in course], kills, steps, exact)
 
 
-def _start(name: str, rng: random.Random) -> subprocess.Popen[bytes]:
+def _start(name: str, rng: random.Random, rate: float) -> subprocess.Popen[bytes]:
     threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    words = [sys.executable, "-m", "ndshare.demo.sgd_worker", name, str(rng.getrandbits(32))]
+    words = [sys.executable, "-m", "ndshare.demo.sgd_worker", name, str(rng.getrandbits(32)), str(rate)]
     return subprocess.Popen(words, env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(sys.path)})

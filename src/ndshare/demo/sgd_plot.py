@@ -24,5 +24,5 @@ def save(path: str, alone: Course, together: Course) -> None:
         axes.plot(course.seconds, course.accuracies, color=colour, lw=1.8, label=title)
     axes.set(xlabel="seconds", ylabel="held-out digits that are right", ylim=(0, 1), xlim=(0, None))
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False)
     figure.savefig(path)
