@@ -520,6 +520,14 @@ with ndshare.ProcessPoolExecutor(1) as executor:
 with ndshare.ProcessPoolExecutor(1, initializer=inherit, initargs=(row,)) as executor:
     executor.submit(write).result()
 assert row[1] == 7
+def write_by_name():
+    row[2] = kept[1] + 1
+with ndshare.ProcessPoolExecutor(1, initializer=inherit, initargs=(row,)) as executor:
+    executor.submit(write_by_name).result()
+def kernel(worker_id, index, value):
+    row[3] = row[2] + 1
+ndshare.ProcessContext(1).map(kernel, range(1))
+assert list(row) == [0, 7, 8, 9]
 print("fine")
 """
     )

@@ -276,3 +276,55 @@ if __name__ == "__main__":
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 """
     run_script(_HEAD + script, timeout=_TIMEOUT_S)
+
+
+def test_names_that_were_deleted_mean_nothing_to_later_tasks(run_script: RunScript) -> None:
+    """A name that only a worker has made stays."""
+    done = run_script(
+        _HEAD
+        + """
+def init():
+    global made
+    made = 1
+X = 5
+def use(): return X
+def helper(): return use()
+def own(): return made
+def total(): return sum([1, 2])
+def looked_up(): return globals().get("X")
+sum = lambda values: -1
+with Executor(2, initializer=init) as executor:
+    call = lambda f: executor.submit(f).result()
+    everywhere = lambda f: list(executor.map(lambda _: f(), range(6)))
+    assert everywhere(helper) == [5] * 6 and everywhere(total) == [-1] * 6 and call(looked_up) == 5
+    del X, sum
+    for f in (use, helper):
+        for _ in range(4):
+            try: call(f)
+            except NameError as error: assert "X" in str(error)
+            else: raise AssertionError
+    assert everywhere(total) == [3] * 6 and everywhere(own) == [1] * 6 and call(looked_up) is None
+    assert not call(lambda: hasattr(__import__("__main__"), "X"))
+    X = 7
+    assert everywhere(helper) == [7] * 6
+    del use
+    try: call(helper)
+    except NameError: pass
+    else: raise AssertionError
+out = ndshare.alloc(1)
+def use(): return 3
+def kernel(worker_id, index, value): out[0] = use() + X
+context = ndshare.ProcessContext(1)
+context.map(kernel, range(1))
+for name in ("X", "use"):
+    value = globals().pop(name)
+    try: context.map(kernel, range(1))
+    except NameError: pass
+    else: raise AssertionError(name)
+    globals()[name] = value
+context.map(kernel, range(1))
+print("works")
+""",
+        timeout=_TIMEOUT_S,
+    )
+    assert (done.stdout, done.stderr) == ("works\n", "")

@@ -98,6 +98,13 @@ with Executor(1) as executor:
     big[0] = 5
     assert call(names) == ["caller", "one"] == call(others)[0] and call(lambda: view_of[0]) == 5
     assert call(same)
+    def rebind():
+        global registry
+        registry = {"of the worker": 1}
+    class Later:
+        known = registry
+    call(rebind)
+    assert call(lambda: sorted(Later.known)) == ["caller", "one"], "what it is here, not what the worker made"
     registry = {"new": 1}
     assert call(names) == ["new"] and call(others) == (["caller", "one"],) * 2
     assert call(lambda known: known is registry, 1) is False

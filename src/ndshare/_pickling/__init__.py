@@ -28,7 +28,7 @@ from ndshare._pickling import cells, local_functions
 from ndshare._pickling.cells import CODE_TYPES, expect_gifts, give, given
 from ndshare._pickling.classes import class_attributes
 from ndshare._pickling.codes import CodeMemory, names_used
-from ndshare._pickling.functions import Named, NamedValue
+from ndshare._pickling.functions import Named, NamedValue, delivered
 from ndshare._pickling.memmaps import find_memmap, is_foreign, is_of_ctypes
 from ndshare._pickling.namespace import (
     EVERYTHING,
@@ -83,6 +83,7 @@ __all__ = [
     "by_value_modules",
     "cells",
     "class_attributes",
+    "delivered",
     "describe_random",
     "expect_gifts",
     "find_in_main",

@@ -166,9 +166,13 @@ class NamedValue:
         return named_value, (self.name,)
 
 
+delivered: dict[str, Any] = {}
+"""What this process was sent of globals, by name: its own code may have bound the name anew since."""
+
+
 def named_value(name: str) -> Any:
-    """Return the receiver's value of a global that it has."""
-    return main_namespace()[name]
+    """Return what this process was sent of a global."""
+    return delivered[name]
 
 
 def reduce_cached(cached: Any) -> tuple[Any, ...]:
@@ -185,6 +189,8 @@ def reduce_cached(cached: Any) -> tuple[Any, ...]:
 def reduce_cached_of_library(cached: Any) -> Any:
     """Return how to find a `functools.lru_cache` that others can import."""
     module, qualname = cached.__module__, cached.__qualname__
+    if module not in sys.modules:
+        return reduce_cached(cached)
     for found in (_found, _found_beneath):
         if found(module, qualname) is cached:
             return cached.__reduce__() if found is _found else (found, (module, qualname))

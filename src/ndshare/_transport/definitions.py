@@ -65,6 +65,7 @@ _SCANNED_MAX = 64 * 1024  # bytes of pickle that are searched for names no callb
 _ASIDE_MAX = 64 * 1024  # bytes of data that is sent only because a task may look it up at run time
 
 ABSENT = object()
+_FORGOTTEN = object()
 _HEAP_TYPE = 1 << 9
 # Functions and classes have names of their own; of small tuples Python keeps one for all.
 _OTHERWISE_NAMED = (types.FunctionType, type, tuple, frozenset)
@@ -93,7 +94,8 @@ class Definition:
         named.used.clear()
         recording = record(value, defining=frozenset((name,)), named=named)
         self.needs = tuple(_needs(name, value, recording))
-        self.contains = named.used - {name}  # other globals: there, too, they are to be the same objects
+        #: Other globals: there, too, they are to be the same objects.
+        self.contains = frozenset(named.used - {name})
         if (first := named.get(id(value), name)) != name:
             self.contains |= {first}
         self._plain = _facts_of_plain(value)
@@ -115,7 +117,7 @@ class Definition:
 
     def forget(self) -> None:
         """Let go of the object: workers' records keep definitions of names that are long rebound."""
-        self._value, self._reference, self._watch, self._plain = ABSENT, None, None, None
+        self._value, self._reference, self._watch, self._plain = _FORGOTTEN, None, None, None
 
     def holds(self, value: object) -> bool:
         """Tell whether the name still means the same."""
@@ -127,6 +129,17 @@ class Definition:
             same = one.__code__ is code and one.__defaults__ is defaults
             return same and not one.__dict__ and one.__kwdefaults__ is None
         return self._watch is None or self._watch.holds(value)
+
+
+GONE: Definition = object.__new__(Definition)
+"""Of a name that means nothing any more; only of interest to who was told that it did."""
+GONE.needs, GONE.contains = (), frozenset()
+GONE._value, GONE._reference, GONE._watch, GONE._plain = ABSENT, None, None, None
+
+
+def is_stale(known: object, definition: Definition) -> bool:
+    """Tell whether a receiver that knows this of a name has to be told."""
+    return known is not definition and (definition is not GONE or isinstance(known, Definition))
 
 
 def _facts_of_plain(value: Any) -> tuple[Any, Any] | None:
@@ -421,7 +434,10 @@ def closure(
         if name == EVERYTHING or name[0] == PERHAPS:
             continue
         value = value_of(name, namespace)
-        if value is ABSENT or name in left_out or (name in withheld and not isinstance(value, CODE_TYPES)):
+        if name in left_out or (name in withheld and not isinstance(value, CODE_TYPES)):
+            continue
+        if value is ABSENT:
+            found[name] = GONE
             continue
         if data is not None and not is_code(value):
             data[name] = value

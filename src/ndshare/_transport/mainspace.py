@@ -19,7 +19,8 @@ Guarantees
 ----------
 * Everything a delivered name needs in turn is delivered with it, in one pickle: identities among
   the names of one delivery are kept.
-* Names that ``__main__`` does not have are skipped: an initializer may yet make them.
+* Names that ``__main__`` does not have are skipped: an initializer may yet make them. Those that it no longer
+  has are unbound.
 
 Not guaranteed
 --------------
@@ -36,7 +37,16 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from ndshare._pickling import MAIN_NAMES, Named, NamedValue, Recording, expect_gifts, main_namespace, record
+from ndshare._pickling import (
+    MAIN_NAMES,
+    Named,
+    NamedValue,
+    Recording,
+    delivered,
+    expect_gifts,
+    main_namespace,
+    record,
+)
 from ndshare._transport import definitions
 from ndshare._transport.transport import Draft
 
@@ -70,6 +80,7 @@ def install(ask: Callable[[str], None] | None = None) -> types.ModuleType:
     global _ask
     _ask = ask
     expect_gifts()
+    delivered.clear()
     main = _Main("__main__")
     main.__dict__["__builtins__"] = __builtins__
     old = sys.modules.get("__main__")
@@ -146,7 +157,7 @@ def deliver(
             if looked_at is not None:
                 looked_at[needs, brought] = found, left_out
             return None
-    if found is not None and all(known.get(name) is definition for name, definition in found.items()):
+    if found is not None and not _stale(found, known):
         return None
     with definitions.lock:
         namespace = definitions.current_namespace()
@@ -154,7 +165,7 @@ def deliver(
             found = definitions.closure(needs, namespace, withheld | brought, left_out=left_out)
             if looked_at is not None:
                 looked_at[needs, brought] = found, left_out
-        stale = {name: d for name, d in found.items() if known.get(name) is not d}
+        stale = _stale(found, known)
         if not stale:
             return None
         definitions.forget_rebound(namespace)
@@ -166,11 +177,17 @@ def deliver(
                 _Update(update, there), defining=frozenset(stale), withheld=withheld, named=there
             )
             needed = definitions.closure(recording.needs, namespace, withheld | brought, left_out=left_out)
-            more = {n: d for n, d in needed.items() if n not in stale and known.get(n) is not d}
+            more = {n: d for n, d in _stale(needed, known).items() if n not in stale}
             if not more:
                 return Draft(recording, delivers=dict(stale))
             stale.update(more)
             found |= needed
+
+
+def _stale(
+    found: dict[str, definitions.Definition], known: dict[str, object]
+) -> dict[str, definitions.Definition]:
+    return {name: d for name, d in found.items() if definitions.is_stale(known.get(name), d)}
 
 
 class _Update:
@@ -181,8 +198,11 @@ class _Update:
         self._there = there
 
     def __reduce__(self) -> Any:
-        bindings = []
+        bindings: list[_Binding | _Unbinding] = []
         for name, value in self._values.items():
+            if value is definitions.ABSENT:
+                bindings.append(_Unbinding(name))
+                continue
             first = self._there.get(id(value), name)  # the receiver may have it under another name
             bindings.append(_Binding(name, value if first in self._values else NamedValue(first)))
         return dict, (bindings,)
@@ -196,11 +216,25 @@ class _Binding(NamedTuple):
         return _bind, (self.name, self.value)
 
 
+class _Unbinding(NamedTuple):
+    name: str
+
+    def __reduce__(self) -> Any:
+        return _unbind, (self.name,)
+
+
+def _unbind(name: str) -> tuple[str, Any]:
+    """Forget a name that the caller had once."""
+    main_namespace().pop(name, None)
+    delivered.pop(name, None)
+    return name, None
+
+
 def _bind(name: str, value: Any) -> tuple[str, Any]:
     """Bind a name while a message is unpickled."""
     # A dotted key is a submodule: its import was the purpose.
     if "." not in name and not (name in (namespace := main_namespace()) and _binding.gently):
-        namespace[name] = value
+        namespace[name] = delivered[name] = value
     return name, value
 
 
