@@ -52,7 +52,9 @@ def test_find_known_object_gives_its_functor(obj, kind):
 @pytest.mark.parametrize("obj", [5, None, {"a": 1}, {1, 2}, object(), list, {}.keys()], ids=repr)
 def test_find_unknown_object_is_refused_with_its_type(obj):
     """What has no order or no items is refused, and the message says what to do."""
-    with pytest.raises(ValueError, match=re.escape(f"no default functor for {type(obj)}") + r".*pass list\("):
+    with pytest.raises(
+        ValueError, match=re.escape(f"no default functor for {type(obj)}") + r".*pass (list|range)\("
+    ):
         find(obj)
 
 

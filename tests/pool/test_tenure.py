@@ -21,6 +21,7 @@ import pytest
 import ndshare
 from ndshare._system import default_workers
 from tests import misdeeds
+from tests.jobs import wait_for
 from tests.kernel import gone
 from tests.pool import tenure_tasks
 
@@ -108,7 +109,7 @@ def test_finalizer_that_is_killed_or_hangs_keeps_nobody(tmp_path: Path) -> None:
         executor.shutdown(timeout=0.3)
     executor.kill_workers()
     executor.shutdown()
-    assert gone(pid)
+    wait_for(lambda: gone(pid))
     executor = ndshare.ProcessPoolExecutor(1, finalizer=tenure_tasks.hang)
     pid = executor.submit(os.getpid).result()
     executor.shutdown(wait=False)

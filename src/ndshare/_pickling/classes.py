@@ -17,6 +17,7 @@ Guarantees
 * A class that came from the caller goes back to it as its id alone: what a worker did to its copy stays
   there.
 * Members of an enumeration are made past its ``__new__`` and ``__init__``, once each.
+* A base with a method ``_ndshare_arrived_`` has it called for each class that arrives, once that is whole.
 
 Not guaranteed
 --------------
@@ -253,6 +254,8 @@ def fill_class(cls: type, content: tuple[dict[str, Any], list[type]]) -> None:
     for sub in registered:
         abc.ABCMeta.register(cls, sub)  # type: ignore[arg-type]
     _fill_cells(cls, attributes)
+    if any("_ndshare_arrived_" in vars(base) for base in cls.__mro__):
+        cls._ndshare_arrived_()  # type: ignore[attr-defined]
 
 
 def _fill_cells(cls: type, attributes: dict[str, Any]) -> None:

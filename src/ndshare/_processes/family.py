@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 import pickle
 import select
@@ -98,6 +99,23 @@ def be(description: dict[str, Any], parent: int, run: Callable[[], None]) -> int
         pickle.loads(description["more"])
     code: int = _Worker(description, run)._bootstrap(parent_sentinel=parent)  # type: ignore[attr-defined]
     return code
+
+
+def leave_script_alone() -> None:
+    """Have processes that tasks start not import the program's script, which may have no main guard.
+
+    ``__main__.__file__`` is the script's here, too, and is all that `multiprocessing` goes by.
+    """
+    prepare = spawn.get_preparation_data
+    if hasattr(prepare, "__wrapped__"):
+        return
+
+    @functools.wraps(prepare)
+    def without_script(name: str) -> dict[str, Any]:
+        said = prepare(name)
+        return {key: value for key, value in said.items() if not key.startswith("init_main_from_")}
+
+    spawn.get_preparation_data = without_script
 
 
 # ---------------------------------------------------------------------- numbers

@@ -111,6 +111,7 @@ class _Worker:
             mainspace.keep()
         else:
             mainspace.install(self._ask)
+            family.leave_script_alone()
 
     def _preload(self, names: tuple[str, ...]) -> None:
         try:

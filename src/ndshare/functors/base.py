@@ -114,12 +114,18 @@ class Functor:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        cls._ndshare_arrived_()
+
+    @classmethod
+    def _ndshare_arrived_(cls) -> None:
+        """Register this class: it was made here, or has come from another process."""
         known = cls._functor_types
         for number, other in enumerate(known):
             if _is_redefinition(cls, other):
                 known[number] = cls
                 return
-        known.append(cls)
+        if cls not in known:
+            known.append(cls)
 
     @classmethod
     def wrap(cls, value: Any) -> Self | None:  # noqa: ARG003
