@@ -656,9 +656,9 @@ class Pool:
             self.interrupted = self.interrupted or only is None
             with self.hub.lock:
                 running = self.roster.heads(only)
+                ending = only is None and bool(self.roster.ending)
             for worker, seq in running:
                 worker.interrupt(seq)
-                ending = only is None and bool(self.roster.ending)
             if running or ending:
                 self.hub.later(_INTERRUPT_S, functools.partial(self._insist, running))
         finally:
