@@ -190,6 +190,8 @@ class Zygote:
         while True:
             try:
                 received = _wire.recv_message(self.control.fileno(), self.buffer, socket.MSG_DONTWAIT)
+            except ConnectionResetError:  # said once, before what it had still said
+                continue
             except OSError:
                 received = (0, ())
             if received is None:
