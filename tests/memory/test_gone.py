@@ -229,6 +229,7 @@ def many(n: int) -> list[np.ndarray]:
 @pytest.mark.unsanitized  # a sanitizer keeps what was freed
 def test_many_results_are_in_memory_once():
     """What is copied out, because too much is held already, is not kept as a mapping as well."""
+    segments.trim()
     with ndshare.ProcessPoolExecutor(2) as executor:
         results = executor.submit(many, 400).result() + [a for r in executor.map(many, [20] * 10) for a in r]
         nbytes = sum(a.nbytes for a in results)

@@ -170,6 +170,7 @@ def test_what_a_machine_keeps_is_bounded_for_all_its_processes(make_store: Calla
     assert one.make_room({digests[-1]})
     assert list(one._held) == digests
     theirs = _keep(other)
+    other._link.total()  # the holder answers: it has heard of it
     assert one.lacks([theirs], {}) == []  # kept once, whoever has it
     assert one._link.total() == 12 * _CHUNK
     assert one.make_room({theirs})
