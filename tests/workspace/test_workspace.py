@@ -342,13 +342,13 @@ def test_arguments_are_read_late_if_that_is_asked_for() -> None:
 
 def test_module_that_workers_cannot_import(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its functions go by value, their arguments read at the call; its own `D` does not go at all."""
-    module = types.ModuleType("only_here")
+    module = types.ModuleType("made_by_hand")
     source = (
         "D = ordinary\ndef helper(): return float(D.sum())\ndef work(x): return helper() + float(x.sum())"
     )
     module.__dict__["ordinary"] = np.full(_BIG, -1.0)
     exec(source, module.__dict__)
-    monkeypatch.setitem(sys.modules, "only_here", module)
+    monkeypatch.setitem(sys.modules, "made_by_hand", module)
     x = np.ones(10_000)
     try:
         with ndshare.Workspace({"D": np.ones(3)}, 1) as ws:
@@ -358,12 +358,12 @@ def test_module_that_workers_cannot_import(monkeypatch: pytest.MonkeyPatch) -> N
                 x += 1
             assert ws.evaluate() == [10_003.0, 20_003.0, 30_003.0]
             assert ws._staff.pool.delivery.bytes_copied < 1_000_000
-        transport.by_value_modules.discard("only_here")
+        transport.by_value_modules.discard("made_by_hand")
         with ndshare.ProcessPoolExecutor(1, snapshot="submit") as executor:
             module.D = np.zeros(1)
             assert executor.submit(module.work, x).result() == 40_000.0
     finally:
-        transport.by_value_modules.discard("only_here")
+        transport.by_value_modules.discard("made_by_hand")
 
 
 def test_register_is_a_decorator_or_a_call(workspace: Make) -> None:
