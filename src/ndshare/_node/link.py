@@ -25,10 +25,11 @@ import os
 import select
 import socket
 import struct
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+
+from ndshare._system import own_thread
 
 _FIND, _OFFER, _WITHDRAW, _HERE, _FETCH, _TOTAL = range(6)
 _MESSAGE = struct.Struct("<B7x16sQQ")  # what, hash, size, uid of the segment
@@ -75,7 +76,7 @@ class _Holder:
         self._owners: dict[bytes, set[int]] = {}
         self._fetching: dict[bytes, int] = {}  # who fetches it
         self._waiting: list[tuple[int, bytes, float]] = []
-        threading.Thread(target=self._run, name="ndshare-holder", daemon=True).start()
+        own_thread(self._run, "ndshare-holder").start()
 
     def _run(self) -> None:
         poll = select.poll()
