@@ -12,6 +12,7 @@ import pytest
 import ndshare
 from ndshare import _arrays
 from ndshare._memory import segments
+from ndshare._system import process_memory
 from tests.peers import Peer, staged
 
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("fresh_heap")]
@@ -191,6 +192,7 @@ def test_stats_know_every_byte_of_a_child_and_of_its_parent(run_script):
 import os
 import numpy as np, ndshare
 from ndshare._memory import segments
+from ndshare._system import process_memory
 from tests.memory.test_gone import accounted
 with ndshare.ProcessPoolExecutor(1) as executor:
     results = list(executor.map(np.ones, [1 << 20] * 3))
@@ -230,11 +232,13 @@ def many(n: int) -> list[np.ndarray]:
 def test_many_results_are_in_memory_once():
     """What is copied out, because too much is held already, is not kept as a mapping as well."""
     segments.trim()
+    # Mappings up to an eighth of what this process has in ordinary memory may stay: after many tests that is much.
+    eighth = process_memory(os.getpid()).anonymous / 8
     with ndshare.ProcessPoolExecutor(2) as executor:
         results = executor.submit(many, 400).result() + [a for r in executor.map(many, [20] * 10) for a in r]
         nbytes = sum(a.nbytes for a in results)
         assert nbytes > 400_000_000
         s = segments.stats()
-        assert s.held_bytes + s.cached_bytes < nbytes / 5
+        assert s.held_bytes + s.cached_bytes < nbytes / 5 + eighth
         assert [float(a[-1]) for a in results[:400]] == list(range(400))
     del results
