@@ -44,7 +44,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-PLAIN_HEAD, NAMED_HEAD = HEAD.pack(PLAIN, 0, 0, 0), HEAD.pack(NAMED, 0, 0, 0)
+PLAIN_HEAD, NAMED_HEAD = HEAD.pack(PLAIN, 0, 0, 0, 0), HEAD.pack(NAMED, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("fds", [0, 1, 2, 9])
@@ -55,10 +55,10 @@ PLAIN_HEAD, NAMED_HEAD = HEAD.pack(PLAIN, 0, 0, 0), HEAD.pack(NAMED, 0, 0, 0)
         PLAIN_HEAD[:7],
         PLAIN_HEAD,
         PLAIN_HEAD + b"\xff" * 20,
-        HEAD.pack(7, 0, 0, 0) + b"\0x",
-        HEAD.pack(PLAIN, 1, 0, 0) + b"\0x",
-        HEAD.pack(PLAIN, 0, 0, 3) + b"\xff",
-        HEAD.pack(PLAIN, 0, 0, 2**32 - 1) + b"\xff",
+        HEAD.pack(7, 0, 0, 0, 0) + b"\0x",
+        HEAD.pack(PLAIN, 1, 0, 0, 0) + b"\0x",
+        HEAD.pack(PLAIN, 0, 0, 1, 0) + b"\xff",
+        HEAD.pack(PLAIN, 0, 0, 2**32 - 1, 2**64 - 1) + b"\xff",
         NAMED_HEAD,
         NAMED_HEAD + NAMES.pack(2**32 - 1, 2**32 - 1, 0),
         NAMED_HEAD + NAMES.pack(1, 1, 200) + b"n\0\0",
@@ -114,14 +114,14 @@ def test_envelope_that_holds_no_descriptors(q):
     q.put(1)
     q.get()
     before = open_files()
-    inject(q, HEAD.pack(PLAIN, 1, 0, 0) + b"\xff", 1)
+    inject(q, HEAD.pack(PLAIN, 1, 0, 0, 0) + b"\xff", 1)
     with pytest.raises(ndshare.errors.TransportError):
         q.get(timeout=5)
     mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with mine, theirs:
         _wire.send_message(
             q._line.wire.files.out,
-            [HEAD.pack(PLAIN, 1, 0, 0) + b"\xff"],
+            [HEAD.pack(PLAIN, 1, 0, 0, 0) + b"\xff"],
             [mine.fileno()],
             socket.MSG_DONTWAIT,
         )
@@ -142,7 +142,7 @@ def test_memory_of_a_queue_cannot_change_its_size(q):
 
 
 @pytest.mark.parametrize("bounds", [{}, {"maxsize": 4}, {"maxbytes": 5000}, {"maxsize": 4, "maxbytes": 5000}])
-@pytest.mark.parametrize("field", [memory.SLOTS, memory.MAX_BYTES, memory.MAXSIZE, memory.CHECK])
+@pytest.mark.parametrize("field", [memory.MAX_BYTES, memory.MAXSIZE, memory.CHECK])
 @pytest.mark.parametrize("value", [0, 1, 3, 2**40, 2**63, 2**64 - 1])
 def test_overwritten_numbers_are_an_error(bounds, field, value):
     """In what is called from then on, and for who gets the queue; put right again, it goes on."""
@@ -172,7 +172,7 @@ def test_files_that_are_no_queue_are_refused(make, tmp_path):
     else:
         fd = os.memfd_create("x", os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(fd, 100 if make == "short" else 192)
+        os.ftruncate(fd, 100 if make == "short" else memory._HEADER_BYTES)
         if make == "short":
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, memory._SEALS)
         with pytest.raises(ndshare.errors.TransportError, match="a queue was refused"):

@@ -19,18 +19,19 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import secrets
 import weakref
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib import format as npy
-from numpy.typing import NDArray
 
 from ndshare._arrays.making import checked
-from ndshare._memory import SHARED, attach, block_of
+from ndshare._memory import attach_file, block_of
 from ndshare.errors import CapacityError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MODES = ("x", "w", "r+", "a")
 
@@ -80,7 +81,7 @@ def _made(path: str, mode: str, shape: tuple[int, ...], dtype: np.dtype[Any], or
     room = os.statvfs(folder)
     if nbytes > (free := room.f_bavail * room.f_frsize):
         raise CapacityError(nbytes, free, f"file system of {folder!r}")
-    other = os.path.join(folder, f".{name}.{secrets.token_hex(6)}")
+    other = os.path.join(folder, f".{name}.{os.urandom(6).hex()}")
     with open(other, "x+b") as file:
         try:
             if name.endswith(".npy"):
@@ -170,7 +171,7 @@ def _mapped(
     strides = None
     if order == "F":
         strides = tuple(dtype.itemsize * math.prod(shape[:axis]) for axis in range(len(shape)))
-    block = attach(secrets.randbits(63), offset + nbytes, SHARED, os.dup(file.fileno()))
+    block = attach_file(os.dup(file.fileno()), offset + nbytes)
     array = block.array(dtype, shape, strides, offset)
     block.release()
     key = id(array)

@@ -31,7 +31,6 @@ import functools
 import mmap
 import os
 import re
-import secrets
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -79,6 +78,7 @@ __all__ = [
     "Stats",
     "allocate",
     "attach",
+    "attach_file",
     "available",
     "before_trim",
     "block_of",
@@ -181,7 +181,12 @@ def sparse(nbytes: int, *, filled: bool) -> Block:
     except BaseException:
         os.close(fd)
         raise
-    return attach(secrets.randbits(63), size, SHARED, fd)
+    return attach_file(fd, size)
+
+
+def attach_file(fd: int, nbytes: int) -> Block:
+    """Return a file that no process of ndshare knows yet as shared memory; the descriptor is taken over."""
+    return attach(int.from_bytes(os.urandom(8), "little") >> 1, nbytes, SHARED, fd)
 
 
 before_trim: set[Callable[[], object]] = set()

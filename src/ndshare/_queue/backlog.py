@@ -1,15 +1,9 @@
-"""What this process holds of a queue: slots, and what it has accepted and the socket has no room for.
-
-::
-
-    Slots    the slots of messages that are not sent yet
-    Backlog  these messages, in order, and the thread that sends them; the process waits for it when it ends
+"""What this process has accepted for a queue and the socket has no room for, and the thread that sends it.
 
 Guarantees
 ----------
 * Order: nothing overtakes the backlog.
-* A message is in the socket, or in the backlog of a live process that holds BACKLOG_BYTE. Its slot is locked
-  all the time.
+* A message is in the socket, or in the backlog of a live process that holds BACKLOG_BYTE, with its slot.
 * A process that exits normally waits until its backlogs are empty, or nobody is left who could take them.
   Processes of `multiprocessing` end without what is registered with `atexit`: it is arranged in both ways.
 """
@@ -26,34 +20,43 @@ import time
 import types
 
 from ndshare._memory import available
-from ndshare._queue.memory import BACKLOG_BYTE, IMMEDIATE, SHUT, SLOT_BYTE, hold_again, keep_slot
+from ndshare._queue.memory import BACKLOG_BYTE, IMMEDIATE, SHUT
 from ndshare._queue.messages import Message, short_of_files
 from ndshare._queue.wire import Wire
-from ndshare._system import _wire, lock_byte, own_thread, reopen, unlock_byte
+from ndshare._system import _wire, lock_byte, own_thread, reopen
 from ndshare.errors import CapacityError, SegmentError, ShutDown
 
 _PAUSE_S = 0.002  # between two attempts when the kernel cannot say when there is room: descriptors in flight
 _STUCK_S = 30.0  # a message whose memory cannot be had for so long although nothing else is in flight is lost
 _LOOK_MS = 1000.0
 _PUMP_EVERY = 16
-_MOMENT_S = 0.001
 
 
-class Slots:
-    """The slots of a bounded queue that this process has, for messages it has not sent yet.
+class Backlog:
+    """The messages of one queue that wait in this process.
 
     Attributes
     ----------
+    messages : collections.deque of Message or bytes
+        What was accepted and is not in the socket; bytes: a pickle that is all of a message.
     lock : threading.RLock
-        Held while a slot changes hands, and over a fork: the child must not have the descriptor of a slot.
+        Held wherever the backlog changes, and over a fork.
+    waits_at_exit : bool
+        Whether the process waits for the backlog when it ends.
     """
 
     def __init__(self, wire: Wire) -> None:
+        self.messages: collections.deque[Message | bytes] = collections.deque()
+        self.waits_at_exit = True
         self.lock = threading.RLock()
         self._wire = wire
-        self._fds: set[int] = set()  # open in this process; each holds a slot
+        self._feeder: threading.Thread | None = None
+        self._keep_fd = -1  # holds BACKLOG_BYTE
+        self._late = False  # shut down: what is left goes the other way
 
-    def take(self, message: Message, doubt: bool = True) -> bool:
+    # ---- slots of a bounded queue
+
+    def take_slot(self, message: Message, *, doubt: bool) -> bool:
         """Get a slot for a message; False if the queue is full.
 
         Unless there is reason to doubt it, what dead processes had counts as in use.
@@ -66,82 +69,43 @@ class Slots:
         wire = self._wire
         if wire.flags & SHUT:
             raise ShutDown
-        nbytes = max(message.nbytes, wire.least) if wire.maxbytes else 1
+        charge = wire.charge_of(message.nbytes)
         _wire.shield()  # Ctrl-C comes behind the call that has taken it
         try:
-            with self.lock:
-                taken = _wire.queue_take(wire.memory, wire.files.memory, nbytes, doubt)
-                if taken is None:
+            if not wire.take_slot(charge):
+                if not doubt:
                     return False
-                message.slot, message.slot_fd = taken
-                self._fds.add(message.slot_fd)
+                self.mend()
+                if not wire.take_slot(charge):
+                    return False
+            message.charge = charge
         finally:
             _wire.unshield()
         return True
 
-    def is_full_of_bytes(self) -> bool:
-        """Tell whether a queue bounded in bytes has no room for even one."""
-        probe = Message(None, define=False)
-        probe.settle()  # then it counts for nothing
-        if self.take(probe):
-            self.give_back(probe)
-            return False
-        return True
+    def return_slot(self, message: Message) -> None:
+        """Let go of the slot of a message that was not accepted, if it has one."""
+        if message.is_accepted:
+            return
+        _wire.shield()
+        try:
+            charge, message.charge = message.charge, -1
+            if charge >= 0:
+                self._wire.return_slot(charge)
+                self._wire.ring()
+        finally:
+            _wire.unshield()
 
-    def give_back(self, message: Message) -> None:
-        """Let go of the slot of a message that is not sent."""
-        if message.slot_fd >= 0:
-            self._wire.clear_slot(message.slot)
-            self.close(message)
-            self._wire.ring()
-
-    def hold_again(self, message: Message) -> None:
-        """Hold the slot of a message, which this process keeps, by a description that can be sent with it."""
-        message.slot_fd = hold_again(self._wire.files.memory, message.slot)
-        self._fds.add(message.slot_fd)
-
-    def close(self, message: Message) -> None:
-        """Close the descriptor of a message's slot, if it has one."""
-        fd, message.slot_fd = message.slot_fd, -1
-        if fd >= 0:
-            self._fds.discard(fd)
-            os.close(fd)
-
-    def begin_in_child(self) -> None:
-        """Give up what is the parent's."""
-        self.lock = threading.RLock()
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = set()
-
-
-class Backlog:
-    """The messages of one queue that wait in this process.
-
-    Attributes
-    ----------
-    messages : collections.deque of Message or bytes
-        What was accepted and is not in the socket; bytes: a pickle that is all of a message.
-    slots : Slots
-        Those of the same queue; their lock is held wherever the backlog changes.
-    waits_at_exit : bool
-        Whether the process waits for the backlog when it ends.
-    """
-
-    def __init__(self, wire: Wire, slots: Slots) -> None:
-        self.messages: collections.deque[Message | bytes] = collections.deque()
-        self.waits_at_exit = True
-        self._wire = wire
-        self.slots = slots
-        self._feeder: threading.Thread | None = None
-        self._keep_fd = -1  # holds BACKLOG_BYTE and the slots of the backlog
-        self._late = False  # shut down: what is left goes the other way
-        self._got_in_vain = -1  # messages taken out when it was no use to wait for more
+    def mend(self) -> None:
+        """Give back what dead processes had of the bounds, and tell who waits for it."""
+        with self.lock:
+            if self._wire.mend():
+                self._wire.ring()
 
     # ---- in front of it
 
     def send(self, message: Message) -> bool:
-        """Send a message past the backlog; False if there is no room. Lock of the slots held.
+        """Send a message past the backlog; False if there is no room. Lock held.
 
         Raises
         ------
@@ -157,12 +121,12 @@ class Backlog:
             if not short_of_files(error):
                 raise
             return False
-        self.slots.close(message)
+        message.is_accepted = True
         message.release()
         return True
 
     def add(self, message: Message) -> None:
-        """Put a message into the backlog. Lock of the slots held."""
+        """Put a message into the backlog. Lock held."""
         if self._keep_fd < 0:
             keep_fd = reopen(self._wire.files.memory)
             lock_byte(keep_fd, BACKLOG_BYTE, shared=True)
@@ -171,45 +135,34 @@ class Backlog:
                 raise ShutDown
             self._keep_fd = keep_fd
             _expect(self)
-        if message.slot_fd >= 0:
-            keep_slot(self._keep_fd, message.slot_fd, message.slot)
-            self.slots.close(message)
         self.messages.append(message)
-        if self._feeder is None:
+        message.is_accepted = True
+
+    def start_feeder(self) -> None:
+        """Have what is in the backlog sent. Lock held."""
+        if self.messages and self._feeder is None:
             feeder = own_thread(self._feed, "ndshare-queue")
             with contextlib.suppress(RuntimeError):  # the interpreter ends: `finish` comes, or has been here
                 feeder.start()
                 self._feeder = feeder
 
     def add_stream(self, stream: bytes) -> bool:
-        """Accept a pickle that is all of a message, behind the backlog; False if there is none."""
-        with self.slots.lock:
-            if not self.messages or self._wire.flags & SHUT:
-                return False
-            self.messages.append(stream)
-            self._wire.count_put()
-            if len(self.messages) % _PUMP_EVERY == 0:  # the feeder may have to wait for the GIL
-                self._pump()
+        """Accept a pickle that is all of a message behind the backlog; False if there is none, or no slot."""
+        wire = self._wire
+        _wire.shield()
+        try:
+            with self.lock:
+                if not self.messages or wire.flags & SHUT:
+                    return False
+                if wire.is_bounded and not wire.take_slot(wire.charge_of(len(stream))):
+                    return False
+                self.messages.append(stream)
+                wire.count_put()
+                if len(self.messages) % _PUMP_EVERY == 0:  # the feeder may have to wait for the GIL
+                    self._pump()
+        finally:
+            _wire.unshield()
         return True
-
-    def let_drain(self) -> None:
-        """Wait for a moment, as often as it helps, before more is put behind a bounded backlog.
-
-        The long way, on which a slot changes hands twice, costs several times as much as the short one, and
-        who puts faster than the feeder sends would never come back to it. If nothing is taken out this waits
-        only once.
-        """
-        got = self._wire.got
-        if got == self._got_in_vain:
-            return
-        if not self.messages:
-            self._wire.wait_for_room(_MOMENT_S * 1e3)
-        while left := len(self.messages):
-            time.sleep(_MOMENT_S)
-            if len(self.messages) >= left:
-                break
-        if self._wire.got == got:
-            self._got_in_vain = got
 
     # ---- sending it
 
@@ -230,7 +183,7 @@ class Backlog:
         return len(messages) < before
 
     def _feed(self) -> None:
-        wire, lock = self._wire, self.slots.lock
+        wire, lock = self._wire, self.lock
         stuck_since = 0.0
         refused = False  # although there was room
         while True:
@@ -242,7 +195,7 @@ class Backlog:
                     return
                 message = self.messages[0]
                 if type(message) is bytes and self._late:
-                    message = self.messages[0] = Message.of_stream(message)
+                    message = self.messages[0] = Message.of_stream(message, self._charge_of(message))
             ready = True
             if type(message) is Message:  # only this thread sends those
                 ready = _settled(message)
@@ -265,33 +218,33 @@ class Backlog:
 
     def _feed_one(self, message: Message) -> bool:
         """Send the first message; False if that is not possible at present. Lock held."""
-        sent = False
         try:
-            if message.slot >= 0:
-                self.slots.hold_again(message)
-                # Before it is sent: once the receiver has it, nobody else may hold the slot.
-                unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
-            sent = self.send(message)
+            if not self.send(message):
+                return False
         except ShutDown:
             self._late = True
-        except OSError:  # no descriptor for the slot
-            pass
-        if message.slot_fd >= 0:
-            lock_byte(self._keep_fd, SLOT_BYTE + message.slot, shared=True)
-            self.slots.close(message)
-        if sent:
-            self.messages.popleft()
-        return sent
+            return False
+        self.messages.popleft()
+        return True
+
+    def _charge_of(self, message: Message | bytes) -> int:
+        """Return for how much a message of the backlog has a slot; -1: it has none."""
+        if isinstance(message, Message):
+            return message.charge
+        return self._wire.charge_of(len(message)) if self._wire.is_bounded else -1
+
+    def _drop(self, message: Message | bytes) -> None:
+        """Count a message of the backlog as one that nobody will take out, and give back its slot."""
+        self._wire.count_dropped()
+        charge = self._charge_of(message)
+        if charge >= 0:
+            self._wire.return_slot(charge)
+            self._wire.ring()
 
     def _lose(self, message: Message) -> None:
         """Give up a message whose memory cannot be had."""
-        with self.slots.lock:
-            self.messages.popleft()
-            self._wire.count_dropped()
-            if message.slot >= 0:
-                self._wire.clear_slot(message.slot)
-                unlock_byte(self._keep_fd, SLOT_BYTE + message.slot)
-                self._wire.ring()
+        with self.lock:
+            self._drop(self.messages.popleft())
         sys.unraisablehook(
             types.SimpleNamespace(
                 exc_type=CapacityError,
@@ -306,11 +259,8 @@ class Backlog:
 
     def _end(self) -> None:
         """Let go of what is left. Lock held."""
-        self._wire.count_dropped(len(self.messages))
-        for message in self.messages:
-            if type(message) is Message:
-                self._wire.clear_slot(message.slot)
-        self.messages.clear()
+        while self.messages:
+            self._drop(self.messages.popleft())
         os.close(self._keep_fd)
         self._keep_fd = -1
         self._feeder = None
@@ -331,14 +281,15 @@ class Backlog:
     def finish(self) -> None:
         """Deliver what there is, as far as anybody is left to take it, before this process ends."""
         if self.waits_at_exit:
-            with self.slots.lock:
+            with self.lock:
                 self._wire.stop_hearing()
             self.join()
 
     def begin_in_child(self) -> None:
         """Leave to the parent of a fork what is the parent's, its slots as well."""
         _busy.clear()
-        self.slots.begin_in_child()
+        self.lock = threading.RLock()
+        self._wire.begin_in_child()
         self.messages = collections.deque()
         self._feeder = None
         if self._keep_fd >= 0:

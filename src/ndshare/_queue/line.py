@@ -11,7 +11,7 @@ a thread puts is kept.
 Guarantees
 ----------
 * Nothing overtakes the backlog.
-* A fork never happens in the middle of a push; the child has no backlog and holds no slot of its parent's.
+* A fork never happens in the middle of a push; the child has no backlog and no slot of its parent's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import os
 import threading
 import weakref
 
-from ndshare._queue.backlog import Backlog, Slots
+from ndshare._queue.backlog import Backlog
 from ndshare._queue.memory import ENDS, HAD_PRODUCERS, PRODUCER_BYTE, SHUT, Files
 from ndshare._queue.messages import Message, short_of_files
 from ndshare._queue.wire import Wire
@@ -40,7 +40,7 @@ class Producer:
     ----------
     wire : Wire
     lock : threading.RLock
-        That of the slots, which is held over a fork.
+        That of the backlog, which is held over a fork.
     fd : int
         The description that came with the queue; -1: none.
     """
@@ -139,7 +139,6 @@ class Line:
     Attributes
     ----------
     wire : Wire
-    slots : Slots
     backlog : Backlog
     producer : Producer or None
         Only of a queue that ends with its producers.
@@ -149,9 +148,8 @@ class Line:
 
     def __init__(self, wire: Wire, producer_fd: int = -1) -> None:
         self.wire = wire
-        self.slots = Slots(wire)
-        self.backlog = Backlog(wire, self.slots)
-        self.producer = Producer(wire, self.slots.lock, producer_fd) if wire.flags & ENDS else None
+        self.backlog = Backlog(wire)
+        self.producer = Producer(wire, self.backlog.lock, producer_fd) if wire.flags & ENDS else None
         self.users = 0
 
     def push(self, message: Message) -> None:
@@ -171,30 +169,32 @@ class Line:
             message.detach()
         _wire.shield()  # a backlog has one feeder, and what is in it goes out once
         try:
-            with self.slots.lock:
+            with self.backlog.lock:
                 if self.wire.flags & SHUT:
                     raise ShutDown
                 if backlog.messages or message.draft is not None or not backlog.send(message):
                     backlog.add(message)
                 self.wire.count_put()
+                backlog.start_feeder()
         finally:
             _wire.unshield()
         backlog.feed_here()
 
     def push_stream(self, stream: bytes) -> bool:
         """Accept a pickle that is all of a message, without a detour; False if it has to go the long way."""
-        if not self.backlog.messages:
-            return self.wire.send_bare(stream)
-        return not self.wire.slots and len(stream) < INLINE_MAX and self.backlog.add_stream(stream)
+        if len(stream) >= INLINE_MAX:
+            return False
+        backlog = self.backlog
+        return backlog.add_stream(stream) if backlog.messages else self.wire.send_bare(stream)
 
     def open(self) -> None:
         """Count a `Queue` that uses this line."""
-        with self.slots.lock:
+        with self.backlog.lock:
             self.users += 1
 
     def close(self) -> None:
         """Count it no more; after the last one this process takes no messages."""
-        with self.slots.lock:
+        with self.backlog.lock:
             self.users -= 1
             if self.users == 0:
                 self.wire.stop_hearing()
@@ -240,7 +240,7 @@ def _before_fork() -> None:
     _registry_lock.acquire()
     _forks.backlogs = list(_backlogs)
     for backlog in _forks.backlogs:
-        backlog.slots.lock.acquire()  # a push that is under way is waited for
+        backlog.lock.acquire()  # a push that is under way is waited for
     producers = [line.producer for line in list(_lines.values()) if line.producer is not None and line.users]
     _forks.producers = [(producer, producer.before_fork()) for producer in producers]
 
@@ -249,7 +249,7 @@ def _after_fork() -> None:
     for producer, held in _forks.__dict__.pop("producers", ()):
         producer.after_fork(held)
     for backlog in _forks.__dict__.pop("backlogs", ()):
-        backlog.slots.lock.release()
+        backlog.lock.release()
     _registry_lock.release()
 
 
@@ -261,7 +261,7 @@ def _begin_in_child() -> None:
     _forks.__dict__.pop("producers", None)
     for line in list(_lines.values()):
         if line.producer is not None:
-            line.producer.begin_in_child(line.slots.lock)
+            line.producer.begin_in_child(line.backlog.lock)
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_begin_in_child)

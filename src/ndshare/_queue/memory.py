@@ -19,37 +19,26 @@ import socket
 import struct
 from typing import NamedTuple
 
-from ndshare._system import lock_byte, reopen
 from ndshare.errors import TransportError
 
-# Begins every message: kind, whether its descriptors are in an envelope, slot and one.
-HEAD = struct.Struct("<BBHI")
+# Begins every message: kind, whether its descriptors are in an envelope, whether it has a slot, its charge.
+HEAD = struct.Struct("<BBHIQ")
 PLAIN, NAMED = 0, 1
 # A NAMED message: lengths of the list of names and of the parcel that defines them, its descriptors.
 NAMES = struct.Struct("<III")
 
-FLAGS, WAITERS, SLOTS, MAX_BYTES, MAXSIZE, CHECK, PUT, GOT, DONE, SIZES = (
-    0,
-    8,
-    16,
-    24,
-    32,
-    40,
-    64,
-    128,
-    136,
-    192,
-)
+FLAGS, WAITERS, MAX_BYTES, MAXSIZE, CHECK, PUT, GOT, DONE = 0, 8, 16, 24, 32, 64, 128, 136
+_HEADER_BYTES, _ENTRY_BYTES = 256, 64
 SHUT, IMMEDIATE, WORKERS, ENDS, HAD_PRODUCERS = 1, 2, 4, 8, 16
 
 # Bytes of the memory's file that are locked.
 BACKLOG_BYTE = 1  # shared, by every process that has accepted messages the socket had no room for
 PRODUCER_BYTE = 3  # shared, by every process that may still put, if the queue ends with the last of them
-SLOT_BYTE = 1 << 40
 
-SLOTS_OF_BYTES = 1024  # of a queue that is bounded by bytes only: a message counts for a fair share at least
-MAXSIZE_MAX = 1 << 20
+MAXSIZE_MAX = 2**31 - 1
+LEAST_PART = 1024  # of a queue that is bounded by bytes only: a message counts for that part at least
 
+_MEMBERS = 4096  # processes at a time whose death is noticed, of a bounded queue; a page each 64 of them
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _CHECK = 0x6575657571646E61
 
@@ -75,7 +64,7 @@ def create(maxsize: int, maxbytes: int | None, flags: int) -> Files:
     OSError
         If there are too many open files.
     """
-    slots = maxsize or (SLOTS_OF_BYTES if maxbytes else 0)
+    numbers = maxbytes or 0, maxsize
     opened: list[int] = []
     try:
         out, into = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -84,9 +73,8 @@ def create(maxsize: int, maxbytes: int | None, flags: int) -> Files:
         opened += out.detach(), into.detach()
         memory = os.memfd_create("ndshare-queue", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         opened.append(memory)
-        os.ftruncate(memory, SIZES + 8 * slots)
-        numbers = slots, maxbytes or 0, maxsize
-        os.pwrite(memory, struct.pack("<QQQQ", *numbers, _check(*numbers)), SLOTS)
+        os.ftruncate(memory, _nbytes(*numbers))
+        os.pwrite(memory, struct.pack("<QQQ", *numbers, _check(*numbers)), MAX_BYTES)
         os.pwrite(memory, struct.pack("<Q", flags), FLAGS)
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
         bell_in, bell_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -100,12 +88,16 @@ def create(maxsize: int, maxbytes: int | None, flags: int) -> Files:
         raise
 
 
-def _check(slots: int, maxbytes: int, maxsize: int) -> int:
-    return (slots ^ 3 * maxbytes ^ 5 * maxsize ^ _CHECK) & 0xFFFF_FFFF_FFFF_FFFF
+def _nbytes(maxbytes: int, maxsize: int) -> int:
+    return _HEADER_BYTES + (_MEMBERS * _ENTRY_BYTES if maxbytes or maxsize else 0)
 
 
-def open_memory(fd: int) -> tuple[mmap.mmap, int, int, int]:
-    """Map the memory of a queue; also returns its slots, maxsize and maxbytes.
+def _check(maxbytes: int, maxsize: int) -> int:
+    return (3 * maxbytes ^ 5 * maxsize ^ _CHECK) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def open_memory(fd: int) -> tuple[mmap.mmap, int, int]:
+    """Map the memory of a queue; also returns its maxsize and maxbytes.
 
     Raises
     ------
@@ -115,16 +107,16 @@ def open_memory(fd: int) -> tuple[mmap.mmap, int, int, int]:
     try:
         sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
         memory = mmap.mmap(fd, 0)
-        slots, maxbytes, maxsize, check = struct.unpack_from("<QQQQ", memory, SLOTS)
+        maxbytes, maxsize, check = struct.unpack_from("<QQQ", memory, MAX_BYTES)
     except (OSError, ValueError, struct.error):
         sealed = False
-    if not sealed or len(memory) != SIZES + 8 * slots or check != _check(slots, maxbytes, maxsize):
+    if not sealed or len(memory) != _nbytes(maxbytes, maxsize) or check != _check(maxbytes, maxsize):
         raise TransportError(
             "a queue was refused",
             "what came as its memory is not that of a queue, or somebody has overwritten it",
             "make a new queue",
         )
-    return memory, slots, maxsize, maxbytes
+    return memory, maxsize, maxbytes
 
 
 class QueueCounts(NamedTuple):
@@ -156,22 +148,9 @@ def counts(fd: int) -> QueueCounts:
     OSError, ValueError
         If it cannot be read, or is no queue's.
     """
-    content = os.pread(fd, SIZES, 0)
-    if len(content) < SIZES:
+    content = os.pread(fd, _HEADER_BYTES, 0)
+    if len(content) < _HEADER_BYTES:
         raise ValueError("not the memory of a queue")
     numbers = [struct.unpack_from("<Q", content, at)[0] for at in (MAXSIZE, MAX_BYTES, PUT, GOT, DONE, FLAGS)]
     maxsize, maxbytes, put, got, done, flags = numbers
     return QueueCounts(maxsize, maxbytes, put, got, done, bool(flags & SHUT))
-
-
-def keep_slot(keep_fd: int, slot_fd: int, slot: int) -> None:
-    """Let another description hold a slot as well; no instant passes at which it is free."""
-    lock_byte(slot_fd, SLOT_BYTE + slot, shared=True)
-    lock_byte(keep_fd, SLOT_BYTE + slot, shared=True)
-
-
-def hold_again(memory_fd: int, slot: int) -> int:
-    """Return a new description that holds a slot this process keeps."""
-    fd = reopen(memory_fd)
-    lock_byte(fd, SLOT_BYTE + slot, shared=True)
-    return fd

@@ -34,24 +34,28 @@ class Message:
     ----------
     nbytes : int
         What it takes: its pickle and its arrays, those that go by reference included.
-    slot, slot_fd : int
-        Its slot of a bounded queue and the descriptor that holds it; -1: none, or the sender keeps it.
+    charge : int
+        For how many bytes its slot of a bounded queue was taken; -1: it has none.
+    is_accepted : bool
+        Whether it will be sent, so that its slot is not its caller's any more.
     """
 
-    __slots__ = ("draft", "names", "parcel", "slot", "slot_fd")
+    __slots__ = ("charge", "draft", "is_accepted", "names", "parcel")
 
     def __init__(self, obj: object, *, define: bool) -> None:
         self.draft: Draft | None = pack(obj)
         self.names = _definitions(self.draft.needs) if define and self.draft.needs else ()
         self.parcel: Parcel | None = None
-        self.slot = self.slot_fd = -1
+        self.charge = -1
+        self.is_accepted = False
 
     @classmethod
-    def of_stream(cls, stream: bytes) -> Message:
-        """Return the message that is one pickle and nothing else."""
+    def of_stream(cls, stream: bytes, charge: int) -> Message:
+        """Return the message that is one pickle and nothing else, for which a slot was taken."""
         made = cls.__new__(cls)
         made.draft, made.names, made.parcel = None, (), Parcel(BARE_TAG + stream)
-        made.slot = made.slot_fd = -1
+        made.charge = charge
+        made.is_accepted = True
         return made
 
     @property
@@ -97,7 +101,7 @@ class Message:
 
     def head(self, split: bool) -> bytes:
         """Return the bytes before the parts."""
-        return HEAD.pack(NAMED if self.names else PLAIN, split, 0, self.slot + 1)
+        return HEAD.pack(NAMED if self.names else PLAIN, split, 0, self.charge >= 0, max(0, self.charge))
 
     def release(self) -> None:
         """Let go of the memory here; what was sent is the receiver's."""
@@ -150,7 +154,7 @@ def _parts(data: bytes, fds: list[int]) -> tuple[list[str], memoryview, int, mem
     Descriptors that came in an envelope replace it in the list. On any error they are closed.
     """
     try:
-        kind, split, _, _ = HEAD.unpack_from(data)
+        kind, split, *_ = HEAD.unpack_from(data)
         if split:
             if len(fds) != 1:
                 raise ValueError

@@ -76,7 +76,7 @@ class Queue:
     Parameters
     ----------
     maxsize : int
-        Most messages in the queue; 0: no limit, and `put` never waits. At most 2**20.
+        Most messages in the queue; 0: no limit, and `put` never waits. At most 2**31 - 1.
     maxbytes : int, optional
         Most bytes in the queue: pickles and arrays, those that go by reference included. Without `maxsize` a
         message counts for 1/1024 of it at least.
@@ -93,8 +93,8 @@ class Queue:
     through its connections, and to workers of ndshare as an argument or captured; not through plain pickle.
 
     A child of a fork has the queue as well, but not what the parent has not sent yet: that stays the
-    parent's. Any number of threads may use it. Each queue takes 5 open files per process. At most a quarter
-    of RLIMIT_NOFILE is in flight at a time, the rest waits in the sender.
+    parent's. Any number of threads may use it. Each queue takes 5 open files per process, a bounded one 6.
+    At most a quarter of RLIMIT_NOFILE is in flight at a time, the rest waits in the sender.
 
     References
     ----------
@@ -172,18 +172,16 @@ class Queue:
         if stream is not None:
             if line.push_stream(stream):
                 return
-            if wire.slots and deadline is None:
-                line.backlog.let_drain()
-                if wire.spin_for_slot() and line.push_stream(stream):
-                    return
+            if wire.is_bounded and deadline is None and wire.spin_for_slot() and line.push_stream(stream):
+                return
         try:
-            if wire.slots and not line.slots.take(message, doubt=not block):
+            if wire.is_bounded and not line.backlog.take_slot(message, doubt=not block):
                 if not block:
                     raise queue.Full
                 _wait_for_slot(line, message, deadline)
             line.push(message)
         except BaseException:
-            line.slots.give_back(message)
+            line.backlog.return_slot(message)
             raise
 
     def put_nowait(self, obj: object) -> None:
@@ -199,16 +197,16 @@ class Queue:
             line.producer.begin()
         message = _message(line, obj)
         try:
-            if line.wire.slots and not line.slots.take(message):
+            if line.wire.is_bounded and not line.backlog.take_slot(message, doubt=True):
                 _wire.add_u64(line.wire.memory, WAITERS, 1)
                 try:
-                    while not line.slots.take(message):
+                    while not line.backlog.take_slot(message, doubt=True):
                         await wait_for_slot(line.wire)
                 finally:
                     _wire.add_u64(line.wire.memory, WAITERS, -1)
             line.push(message)
         except BaseException:
-            line.slots.give_back(message)
+            line.backlog.return_slot(message)
             raise
 
     # ---- objects come out
@@ -377,9 +375,12 @@ class Queue:
 
     def qsize(self) -> int:
         """Return how many objects are in the queue: exactly if it is bounded, else about."""
-        wire = self._open().wire
-        if wire.slots:
-            return _wire.queue_used(wire.memory, wire.files.memory)
+        line = self._open()
+        wire = line.wire
+        if wire.is_bounded:
+            if wire.used():
+                line.backlog.mend()
+            return wire.used()
         if not wire.has_messages() and not wire.has_backlogs():
             return 0
         return max(1, _wire.load_u64(wire.memory, PUT) - _wire.load_u64(wire.memory, GOT))
@@ -390,13 +391,24 @@ class Queue:
 
     def full(self) -> bool:
         """Tell whether a bounded queue had no room for another object at this moment."""
-        line = self._open()
-        wire = line.wire
-        if not wire.slots:
+        wire = self._open().wire
+        if not wire.is_bounded:
             return False
-        if _wire.queue_used(wire.memory, wire.files.memory) >= wire.slots:
+        used = self.qsize()
+        if wire.maxsize and used >= wire.maxsize:
             return True
-        return bool(wire.maxbytes) and line.slots.is_full_of_bytes()
+        if not wire.maxbytes:
+            return False
+        _wire.shield()
+        try:
+            least = wire.charge_of(0)
+            if not wire.take_slot(least):
+                return True
+            wire.return_slot(least)
+            wire.ring()
+        finally:
+            _wire.unshield()
+        return False
 
     # ---- the end
 
@@ -490,7 +502,7 @@ def _wait_for_slot(line: Line, message: Message, deadline: float | None) -> None
     _wire.add_u64(wire.memory, WAITERS, 1)
     try:
         rung = True
-        while not line.slots.take(message, doubt=not rung):
+        while not line.backlog.take_slot(message, doubt=not rung):
             left = _left_of(deadline)
             if left is not None and left <= 0 and not rung:
                 raise queue.Full

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gc
 import os
 import resource
 import select
 import socket
+import struct
+import termios
 import time
 
 from ndshare._memory import trim
@@ -26,25 +29,22 @@ from ndshare._queue.memory import (
     DONE,
     FLAGS,
     GOT,
-    HEAD,
     IMMEDIATE,
-    PLAIN,
+    LEAST_PART,
     PUT,
     SHUT,
-    SIZES,
     WAITERS,
     Files,
     open_memory,
 )
 from ndshare._queue.messages import FDS_MAX, Message, envelope
-from ndshare._system import _wire, descriptors_in_flight, is_byte_locked
-from ndshare._transport import BARE_TAG, INLINE_MAX, close_all
+from ndshare._system import _wire, descriptors_in_flight, is_byte_locked, reopen
+from ndshare._transport import close_all
 from ndshare.errors import SegmentError, ShutDown
 
 Received = bytes | tuple[bytes, tuple[int, ...]]
 """A pickle, or a message and its descriptors."""
 
-_BARE_HEAD = HEAD.pack(PLAIN, 0, 0, 0) + BARE_TAG
 _END = (b"", ())
 
 _DEATHS_MS = 100.0  # how often a waiter looks for participants that died
@@ -60,10 +60,9 @@ class Wire:
     ----------
     files : Files
     memory : mmap.mmap
-    slots : int
-        0 for a queue without bounds.
     maxsize, maxbytes : int
         As they were asked for; 0: no bound.
+    is_bounded : bool
     least : int
         What a message counts for at least, in bytes.
     heard : bool
@@ -72,19 +71,40 @@ class Wire:
 
     def __init__(self, files: Files) -> None:
         self.files = files
+        self._own_fd = -1  # a description of the memory's file that no other process has: see `_enter`
         for fd in files:
             os.set_inheritable(fd, False)
-        self.memory, self.slots, self.maxsize, self.maxbytes = open_memory(files.memory)
-        self.least = self.maxbytes // self.slots if self.maxbytes and not self.maxsize else 1
+        self.memory, self.maxsize, self.maxbytes = open_memory(files.memory)
+        self.is_bounded = bool(self.maxsize or self.maxbytes)
+        self.least = self.maxbytes // LEAST_PART if self.maxbytes and not self.maxsize else 1
         self.heard = True
-        self.receiving = self.memory, files.into, files.bell_out  # arguments of queue_recv
-        self.sending = self.memory, files.out, files.memory  # ... of queue_send
         self._budget = 0  # descriptors that may be sent before looking again how many are in flight
         self._waited_s = 1.0
+        self._enter()
 
     def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]
-        for fd in self.files:
-            close(fd)
+        for fd in (*self.files, self._own_fd):
+            if fd >= 0:
+                close(fd)
+
+    def _enter(self) -> None:
+        """Get an entry in the memory, so that what this process holds of a bounded queue ends with it."""
+        member = 0
+        if self.is_bounded:
+            with contextlib.suppress(OSError):  # too many open files: then its death will not be noticed
+                own_fd = reopen(self.files.memory)
+                member = _wire.queue_enter(self.memory, own_fd)
+                self._own_fd = own_fd
+        self.member = member
+        self.receiving = self.memory, self.files.into, self.files.bell_out, member  # arguments of queue_recv
+        self.sending = self.memory, self.files.out, member  # ... of queue_send
+
+    def begin_in_child(self) -> None:
+        """Be another process than the parent of a fork."""
+        if self._own_fd >= 0:
+            os.close(self._own_fd)
+            self._own_fd = -1
+        self._enter()
 
     @property
     def flags(self) -> int:
@@ -116,10 +136,41 @@ class Wire:
             with contextlib.suppress(BlockingIOError):
                 os.write(self.files.bell_out, b".")
 
-    def clear_slot(self, slot: int) -> None:
-        """Note that a slot, -1: none, is about to be free."""
-        if slot >= 0:
-            _wire.store_u64(self.memory, SIZES + 8 * slot, 0)
+    # ---- slots of a bounded queue
+
+    def charge_of(self, nbytes: int) -> int:
+        """Return for how many bytes a message of so many counts."""
+        return max(nbytes, self.least) if self.maxbytes else 0
+
+    def take_slot(self, charge: int) -> bool:
+        """Take a slot; False if the queue is full."""
+        return _wire.queue_take(self.memory, self.member, charge)
+
+    def pass_slot(self, charge: int) -> None:
+        """Note that a message is in the socket, its slot with it."""
+        _wire.queue_pass(self.memory, self.member, charge)
+
+    def return_slot(self, charge: int) -> None:
+        """Give back the slot of a message that is not sent."""
+        _wire.queue_give_back(self.memory, self.member, charge)
+
+    def mend(self) -> bool:
+        """Give back slots that were lost with dead processes; tell whether there were any. Lock held."""
+        own_fd = self._own_fd
+        if own_fd < 0:
+            try:
+                own_fd = reopen(self.files.memory)
+            except OSError:
+                return False
+        try:
+            return bool(_wire.queue_mend(self.memory, own_fd, self.files.into, self.member))
+        finally:
+            if own_fd != self._own_fd:
+                os.close(own_fd)
+
+    def used(self) -> int:
+        """Return how many slots are in use, or were lost and not mended yet."""
+        return _wire.queue_used(self.memory)
 
     def has_backlogs(self) -> bool:
         """Tell whether a process still has messages that the socket had no room for."""
@@ -131,14 +182,10 @@ class Wire:
         if flags & IMMEDIATE:
             return False
         for fd in (self.files.into, self.files.out) if flags & SHUT else (self.files.into,):
-            sock = socket.socket(fileno=fd)
-            try:
-                if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                    return True
-            except BlockingIOError:
-                pass
-            finally:
-                sock.detach()
+            # Not by a look at the message: `mend` of others may have moved the place that is looked at.
+            (waiting,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))
+            if waiting > 0:
+                return True
         return False
 
     def stop_hearing(self) -> None:
@@ -155,23 +202,16 @@ class Wire:
     # ---- sending
 
     def send_bare(self, stream: bytes) -> bool:
-        """Send a pickle that is all of a message; False if that cannot be done at once."""
-        nbytes = len(stream)
-        if nbytes >= INLINE_MAX:
-            return False
-        if self.slots:
-            if self._budget <= 0 or nbytes > (self.maxbytes or nbytes):
-                return False
-            self._budget -= 1
-            nbytes = max(nbytes, self.least)
-        return _wire.queue_send(*self.sending, nbytes, stream)
+        """Send a pickle that is all of a message, with a slot; False if that cannot be done at once."""
+        memory, out, member = self.sending
+        charge = max(len(stream), self.least) if self.maxbytes else 0
+        return _wire.queue_send(memory, out, member, charge, False, stream)
 
     def send_again(self, stream: bytes) -> bool:
         """Send a pickle that was accepted before; False if there is no room, or the queue was shut down."""
-        try:
-            return _wire.send_message(self.files.out, (_BARE_HEAD, stream), (), socket.MSG_DONTWAIT)
-        except BrokenPipeError:
-            return False
+        memory, out, member = self.sending
+        charge = max(len(stream), self.least) if self.maxbytes else 0
+        return _wire.queue_send(memory, out, member, charge, True, stream)
 
     def send(self, message: Message, *, late: bool = False) -> bool:
         """Send a settled message; False if there is no room at present.
@@ -193,12 +233,14 @@ class Wire:
                     return False
                 lent += fds
             head = message.head(split=fds is not lent)
-            if message.slot_fd >= 0:
-                fds = [*fds, message.slot_fd]
-            if fds and not self._has_room(len(lent) + 1, late):
+            if fds and not self._has_room(len(lent), late):
                 return False
             sock = self.files.into if late else self.files.out
-            return _wire.send_message(sock, (head, *parts), fds, socket.MSG_DONTWAIT)
+            if not _wire.send_message(sock, (head, *parts), fds, socket.MSG_DONTWAIT):
+                return False
+            if message.charge >= 0:
+                self.pass_slot(message.charge)
+            return True
         finally:
             close_all(lent)
 
@@ -255,7 +297,7 @@ class Wire:
         return received
 
     def _recv_late(self) -> Received | None:
-        return _wire.queue_recv(self.memory, self.files.out, self.files.bell_out)
+        return _wire.queue_recv(self.memory, self.files.out, self.files.bell_out, self.member)
 
     # ---- waiting
 
@@ -321,7 +363,7 @@ class Wire:
             for recv in (self.files.into, self.files.out):
                 # What is received now is dropped: the flag is set.
                 while True:
-                    received = _wire.queue_recv(self.memory, recv, self.files.bell_out)
+                    received = _wire.queue_recv(self.memory, recv, self.files.bell_out, self.member)
                     if received is None or received == _END:
                         break
 

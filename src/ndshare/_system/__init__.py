@@ -45,7 +45,6 @@ from ndshare._system.platform import (
     reopen,
     require_linux,
     set_inside_worker,
-    unlock_byte,
     unshared_memory,
 )
 from ndshare._system.progress import Bar, Progress, progress_of
@@ -94,7 +93,6 @@ __all__ = [
     "spare_size",
     "take_spare",
     "tuple_of",
-    "unlock_byte",
     "unshared_memory",
     "variables",
     "warn_caller",

@@ -10,7 +10,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,7 +130,7 @@ def variables(value: object) -> dict[str, str]:
     return found
 
 
-_PACKAGE = str(Path(__file__).parents[1]) + "/"
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + "/"
 
 
 def warn_caller(warning: Warning) -> None:

@@ -25,12 +25,14 @@ Guarantees
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ndshare._system import _wire
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _NEXT_AT = 0
 _STOP_AT = 8

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-_NODES = Path("/sys/devices/system/node")
+_NODES = "/sys/devices/system/node"
 _NODE = re.compile(r"node\d+")
 
 
@@ -62,9 +61,10 @@ def _node_cpus(name: str) -> set[int]:
     try:
         if not _NODE.fullmatch(name):
             raise OSError
-        text = (_NODES / name / "cpulist").read_text()
+        with open(f"{_NODES}/{name}/cpulist") as file:
+            text = file.read()
     except OSError:
-        there = sorted(path.name for path in _NODES.glob("node*") if _NODE.fullmatch(path.name))
+        there = sorted(filter(_NODE.fullmatch, os.listdir(_NODES))) if os.path.isdir(_NODES) else []
         raise ValueError(
             f"cpus names {name!r}; this machine has {', '.join(there) or 'no NUMA nodes that it names'}"
         ) from None

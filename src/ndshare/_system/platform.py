@@ -27,7 +27,6 @@ __all__ = [
     "reopen",
     "require_linux",
     "set_inside_worker",
-    "unlock_byte",
     "unshared_memory",
 ]
 
@@ -196,11 +195,6 @@ def lock_byte(fd: int, at: int, *, shared: bool) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def unlock_byte(fd: int, at: int) -> None:
-    """Give up the lock that the description of `fd` has on a byte."""
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, at, 1, 0))
 
 
 def is_byte_locked(fd: int, at: int) -> bool:

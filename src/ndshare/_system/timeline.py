@@ -8,7 +8,6 @@ Perfetto (https://ui.perfetto.dev) and ``chrome://tracing`` open.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -130,6 +129,8 @@ class Timeline:
 
     def write(self, path: str | os.PathLike[str], others: Iterable[Timeline] = ()) -> None:
         """Write a trace file; `others` are in it as well, on the same clock."""
+        import json
+
         every = [self, *others]
         zero = min(timeline._began for timeline in every)
         events = [event for n, timeline in enumerate(every, 1) for event in timeline._events(n, zero)]

@@ -413,6 +413,8 @@ def closure(
     """
     found: dict[str, Definition] = {}
     users = dict.fromkeys(needs, "the task")
+    if not users:
+        return found
     open_names = list(users)
     named: Named | None = None
     aside: set[str] = set()  # what nobody may ask for

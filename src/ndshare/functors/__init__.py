@@ -20,6 +20,8 @@ Not guaranteed
 
 from __future__ import annotations
 
+import numpy as np
+
 from ndshare.functors.base import Functor, claimed, count_items, find, gen_split_slices, of_builtins
 from ndshare.functors.columnar import ArrowFunctor, AwkwardFunctor, ParquetFunctor, PolarsFunctor
 from ndshare.functors.files import HDF5Functor, HDF5ViewFunctor, ZarrFunctor
@@ -62,3 +64,4 @@ __all__ = [
 ]
 
 of_builtins.update(dict.fromkeys((range, list, tuple), SequenceFunctor))
+of_builtins[np.ndarray] = NdarrayFunctor

@@ -195,6 +195,10 @@ ndshare_message_receive(int sock_fd, const Py_buffer *view, int flags, int recei
                              .msg_control = control.bytes,
                              .msg_controllen = sizeof control.bytes};
         int how = flags | MSG_CMSG_CLOEXEC | (careful ? MSG_PEEK : 0);
+        if (careful) { /* somebody who was killed may have left another place to look at than the front */
+            int front = -1;
+            setsockopt(sock_fd, SOL_SOCKET, SO_PEEK_OFF, &front, sizeof front);
+        }
         if (flags & MSG_DONTWAIT) {
             *size = recvmsg(sock_fd, &msg, how);
         }

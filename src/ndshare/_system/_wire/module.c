@@ -92,22 +92,32 @@ static PyMethodDef methods[] = {
      PyDoc_STR("recv_answers(sock_fd, buffer, most, out) -> int\n\n"
                "Append up to `most` waiting messages (kind, status, number, seconds, body, fds) to the list `out`.\n"
                "0: that was all; EAGAIN: there may be more; EPIPE: the end; else an errno.")},
+    {"queue_enter", NDSHARE_FAST(ndshare_queue_enter),
+     PyDoc_STR("queue_enter(memory, own_fd) -> int\n\n"
+               "The number of this process in a bounded queue, for as long as `own_fd` is open; 0: there is none left.")},
     {"queue_take", NDSHARE_FAST(ndshare_queue_take),
-     PyDoc_STR("queue_take(memory, memory_fd, nbytes, doubt) -> (slot, fd) | None\n\n"
-               "A free slot of a bounded queue and the descriptor that holds it; None if the queue is full.\n"
-               "In doubt slots of dead processes are looked for.")},
+     PyDoc_STR("queue_take(memory, member, charge) -> bool\n\n"
+               "Take a slot for a message that counts for `charge` bytes; False if the queue is full.")},
+    {"queue_pass", NDSHARE_FAST(ndshare_queue_pass),
+     PyDoc_STR("queue_pass(memory, member, charge)\n\nThe message is in the socket: the slot goes with it.")},
+    {"queue_give_back", NDSHARE_FAST(ndshare_queue_give_back),
+     PyDoc_STR("queue_give_back(memory, member, charge)\n\nLet go of the slot of a message that is not sent.")},
+    {"queue_mend", NDSHARE_FAST(ndshare_queue_mend),
+     PyDoc_STR("queue_mend(memory, own_fd, sock_fd, member) -> int\n\n"
+               "Free the slots that were lost with dead processes: how many; 0 also if it cannot be told now.")},
     {"queue_send", NDSHARE_FAST(ndshare_queue_send),
-     PyDoc_STR("queue_send(memory, sock_fd, memory_fd, nbytes, stream) -> bool\n\n"
-               "Send one pickle, with a slot if the queue is bounded; False if that cannot be done at once.")},
+     PyDoc_STR("queue_send(memory, sock_fd, member, charge, is_accepted, stream) -> bool\n\n"
+               "Send one pickle, with a slot if the queue is bounded; False if that cannot be done at once.\n"
+               "What was accepted before has its slot, and is counted.")},
     {"queue_recv", NDSHARE_FAST(ndshare_queue_recv),
-     PyDoc_STR("queue_recv(memory, sock_fd, bell_fd) -> (message, fds) | stream | None\n\n"
+     PyDoc_STR("queue_recv(memory, sock_fd, bell_fd, member) -> (message, fds) | stream | None\n\n"
                "The next message, its slot given back; bytes if it is one pickle and nothing else.\n"
                "None if there is none, (b'', ()) at the end, b'' if it was dropped: the queue was shut down at once.")},
     {"queue_spin", NDSHARE_FAST(ndshare_queue_spin),
      PyDoc_STR("queue_spin(memory, microseconds) -> bool\n\n"
-               "Return when a slot looks free, or the time is over: whether one does.")},
+               "Return when a slot is free, or the time is over: whether one is.")},
     {"queue_used", NDSHARE_FAST(ndshare_queue_used),
-     PyDoc_STR("queue_used(memory, memory_fd) -> int\n\nHow many slots somebody holds.")},
+     PyDoc_STR("queue_used(memory) -> int\n\nHow many slots of a bounded queue are in use, or lost.")},
     {"rest", NDSHARE_FAST(ndshare_waiting_rest),
      PyDoc_STR("rest(fd, count, period_ms, most_ms)\n\n"
                "Return when `fd` is readable, or the number at `count` has not changed for a period.")},

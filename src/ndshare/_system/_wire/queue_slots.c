@@ -1,13 +1,20 @@
-/* A slot is held by a lock (F_OFD_SETLK) on one byte of the memory's file, FIRST_SLOT + number. The description that
- * has the lock travels with the message and is closed by the receiver. So the kernel knows which slots are free,
- * whoever dies; the sizes say where to look, and what is in flight.
+/* A slot is a number in a ledger: so many were ever taken, so many were ever given back, and the difference is in use.
+ * A sender takes one, passes it on with its message, and the receiver gives it back; no descriptor goes with it.
+ *
+ *     sender                                 socket                    receiver
+ *     sending + 1 ─ take ─ send ─ sending - 1   │   receiving + 1 ─ receive ─ give back ─ receiving - 1
+ *
+ * Each process writes into an entry of its own what it holds and the socket does not. That the process lives, the
+ * kernel knows: it holds a lock (F_OFD_SETLK) on the byte FIRST_ENTRY + number of the memory's file. So what is in use
+ * and neither in the socket nor held by the living was lost with the dead: `mend` counts, and gives it back.
  *
  * Invariants
- *   - Only the holder of a slot writes its size: after it has got the lock, and 0 before it lets go.
- *     A size that is not 0 without a lock is that of a dead process.
- *   - Under max_bytes sizes are added up and slots are taken by one process at a time: lock on byte ADMISSION.
- *   - Nothing that has the descriptor of a slot in hand gives up the GIL (or, without a GIL, its thread state), so
- *     that no fork of Python's can copy it: the copy would keep the slot.
+ *   - Taken is counted before a message is sent, given back after it was received. So whoever is killed, wherever,
+ *     slots can be lost, never made: the bounds hold.
+ *   - A slot is in `sending` from before it is taken until after its message is in the socket; a call has counted in
+ *     `receiving` from before it receives until its slot is given back. `mend` reads `sending`, then the socket, then
+ *     `receiving`, and gives up if anything was taken or given back meanwhile: it never misses a slot that is in use.
+ *   - Counters only grow, but those of the entries. What somebody scribbles can stop a queue or open its bounds.
  */
 #include "queue_slots.h"
 
@@ -15,14 +22,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <time.h>
-#include <unistd.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 
-#define FIRST_SLOT ((off_t)1 << 40)
-#define ADMISSION ((off_t)2)
-#define ADMISSION_WAIT_NS 20000000 /* then the queue counts as full for the moment: its holder was stopped */
-#define ADMISSION_PAUSE_NS 50000
+#define FIRST_ENTRY ((off_t)1 << 40)
+#define MENDING ((off_t)2) /* who reads the socket from behind its front does it alone */
+#define EMPTY_MOST 64 /* messages without content, as others may have sent: or it is the end, which looks alike */
+#define RELAXED memory_order_relaxed
 
 int
 ndshare_queue_arguments(ndshare_queue *queue, const char *name, PyObject *const *args, Py_ssize_t nargs,
@@ -44,13 +50,12 @@ ndshare_queue_arguments(ndshare_queue *queue, const char *name, PyObject *const 
     size_t length = (size_t)queue->view.len;
     ndshare_queue_memory *memory = queue->memory = queue->view.buf;
     if (length >= sizeof *memory && (uintptr_t)memory % sizeof(uint64_t) == 0) {
-        queue->slots = (length - sizeof *memory) / sizeof memory->sizes[0];
-        queue->max_bytes = atomic_load_explicit(&memory->max_bytes, memory_order_relaxed);
-        uint64_t slots = atomic_load_explicit(&memory->slots, memory_order_relaxed),
-                 maxsize = atomic_load_explicit(&memory->maxsize, memory_order_relaxed);
-        if (slots == queue->slots
-            && (slots ^ 3 * queue->max_bytes ^ 5 * maxsize ^ NDSHARE_QUEUE_CHECK)
-                   == atomic_load_explicit(&memory->check, memory_order_relaxed)) {
+        queue->entries = (length - sizeof *memory) / sizeof memory->entries[0];
+        queue->max_bytes = atomic_load_explicit(&memory->max_bytes, RELAXED);
+        queue->maxsize = atomic_load_explicit(&memory->maxsize, RELAXED);
+        if ((3 * queue->max_bytes ^ 5 * queue->maxsize ^ NDSHARE_QUEUE_CHECK)
+                == atomic_load_explicit(&memory->check, RELAXED)
+            && (queue->entries > 0 || !ndshare_queue_is_bounded(queue))) {
             return 0;
         }
     }
@@ -60,6 +65,82 @@ ndshare_queue_arguments(ndshare_queue *queue, const char *name, PyObject *const 
     return -1;
 }
 
+ndshare_queue_entry *
+ndshare_queue_entry_of(const ndshare_queue *queue, long long member)
+{
+    return &queue->memory->entries[member > 0 && (uint64_t)member < queue->entries ? member : 0];
+}
+
+/* How much of a bound is in use. What somebody scribbled may be less than nothing. */
+static uint64_t
+used(_Atomic uint64_t *taken, _Atomic uint64_t *freed)
+{
+    uint64_t in = atomic_load(taken), out = atomic_load(freed);
+    return in > out ? in - out : 0;
+}
+
+/* Take so much of a bound. `freed` is read after `taken`: what is in use is overrated at worst. */
+static bool
+take(_Atomic uint64_t *taken, _Atomic uint64_t *freed, uint64_t amount, uint64_t most)
+{
+    uint64_t in = atomic_load(taken);
+    do {
+        uint64_t out = atomic_load(freed), there = in > out ? in - out : 0;
+        if (amount > most || there > most - amount) {
+            return false;
+        }
+    } while (!atomic_compare_exchange_weak(taken, &in, in + amount));
+    return true;
+}
+
+static void
+count_sending(ndshare_queue_entry *entry, uint64_t charge, bool more)
+{
+    atomic_fetch_add(&entry->sending, more ? 1 : (uint64_t)-1);
+    if (charge > 0) {
+        atomic_fetch_add(&entry->sending_bytes, more ? charge : -charge);
+    }
+}
+
+bool
+ndshare_queue_get_slot(const ndshare_queue *queue, ndshare_queue_entry *entry, uint64_t charge)
+{
+    ndshare_queue_memory *memory = queue->memory;
+    count_sending(entry, charge, true);
+    if (take(&memory->taken, &memory->freed, 1, queue->maxsize > 0 ? queue->maxsize : UINT64_MAX)) {
+        if (queue->max_bytes == 0 || take(&memory->taken_bytes, &memory->freed_bytes, charge, queue->max_bytes)) {
+            return true;
+        }
+        atomic_fetch_add(&memory->freed, 1);
+    }
+    count_sending(entry, charge, false);
+    return false;
+}
+
+void
+ndshare_queue_pass_slot(ndshare_queue_entry *entry, uint64_t charge)
+{
+    count_sending(entry, charge, false);
+}
+
+void
+ndshare_queue_free_slot(const ndshare_queue *queue, uint64_t charge)
+{
+    if (charge > 0) {
+        atomic_fetch_add(&queue->memory->freed_bytes, charge);
+    }
+    atomic_fetch_add(&queue->memory->freed, 1);
+}
+
+void
+ndshare_queue_return_slot(const ndshare_queue *queue, ndshare_queue_entry *entry, uint64_t charge)
+{
+    ndshare_queue_free_slot(queue, charge);
+    count_sending(entry, charge, false);
+}
+
+/* ---- who lives */
+
 static int
 set_lock(int fd, short kind, off_t at)
 {
@@ -67,209 +148,247 @@ set_lock(int fd, short kind, off_t at)
     return fcntl(fd, F_OFD_SETLK, &lock);
 }
 
-/* Is slot `number` held by another description? Then `*end` is the first slot behind the range held with it. */
+/* Does another description than this one hold the byte? In doubt it does. */
 static bool
-is_held(int fd, uint64_t number, uint64_t *end)
+is_locked(int fd, off_t at)
 {
-    off_t at = FIRST_SLOT + (off_t)number;
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = at, .l_len = 1};
-    *end = number + 1;
-    if (fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) {
-        return false;
+    return fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
+}
+
+static bool
+holds(ndshare_queue_entry *entry)
+{
+    return (atomic_load(&entry->sending) | atomic_load(&entry->sending_bytes) | atomic_load(&entry->receiving)) != 0;
+}
+
+/* Under the lock of the entry: forget what a dead process had, but not that there was something. */
+static void
+clear(ndshare_queue_memory *memory, size_t number)
+{
+    ndshare_queue_entry *entry = &memory->entries[number];
+    if (holds(entry)) {
+        atomic_fetch_add(&memory->suspicions, 1);
+        atomic_store(&entry->sending, 0);
+        atomic_store(&entry->sending_bytes, 0);
+        atomic_store(&entry->receiving, 0);
     }
-    if (lock.l_len > 0 && (uint64_t)(lock.l_start + lock.l_len - FIRST_SLOT) > number) {
-        *end = (uint64_t)(lock.l_start + lock.l_len - FIRST_SLOT);
+}
+
+/* An entry for whoever keeps `own_fd`, a description of the memory's file that nobody else has; 0: all are in use. */
+PyObject *
+ndshare_queue_enter(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    ndshare_queue queue;
+    long long own_fd;
+    if (ndshare_queue_arguments(&queue, "queue_enter", args, nargs, 2, &own_fd, 1) < 0) {
+        return NULL;
     }
-    return true;
+    size_t member = 1;
+    while (member < queue.entries && set_lock((int)own_fd, F_WRLCK, FIRST_ENTRY + (off_t)member) != 0) {
+        member++;
+    }
+    if (member < queue.entries) {
+        clear(queue.memory, member);
+        uint64_t members = atomic_load(&queue.memory->members);
+        while (members <= member && !atomic_compare_exchange_weak(&queue.memory->members, &members, member + 1)) {
+        }
+    }
+    else {
+        member = 0;
+    }
+    PyBuffer_Release(&queue.view);
+    return PyLong_FromSize_t(member);
+}
+
+/* ---- what was lost */
+
+typedef struct {
+    uint64_t slots, bytes;
+} amount;
+
+/* What is in the socket, whose front others may take meanwhile: then `mend` gives up. -1: it cannot be told. */
+static int
+count_socket(int sock_fd, amount *there)
+{
+    int waiting = 0, from = 0, empty = 0, status = 0;
+    if (ioctl(sock_fd, FIONREAD, &waiting) != 0) {
+        return -1;
+    }
+    while (waiting > 0) {
+        ndshare_queue_head head;
+        if (setsockopt(sock_fd, SOL_SOCKET, SO_PEEK_OFF, &from, sizeof from) != 0) {
+            status = -1;
+            break;
+        }
+        ssize_t length = recv(sock_fd, &head, sizeof head, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
+        if (length < 0 && errno == EAGAIN) {
+            break;
+        }
+        if (length < 0 || (length == 0 && ++empty > EMPTY_MOST)) {
+            status = -1;
+            break;
+        }
+        if (length >= (ssize_t)sizeof head && head.has_slot != 0) {
+            there->slots++;
+            there->bytes += head.charge;
+        }
+        from += (int)length;
+    }
+    int never = -1;
+    if (waiting > 0) {
+        setsockopt(sock_fd, SOL_SOCKET, SO_PEEK_OFF, &never, sizeof never);
+    }
+    return status;
+}
+
+static bool
+is_member(int own_fd, size_t number, long long member)
+{
+    return number == 0 || (long long)number == member || is_locked(own_fd, FIRST_ENTRY + (off_t)number);
+}
+
+/* Give back to one bound what was taken and is nowhere; false if others have changed it meanwhile. */
+static bool
+give_back_lost(uint64_t taken, uint64_t freed, uint64_t held, _Atomic uint64_t *counter, uint64_t *lost)
+{
+    *lost = taken > freed && taken - freed > held ? taken - freed - held : 0;
+    return *lost == 0 || atomic_compare_exchange_strong(counter, &freed, freed + *lost);
+}
+
+/* Slots are lost with a process that holds something, no other way. Turn those that are dead into suspicions. */
+static bool
+has_suspicions(const ndshare_queue *queue, int own_fd, size_t members, long long member)
+{
+    ndshare_queue_memory *memory = queue->memory;
+    for (size_t i = 1; i < members; i++) {
+        if (holds(&memory->entries[i]) && !is_member(own_fd, i, member)
+            && set_lock(own_fd, F_WRLCK, FIRST_ENTRY + (off_t)i) == 0) {
+            clear(memory, i);
+            set_lock(own_fd, F_UNLCK, FIRST_ENTRY + (off_t)i);
+        }
+    }
+    return atomic_load(&memory->suspicions) != atomic_load(&memory->mended);
 }
 
 static uint64_t
-size_of(const ndshare_queue *queue, uint64_t number)
+mend(const ndshare_queue *queue, int own_fd, int sock_fd, long long member)
 {
-    return atomic_load_explicit(&queue->memory->sizes[number], memory_order_relaxed);
-}
-
-/* Is there room for so many bytes beside those in flight? What somebody scribbled may be more than fits a sum. */
-static bool
-has_room(const ndshare_queue *queue, uint64_t nbytes)
-{
-    uint64_t left = queue->max_bytes;
-    if (nbytes > left) {
-        return false;
+    ndshare_queue_memory *memory = queue->memory;
+    uint64_t known = atomic_load(&memory->members), members = known < 1 ? 1 : known, lost = 0, lost_bytes = 0;
+    members = members > queue->entries ? queue->entries : members;
+    if (!has_suspicions(queue, own_fd, members, member)) {
+        return 0;
     }
-    left -= nbytes;
-    for (uint64_t i = 0, size; i < queue->slots; i++) {
-        if ((size = size_of(queue, i)) > left) {
-            return false;
-        }
-        left -= size;
+    uint64_t suspicions = atomic_load(&memory->suspicions), mended = atomic_load(&memory->mended);
+    uint64_t taken = atomic_load(&memory->taken), freed = atomic_load(&memory->freed),
+             taken_bytes = atomic_load(&memory->taken_bytes), freed_bytes = atomic_load(&memory->freed_bytes);
+    amount held = {0, 0};
+    for (size_t i = 0; i < members; i++) {
+        ndshare_queue_entry *entry = &memory->entries[i];
+        held.slots += atomic_load(&entry->sending);
+        held.bytes += atomic_load(&entry->sending_bytes);
     }
-    return true;
-}
-
-static bool
-try_slot(const ndshare_queue *queue, int fd, uint64_t number, uint64_t nbytes)
-{
-    if (set_lock(fd, F_WRLCK, FIRST_SLOT + (off_t)number) != 0) {
-        return false;
+    if (count_socket(sock_fd, &held) < 0) {
+        return 0;
     }
-    atomic_store(&queue->memory->sizes[number], nbytes);
-    atomic_store_explicit(&queue->memory->hint, number + 1, memory_order_relaxed);
-    return true;
-}
-
-static int64_t
-find_slot(const ndshare_queue *queue, int fd, uint64_t nbytes, bool doubt)
-{
-    uint64_t count = queue->slots;
-    if (queue->max_bytes == 0 || has_room(queue, nbytes)) {
-        uint64_t start = atomic_load_explicit(&queue->memory->hint, memory_order_relaxed) % count;
-        for (uint64_t k = 0; k < count; k++) {
-            uint64_t i = start + k < count ? start + k : start + k - count;
-            if (size_of(queue, i) == 0 && try_slot(queue, fd, i, nbytes)) {
-                return (int64_t)i;
-            }
+    for (size_t i = 0; i < members; i++) {
+        if (atomic_load(&memory->entries[i].receiving) != 0) {
+            return 0;
         }
     }
-    if (!doubt) {
-        return -1;
+    if (taken != atomic_load(&memory->taken) || freed != atomic_load(&memory->freed)
+        || taken_bytes != atomic_load(&memory->taken_bytes) || freed_bytes != atomic_load(&memory->freed_bytes)
+        || known != atomic_load(&memory->members)
+        || !give_back_lost(taken_bytes, freed_bytes, held.bytes, &memory->freed_bytes, &lost_bytes)
+        || !give_back_lost(taken, freed, held.slots, &memory->freed, &lost)) {
+        return 0; /* with traffic no slot can be told from those that move: later */
     }
-    /* It looks full. Is it, or did somebody die? Nobody else takes slots meanwhile if bytes are counted. */
-    int64_t free_slot = -1;
-    for (uint64_t i = 0, end; i < count; i = end) {
-        if (is_held(fd, i, &end)) {
-            continue;
-        }
-        if (queue->max_bytes == 0) {
-            if (try_slot(queue, fd, i, nbytes)) {
-                return (int64_t)i;
-            }
-        }
-        else {
-            atomic_store(&queue->memory->sizes[i], 0);
-            free_slot = (int64_t)i;
-        }
-    }
-    if (free_slot >= 0 && has_room(queue, nbytes) && try_slot(queue, fd, (uint64_t)free_slot, nbytes)) {
-        return free_slot;
-    }
-    return -1;
+    atomic_compare_exchange_strong(&memory->mended, &mended, suspicions);
+    return lost > 0 ? lost : lost_bytes > 0;
 }
 
-int
-ndshare_queue_get_slot(const ndshare_queue *queue, int memory_fd, uint64_t nbytes, bool doubt, int64_t *slot)
+PyObject *
+ndshare_queue_mend(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (queue->slots == 0) {
-        return NDSHARE_QUEUE_FULL;
+    ndshare_queue queue;
+    long long numbers[3]; /* own_fd, sock_fd, member */
+    if (ndshare_queue_arguments(&queue, "queue_mend", args, nargs, 4, numbers, 3) < 0) {
+        return NULL;
     }
-    char path[40];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", memory_fd);
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0) {
-        return NDSHARE_QUEUE_REFUSED;
+    uint64_t lost = 0;
+    if (set_lock((int)numbers[0], F_WRLCK, MENDING) == 0) {
+        lost = mend(&queue, (int)numbers[0], (int)numbers[1], numbers[2]);
+        set_lock((int)numbers[0], F_UNLCK, MENDING);
     }
-    if (queue->max_bytes == 0) {
-        *slot = find_slot(queue, fd, 1, doubt);
-    }
-    else if (set_lock(fd, F_WRLCK, ADMISSION) == 0) {
-        *slot = find_slot(queue, fd, nbytes > 0 ? nbytes : 1, doubt);
-        set_lock(fd, F_UNLCK, ADMISSION);
-    }
-    else {
-        close(fd);
-        return NDSHARE_QUEUE_BUSY;
-    }
-    if (*slot < 0) {
-        close(fd);
-        return NDSHARE_QUEUE_FULL;
-    }
-    return fd;
+    PyBuffer_Release(&queue.view);
+    return PyLong_FromUnsignedLongLong(lost);
 }
 
-void
-ndshare_queue_give_back(const ndshare_queue *queue, int fd, int64_t slot)
-{
-    atomic_store(&queue->memory->sizes[slot], 0);
-    close(fd);
-}
+/* ---- for messages that Python sends */
 
-void
-ndshare_queue_free_slot(const ndshare_queue *queue, int fd, int64_t slot)
+static int
+of_one_slot(ndshare_queue *queue, const char *name, PyObject *const *args, Py_ssize_t nargs, long long *numbers)
 {
-    /* Unlocked, not only closed: the sender may not have closed its descriptor of the same description yet. */
-    atomic_store(&queue->memory->sizes[slot], 0);
-    set_lock(fd, F_UNLCK, FIRST_SLOT + (off_t)slot);
-    close(fd);
+    return ndshare_queue_arguments(queue, name, args, nargs, 3, numbers, 2); /* member, charge */
 }
 
 PyObject *
 ndshare_queue_take(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     ndshare_queue queue;
-    long long numbers[3]; /* memory_fd, nbytes, doubt */
-    if (ndshare_queue_arguments(&queue, "queue_take", args, nargs, 4, numbers, 3) < 0) {
+    long long numbers[2];
+    if (of_one_slot(&queue, "queue_take", args, nargs, numbers) < 0) {
         return NULL;
     }
-    PyObject *result = NULL;
-    int64_t slot;
-    int fd;
-    int64_t end = 0;
-    while ((fd = ndshare_queue_get_slot(&queue, (int)numbers[0], (uint64_t)numbers[1], numbers[2] != 0, &slot))
-           == NDSHARE_QUEUE_BUSY) {
-        int64_t now = ndshare_waiting_now();
-        end = end == 0 ? now + ADMISSION_WAIT_NS : end;
-        if (now > end) {
-            break;
-        }
-        struct timespec pause = {0, ADMISSION_PAUSE_NS};
-        Py_BEGIN_ALLOW_THREADS /* no descriptor is in hand */
-        nanosleep(&pause, NULL);
-        Py_END_ALLOW_THREADS
-    }
-    if (fd == NDSHARE_QUEUE_REFUSED) {
-        PyErr_SetFromErrno(PyExc_OSError);
-    }
-    else if (fd < 0) {
-        result = Py_NewRef(Py_None);
-    }
-    else {
-        result = Py_BuildValue("(Li)", (long long)slot, fd);
-        if (result == NULL) {
-            ndshare_queue_give_back(&queue, fd, slot);
-        }
-    }
+    bool taken = ndshare_queue_get_slot(&queue, ndshare_queue_entry_of(&queue, numbers[0]), (uint64_t)numbers[1]);
     PyBuffer_Release(&queue.view);
-    return result;
+    return PyBool_FromLong(taken);
+}
+
+PyObject *
+ndshare_queue_pass(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    ndshare_queue queue;
+    long long numbers[2];
+    if (of_one_slot(&queue, "queue_pass", args, nargs, numbers) < 0) {
+        return NULL;
+    }
+    ndshare_queue_pass_slot(ndshare_queue_entry_of(&queue, numbers[0]), (uint64_t)numbers[1]);
+    PyBuffer_Release(&queue.view);
+    Py_RETURN_NONE;
+}
+
+PyObject *
+ndshare_queue_give_back(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    ndshare_queue queue;
+    long long numbers[2];
+    if (of_one_slot(&queue, "queue_give_back", args, nargs, numbers) < 0) {
+        return NULL;
+    }
+    ndshare_queue_return_slot(&queue, ndshare_queue_entry_of(&queue, numbers[0]), (uint64_t)numbers[1]);
+    PyBuffer_Release(&queue.view);
+    Py_RETURN_NONE;
 }
 
 PyObject *
 ndshare_queue_used(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     ndshare_queue queue;
-    long long memory_fd;
-    if (ndshare_queue_arguments(&queue, "queue_used", args, nargs, 2, &memory_fd, 1) < 0) {
+    if (ndshare_queue_arguments(&queue, "queue_used", args, nargs, 1, NULL, 0) < 0) {
         return NULL;
     }
-    uint64_t used = 0;
-    for (uint64_t i = 0, end; i < queue.slots; i = end) {
-        if (is_held((int)memory_fd, i, &end)) {
-            used += (end < queue.slots ? end : queue.slots) - i;
-        }
-    }
+    uint64_t slots = used(&queue.memory->taken, &queue.memory->freed);
     PyBuffer_Release(&queue.view);
-    return PyLong_FromUnsignedLongLong(used);
+    return PyLong_FromUnsignedLongLong(slots);
 }
 
 static bool
 looks_free(const void *what)
 {
     const ndshare_queue *queue = what;
-    for (uint64_t i = 0; i < queue->slots; i++) {
-        if (size_of(queue, i) == 0) {
-            return true;
-        }
-    }
-    return false;
+    return used(&queue->memory->taken, &queue->memory->freed) < queue->maxsize;
 }
 
 /* Who finds a slot without having slept need not be woken. */
