@@ -339,3 +339,14 @@ def test_failed_put_leaves_no_slot_taken(q):
     del wire.send, wire.send_bare
     assert q.qsize() == 0
     assert room(q) == 3
+
+
+def test_backlog_that_nobody_will_take_is_dropped_though_dead_waiters_are_counted(capfd):
+    """Nobody is left who could hear the bell."""
+    q = ndshare.Queue(300)
+    assert ended(forked(die(lambda: _wire.add_u64(q._line.wire.memory, 8, 1)))) == -signal.SIGKILL
+    while not q._line.backlog.messages:
+        q.put(b"x" * 40_000)
+    q.close()
+    q.join_thread()
+    assert capfd.readouterr().err == ""

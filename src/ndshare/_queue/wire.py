@@ -133,7 +133,7 @@ class Wire:
     def ring(self) -> None:
         """Wake who waits for a slot."""
         if _wire.load_u64(self.memory, WAITERS):
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):
                 os.write(self.files.bell_out, b".")
 
     # ---- slots of a bounded queue
@@ -357,7 +357,7 @@ class Wire:
         finally:
             sock.detach()
         self.set_flags(SHUT | IMMEDIATE if immediate else SHUT)
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(self.files.bell_out, b"!")
         if immediate:
             for recv in (self.files.into, self.files.out):
