@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import builtins
 import os
-import pickletools
 import sys
 import types
 import typing
@@ -204,6 +203,8 @@ if _SENTINEL is not None:
 
 def names_in_pickle(stream: bytes) -> frozenset[str]:
     """Return the root names of ``__main__`` that a pickle refers to."""
+    import pickletools  # seldom needed
+
     found = set()
     memo: list[Any] = []
     recent: list[Any] = [None, None]

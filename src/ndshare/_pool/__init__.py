@@ -21,14 +21,19 @@ Not guaranteed: the order in which tasks begin, once they are shorter than what 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ndshare._pool.executor import ProcessPoolExecutor
 from ndshare._pool.items import EachRun, EachTask
 from ndshare._pool.pool import Pool, new_pool
 from ndshare._pool.repeats import Repeats
-from ndshare._pool.report import Recorder, TaskReport
 from ndshare._pool.settings import Environment, PoolSettings, checked_settings
 from ndshare._pool.tasks import QuietTask, Task, TaskFuture, describe
-from ndshare._pool.workers import WorkerProcess, processes
+from ndshare._system import later
+
+if TYPE_CHECKING:
+    from ndshare._pool.report import Recorder, TaskReport
+    from ndshare._pool.workers import WorkerProcess, processes
 
 __all__ = [
     "EachRun",
@@ -49,3 +54,7 @@ __all__ = [
     "new_pool",
     "processes",
 ]
+
+__getattr__ = later(
+    __name__, {"report": ("Recorder", "TaskReport"), "workers": ("WorkerProcess", "processes")}
+)

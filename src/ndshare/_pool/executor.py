@@ -15,7 +15,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from ndshare._pool.gate import Gate
 from ndshare._pool.items import (
@@ -31,10 +31,8 @@ from ndshare._pool.items import (
 )
 from ndshare._pool.pool import new_pool
 from ndshare._pool.repeats import Repeats
-from ndshare._pool.report import TaskReport
 from ndshare._pool.settings import Environment, checked_settings
 from ndshare._pool.tasks import ItemsTask, MapRun, TaskFuture
-from ndshare._pool.workers import Ending, WorkerProcess, WorkerStatus, processes, statuses
 
 # `sharing` is not used here. Were it imported later, when a thread first calls `ndshare.share`, a fork at
 # that moment would leave the child an import lock that nobody releases.
@@ -48,6 +46,10 @@ from ndshare._processes import (
 )
 from ndshare._system import Progress, check_callable, check_count, check_seconds, progress_of
 from ndshare.errors import InheritedError
+
+if TYPE_CHECKING:
+    from ndshare._pool.report import TaskReport
+    from ndshare._pool.workers import Ending, WorkerProcess, WorkerStatus
 
 _T = TypeVar("_T")
 _Items = TypeVar("_Items", bound=ItemsTask)
@@ -585,6 +587,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         ...     [status.running for status in executor.workers()]
         ['time.sleep()']
         """
+        from ndshare._pool.workers import statuses
+
         return statuses(self._pool)
 
     @property
@@ -600,11 +604,15 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
     @property
     def _processes(self) -> dict[int, WorkerProcess]:  # type: ignore[override]
         """The workers by process number, where programs look for those of the standard class."""
+        from ndshare._pool.workers import processes
+
         return processes(self._pool)
 
     @property
     def _executor_manager_thread(self) -> Ending:  # type: ignore[override]
         """What can be joined after `shutdown`; so can `_call_queue`."""
+        from ndshare._pool.workers import Ending
+
         return Ending(self._pool)
 
     _call_queue = _executor_manager_thread

@@ -28,12 +28,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ndshare._pool.delivery import Delivery, ForkWantedError
 from ndshare._pool.limits import Limits
 from ndshare._pool.memory import MemoryWatch
-from ndshare._pool.report import Recorder
 from ndshare._pool.roster import BURST_TASKS, Roster
 from ndshare._pool.settings import PoolSettings
 from ndshare._pool.tasks import LEAVING, Awaited, Task, TaskFuture
@@ -54,6 +53,9 @@ from ndshare._processes import (
 from ndshare._system import _wire, processors
 from ndshare._transport import by_value_modules, close_all, unpack, with_traceback
 from ndshare.errors import ExitError, InheritedError, InitializerError, WorkerDiedError, code_or_signal
+
+if TYPE_CHECKING:
+    from ndshare._pool.report import Recorder
 
 #: Submits that follow each other so closely are a burst; tiny tasks of a burst are sent by the dozen.
 _BURST_S = 100e-6
@@ -87,7 +89,11 @@ class Pool:
         self.inherited = 0  # the number of what workers inherit that are forked from this program
         self.reason = ""  # why they are
         self.delivery = Delivery(crew, settings)
-        self.recorder = Recorder() if settings.record else None
+        self.recorder: Recorder | None = None
+        if settings.record:
+            from ndshare._pool.report import Recorder
+
+            self.recorder = Recorder()
         self.roster = Roster(settings)
         self.workers = self.roster.workers
         self.limits = Limits(crew, self.workers)

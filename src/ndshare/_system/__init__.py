@@ -2,9 +2,10 @@
 
 `platform` is the facts of the machine, system calls, and how many workers make sense; `board` what the
 processes of one map tell each other; `threads` those that Python did not start; `arguments` checks of what
-users pass, and warnings at their line; `progress` the bar of everything that has one. `_wire` is a
-namespace of functions in C: messages with descriptors, atomics in shared memory, the shield
-against Ctrl-C between two lines that belong together. Every C extension begins and ends with `extension.h`.
+users pass, and warnings at their line; `doors` loads files of a room when they are needed; `progress` the
+bar of everything that has one. `_wire` is a namespace of functions in C: messages with descriptors, atomics
+in shared memory, the shield against Ctrl-C between two lines that belong together. Every C extension begins
+and ends with `extension.h`.
 
 Guarantees
 ----------
@@ -17,6 +18,8 @@ Not guaranteed
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from ndshare._system import _wire
 from ndshare._system._wire import load_u64, selective
@@ -31,8 +34,7 @@ from ndshare._system.arguments import (
     variables,
     warn_caller,
 )
-from ndshare._system.board import DONE, FAILED, UNDONE, Board, drop_spares, keep_spare, spare_size, take_spare
-from ndshare._system.pinning import cpu_sets
+from ndshare._system.doors import later
 from ndshare._system.platform import (
     cpu_quota,
     default_workers,
@@ -47,9 +49,28 @@ from ndshare._system.platform import (
     set_inside_worker,
     unshared_memory,
 )
-from ndshare._system.progress import Bar, Progress, progress_of
-from ndshare._system.threads import THREAD_NAME, blas_controller, fork_hazards, native_threads, own_thread
-from ndshare._system.timeline import Moment, Slice, Timeline
+
+if TYPE_CHECKING:
+    from ndshare._system.board import (
+        DONE,
+        FAILED,
+        UNDONE,
+        Board,
+        drop_spares,
+        keep_spare,
+        spare_size,
+        take_spare,
+    )
+    from ndshare._system.pinning import cpu_sets
+    from ndshare._system.progress import Bar, Progress, progress_of
+    from ndshare._system.threads import (
+        THREAD_NAME,
+        blas_controller,
+        fork_hazards,
+        native_threads,
+        own_thread,
+    )
+    from ndshare._system.timeline import Moment, Slice, Timeline
 
 __all__ = [
     "DONE",
@@ -78,6 +99,7 @@ __all__ = [
     "is_alive",
     "is_byte_locked",
     "keep_spare",
+    "later",
     "load_u64",
     "lock_byte",
     "module_names",
@@ -97,3 +119,24 @@ __all__ = [
     "variables",
     "warn_caller",
 ]
+
+# What workers, or programs that only make shared arrays, have no use for.
+__getattr__ = later(
+    __name__,
+    {
+        "board": (
+            "DONE",
+            "FAILED",
+            "UNDONE",
+            "Board",
+            "drop_spares",
+            "keep_spare",
+            "spare_size",
+            "take_spare",
+        ),
+        "pinning": ("cpu_sets",),
+        "progress": ("Bar", "Progress", "progress_of"),
+        "threads": ("THREAD_NAME", "blas_controller", "fork_hazards", "native_threads", "own_thread"),
+        "timeline": ("Moment", "Slice", "Timeline"),
+    },
+)

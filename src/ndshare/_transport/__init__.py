@@ -21,30 +21,35 @@ Not guaranteed
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from ndshare._system import later
 from ndshare._transport import mainspace
 from ndshare._transport.failures import pack_failure, portable, traceback_of, with_traceback
-from ndshare._transport.freight import (
-    BLOCK,
-    CARRIED_MAX,
-    CONTENT,
-    Bytes,
-    Chunks,
-    Content,
-    Crate,
-    Manifest,
-    Piece,
-    arrays_of,
-    is_zero,
-    open_crate,
-    open_reply,
-    parts_of,
-    reply,
-)
 from ndshare._transport.inputs import Inputs
 from ndshare._transport.parcel import BARE_TAG, READ_ONLY, close_all
 from ndshare._transport.sharing import share
 from ndshare._transport.staging import aligned
 from ndshare._transport.transport import INLINE_MAX, Draft, Parcel, by_value_modules, pack, pack_plain, unpack
+
+if TYPE_CHECKING:
+    from ndshare._transport.freight import (
+        BLOCK,
+        CARRIED_MAX,
+        CONTENT,
+        Bytes,
+        Chunks,
+        Content,
+        Crate,
+        Manifest,
+        Piece,
+        arrays_of,
+        is_zero,
+        open_crate,
+        open_reply,
+        parts_of,
+        reply,
+    )
 
 __all__ = [
     "BARE_TAG",
@@ -81,3 +86,27 @@ __all__ = [
     "unpack",
     "with_traceback",
 ]
+
+# For nodes of a cluster only.
+__getattr__ = later(
+    __name__,
+    {
+        "freight": (
+            "BLOCK",
+            "CARRIED_MAX",
+            "CONTENT",
+            "Bytes",
+            "Chunks",
+            "Content",
+            "Crate",
+            "Manifest",
+            "Piece",
+            "arrays_of",
+            "is_zero",
+            "open_crate",
+            "open_reply",
+            "parts_of",
+            "reply",
+        ),
+    },
+)

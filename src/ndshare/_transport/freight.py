@@ -19,10 +19,9 @@ import dataclasses
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ndshare._memory import SHARED, Block, available, block_of, decode_dtype, digest, encode_dtype, view_of
 from ndshare._pickling import Descriptor, Placed, Recording, record
@@ -30,7 +29,10 @@ from ndshare._transport.parcel import RAW, READ_ONLY
 from ndshare._transport.staging import aligned, copy_into, copy_strides
 from ndshare.errors import CapacityError, TransportError
 
-Bytes = npt.NDArray[np.uint8]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 CHUNK_BYTES = 64 << 20
 """Contents of more bytes are sent in chunks: of one that has changed in one place, only that chunk."""
