@@ -287,6 +287,8 @@ class Delivery:
         if not needs and not worker.asked:
             return
         known, withheld, seen = worker.known_main, self.withheld, self.looked_at
+        if not (worker.asked or withheld) and mainspace.knows(known, needs, brought):  # most often
+            return
         try:
             draft = mainspace.deliver(needs | worker.asked, known, withheld, brought, seen)
         except UnsendableGlobalError:

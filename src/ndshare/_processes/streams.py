@@ -100,8 +100,10 @@ def _own_file(stream: Any, number: int) -> tuple[int, int] | None:
 def flush() -> None:
     """Write what was printed."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
+        try:  # noqa: SIM105 - after each task: `contextlib.suppress` would take longer than all of it
             stream.flush()
+        except Exception:
+            pass
 
 
 class Outlets:

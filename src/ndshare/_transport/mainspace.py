@@ -116,6 +116,22 @@ def lent(data: dict[str, Any], module: str = "__main__") -> Iterator[None]:
         data.clear()
 
 
+def knows(known: dict[str, object], needs: frozenset[str], brought: frozenset[str]) -> bool:
+    """Tell at once, where that is simple, whether a receiver has what a task needs and does not bring."""
+    namespace = main_namespace()
+    for name in needs:
+        if name in brought:
+            continue
+        definition = known.get(name)
+        if (
+            type(definition) is not definitions.Definition
+            or not brought.issuperset(definition.needs)
+            or not definition.holds(definitions.value_of(name, namespace))
+        ):
+            return False
+    return True
+
+
 def deliver(
     needs: frozenset[str],
     known: dict[str, object],

@@ -215,13 +215,15 @@ def pack_plain(obj: object) -> Parcel | None:
     Returns
     -------
     Parcel or None
-        None if `obj` is anything else than a short list of numbers and strings, or of tuples of them.
+        None if `obj` is anything else than a number, a string, None, or a short list of these or of tuples of
+        them.
     """
-    if type(obj) is not list or len(obj) > _PLAIN_MOST:
-        return None
-    for item in obj:
-        if type(item) not in _PLAIN and not (type(item) is tuple and _PLAIN.issuperset(map(type, item))):
+    if type(obj) not in _PLAIN:
+        if type(obj) is not list or len(obj) > _PLAIN_MOST:
             return None
+        for item in obj:
+            if type(item) not in _PLAIN and not (type(item) is tuple and _PLAIN.issuperset(map(type, item))):
+                return None
     stream = pickle.dumps(obj, 5)
     if len(stream) < INLINE_MAX:
         return Parcel(BARE_TAG + stream)
