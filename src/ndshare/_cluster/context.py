@@ -42,8 +42,9 @@ class ClusterContext(MapContext):
     Parameters
     ----------
     engine : distributed.Client, str or Executor
-        A Dask client or the address of a Dask scheduler; or an executor with the interface of
-        `concurrent.futures`, such as ``client.get_executor()`` or ``mpi4py.futures.MPIPoolExecutor``.
+        A Dask client or the address of a Dask scheduler; ``"ray"`` or ``"ray://host:port"``; or an executor
+        with the interface of `concurrent.futures`, such as ``client.get_executor()`` or
+        ``mpi4py.futures.MPIPoolExecutor``. Futures without callbacks are polled.
     workers_per_node : int, optional
         Workers of each process of the engine. By default the threads of a Dask worker, else 1.
     processes : int, optional

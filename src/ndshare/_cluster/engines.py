@@ -2,7 +2,8 @@
 
 ::
 
-    Engine ── FuturesEngine    anything with the interface of `concurrent.futures.Executor`
+    Engine ── FuturesEngine    anything with `submit` and futures; those without callbacks are polled
+           ├─ RayEngine        Ray, by its own tasks
            └─ DaskEngine       a `distributed.Client`: bulk data goes straight between client and workers
 """
 
@@ -14,10 +15,12 @@ import contextlib
 import itertools
 import math
 import operator
+import types
 import uuid
 from collections.abc import Callable
 from typing import Any
 
+from ndshare._cluster.polling import Poller
 from ndshare._node import (
     CallTask,
     TaskResult,
@@ -102,7 +105,8 @@ class FuturesEngine(Engine):
     Parameters
     ----------
     executor : Executor
-        Its workers must be able to import ndshare.
+        Its workers must be able to import ndshare. Futures need `done` and `result`; if they have no
+        `add_done_callback`, a thread asks for them.
     processes : int, optional
         How many it has, if it does not say.
     """
@@ -115,6 +119,7 @@ class FuturesEngine(Engine):
             )
         self._executor = executor
         self._processes = processes
+        self._poller = Poller()
 
     def processes(self) -> int:
         """See `Engine`."""
@@ -139,6 +144,8 @@ class FuturesEngine(Engine):
     def submit(self, task: CallTask, tell: Callable[[Any], object], _address: Any = None) -> Any:
         """See `Engine`."""
         future = self._executor.submit(run_task, task)
+        if not hasattr(future, "add_done_callback"):
+            future = self._poller.follow(future)
         future.add_done_callback(tell)
         return future
 
@@ -287,8 +294,107 @@ def _account(worker: Any) -> dict[str, int]:
     return kept_memory()
 
 
+class RayEngine(Engine):
+    """Ray, which this program is connected to or starts on this machine.
+
+    Each share is a task of Ray's, never tried again by Ray: ndshare does that, and knows what was merged.
+
+    Parameters
+    ----------
+    address : str, optional
+        That of a cluster (``ray://host:port``); by default the one that Ray finds, or a new one here.
+    processes : int, optional
+        How many tasks run at a time. By default as many as the cluster has processors.
+    """
+
+    def __init__(self, address: str | None = None, processes: int | None = None) -> None:
+        import ray
+
+        self._ray: Any = ray
+        self._own = not ray.is_initialized()
+        if self._own:
+            options = {"include_dashboard": False} if address is None else {}
+            ray.init(address, log_to_driver=False, **options)
+        elif address is not None:
+            raise ValueError(
+                f"ClusterContext: engine is {address!r}, and Ray is connected already; give 'ray' for that"
+            )
+        self._processes = processes
+        self._run = ray.remote(num_cpus=1, max_retries=0)(_run_on_ray)
+        self._release = ray.remote(num_cpus=0, max_retries=0)(release_memory)
+
+    def processes(self) -> int:
+        """See `Engine`."""
+        return self._processes or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+
+    def threads(self) -> int:
+        """See `Engine`."""
+        return 1
+
+    def submit(self, task: CallTask, tell: Callable[[Any], object], address: Any = None) -> Any:
+        """See `Engine`."""
+        run = self._run
+        if address is not None:
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            run = run.options(scheduling_strategy=NodeAffinitySchedulingStrategy(address, soft=True))
+        reference = run.remote(task)
+        future = reference.future()
+        future.reference = reference
+        future.add_done_callback(tell)
+        return future
+
+    def result(self, future: Any) -> TaskResult:
+        """See `Engine`."""
+        try:
+            result: TaskResult = future.result()
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        return result
+
+    def cancel(self, futures: list[Any]) -> None:
+        """See `Engine`."""
+        for future in futures:
+            self.revoke(future)
+
+    def revoke(self, future: Any) -> bool:
+        """See `Engine`; it may have begun."""
+        if future.done():
+            return False
+        self._ray.cancel(future.reference)
+        return True
+
+    def release(self) -> None:
+        """See `Engine`; a task for each node."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        with contextlib.suppress(Exception):  # nodes that are gone keep nothing
+            for node in self._ray.nodes():
+                if node["Alive"]:
+                    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                    self._release.options(scheduling_strategy=strategy).remote()
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self._own:
+            self._ray.shutdown()
+
+
+def _run_on_ray(task: CallTask) -> TaskResult:
+    """Run a task in a worker of Ray's."""
+    import ray
+
+    result = run_task(task)
+    result.address = ray.get_runtime_context().get_node_id()
+    return result
+
+
 def find_engine(engine: Any, processes: int | None) -> Engine:
     """Return the engine of what a user has given."""
+    if isinstance(engine, str) and (engine == "ray" or engine.startswith("ray://")):
+        return RayEngine(None if engine == "ray" else engine, processes)
+    if isinstance(engine, types.ModuleType) and engine.__name__ == "ray":
+        return RayEngine(None, processes)
     if isinstance(engine, str):
         import distributed
 
