@@ -30,11 +30,14 @@ def look() -> None:
 
 
 def reducers(others: Container[type]) -> dict[type, Reduce]:
-    """Return the reducers for types that have no other ones."""
+    """Return the reducers for types that have no other ones.
+
+    Those of torch are left out: they move what is sent into memory that sender and receiver have in common.
+    """
     found: dict[type, Reduce] = {}
     for cls, reduce in list(known.items()):
         module = getattr(reduce, "__module__", None)
-        if cls not in others and module not in _ITS_OWN:
+        if cls not in others and module not in _ITS_OWN and not str(module).startswith("torch."):
             found[cls] = _reduce_ctype if module == "multiprocessing.sharedctypes" else reduce
     for name, kind, of_file in _OF_FILES:
         opened = getattr(sys.modules.get(name), kind, None)

@@ -187,18 +187,24 @@ def reduce_tensor(tensor: Any) -> Any:
 
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided or tensor.is_quantized:
         return tensor.__reduce_ex__(5)
+    plain, dtype = tensor.detach(), None
     try:
-        array = tensor.detach().numpy()
+        array = plain.numpy()
     except (TypeError, RuntimeError):  # bfloat16, conjugate views: no NumPy equivalent
-        return tensor.__reduce_ex__(5)
-    return make_tensor, (array, tensor.requires_grad, type(tensor) is torch.nn.Parameter)
+        bits = {1: torch.uint8, 2: torch.int16}.get(tensor.element_size())
+        if bits is None or tensor.is_conj() or tensor.is_neg():
+            return tensor.__reduce_ex__(5)
+        array, dtype = plain.view(bits).numpy(), tensor.dtype
+    return make_tensor, (array, tensor.requires_grad, type(tensor) is torch.nn.Parameter, dtype)
 
 
-def make_tensor(array: np.ndarray[Any, Any], requires_grad: bool, parameter: bool) -> Any:
-    """Return a tensor over the memory of an array."""
+def make_tensor(array: np.ndarray[Any, Any], requires_grad: bool, parameter: bool, dtype: Any = None) -> Any:
+    """Return a tensor over the memory of an array, with the bits of `dtype` in it if that is given."""
     import torch
 
     tensor = torch.from_numpy(array)
+    if dtype is not None:
+        tensor = tensor.view(dtype)
     if parameter:
         return torch.nn.Parameter(tensor, requires_grad)
     return tensor.requires_grad_(requires_grad)
