@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,15 @@ def test_scripts_name_what_exists(script: str) -> None:
     compile(text, script, "exec")
     named = re.findall(r'"(tests/[\w/.]+)"', text)
     assert [name for name in named if not (_TOP / name).exists()] == []
+
+
+def test_programs_of_others_are_there_and_pinned() -> None:
+    """Each that the script names lies in its folder and on its page; all that they need has one version."""
+    script = runpy.run_path(str(_TOP / "scripts" / "downstream"))
+    folder = _TOP / "benchmarks" / "downstream"
+    programs = {path.stem for path in folder.glob("*.py")} - {"common"}
+    assert programs == set(script["PROGRAMS"])
+    page = (_TOP / "docs" / "downstream.md").read_text()
+    assert {name for name in programs if f"| `{name}` |" not in page} == set()
+    needs = [line for line in (folder / "requirements.txt").read_text().splitlines() if line[0] != "#"]
+    assert [line for line in needs if not re.fullmatch(r"[\w-]+==[\d.]+", line)] == []

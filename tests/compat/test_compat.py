@@ -16,6 +16,7 @@ _PUBLIC = {"ndshare", "ndshare.functors"}
 _BEYOND = {
     ("ndshare._map", "drop_result"),
     ("ndshare._map", "resolved_layout"),
+    ("ndshare._memory", "idle_bytes"),
     ("ndshare._memory", "sparse"),
     ("ndshare._processes", "add_aliases"),
 }

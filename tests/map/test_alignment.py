@@ -102,6 +102,13 @@ def to_sharded(w, i, v):
 def to_listed(w, i, v):
     listed[0][i] = i + 1
 
+group = zarr.open_group(f"{sys.argv[1]}/g", mode="w")
+grouped = group.create_array("d", shape=(40, 3), dtype="f8", chunks=(9, 3))
+group.create_array("other", shape=(5,), dtype="f8", chunks=(2,))
+
+def to_group(w, i, v):
+    group["d"][i] = i + 1
+
 class Writer:
     def __init__(self, target):
         self.target = target
@@ -110,7 +117,7 @@ class Writer:
 
 expected = np.repeat(np.arange(1.0, 41.0)[:, None], 3, axis=1)
 for context in (ndshare.ThreadContext(4), ndshare.ProcessContext(4)):
-    for target, kernel in ((plain, to_plain), (sharded, to_sharded), (listed[0], to_listed), (plain, Writer(plain).write)):
+    for target, kernel in ((plain, to_plain), (sharded, to_sharded), (listed[0], to_listed), (grouped, to_group), (plain, Writer(plain).write)):
         target[:] = 0
         context.map(kernel, range(40))
         assert np.array_equal(target[:], expected), (context, kernel, target[:, 0])
@@ -158,6 +165,6 @@ def test_writes_to_a_zarr_array_in_memory_are_told(run_script):
 
 
 def test_rows_of_zarr_arrays_are_all_kept(run_script, tmp_path):
-    """Captured, in a list, behind ``self``; sharded; opened by name in the kernel and given as `align`."""
+    """Captured, in a list, in a group, behind ``self``; sharded; opened by name in the kernel and given as `align`."""
     pytest.importorskip("zarr", reason="not installable on this Python")
     assert run_script(_ZARR, str(tmp_path)).stdout.endswith("ok\n")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import types
 import warnings
 from collections.abc import Callable
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 
 import ndshare
+from ndshare._map.watch import differences
 
 _LARGE = 300_000  # elements: a segment of its own
 
@@ -309,3 +313,62 @@ def test_memory_that_others_share_with_forked_workers_is_no_copy(run_script) -> 
     """Of multiprocessing and mmap: what a forked worker writes arrives, and the default of pasha forks for it."""
     done = run_script(_FOREIGN, timeout=90)
     assert (done.stdout, done.stderr) == ("works\n", "")
+
+
+def test_forked_worker_compares_only_what_it_has_written_to() -> None:
+    """Large arrays of before the fork: one byte at either end or within is found, reading and equal bytes are not."""
+    size = (3 << 20) + 5  # bytes: ends within a page
+    first, last, within, equal, read = (np.ones(size, np.uint8) for _ in range(5))
+    out = ndshare.alloc(1, np.int64)
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        if index == 0:
+            first[0] = last[-1] = within[size // 2] = 2
+            equal[:] = 1
+            out[0] = read.sum()
+
+    assert _told(kernel, "fork") == ["first", "last", "within"]
+    assert out[0] == size
+
+
+def test_forked_worker_that_forks_in_turn_is_found_out() -> None:
+    """Its pages are another process's as well, as those that nobody wrote to are."""
+    written, read = np.zeros(_LARGE), np.zeros(_LARGE)
+
+    def kernel(_worker_id: int, index: int, _value: int) -> None:
+        if index == 0:
+            written[1000] = read[1000] + 1
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()
+            children.put(pid)
+
+    children = multiprocessing.SimpleQueue()
+    try:
+        assert _told(kernel, "fork") == ["written"]
+    finally:
+        os.kill(children.get(), signal.SIGKILL)
+        children.close()
+
+
+def test_array_that_a_forked_worker_shares_with_nobody_is_compared_with_its_digest() -> None:
+    """The caller writes to it between the fork and the first look: there is nothing to compare with any more."""
+    array = np.zeros(_LARGE)
+    memory = os.open("/proc/self/mem", os.O_RDONLY)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            forker = differences.Forker(memory)
+            assert forker.watch(array) is not None
+            array[100_000] = 1  # a page of its own from now on
+            assert forker.watch(array) is None
+            question = differences.watch_array(array, forker)
+            assert not question()
+            array[7] = 1
+            assert question()
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(memory)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

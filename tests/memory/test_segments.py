@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ndshare import _arrays
-from ndshare._memory import segments
+from ndshare._memory import idle_bytes, segments
 from ndshare.errors import CapacityError, SegmentError, SegmentGoneError
 from tests.peers import Peer, staged, take, ticket, uid_of
 
@@ -394,3 +394,12 @@ def test_idle_limit_destroys_the_coldest():
         assert segments.stats().idle_bytes <= 3 * MB
     finally:
         segments.set_idle_limit(former)
+
+
+def test_idle_bytes_are_those_of_the_figures():
+    """Without what the kernel is asked for there: whoever makes an array may ask."""
+    kept = segments.allocate(8 * MB)
+    assert idle_bytes() == segments.stats().idle_bytes
+    before = idle_bytes()
+    del kept
+    assert idle_bytes() == segments.stats().idle_bytes > before

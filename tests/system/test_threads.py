@@ -165,3 +165,23 @@ for workers in (1, 2):
 print(native_threads().harmful)
 """
     assert run_script(_BEGIN + _MAPS + script).stdout == "()\n"
+
+
+def test_child_with_a_limit_starts_no_threads_of_openblas(run_script) -> None:
+    """It is told how many to use; those beyond would spin beside what the child is there for."""
+    script = """
+from ndshare._system import blas_controller, limit_child
+libraries = blas_controller()
+used = [library for library in libraries.info() if library["internal_api"] == "openblas"]
+assert used
+pid = os.fork()
+if pid == 0:
+    limit_child(libraries, {"blas": 1, "openmp": 1})
+    assert {library["num_threads"] for library in libraries.info()} == {1}
+    assert len(os.listdir("/proc/self/task")) == 1
+    assert (np.ones((300, 300)) @ np.ones((300, 300)) == 300).all()
+    assert len(os.listdir("/proc/self/task")) == 1
+    os._exit(0)
+print(os.waitpid(pid, 0)[1])
+"""
+    assert run_script(_BEGIN + script).stdout == "0\n"

@@ -71,9 +71,10 @@ def _length(piece: Any) -> int:
 
 
 def _captured(kernel: Callable[..., object]) -> Iterator[Any]:
-    """Yield the zarr arrays that a kernel captures, also in a list or dict, and could write to."""
-    kind = getattr(sys.modules.get("zarr"), "Array", None)
-    if not isinstance(kind, type):
+    """Yield the zarr arrays that a kernel captures, also in a list, dict or group, and could write to."""
+    zarr = sys.modules.get("zarr")
+    kind, group = (getattr(zarr, name, None) for name in ("Array", "Group"))
+    if not (isinstance(kind, type) and isinstance(group, type)):
         return
     used = {**dict(variables(kernel)), **globals_of(kernel)}
     for value in used.values():
@@ -82,6 +83,8 @@ def _captured(kernel: Callable[..., object]) -> Iterator[Any]:
             held = value
         elif type(value) is dict:
             held = value.values()
+        elif issubclass(type(value), group):
+            held = () if value.read_only else (array for _, array in value.arrays())
         for one in held:
             if issubclass(type(one), kind) and one.ndim and not getattr(one, "read_only", False):
                 yield one

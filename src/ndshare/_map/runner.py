@@ -24,6 +24,7 @@ from ndshare._map.job import TINY_NS, Job, WorkerReport
 from ndshare._map.randomness import Stream
 from ndshare._map.savepoints import Savepoint
 from ndshare._map.watch import captured
+from ndshare._map.watch.differences import Forker
 from ndshare._map.watch.watching import Watch
 from ndshare._pickling import CodeMemory
 from ndshare._processes import errstate, numbered
@@ -135,12 +136,15 @@ def run_in_worker(
 
 
 def run_watched(
-    job: Job, ranges: Sequence[tuple[int, int]], extra_globals: dict[str, object]
+    job: Job,
+    ranges: Sequence[tuple[int, int]],
+    extra_globals: dict[str, object],
+    forker: Forker | None = None,
 ) -> WorkerReport:
     """Run shares in a process of its own, and find out what the kernel wrote to in vain."""
     numbers = numbers_of(job.functor)
     mapped = job.functor if numbers is None else None if type(numbers) is range else numbers
-    watch = Watch(job.kernel, mapped, {**captured.module_state(job.kernel), **extra_globals})
+    watch = Watch(job.kernel, mapped, {**captured.module_state(job.kernel), **extra_globals}, forker)
     try:
         report = run_job(job, ranges)
     finally:

@@ -30,7 +30,7 @@ Not guaranteed
 
 from __future__ import annotations
 
-from ndshare._memory._heap import altered, detach, digest
+from ndshare._memory._heap import altered, detach, digest, idle_bytes, inherited, rewritten
 from ndshare._memory.copying import copy_array
 from ndshare._memory.layout import (
     decode_dtype,
@@ -103,7 +103,9 @@ __all__ = [
     "digest",
     "encode_dtype",
     "forget_owner",
+    "idle_bytes",
     "idle_limit",
+    "inherited",
     "install_handler",
     "is_movable",
     "is_scratch",
@@ -122,6 +124,7 @@ __all__ = [
     "readable_bytes",
     "recycled_memory",
     "reduce_marked",
+    "rewritten",
     "scratch",
     "seal",
     "set_idle_limit",

@@ -307,9 +307,9 @@ class Surroundings:
                 os.environ[name] = value
         set_inside_worker(threads)
         if threads != self._threads:
-            import threadpoolctl
+            from ndshare._system import blas_controller, limit_child  # takes its time, for threadpoolctl
 
-            threadpoolctl.threadpool_limits(threads)
+            limit_child(blas_controller(), {"blas": threads, "openmp": threads})
             self._threads = threads
 
 

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         THREAD_NAME,
         blas_controller,
         fork_hazards,
+        limit_child,
         native_threads,
         own_thread,
     )
@@ -100,6 +101,7 @@ __all__ = [
     "is_byte_locked",
     "keep_spare",
     "later",
+    "limit_child",
     "load_u64",
     "lock_byte",
     "module_names",
@@ -136,7 +138,14 @@ __getattr__ = later(
         ),
         "pinning": ("cpu_sets",),
         "progress": ("Bar", "Progress", "progress_of"),
-        "threads": ("THREAD_NAME", "blas_controller", "fork_hazards", "native_threads", "own_thread"),
+        "threads": (
+            "THREAD_NAME",
+            "blas_controller",
+            "fork_hazards",
+            "limit_child",
+            "native_threads",
+            "own_thread",
+        ),
         "timeline": ("Moment", "Slice", "Timeline"),
     },
 )

@@ -24,12 +24,13 @@ Not guaranteed
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import os
 import sys
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,6 +139,42 @@ def blas_controller() -> Any:
 
         _controller = len(sys.modules), threadpoolctl.ThreadpoolController()
     return _controller[1]
+
+
+def limit_child(controller: Any, limits: Mapping[str, int]) -> None:
+    """Limit the threads of the libraries of a child that has just been forked.
+
+    Parameters
+    ----------
+    controller
+        From `blas_controller`, asked before the fork.
+    limits : mapping of str to int
+        Threads for ``"blas"`` and ``"openmp"``.
+    """
+    for library in controller.lib_controllers:
+        if (count := limits.get(library.user_api)) is not None and not _set_quietly(library, count):
+            library.set_num_threads(count)
+
+
+def _set_quietly(library: Any, count: int) -> bool:
+    """Set the number that OpenBLAS is to use, without the threads that its own function would start first.
+
+    After a fork it has none. Told to use one thread it starts as many as there are processors, which spin for
+    some 20 ms each. The first call for more than one starts them in any case.
+    """
+    if library.internal_api != "openblas":
+        return False
+    try:
+        started, most, used = (
+            ctypes.c_int.in_dll(library.dynlib, f"blas_{name}")
+            for name in ("server_avail", "num_threads", "cpu_number")
+        )
+    except (AttributeError, ValueError):  # not told by this one
+        return False
+    if started.value or not 1 <= count <= most.value:
+        return False
+    used.value = count
+    return True
 
 
 def _blas_threads() -> int:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import array as arrays
 import collections
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ndshare._memory import altered, detach, digest, span
+from ndshare._memory import altered, detach, digest, inherited, rewritten, span
 
 _COPY_MAX = 1 << 20  # bytes; of larger arrays 128 bits are kept instead of a copy
 _DETACH_MIN = 1 << 20  # bytes; from here on mapping anew costs less than looking at everything
@@ -26,13 +27,50 @@ BUFFERS = (bytearray, arrays.array)
 """Containers that are compared by their bytes."""
 
 
-def watch_array(array: np.ndarray[Any, Any]) -> Question:
+class Forker:
+    """The memory of the process that this one was forked from: arrays of before are still there as they were.
+
+    Parameters
+    ----------
+    fd : int
+        Of its ``/proc/self/mem``, opened there.
+
+    Notes
+    -----
+    To be made in the child. Only pages that the child has to itself are compared, so that an array which
+    nobody wrote to costs nothing. Where the forker has changed an array meanwhile, from another thread, pages
+    that both have written to differ, and with one child those that the forker has written to.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._forked = False
+        os.register_at_fork(before=self._before_fork)
+
+    def _before_fork(self) -> None:
+        self._forked = True
+
+    def watch(self, array: np.ndarray[Any, Any]) -> Question | None:
+        """Return whether an array was changed, as a question; None if it is not, or no more, the forker's."""
+        edges = inherited(array)
+        return None if edges is None else functools.partial(self._differs, array, edges)
+
+    def _differs(self, array: np.ndarray[Any, Any], edges: bytes) -> bool:
+        try:
+            return rewritten(array, edges, self._fd, self._forked)
+        except OSError:  # it is no more, or has let the memory go: then nobody can miss what was written
+            return False
+
+
+def watch_array(array: np.ndarray[Any, Any], forker: Forker | None = None) -> Question:
     """Note the bytes of an array.
 
     Parameters
     ----------
     array : numpy.ndarray
         Of any layout and dtype; of objects the identity is compared, not their content.
+    forker : Forker, optional
+        In a child of a fork: who has the array, too.
 
     Returns
     -------
@@ -51,6 +89,8 @@ def watch_array(array: np.ndarray[Any, Any]) -> Question:
         if before is False:  # else it was written to before: the file is no picture of it
             return lambda: bool(altered(array))
         if array.nbytes > _COPY_MAX:
+            if forker is not None and (question := forker.watch(array)) is not None:
+                return question
             kept_bits = digest(array)
             return lambda: digest(array) != kept_bits
     kept = array.copy()  # of objects the pointers are compared; the copy keeps them alive

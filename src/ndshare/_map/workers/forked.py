@@ -26,8 +26,8 @@ import sys
 import threading
 import types
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker, util
 from types import MappingProxyType
 from typing import Any
@@ -36,17 +36,31 @@ from ndshare._map.job import Job
 from ndshare._map.runner import run_watched
 from ndshare._map.watch import captured
 from ndshare._map.watch.captured import Traffic
+from ndshare._map.watch.differences import Forker
 from ndshare._map.workers.base import Lost, Outcome, Ranges
 from ndshare._pickling import variables
 from ndshare._pool import describe
 from ndshare._processes import be, described
-from ndshare._system import _wire, blas_controller, native_threads, set_inside_worker
+from ndshare._system import _wire, blas_controller, limit_child, native_threads, set_inside_worker
 from ndshare._transport import INLINE_MAX, pack, pack_failure, unpack
 from ndshare.errors import TransportError, WorkerDiedError, code_or_signal
 
 _REPORT, _FAILURE = b"\0", b"\1"
 _DELIVERY_S = 2.0  # for messages in queues, once a worker is done
 _BUFFER_BYTES = INLINE_MAX + 4096
+
+
+@contextmanager
+def _own_memory() -> Iterator[int | None]:
+    """Open the memory of this process for its children; None if it is not dumpable, when that is root's."""
+    fd = None
+    with suppress(OSError):
+        fd = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
 
 
 class Forked:
@@ -65,7 +79,7 @@ class Forked:
     captured: Mapping[str, Traffic] = MappingProxyType({})  # nothing is sent
 
     def __init__(self, job: Job, threads: int) -> None:
-        self._limit = blas_controller().limit
+        self._libraries = blas_controller()
         # A team of GNU's OpenMP is not there in a child, which would wait for it.
         openmp = 1 if native_threads().openmp else threads
         self._limits = {"blas": threads, "openmp": openmp}
@@ -93,7 +107,7 @@ class Forked:
 
     def _fork(self, ranges: Ranges) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        with theirs, _own_memory() as memory:
             description = described()
             if "multiprocessing.shared_memory" in sys.modules:  # what a child attaches is not to end with it
                 resource_tracker.ensure_running()
@@ -107,10 +121,12 @@ class Forked:
             finally:
                 intent.preserve_fd = False
             if pid == 0:
-                self._live(theirs, description, ranges)
+                self._live(theirs, description, ranges, memory)
         self._children[ours.fileno()] = pid, ours
 
-    def _live(self, link: socket.socket, description: dict[str, Any], ranges: Ranges) -> None:
+    def _live(
+        self, link: socket.socket, description: dict[str, Any], ranges: Ranges, memory: int | None
+    ) -> None:
         """Be the child; never returns."""
         code = 1
         try:
@@ -118,25 +134,25 @@ class Forked:
             _wire.unshield()
             _wire.die_with_parent(signal.SIGKILL)
             caller = os.pidfd_open(os.getppid())
-            code = be(description, caller, functools.partial(self._work, link, ranges))
+            code = be(description, caller, functools.partial(self._work, link, ranges, memory))
         finally:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):
                     stream.flush()
             os._exit(code)
 
-    def _work(self, link: socket.socket, ranges: Ranges) -> None:
+    def _work(self, link: socket.socket, ranges: Ranges, memory: int | None) -> None:
         for _, other in self._children.values():
             other.close()
         os.register_at_fork(after_in_child=link.close)  # its end is this process's alone to show
         if (random := sys.modules.get("numpy.random")) is not None:
             random.seed()
         set_inside_worker(self._threads)
-        self._limit(limits=self._limits)
+        limit_child(self._libraries, self._limits)
         try:
             kernel = self._job.kernel
             used = {**dict(variables(kernel)), **captured.globals_of(kernel)}
-            report = run_watched(self._job, ranges, used)
+            report = run_watched(self._job, ranges, used, None if memory is None else Forker(memory))
             _deliver_messages()
             _deliver_of_multiprocessing()
             parcel, kind = pack(report).settle(), _REPORT

@@ -107,6 +107,15 @@ ndshare_stats_idle_limit(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused
 }
 
 PyObject *
+ndshare_stats_idle_bytes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    ndshare_heap_lock();
+    size_t idle = ndshare_heap.idle_bytes + ndshare_heap.slot_idle_bytes;
+    ndshare_heap_unlock();
+    return PyLong_FromSize_t(idle);
+}
+
+PyObject *
 ndshare_stats(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     const char *name;

@@ -6,6 +6,7 @@
 
 PyObject *ndshare_stats(PyObject *module, PyObject *unused);
 PyObject *ndshare_stats_available(PyObject *module, PyObject *unused);
+PyObject *ndshare_stats_idle_bytes(PyObject *module, PyObject *unused);
 PyObject *ndshare_stats_idle_limit(PyObject *module, PyObject *unused);
 
 #endif

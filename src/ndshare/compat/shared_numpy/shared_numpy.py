@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import ndshare
-from ndshare._memory import sparse
+from ndshare._memory import idle_bytes, sparse
 
 __all__ = ["SharedNDArray", "array", "from_array", "ndarray"]
 
@@ -101,7 +101,7 @@ def ndarray(shape: Any, dtype: Any = float, *args: Any, **kwargs: Any) -> Shared
     extent = tuple(map(operator.index, shape)) if isinstance(shape, Iterable) else (operator.index(shape),)
     nbytes = math.prod(extent) * dtype.itemsize
     plain = not (args or kwargs.keys() - {"order"} or dtype.hasobject or dtype.subdtype)
-    if not plain or order not in ("C", "F") or nbytes < _SPARSE_LEAST or ndshare.stats().idle_bytes >= nbytes:
+    if not plain or order not in ("C", "F") or nbytes < _SPARSE_LEAST or idle_bytes() >= nbytes:
         return _shared(lambda: np.ndarray(shape, dtype, *args, **kwargs), "ndarray")
     block = sparse(nbytes, filled=True)
     made = block.array(dtype, extent[::-1] if order == "F" else extent, None, 0)
