@@ -56,6 +56,9 @@ LookedAt = dict[tuple[frozenset[str], frozenset[str]], tuple[dict[str, definitio
 _replaced: list[types.ModuleType] = []  # a module that nobody refers to would lose its globals
 
 
+_annotations = vars(types.ModuleType)["__annotations__"]
+
+
 class _Main(types.ModuleType):
     """A ``__main__`` that asks for what it lacks."""
 
@@ -67,6 +70,17 @@ class _Main(types.ModuleType):
                 if asked in own:
                     return own[name] if asked is name else own[asked](name)
         raise AttributeError(f"module '__main__' has no attribute {name!r}")
+
+    def _annotated(self) -> dict[str, Any]:
+        """Return the program's annotations: a module makes empty ones of its own, and would never ask."""
+        own = self.__dict__
+        for name in ("__annotations__", "__annotate__"):
+            if _ask is not None and not own.keys() & {"__annotations__", "__annotate__"}:
+                _ask(name)
+        annotations: dict[str, Any] = _annotations.__get__(self)
+        return annotations
+
+    __annotations__ = property(_annotated, _annotations.__set__, _annotations.__delete__)
 
 
 _ask: Callable[[str], None] | None = None
