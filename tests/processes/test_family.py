@@ -91,7 +91,7 @@ if __name__ == "__main__":  # a manager may import the script again
             event.clear()
         assert set(table.keys()) == {kind.__name__ for kind in KINDS}
         assert "MainProcess" not in table.values()
-print("fine")
+    print("fine")
 """,
         timeout=180,
     )
@@ -221,7 +221,8 @@ if sys.version_info >= (3, 13):
     ndshare.shutdown()
     memory.close()
     memory.unlink()
-print("fine")
+if __name__ == "__main__":
+    print("fine")
 """,
         timeout=180,
     )
