@@ -57,6 +57,17 @@ def _puts(number: int) -> None:
     _given["it"].put(number)
 
 
+class _Slow:
+    def __reduce__(self) -> Any:
+        time.sleep(0.5)
+        return str, ("slow",)
+
+
+def _puts_slowly() -> None:
+    """Put what the thread of a queue is not done with when the worker is to end."""
+    _given["it"].put(_Slow())
+
+
 def _looks() -> str:
     return _state[0]
 
@@ -147,6 +158,9 @@ def test_a_queue_as_initargs(context: Any, kind: str) -> None:
     with _pool(things) as executor:
         list(executor.map(_puts, range(20)))
     assert sorted(_got(things) for _ in range(21)) == list(range(-1, 20))
+    with _pool(things, 1) as executor:
+        executor.submit(_puts_slowly).result(_LATE_S)
+    assert _got(things) == "slow"
     if kind != "SimpleQueue":
         things.close()
         things.join_thread()
