@@ -322,6 +322,52 @@ def test_script_with_a_lock_of_its_own(run_script: Callable[..., Any]) -> None:
     assert "fine" in str(done)
 
 
+def test_what_an_initializer_makes_of_globals_of_a_script_stays(run_script: Callable[..., Any]) -> None:
+    """Bound anew or changed in place; and what the caller changes later arrives."""
+    done = run_script(
+        textwrap.dedent("""
+        import functools
+        import multiprocessing as mp
+        import ndshare
+
+        lock, made, given, step, fixed = None, None, {}, 1, mp.Lock()
+
+        class Model:
+            pass
+
+        class Setup:
+            def run(self, one): init(one)
+            def __call__(self, one): init(one)
+
+        def init(one):
+            global lock, made
+            lock, given["lock"], made = one, one, Model()
+            with fixed:
+                pass
+
+        def look():
+            return lock is not None, list(given), isinstance(made, Model), step
+
+        used = mp.Lock()
+        for start, one in (("auto", 1), ("fork", 1), ("fork", used), ("auto", used)):
+            for initializer in (init, functools.partial(init, one), Setup().run, Setup()):
+                args = () if isinstance(initializer, functools.partial) else (one,)
+                if one == 1 and initializer is not init:
+                    continue
+                with ndshare.ProcessPoolExecutor(1, initializer=initializer, initargs=args, start=start) as executor:
+                    assert executor.submit(look).result(30) == (True, ["lock"], True, step), initializer
+                    step += 1
+                    assert executor.submit(look).result(30) == (True, ["lock"], True, step), initializer
+                with ndshare.ProcessPoolExecutor(2, initializer=initializer, initargs=args, start=start) as executor:
+                    assert set(map(str, executor.map(lambda _: look(), range(4)))) == {
+                        str((True, ["lock"], True, step))
+                    }
+        print("fine")
+        """)
+    )
+    assert "fine" in str(done)
+
+
 def test_ctrl_c_reaches_a_task_of_a_forked_worker() -> None:
     """It is interrupted, and the worker goes on."""
     with _pool(multiprocessing.Lock(), 1) as executor:

@@ -49,6 +49,7 @@ from ndshare._pickling import (
 )
 from ndshare._transport import definitions
 from ndshare._transport.transport import Draft
+from ndshare.errors import UnsendableGlobalError
 
 LookedAt = dict[tuple[frozenset[str], frozenset[str]], tuple[dict[str, definitions.Definition], set[str]]]
 """Definitions, and names that cannot be sent, by the names that were asked for and those brought."""
@@ -212,6 +213,25 @@ def deliver(
                 return Draft(recording, delivers=dict(stale))
             stale.update(more)
             found |= needed
+
+
+def inherited(content: Iterable[object], withheld: frozenset[str]) -> dict[str, definitions.Definition]:
+    """Return what a process that is forked now has of what some objects need: it need not be told.
+
+    It must not be, where the first of them to run changes globals. What cannot be pickled is left out.
+    """
+    with definitions.lock:
+        namespace = definitions.current_namespace()
+        needs: set[str] = set()
+        for one in content:
+            with contextlib.suppress(Exception):
+                needs |= record(one).needs
+        left_out: set[str] = set()
+        while True:
+            try:
+                return definitions.closure(needs, namespace, withheld, left_out=left_out)
+            except UnsendableGlobalError as error:
+                left_out.add(error.name)
 
 
 def _stale(
