@@ -211,6 +211,7 @@ if __name__ == "__main__":  # a manager may import the script again
             assert executor.submit(peek, managed.name).result() == b"man"
         ndshare.shutdown()
         assert bytes(managed.buf[:3]) == b"man"
+    del manager  # at the end of the program its finalizer may find no module any more
 if sys.version_info >= (3, 13):
     def untracked(name):
         memory = shared_memory.SharedMemory(name, track=False)
