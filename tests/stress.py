@@ -201,6 +201,7 @@ class Stress:
         self.dict.close()
         self.queue.close()
         del self.lock
+        ndshare.shutdown()  # a map keeps the memory of its board for the next one
         gc.collect()
         ndshare.trim()
         s = ndshare.stats()

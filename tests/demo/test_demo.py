@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("sklearn")
+
 from scipy.spatial.distance import cdist
 from sklearn.kernel_ridge import KernelRidge
 

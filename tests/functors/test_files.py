@@ -6,9 +6,12 @@ import io
 import os
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
+
+pytest.importorskip("h5py")
+
+import h5py
 
 import ndshare
 from ndshare.functors import HDF5Functor, files, find

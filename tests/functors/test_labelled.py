@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
+
+pytest.importorskip("pandas")
+pytest.importorskip("xarray")
+
+import pandas as pd
 import xarray as xr
 
 import ndshare

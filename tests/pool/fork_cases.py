@@ -57,6 +57,17 @@ def _puts(number: int) -> None:
     _given["it"].put(number)
 
 
+class _Slow:
+    def __reduce__(self) -> Any:
+        time.sleep(0.5)
+        return str, ("slow",)
+
+
+def _puts_slowly() -> None:
+    """Put what the thread of a queue is not done with when the worker is to end."""
+    _given["it"].put(_Slow())
+
+
 def _looks() -> str:
     return _state[0]
 
@@ -147,6 +158,9 @@ def test_a_queue_as_initargs(context: Any, kind: str) -> None:
     with _pool(things) as executor:
         list(executor.map(_puts, range(20)))
     assert sorted(_got(things) for _ in range(21)) == list(range(-1, 20))
+    with _pool(things, 1) as executor:
+        executor.submit(_puts_slowly).result(_LATE_S)
+    assert _got(things) == "slow"
     if kind != "SimpleQueue":
         things.close()
         things.join_thread()
@@ -302,6 +316,52 @@ def test_script_with_a_lock_of_its_own(run_script: Callable[..., Any]) -> None:
             step = 3
             mine = None
             executor.submit(lambda: init(lock)).result(30)
+        print("fine")
+        """)
+    )
+    assert "fine" in str(done)
+
+
+def test_what_an_initializer_makes_of_globals_of_a_script_stays(run_script: Callable[..., Any]) -> None:
+    """Bound anew or changed in place; and what the caller changes later arrives."""
+    done = run_script(
+        textwrap.dedent("""
+        import functools
+        import multiprocessing as mp
+        import ndshare
+
+        lock, made, given, step, fixed = None, None, {}, 1, mp.Lock()
+
+        class Model:
+            pass
+
+        class Setup:
+            def run(self, one): init(one)
+            def __call__(self, one): init(one)
+
+        def init(one):
+            global lock, made
+            lock, given["lock"], made = one, one, Model()
+            with fixed:
+                pass
+
+        def look():
+            return lock is not None, list(given), isinstance(made, Model), step
+
+        used = mp.Lock()
+        for start, one in (("auto", 1), ("fork", 1), ("fork", used), ("auto", used)):
+            for initializer in (init, functools.partial(init, one), Setup().run, Setup()):
+                args = () if isinstance(initializer, functools.partial) else (one,)
+                if one == 1 and initializer is not init:
+                    continue
+                with ndshare.ProcessPoolExecutor(1, initializer=initializer, initargs=args, start=start) as executor:
+                    assert executor.submit(look).result(30) == (True, ["lock"], True, step), initializer
+                    step += 1
+                    assert executor.submit(look).result(30) == (True, ["lock"], True, step), initializer
+                with ndshare.ProcessPoolExecutor(2, initializer=initializer, initargs=args, start=start) as executor:
+                    assert set(map(str, executor.map(lambda _: look(), range(4)))) == {
+                        str((True, ["lock"], True, step))
+                    }
         print("fine")
         """)
     )

@@ -89,8 +89,8 @@ _ERRORS: dict[str, tuple[Callable[[], Any], type[BaseException], str, str | None
     "BaseException": (
         functools.partial(misdeeds.throw_made, misdeeds.OddError, "odd"), misdeeds.OddError, "odd", "throw_made"
     ),
-    "recursion": (misdeeds.recurse, RecursionError, "recursion", "recurse"),
-    "recursion while pickling": (misdeeds.deep, RecursionError, "recursion", None),
+    "recursion": (misdeeds.recurse, RecursionError, "", "recurse"),
+    "recursion while pickling": (misdeeds.deep, RecursionError, "", None),
     "no memory": (
         functools.partial(misdeeds.hungry, 200 << 20), MemoryError, "", "hungry"
     ),

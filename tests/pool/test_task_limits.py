@@ -94,8 +94,8 @@ def test_limit_holds_while_nobody_waits_and_for_a_stopped_worker() -> None:
 def test_retries_run_a_late_task_again_as_after_a_death() -> None:
     """A time-out counts as the death that it is; an exception does not."""
     runs = ndshare.zeros((2, 1))
-    with ndshare.ProcessPoolExecutor(1) as executor:
-        late = executor.submit(ndshare.options(limit_tasks.note, timeout=0.1, retries=2), runs, 0, 60.0)
+    with ndshare.ProcessPoolExecutor(1, initializer=limit_tasks.ready) as executor:
+        late = executor.submit(ndshare.options(limit_tasks.note, timeout=0.3, retries=2), runs, 0, 60.0)
         error = late.exception()
         assert isinstance(error, ndshare.TaskTimeoutError)
         assert error.attempts == 3

@@ -91,7 +91,7 @@ if __name__ == "__main__":  # a manager may import the script again
             event.clear()
         assert set(table.keys()) == {kind.__name__ for kind in KINDS}
         assert "MainProcess" not in table.values()
-print("fine")
+    print("fine")
 """,
         timeout=180,
     )
@@ -211,6 +211,7 @@ if __name__ == "__main__":  # a manager may import the script again
             assert executor.submit(peek, managed.name).result() == b"man"
         ndshare.shutdown()
         assert bytes(managed.buf[:3]) == b"man"
+    del manager  # at the end of the program its finalizer may find no module any more
 if sys.version_info >= (3, 13):
     def untracked(name):
         memory = shared_memory.SharedMemory(name, track=False)
@@ -221,7 +222,8 @@ if sys.version_info >= (3, 13):
     ndshare.shutdown()
     memory.close()
     memory.unlink()
-print("fine")
+if __name__ == "__main__":
+    print("fine")
 """,
         timeout=180,
     )

@@ -233,7 +233,7 @@ def test_what_a_script_has_of_its_own(run_script: RunScript) -> None:
     _check(
         run_script,
         """
-import dataclasses, inspect
+import dataclasses, inspect, sys
 __doc__ = "what it is for"
 count: int = 1
 @dataclasses.dataclass
@@ -243,7 +243,8 @@ Number = int
 def __getattr__(name):
     if name == "late": return LIMIT
     raise AttributeError(name)
-def own(): return __doc__, __file__, __annotations__
+def own(): return __doc__, __file__, sys.modules["__main__"].__annotations__
+def named(): return __annotations__
 def lazy():
     import __main__
     from __main__ import late
@@ -251,6 +252,10 @@ def lazy():
 def source(): return inspect.getsource(Row), sys.modules["__main__"].__file__
 with Executor(1) as executor:
     assert executor.submit(own).result() == (__doc__, __file__, {"count": int})
+with Executor(1) as executor:
+    if sys.version_info < (3, 14):  # there it is a global only once somebody has looked at the module's
+        assert executor.submit(named).result() == named() == {"count": int}
+with Executor(1) as executor:
     assert executor.submit(lazy).result() == (LIMIT, LIMIT, False)
     text, file = executor.submit(source).result()
     assert text.startswith("@dataclasses.dataclass\\nclass Row") and file == __file__

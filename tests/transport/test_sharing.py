@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
+
+pytest.importorskip("pandas")
+pytest.importorskip("scipy")
+pytest.importorskip("xarray")
+
+import pandas as pd
 import scipy.sparse
 import xarray as xr
 

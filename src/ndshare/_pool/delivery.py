@@ -98,6 +98,7 @@ class Delivery:
         self._threads_asked = settings.threads is not None
         self.withheld = settings.withheld  # variables that the workers have already
         self.inherited = 0  # the number of what they inherit
+        self._inherited_names: dict[str, Any] | None = None  # what their initializer has of `__main__`
         self._runs: dict[int, _RunReference] = {}  # maps whose function workers may have
         self._runs_over: collections.deque[_RunReference] = collections.deque()
         self.inputs: Inputs | None = None  # arrays that many tasks have in common are copied once
@@ -208,8 +209,17 @@ class Delivery:
             failed.extend((task, error) for task in rest)
             rest.clear()
 
+    def look_before_fork(self) -> None:
+        """Note which names the initializer has where workers are forked: what it makes of them is to stay."""
+        if self._inherited_names is None:
+            initializer, initargs = self._settings.initializer, self._settings.initargs
+            function = getattr(initializer, "func", getattr(initializer, "__func__", initializer))
+            kinds = map(type, (initializer, getattr(initializer, "__self__", None), *initargs))
+            self._inherited_names = mainspace.inherited((initializer, function, *kinds), self.withheld)
+
     def _send_initializer(self, worker: Worker) -> None:
         if self.inherited:
+            worker.known_main.update(self._inherited_names or {})
             self._send_bytes(worker, frames.INITIALIZER, self.inherited, b"")
             return
         initargs = self._settings.initargs

@@ -129,6 +129,8 @@ class Pool:
         self._last_submit = now
         _wire.shield()
         try:
+            if self.inherited:
+                self.delivery.look_before_fork()
             with self.hub.lock:
                 self._take_on((task,))
                 if self.inherited:
@@ -161,6 +163,8 @@ class Pool:
         """
         _wire.shield()
         try:
+            if self.inherited:
+                self.delivery.look_before_fork()
             with self.hub.lock:
                 self._take_on(tasks)
                 if self.inherited:
@@ -185,6 +189,8 @@ class Pool:
         probes = [TaskFuture(self, start_worker, (), {}) for _ in range(self.settings.max_workers)]
         _wire.shield()
         try:
+            if self.inherited:
+                self.delivery.look_before_fork()
             for number, probe in enumerate(probes):
                 try:
                     with self.hub.lock:
@@ -419,6 +425,7 @@ class Pool:
         except WorkerGoneError:
             pass  # the report of its death deals with what it was sent
         except ForkWantedError as wanted:
+            self.delivery.look_before_fork()
             with self.hub.lock:
                 if not self.inherited:
                     self._inherit(str(wanted))

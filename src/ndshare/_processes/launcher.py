@@ -23,7 +23,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from multiprocessing import spawn
+from multiprocessing import spawn, util
 from typing import Any, NamedTuple
 
 from ndshare._processes import frames, streams, zygote
@@ -416,6 +416,7 @@ class _Forked:
 def _forget_program() -> None:
     """In a fork: leave to the program what is the program's."""
     atexit._clear()
+    atexit.register(util._exit_function)  # type: ignore[attr-defined]  # waits for what tasks put into its queues
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)

@@ -115,6 +115,13 @@ def _compiled_before(module: types.ModuleType, spec: Any, file: str) -> tuple[in
     return None  # it is older than what was imported: no code was written
 
 
+def _last(modules: dict[str, types.ModuleType]) -> str:
+    """Return the name that came last; other threads may import just then."""
+    while True:
+        with contextlib.suppress(RuntimeError):  # the dict has changed its size
+            return next(reversed(modules), "")
+
+
 class Modules:
     """The modules that this process has loaded. Thread-safe."""
 
@@ -134,7 +141,7 @@ class Modules:
         imported is replaced when it is imported here from elsewhere, or would be.
         """
         modules = sys.modules
-        last = next(reversed(modules), "")
+        last = _last(modules)
         spec = getattr(modules.get(last), "__spec__", None)
         count, name, known = self._seen
         if known is not spec or name != last or count != len(modules):

@@ -49,11 +49,15 @@ from ndshare._pickling import (
 )
 from ndshare._transport import definitions
 from ndshare._transport.transport import Draft
+from ndshare.errors import UnsendableGlobalError
 
 LookedAt = dict[tuple[frozenset[str], frozenset[str]], tuple[dict[str, definitions.Definition], set[str]]]
 """Definitions, and names that cannot be sent, by the names that were asked for and those brought."""
 
 _replaced: list[types.ModuleType] = []  # a module that nobody refers to would lose its globals
+
+
+_annotations = vars(types.ModuleType)["__annotations__"]
 
 
 class _Main(types.ModuleType):
@@ -67,6 +71,17 @@ class _Main(types.ModuleType):
                 if asked in own:
                     return own[name] if asked is name else own[asked](name)
         raise AttributeError(f"module '__main__' has no attribute {name!r}")
+
+    def _annotated(self) -> dict[str, Any]:
+        """Return the program's annotations: a module makes empty ones of its own, and would never ask."""
+        own = self.__dict__
+        for name in ("__annotations__", "__annotate__"):
+            if _ask is not None and not own.keys() & {"__annotations__", "__annotate__"}:
+                _ask(name)
+        annotations: dict[str, Any] = _annotations.__get__(self)
+        return annotations
+
+    __annotations__ = property(_annotated, _annotations.__set__, _annotations.__delete__)
 
 
 _ask: Callable[[str], None] | None = None
@@ -198,6 +213,25 @@ def deliver(
                 return Draft(recording, delivers=dict(stale))
             stale.update(more)
             found |= needed
+
+
+def inherited(content: Iterable[object], withheld: frozenset[str]) -> dict[str, definitions.Definition]:
+    """Return what a process that is forked now has of what some objects need: it need not be told.
+
+    It must not be, where the first of them to run changes globals. What cannot be pickled is left out.
+    """
+    with definitions.lock:
+        namespace = definitions.current_namespace()
+        needs: set[str] = set()
+        for one in content:
+            with contextlib.suppress(Exception):
+                needs |= record(one).needs
+        left_out: set[str] = set()
+        while True:
+            try:
+                return definitions.closure(needs, namespace, withheld, left_out=left_out)
+            except UnsendableGlobalError as error:
+                left_out.add(error.name)
 
 
 def _stale(
