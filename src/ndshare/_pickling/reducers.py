@@ -210,6 +210,22 @@ def make_tensor(array: np.ndarray[Any, Any], requires_grad: bool, parameter: boo
     return tensor.requires_grad_(requires_grad)
 
 
+def reduce_storage(storage: Any) -> Any:
+    """Take the memory of a torch tensor on the CPU as an array of bytes; others as torch does it."""
+    import torch
+
+    if storage.device.type != "cpu":
+        return storage.__reduce_ex__(5)
+    return make_storage, (torch.empty(0, dtype=torch.uint8).set_(storage).numpy(),)
+
+
+def make_storage(array: np.ndarray[Any, Any]) -> Any:
+    """Return the storage of a tensor over the memory of an array."""
+    import torch
+
+    return torch.from_numpy(array).untyped_storage()
+
+
 def _pandas_types(pandas: Any) -> dict[type, Reduce]:
     arrays = pandas.arrays
     return dict.fromkeys(
@@ -222,6 +238,7 @@ def _torch_types(torch: Any) -> dict[type, Reduce]:
         torch.Tensor: reduce_tensor,
         torch.nn.Parameter: reduce_tensor,
         torch.Generator: reduce_random,
+        torch.UntypedStorage: reduce_storage,
     }
 
 
