@@ -45,7 +45,7 @@ LIKES: dict[str, tuple[Any, tuple[int, ...], str, str]] = {
     "DataArray in Fortran order": (xr.DataArray(FORTRAN), (2, 3), "f4", "F"),
     "masked array": (np.ma.masked_array([1, 2], [0, 1], dtype="i4"), (2,), "i4", "C"),
     "masked array in Fortran order": (np.ma.masked_array(FORTRAN), (2, 3), "f4", "F"),
-    "matrix": (np.matrix([[1.0, 2.0]]), (1, 2), "f8", "C"),
+    "matrix": (np.array([[1.0, 2.0]]).view(np.matrix), (1, 2), "f8", "C"),
     "scalar": (np.float32(1), (), "f4", "C"),
     "list": ([1.0, 2.0], (2,), "f8", "C"),
     "nested list": ([[1, 2], [3, 4], [5, 6]], (3, 2), "i8", "C"),

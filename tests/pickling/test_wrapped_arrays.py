@@ -56,7 +56,7 @@ _MASKED: dict[str, Callable[[int], np.ma.MaskedArray]] = {
     "structured": lambda n: np.ma.masked_array(
         np.zeros(n, "i4, f8"), mask=[(i % 2 == 0, i % 3 == 0) for i in range(n)]
     ),
-    "of a matrix": lambda n: np.ma.masked_array(np.matrix(np.arange(n)), mask=np.arange(n)[None] % 2 == 0),
+    "of a matrix": lambda n: np.ma.masked_array(np.arange(n)[None].view(np.matrix), mask=np.arange(n)[None] % 2 == 0),
     "with info": lambda n: _with_info(_masked(n)),
 }
 
@@ -102,8 +102,8 @@ def test_subclass_arrives_as_itself(executor, n):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy would like these to be used no more
         several = [
-            np.matrix(np.arange(n)),
-            np.matrix(np.arange(2 * n).reshape(2, n))[::-1, ::2],
+            np.arange(n)[None].view(np.matrix),
+            np.arange(2 * n).reshape(2, n).view(np.matrix)[::-1, ::2],
             rows.view(np.recarray),
             rows.view(np.recarray).b,
             np.rec.fromarrays([np.arange(n), np.ones(n)], names="x,y"),

@@ -195,6 +195,23 @@ def test_who_waits_gets_the_slot_of_who_is_killed_meanwhile(q):
     assert drained(q) == 3
 
 
+def test_what_is_late_after_a_shutdown_has_its_slot():
+    """It goes the other way, and counts until it is taken out, though somebody else was killed."""
+    q = ndshare.Queue(300)
+    sent = 0
+    while not q._line.backlog.messages:
+        q.put(b"x" * 40_000)
+        sent += 1
+    assert ended(forked(die(lambda: take(q)))) == -signal.SIGKILL
+    q.shutdown()
+    time.sleep(0.2)  # for the feeder to notice
+    for left in range(sent, 0, -1):
+        assert q.qsize() == left
+        assert q.get(timeout=10) == b"x" * 40_000
+    assert q.qsize() == 0
+    q.close()
+
+
 def test_entry_of_a_dead_process_is_taken_over_and_what_it_had_is_not_forgotten(q):
     """Many processes one after the other use the same entry."""
     members = set()

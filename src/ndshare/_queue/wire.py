@@ -163,7 +163,8 @@ class Wire:
             except OSError:
                 return False
         try:
-            return bool(_wire.queue_mend(self.memory, own_fd, self.files.into, self.member))
+            files = self.files
+            return bool(_wire.queue_mend(self.memory, own_fd, files.into, files.out, self.member))
         finally:
             if own_fd != self._own_fd:
                 os.close(own_fd)

@@ -103,7 +103,7 @@ static PyMethodDef methods[] = {
     {"queue_give_back", NDSHARE_FAST(ndshare_queue_give_back),
      PyDoc_STR("queue_give_back(memory, member, charge)\n\nLet go of the slot of a message that is not sent.")},
     {"queue_mend", NDSHARE_FAST(ndshare_queue_mend),
-     PyDoc_STR("queue_mend(memory, own_fd, sock_fd, member) -> int\n\n"
+     PyDoc_STR("queue_mend(memory, own_fd, into_fd, out_fd, member) -> int\n\n"
                "Free the slots that were lost with dead processes: how many; 0 also if it cannot be told now.")},
     {"queue_send", NDSHARE_FAST(ndshare_queue_send),
      PyDoc_STR("queue_send(memory, sock_fd, member, charge, is_accepted, stream) -> bool\n\n"

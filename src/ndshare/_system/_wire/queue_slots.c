@@ -27,7 +27,7 @@
 
 #define FIRST_ENTRY ((off_t)1 << 40)
 #define MENDING ((off_t)2) /* who reads the socket from behind its front does it alone */
-#define EMPTY_MOST 64 /* messages without content, as others may have sent: or it is the end, which looks alike */
+#define EMPTY_MOST 64 /* messages without content, as others may have sent */
 #define RELAXED memory_order_relaxed
 
 int
@@ -215,7 +215,7 @@ count_socket(int sock_fd, amount *there)
     if (ioctl(sock_fd, FIONREAD, &waiting) != 0) {
         return -1;
     }
-    while (waiting > 0) {
+    while (from < waiting) { /* what is sent from now on is in `sending` already */
         ndshare_queue_head head;
         if (setsockopt(sock_fd, SOL_SOCKET, SO_PEEK_OFF, &from, sizeof from) != 0) {
             status = -1;
@@ -272,7 +272,7 @@ has_suspicions(const ndshare_queue *queue, int own_fd, size_t members, long long
 }
 
 static uint64_t
-mend(const ndshare_queue *queue, int own_fd, int sock_fd, long long member)
+mend(const ndshare_queue *queue, int own_fd, int into_fd, int out_fd, long long member)
 {
     ndshare_queue_memory *memory = queue->memory;
     uint64_t known = atomic_load(&memory->members), members = known < 1 ? 1 : known, lost = 0, lost_bytes = 0;
@@ -289,7 +289,7 @@ mend(const ndshare_queue *queue, int own_fd, int sock_fd, long long member)
         held.slots += atomic_load(&entry->sending);
         held.bytes += atomic_load(&entry->sending_bytes);
     }
-    if (count_socket(sock_fd, &held) < 0) {
+    if (count_socket(into_fd, &held) < 0 || count_socket(out_fd, &held) < 0) { /* after a shutdown they go back */
         return 0;
     }
     for (size_t i = 0; i < members; i++) {
@@ -312,13 +312,13 @@ PyObject *
 ndshare_queue_mend(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     ndshare_queue queue;
-    long long numbers[3]; /* own_fd, sock_fd, member */
-    if (ndshare_queue_arguments(&queue, "queue_mend", args, nargs, 4, numbers, 3) < 0) {
+    long long numbers[4]; /* own_fd, into_fd, out_fd, member */
+    if (ndshare_queue_arguments(&queue, "queue_mend", args, nargs, 5, numbers, 4) < 0) {
         return NULL;
     }
     uint64_t lost = 0;
     if (set_lock((int)numbers[0], F_WRLCK, MENDING) == 0) {
-        lost = mend(&queue, (int)numbers[0], (int)numbers[1], numbers[2]);
+        lost = mend(&queue, (int)numbers[0], (int)numbers[1], (int)numbers[2], numbers[3]);
         set_lock((int)numbers[0], F_UNLCK, MENDING);
     }
     PyBuffer_Release(&queue.view);
