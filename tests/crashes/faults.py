@@ -44,24 +44,25 @@ HOWS: dict[str, Callable[[], None]] = {
 }
 
 
-def reach(where: str) -> None:
-    """Have happen what is to happen here, to the first that comes by."""
-    if where != _WHERE:
-        return
+def _is_first() -> bool:
     try:
         fd = os.open(_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
-        return
+        return False
     os.write(fd, str(os.getpid()).encode())
     os.close(fd)
-    HOWS[_HOW]()
+    return True
+
+
+def reach(where: str) -> None:
+    """Have happen what is to happen here, to the first that comes by."""
+    if where == _WHERE and _is_first():
+        HOWS[_HOW]()
 
 
 def reach_in_c(where: str) -> None:
     """Do the same by a function in C, with the interpreter in the middle of a call."""
-    if where == _WHERE and not os.path.exists(_FILE):
-        with open(_FILE, "w") as file:
-            file.write(str(os.getpid()))
+    if where == _WHERE and _is_first():
         if _HOW == "exit":
             ctypes.CDLL(None)._exit(3)
         ctypes.PyDLL(None)["raise"](getattr(signal, _HOW))
