@@ -56,7 +56,9 @@ _MASKED: dict[str, Callable[[int], np.ma.MaskedArray]] = {
     "structured": lambda n: np.ma.masked_array(
         np.zeros(n, "i4, f8"), mask=[(i % 2 == 0, i % 3 == 0) for i in range(n)]
     ),
-    "of a matrix": lambda n: np.ma.masked_array(np.arange(n)[None].view(np.matrix), mask=np.arange(n)[None] % 2 == 0),
+    "of a matrix": lambda n: np.ma.masked_array(
+        np.arange(n)[None].view(np.matrix), mask=np.arange(n)[None] % 2 == 0
+    ),
     "with info": lambda n: _with_info(_masked(n)),
 }
 
