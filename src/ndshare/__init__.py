@@ -194,55 +194,68 @@ __all__ = [
 
 # Loaded when first asked for: workers, pickling and the standard library's executors take longer to import
 # than everything else here.
-_LATER = {
-    "ClusterContext": "ndshare._cluster",
-    "ClusterExecutor": "ndshare._cluster",
-    "DataArrayFunctor": "ndshare.functors",
-    "ExitError": "ndshare.errors",
-    "ExtraDataFunctor": "ndshare.functors",
-    "Functor": "ndshare.functors",
-    "InitializerError": "ndshare.errors",
-    "Lock": "ndshare._locks",
-    "MapContext": "ndshare._map",
-    "MapReport": "ndshare._map",
-    "NdarrayFunctor": "ndshare.functors",
-    "Pool": "ndshare.integrations.pool",
-    "ProcessContext": "ndshare._map",
-    "ProcessPoolExecutor": "ndshare._pool",
-    "Queue": "ndshare._queue",
-    "SequenceFunctor": "ndshare.functors",
-    "SerialContext": "ndshare._map",
-    "SharedDict": "ndshare._dict",
-    "Stream": "ndshare._queue",
-    "ThreadContext": "ndshare._map",
-    "WorkerDiedError": "ndshare.errors",
-    "TaskReport": "ndshare._pool",
-    "Workspace": "ndshare._workspace",
-    "alloc": "ndshare.default_context",
-    "freeze_support": "ndshare._processes",
-    "get_default_context": "ndshare.default_context",
-    "item_rng": "ndshare._map",
-    "lock": "ndshare._locks",
-    "map": "ndshare.default_context",
-    "options": "ndshare._processes",
-    "prune": "ndshare._dict",
-    "register_wrapper": "ndshare._pickling",
-    "set_default_context": "ndshare.default_context",
-    "share": "ndshare._transport",
-    "shutdown": "ndshare._processes",
-    "worker_id": "ndshare._processes",
-    "worker_state": "ndshare._processes",
-}
-
-
-def __getattr__(name: str) -> _typing.Any:
-    if name in _LATER:
-        import importlib
-
-        value = getattr(importlib.import_module(_LATER[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = _system.later(
+    __name__,
+    {
+        "_cluster": (
+            "ClusterContext",
+            "ClusterExecutor",
+        ),
+        "_dict": (
+            "SharedDict",
+            "prune",
+        ),
+        "_locks": (
+            "Lock",
+            "lock",
+        ),
+        "_map": (
+            "MapContext",
+            "MapReport",
+            "ProcessContext",
+            "SerialContext",
+            "ThreadContext",
+            "item_rng",
+        ),
+        "_pickling": ("register_wrapper",),
+        "_pool": (
+            "ProcessPoolExecutor",
+            "TaskReport",
+        ),
+        "_processes": (
+            "freeze_support",
+            "options",
+            "shutdown",
+            "worker_id",
+            "worker_state",
+        ),
+        "_queue": (
+            "Queue",
+            "Stream",
+        ),
+        "_transport": ("share",),
+        "_workspace": ("Workspace",),
+        "default_context": (
+            "alloc",
+            "get_default_context",
+            "map",
+            "set_default_context",
+        ),
+        "errors": (
+            "ExitError",
+            "InitializerError",
+            "WorkerDiedError",
+        ),
+        "functors": (
+            "DataArrayFunctor",
+            "ExtraDataFunctor",
+            "Functor",
+            "NdarrayFunctor",
+            "SequenceFunctor",
+        ),
+        "integrations.pool": ("Pool",),
+    },
+)
 
 
 def __dir__() -> list[str]:

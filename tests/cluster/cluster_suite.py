@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 import ndshare
 from ndshare.testing import ContextConformance
@@ -20,6 +23,20 @@ def run_suite(make: Callable[[], ndshare.MapContext]) -> int:
     for name in names:
         getattr(suite, name)()
     return len(names)
+
+
+def check_workspace(engine: Any) -> None:
+    """Have a workspace on an engine change its values."""
+    with ndshare.Workspace({"a": np.arange(10.0)}, engine=engine) as ws:
+
+        @ws.register
+        def change(index: int) -> int:
+            a[index] += 1  # type: ignore[name-defined]  # noqa: F821 - a value of the workspace
+            return index
+
+        change(3)
+        assert ws.evaluate() == [3]
+        assert ws["a"][3] == 4
 
 
 if __name__ == "__main__":  # mpiexec -n 3 python -m mpi4py.futures cluster_suite.py

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 import ndshare
 from ndshare._cluster.polling import Poller
 from ndshare.testing import ContextConformance
+from tests.cluster.cluster_suite import check_workspace
 
 pytestmark = [pytest.mark.once, pytest.mark.leaves("child process", "open descriptor", "thread")]
 
@@ -76,16 +76,7 @@ def test_executor_and_workspace_on_it() -> None:
         assert list(executor.map(abs, range(-3, 0))) == [3, 2, 1]
         with pytest.raises(ZeroDivisionError):
             executor.submit(divmod, 1, 0).result(60)
-    with ndshare.Workspace({"a": np.arange(10.0)}, engine=_batch[0]) as ws:
-
-        @ws.register
-        def change(index: int) -> int:
-            a[index] += 1  # type: ignore[name-defined]  # noqa: F821 - a value of the workspace
-            return index
-
-        change(3)
-        assert ws.evaluate() == [3]
-        assert ws["a"][3] == 4
+    check_workspace(_batch[0])
 
 
 def test_thread_is_there_while_there_is_something_to_ask_for() -> None:

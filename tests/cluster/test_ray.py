@@ -13,6 +13,7 @@ import pytest
 
 import ndshare
 from ndshare.testing import ContextConformance
+from tests.cluster.cluster_suite import check_workspace
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -88,13 +89,4 @@ def test_killed_worker_of_ray_costs_nothing() -> None:
 
 def test_workspace_on_ray() -> None:
     """The values go there once, and what calls have changed comes back."""
-    with ndshare.Workspace({"a": np.arange(10.0)}, engine="ray") as ws:
-
-        @ws.register
-        def change(index: int) -> int:
-            a[index] += 1  # type: ignore[name-defined]  # noqa: F821 - a value of the workspace
-            return index
-
-        change(3)
-        assert ws.evaluate() == [3]
-        assert ws["a"][3] == 4
+    check_workspace("ray")

@@ -297,10 +297,11 @@ class Delivery:
         if not needs and not worker.asked:
             return
         known, withheld, seen = worker.known_main, self.withheld, self.looked_at
-        if not (worker.asked or withheld) and mainspace.knows(known, needs, brought):  # most often
+        wanted = needs | worker.asked if worker.asked else needs
+        if not withheld and mainspace.knows(known, wanted, brought):  # most often
             return
         try:
-            draft = mainspace.deliver(needs | worker.asked, known, withheld, brought, seen)
+            draft = mainspace.deliver(wanted, known, withheld, brought, seen)
         except UnsendableGlobalError:
             if not worker.asked:
                 raise

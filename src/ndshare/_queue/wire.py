@@ -210,9 +210,7 @@ class Wire:
 
     def send_again(self, stream: bytes) -> bool:
         """Send a pickle that was accepted before; False if there is no room, or the queue was shut down."""
-        memory, out, member = self.sending
-        charge = max(len(stream), self.least) if self.maxbytes else 0
-        return _wire.queue_send(memory, out, member, charge, True, stream)
+        return _wire.queue_send(*self.sending, self.charge_of(len(stream)), True, stream)
 
     def send(self, message: Message, *, late: bool = False) -> bool:
         """Send a settled message; False if there is no room at present.

@@ -32,7 +32,7 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -150,21 +150,6 @@ def _facts_of_plain(value: Any) -> tuple[Any, Any] | None:
     if defaults and not _CONSTANT_TYPES.issuperset(map(type, defaults)):
         return None
     return value.__code__, defaults
-
-
-def still_known(
-    needs: Iterable[str], namespace: dict[str, Any], known: Mapping[str, object]
-) -> dict[str, Definition] | None:
-    """Return at once, for most tasks, what they need, if a worker has all of it."""
-    found: dict[str, Definition] = {}
-    ahead = list(needs)
-    for name in ahead:  # grows meanwhile
-        definition = known.get(name)
-        if type(definition) is not Definition or not definition.holds(value_of(name, namespace)):
-            return None
-        found[name] = definition
-        ahead += [needed for needed in definition.needs if needed not in ahead]
-    return found
 
 
 class _Watch:

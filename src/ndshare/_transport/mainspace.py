@@ -132,18 +132,19 @@ def lent(data: dict[str, Any], module: str = "__main__") -> Iterator[None]:
 
 
 def knows(known: dict[str, object], needs: frozenset[str], brought: frozenset[str]) -> bool:
-    """Tell at once, where that is simple, whether a receiver has what a task needs and does not bring."""
+    """Tell at once, as for most tasks, whether a receiver has all that a task needs and does not bring."""
     namespace = main_namespace()
-    for name in needs:
+    ahead = list(needs)
+    for name in ahead:  # grows meanwhile
         if name in brought:
             continue
         definition = known.get(name)
-        if (
-            type(definition) is not definitions.Definition
-            or not brought.issuperset(definition.needs)
-            or not definition.holds(definitions.value_of(name, namespace))
+        if type(definition) is not definitions.Definition or not definition.holds(
+            definitions.value_of(name, namespace)
         ):
             return False
+        if definition.needs:
+            ahead += [needed for needed in definition.needs if needed not in ahead]
     return True
 
 
@@ -182,12 +183,6 @@ def deliver(
         If a global cannot be pickled; a TypeError that names it and who uses it.
     """
     found, left_out = (looked_at or {}).get((needs, brought), (None, set[str]()))
-    if found is None and not (withheld or brought):
-        found = definitions.still_known(needs, main_namespace(), known)
-        if found is not None:
-            if looked_at is not None:
-                looked_at[needs, brought] = found, left_out
-            return None
     if found is not None and not _stale(found, known):
         return None
     with definitions.lock:
