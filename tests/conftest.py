@@ -94,12 +94,13 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     before = leaks.pictures()
     yield
     if not request.node.stash.get(_outcome, False):
-        leaks.give_back()  # the failure is reported already; the next test starts clean
+        leaks.clean_up(before)  # the failure is reported already; the next test starts clean
         return
     markers = request.node.iter_markers("leaves")
     left = leaks.left_behind(before, allowed=frozenset(name for marker in markers for name in marker.args))
     if left:
         lines = [f"  {name}: {text}" for name, texts in left.items() for text in texts]
+        leaks.clean_up(before)
         pytest.fail("left behind by this test:\n" + "\n".join(lines), pytrace=False)
 
 

@@ -71,6 +71,24 @@ def test_fixture_demo_leak_is_reported(resource: str, tmp_path: Path) -> None:
     assert f"  {resource}: " in done.stdout
 
 
+def test_fixture_failed_test_does_no_harm_to_the_next(tmp_path: Path) -> None:
+    """What a failed test leaves is ended and removed, a stopped process too; one failure stays one."""
+    body = """
+    import pathlib, signal
+    child = subprocess.Popen(['sleep', '30'], stdout=subprocess.PIPE)
+    child.send_signal(signal.SIGSTOP)
+    pathlib.Path(f'/dev/shm/ndshare-demo-left-{child.pid}').touch()
+    assert not child.pid
+
+def test_next():
+    import glob
+    assert glob.glob('/dev/shm/ndshare-demo-left-*') == []
+    assert leaks.RESOURCES[0].picture() == {}
+"""
+    done = _run_pytest(tmp_path, _SOURCE.format(leak=body))
+    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+
+
 def test_fixture_clean_test_passes(tmp_path: Path) -> None:
     """A test that opens and closes one of each passes."""
     body = """

@@ -17,6 +17,7 @@ import pytest
 import ndshare
 from ndshare._node.link import Link, machine_name
 from tests import jobs
+from tests.kernel import descendants
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 _OTHER = 54321
@@ -164,21 +165,13 @@ def test_shared_dict_runs_no_code(run_script: Any) -> None:
     )
 
 
-def _below(pid: int) -> list[int]:
-    found = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
-            found += [int(child), *_below(int(child))]
-    return found
-
-
 def test_command_lines_hold_no_data() -> None:
     """What `ps` shows of workers: the interpreter, a fixed program, and the number of a descriptor."""
     secret = "correct-horse-battery"
     environment = dict(os.environ)
     with ndshare.ProcessPoolExecutor(2, initializer=jobs.identity, initargs=(secret,)) as executor:
         assert executor.submit(jobs.identity, secret).result() == secret
-        lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _below(os.getpid())]
+        lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())]
     assert len(lines) >= 2
     for line in lines:
         assert secret.encode() not in line

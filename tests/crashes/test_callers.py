@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests import jobs
+from tests import jobs, kernel
 from tests.crashes import faults
 
 pytestmark = pytest.mark.once
@@ -61,52 +61,35 @@ POINTS = (
 )  # fmt: skip
 
 
-def _below(pid: int) -> list[int]:
-    found = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
-            found += [int(child), *_below(int(child))]
-    return found
-
-
-def _ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
-
-
 @pytest.mark.parametrize("how", ["exit", "SIGKILL", "SIGSEGV", "SIGSTOP"])
 @pytest.mark.parametrize("where", POINTS)
 def test_caller(where: str, how: str, tmp_path: Path) -> None:
     """All of its processes end with it, and of names in /dev/shm only its dict's is left, for `prune`."""
     file, name = tmp_path / "who", f"crash-{where.replace(' ', '-')}-{how}"
     before = set(os.listdir("/dev/shm"))
-    program = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, name],
         env={**os.environ, faults.VARIABLE: f"caller {where}|{how}|{file}"},
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert program.stderr is not None
-    jobs.wait_for(lambda: file.exists() or program.poll() is not None, 100)
-    try:
-        below = _below(program.pid)
-    except OSError:
-        below = []
-    if how == "SIGSTOP":
-        jobs.wait_for(
-            lambda: Path(f"/proc/{program.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-        )
-        below = _below(program.pid)
-        os.kill(program.pid, signal.SIGKILL)
-    status = program.wait(100)
-    said = program.stderr.read()
-    program.stderr.close()
+    ) as program:
+        try:
+            jobs.wait_for(lambda: file.exists() or program.poll() is not None, 100)
+            below = kernel.descendants(program.pid)
+            if how == "SIGSTOP":
+                jobs.wait_for(lambda: kernel.state(program.pid) == "T")
+                below = kernel.descendants(program.pid)
+            else:
+                program.wait(100)
+        finally:
+            program.kill()  # a stopped one is never waited for
+        assert program.stderr is not None
+        said = program.stderr.read()
+        status = program.wait()
     assert file.exists(), f"the point was not reached\n{said}"
     expected = {"exit": 3, "SIGSEGV": -signal.SIGSEGV}.get(how, -signal.SIGKILL)
     assert status == expected, said
-    jobs.wait_for(lambda: all(map(_ended, below)))
+    jobs.wait_for(lambda: all(map(kernel.gone, below)))
     left = set(os.listdir("/dev/shm")) - before
     assert all(entry.endswith(name) for entry in left), left
     ndshare.prune()

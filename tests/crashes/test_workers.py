@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import ndshare
-from tests import jobs
+from tests import jobs, kernel
 from tests.crashes import faults
 
 pytestmark = pytest.mark.once
@@ -83,7 +83,7 @@ def fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def _end_stopped(file: Path) -> None:
     with contextlib.suppress(OSError, ValueError):
         pid = int(file.read_text())
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt":
+        if kernel.state(pid) in "Tt":
             os.kill(pid, signal.SIGKILL)
 
 

@@ -7,32 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import ndshare
-from tests import jobs, misdeeds
+from tests import jobs, kernel, misdeeds
 
 pytestmark = pytest.mark.once
 
 
 def _entries() -> set[str]:
     return set(os.listdir("/dev/shm"))
-
-
-def _alive(pids: list[int]) -> list[int]:
-    found = []
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if state not in "ZX":
-            found.append(pid)
-    return found
 
 
 _BUSY = """
@@ -63,7 +50,7 @@ def test_04_nothing_survives_kill_9() -> None:
             os.kill(pid, signal.SIGKILL)
         victim.wait()
         victim.stdout.close()
-        jobs.wait_for(lambda: not _alive(pids))
+        jobs.wait_for(lambda: all(map(kernel.gone, pids)))
         left = _entries() - before
         assert all("pains-04" in name for name in left), left
         assert ndshare.prune() == ["pains-04-dead"]
@@ -198,19 +185,11 @@ def test_17_workers_end_with_their_parent(pause: float) -> None:
     assert victim.stdout is not None
     victim.stdout.readline()
     time.sleep(pause)
-    pids = _below(victim.pid)
+    pids = kernel.descendants(victim.pid)
     victim.kill()
     victim.wait()
     victim.stdout.close()
-    jobs.wait_for(lambda: not _alive(pids))
-
-
-def _below(pid: int) -> list[int]:
-    found = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
-            found += [int(child), *_below(int(child))]
-    return found
+    jobs.wait_for(lambda: all(map(kernel.gone, pids)))
 
 
 def test_18_one_ctrl_c_one_traceback() -> None:

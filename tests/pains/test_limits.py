@@ -67,13 +67,13 @@ def test_10_one_copy_for_all(run_script: Any) -> None:
         """
 import json, os
 import numpy as np, ndshare
-from tests.soak.soak import _pss, descendants
+from tests.kernel import descendants, pss
 a = ndshare.ones(1 << 27)
 def look(x, i):
     return float(x[i :: 1 << 16].sum())
 with ndshare.ProcessPoolExecutor(8) as ex:
     assert len([f.result() for f in [ex.submit(look, a, i) for i in range(100)]]) == 100
-    print(json.dumps(sum(map(_pss, [os.getpid(), *descendants(os.getpid())]))))
+    print(json.dumps(sum(map(pss, [os.getpid(), *descendants(os.getpid())]))))
 """,
         timeout=300,
     ).stdout
@@ -119,7 +119,7 @@ def test_36_a_lazy_map_holds_a_window(run_script: Any) -> None:
     run_script(
         """
 import itertools, numpy as np, ndshare
-from tests.soak.soak import _pss, descendants
+from tests.kernel import descendants, pss
 import os
 def make(i):
     return np.full(125_000, i)
@@ -127,7 +127,7 @@ with ndshare.ProcessPoolExecutor(2) as ex:
     results = ex.map(make, itertools.count(), buffersize=8)
     for i in range(1000):
         assert next(results)[0] == i
-    used = sum(map(_pss, [os.getpid(), *descendants(os.getpid())]))
+    used = sum(map(pss, [os.getpid(), *descendants(os.getpid())]))
     assert used < 500e6, used
     results.close()
 """

@@ -26,7 +26,7 @@ os.environ["PYTHONFAULTHANDLER"] = "1"  # read by the zygotes: see `others`
 import numpy as np
 
 import ndshare
-from tests import misdeeds
+from tests import kernel, misdeeds
 
 warnings.simplefilter("ignore", ndshare.RepeatedCopyWarning)
 
@@ -219,43 +219,21 @@ def books() -> None:
                     worker.board[worker.row + frames.PID_AT : worker.row + frames.PID_AT + 8], "little"
                 )
                 cells = [worker.board[frames.cell(worker.row, seq)] for seq in worker.inflight]
-                try:
-                    with open(f"/proc/{pid}/stat") as file:
-                        state = file.read().rpartition(")")[2].split()[0]
-                    with open(f"/proc/{pid}/wchan") as file:
-                        state += " " + file.read()
-                except OSError:
-                    state = "gone"
                 print(
-                    f"  worker {worker.id} pid {pid} {state}: sending {worker.sending} leaving {worker.leaving}",
+                    f"  worker {worker.id} pid {pid} {kernel.state(pid)}: sending {worker.sending} leaving {worker.leaving}",
                     f"gone {worker.gone} sent {worker.sent} heard {thing.hub.hears(worker)} proved {worker.proved}",
                     f"inflight {len(cells)} cells {cells}",
                     file=sys.stderr,
                 )
 
 
-def descendants() -> list[int]:
-    """Return the processes that come from this one, those without children of their own first."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found: list[int] = []
-    generation = [os.getpid()]
-    while generation:
-        generation = [pid for pid, parent in parents.items() if parent in generation]
-        found = generation + found
-    return found
-
-
 def others() -> None:
     """Have all other processes of this program dump their stacks; it is the last that they do."""
-    for pid in descendants():
+    for pid in reversed(kernel.descendants(os.getpid())):  # those without children of their own first
         with contextlib.suppress(OSError):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[:60].decode()
             where = Path(f"/proc/{pid}/wchan").read_text()
-            print(f"process {pid} {state} {where} {command}", file=sys.stderr, flush=True)
+            print(f"process {pid} {kernel.state(pid)} {where} {command}", file=sys.stderr, flush=True)
             os.kill(pid, signal.SIGABRT)
             os.kill(pid, signal.SIGCONT)
             time.sleep(0.2)  # one after the other

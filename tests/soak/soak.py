@@ -34,6 +34,7 @@ import numpy as np
 
 import ndshare
 from tests import jobs, misdeeds
+from tests.kernel import children, descendants, pss
 
 _ROUND_S = 4.0
 _KILL_S = 0.7  # on average between two kills
@@ -192,22 +193,9 @@ class Deeds:
             self.done += 1
 
 
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            found += [int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the processes below one."""
-    return [one for child in _children(pid) for one in (child, *descendants(child))]
-
-
 def _workers() -> list[int]:
     """Processes below the one that workers are forked from: those, not it, are killed."""
-    return [pid for child in _children(os.getpid()) for pid in _children(child)]
+    return [pid for child in children(os.getpid()) for pid in children(child)]
 
 
 def _kill(rng: random.Random, stop: threading.Event, killed: list[int]) -> None:
@@ -219,14 +207,6 @@ def _kill(rng: random.Random, stop: threading.Event, killed: list[int]) -> None:
                 killed.append(1)
 
 
-def _pss(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
 def picture() -> dict[str, float]:
     """Return what is held now: of the caller, and PSS of it and of all below it."""
     gc.collect()
@@ -234,7 +214,7 @@ def picture() -> dict[str, float]:
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "mappings": len(Path("/proc/self/maps").read_text().splitlines()),
-        "PSS (MB)": sum(map(_pss, [os.getpid(), *descendants(os.getpid())])) / 1e6,
+        "PSS (MB)": sum(map(pss, [os.getpid(), *descendants(os.getpid())])) / 1e6,
         "/dev/shm": len([name for name in os.listdir("/dev/shm") if "ndshare" in name]),
         "processes": len(descendants(os.getpid())),
         "threads": threading.active_count(),
