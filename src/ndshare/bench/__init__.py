@@ -22,6 +22,8 @@
     shared_dict.py  cases: SharedDict
     dicts.py     the dictionaries it is compared with
     team.py      processes that update one of them at once
+    growth.py    ``ndshare bench growth``: one of a hundred, one of a million
+    curve.py     what that gives: table, JSON, picture
     machine.py   where the figures were taken
     report.py    the figures as text and JSON
     plot.py      the figures as a picture

@@ -17,6 +17,7 @@ from ndshare.bench import (
     cluster,
     compat,
     dicts,
+    growth,
     items,
     links,
     machine,
@@ -250,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
             "--workers", type=int, default=2, help="worker processes of each pool (default: 2)"
         )
         command.add_argument("--quick", action="store_true", help="small sizes, to see that everything works")
+    growth.add_parser(faces)
     plan.add_parser(faces)
     return parser
 
