@@ -19,7 +19,7 @@ from ndshare import SharedDict
 from ndshare._dict import files, layout
 from tests.dict.dict_tasks import LARGE, ended, forked
 
-pytestmark = [pytest.mark.once, pytest.mark.chaos]
+pytestmark = [pytest.mark.once, pytest.mark.chaos, pytest.mark.sanitized]
 
 _ARRAYS = {"a": np.zeros(9), "b": np.zeros(LARGE), "c": np.zeros(9), "d": np.zeros((3, 3), "i4")}
 _KEYS = tuple(_ARRAYS)

@@ -16,7 +16,7 @@ from ndshare._dict import _store, files, layout
 from ndshare._dict.layout import Spec
 from tests.dict.dict_tasks import ended, forked
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.sanitized]
 
 _ARRAYS = {
     "a": np.arange(100.0),

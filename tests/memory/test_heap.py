@@ -17,7 +17,7 @@ from ndshare import _arrays
 from ndshare._memory import _heap, segments
 from tests.peers import staged, take, ticket, uid_of
 
-pytestmark = [pytest.mark.once, pytest.mark.usefixtures("fresh_heap")]
+pytestmark = [pytest.mark.once, pytest.mark.sanitized, pytest.mark.usefixtures("fresh_heap")]
 
 KB, MB = 1 << 10, 1 << 20
 

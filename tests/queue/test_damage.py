@@ -19,6 +19,8 @@ from ndshare._queue.memory import HEAD, NAMED, NAMES, PLAIN
 from ndshare._system import _wire
 from tests.dict.dict_tasks import ended, forked
 
+pytestmark = pytest.mark.sanitized
+
 
 @pytest.fixture
 def q():

@@ -18,7 +18,7 @@ from ndshare._memory import encode_dtype
 from ndshare._transport import parcel, transport
 from ndshare.errors import TransportError
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.sanitized]
 
 _EMPTY_STREAM = b"\x80\x05N."
 _ONE_BUFFER = b"\x80\x05\x97."
