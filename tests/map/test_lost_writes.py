@@ -372,3 +372,57 @@ def test_array_that_a_forked_worker_shares_with_nobody_is_compared_with_its_dige
             os._exit(status)
     os.close(memory)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_what_functions_write_to_that_a_kernel_calls_is_named(
+    start: str, run_script: Callable[..., Any]
+) -> None:
+    """Globals, classes and generators of helpers, of methods, of what a partial or a closure brings."""
+    source = f"""
+import functools, sys, warnings
+import numpy as np, ndshare
+
+class Store:
+    kept = {{}}
+    count = 0
+    rng = np.random.default_rng(1)
+    @classmethod
+    def put(cls, i): cls.kept[i] = 1
+class Log:
+    def line(self, i): lines.append(i)
+    @staticmethod
+    def draw(): Store.rng.normal()
+lines, log, total = [], Log(), 0
+def add(i):
+    global total
+    total += i
+def save(i): Store.kept[i] = 1
+def save_more(i): save(i)
+@functools.lru_cache
+def cached(i): Store.put(i)
+class Kernel:
+    def __call__(self, w, i, v): save(i)
+    def method(self, w, i, v): log.line(i)
+def calling(f):
+    return lambda w, i, v: f(i)
+def harmless(w, i, v): len(lines), Store.count
+kernels = {{
+    "total": [lambda w, i, v: add(i), calling(add)],
+    "Store.kept": [lambda w, i, v: save_more(i), Kernel(), functools.partial(lambda f, w, i, v: f(i), save),
+                   calling(functools.partial(save_more)), calling(Store.put), lambda w, i, v: cached(i)],
+    "lines": [lambda w, i, v: log.line(i), Kernel().method, calling(log.line), lambda w, i, v: Log().line(i)],
+    "Store.rng": [lambda w, i, v: log.draw()],
+}}
+for name, those in kernels.items():
+    for number, kernel in enumerate(those):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ndshare.ProcessContext(2, start={start!r}).map(kernel, range(1, 9))
+        told = sorted({{warning.message.name for warning in caught}})
+        assert told == [name], (name, number, told)
+warnings.simplefilter("error")
+ndshare.ProcessContext(2, start={start!r}).map(harmless, range(8))
+print("works")
+"""
+    done = run_script(source, timeout=90)
+    assert (done.stdout, done.stderr) == ("works\n", "")

@@ -414,6 +414,8 @@ def more():
         assert call(lambda: Decorated.made_of) == [1, 2, 3]
         del Decorated.level
         assert call(lambda: hasattr(Decorated, "level")) is False
+        Slots.itself = Slots
+        assert call(lambda: Slots.itself is Slots)
         Limit.LOW.note = "n"
         assert call(lambda: Limit.LOW.note) == "n"
 
@@ -505,4 +507,46 @@ print("works")
 """,
         timeout=_TIMEOUT_S,
     )
+    assert (done.stdout, done.stderr) == ("works\n", "")
+
+
+def test_methods_are_those_that_were_sent(run_script: RunScript) -> None:
+    """Also where another has their name: of a base class, a private one, one that was put in its place."""
+    source = """
+import sys, types, ndshare
+class Room:
+    def size(self): return "room"
+    def __own(self): return "own"
+    def own(self): return self.__own
+class Hall(Room):
+    def size(self): return "hall"
+    def plain(self): return super().size
+if len(sys.argv) == 1:
+    open("rooms.py", "w").write(open(sys.argv[0]).read().partition("if len")[0])
+    sys.path.insert(0, ".")
+    import rooms
+
+    def outside(self): return "outside"
+    class Cellar(rooms.Hall):
+        def size(self): return "cellar"
+        def above(self): return super().size
+        @classmethod
+        def name(cls): return cls.__name__
+    Cellar.other = outside
+    cellar = Cellar()
+    cellar.held = types.MethodType(outside, cellar)
+    changed = rooms.Hall()
+    changed.size = lambda: "changed"
+    methods = [cellar.size, cellar.above(), cellar.plain(), cellar.own(), cellar.other, cellar.held, Cellar.name,
+               changed.size, types.MethodType(rooms.Hall.size, changed), Hall().plain(), Hall().own(), "abc".upper]
+    queue = ndshare.Queue()
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        for method in methods:
+            assert executor.submit(method).result() == method(), method()
+            assert executor.submit(lambda: [method]).result()[0]() == method(), method()
+            queue.put(method)
+            assert queue.get()() == method(), method()
+    print("works")
+"""
+    done = run_script(source, timeout=_TIMEOUT_S)
     assert (done.stdout, done.stderr) == ("works\n", "")

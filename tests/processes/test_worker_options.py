@@ -51,6 +51,36 @@ def test_random_streams_differ_with_preloaded_modules_and_default_rng() -> None:
     assert len({number for _, _, number in drawn}) == 8
 
 
+# ---------------------------------------------------------------------- time zone
+
+
+def test_time_zone_is_the_callers(run_script: RunScript) -> None:
+    """Of this executor and the next, in workers that are warm; what a task has set is put back."""
+    source = """
+import os, time, ndshare
+def hour(): return time.localtime(0).tm_hour
+def elsewhere():
+    os.environ["TZ"] = "America/New_York"
+    time.tzset()
+for zone, expected in (("UTC", 0), ("Asia/Tokyo", 9), (None, None), ("UTC", 0)):
+    if zone is None:
+        del os.environ["TZ"]
+    else:
+        os.environ["TZ"] = zone
+    time.tzset()
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        assert executor.submit(hour).result() == hour()
+        assert zone is None or hour() == expected
+        executor.submit(elsewhere).result()
+        os.environ["TZ"] = "Asia/Kolkata"
+        time.tzset()
+        assert executor.submit(hour).result() == 5
+print("works")
+"""
+    done = run_script(source, timeout=_HANG_S)
+    assert (done.stdout, done.stderr) == ("works\n", "")
+
+
 # ---------------------------------------------------------------------- snapshot
 
 

@@ -305,3 +305,25 @@ with joblib.parallel_config("ndshare", n_jobs=2):
     assert joblib.Parallel()(joblib.delayed(run)(x) for x in range(4)) == [3, 5, 7, 9]
 """,
     )
+
+
+def test_names_that_the_script_has_deleted_are_gone(run_script: RunScript) -> None:
+    """Also where they had only come because they might be looked up."""
+    _check(
+        run_script,
+        """
+value, other = 1, [2]
+def look(name):
+    import __main__
+    return name in globals(), getattr(__main__, name, None)
+with Executor(1) as executor:
+    assert executor.submit(look, "value").result() == (True, 1)
+    value = 5
+    assert executor.submit(look, "value").result() == (True, 5)
+    del value
+    assert executor.submit(look, "value").result() == (False, None)
+    assert executor.submit(look, "other").result() == (True, [2])
+    value = 6
+    assert executor.submit(look, "value").result() == (True, 6)
+""",
+    )

@@ -144,7 +144,7 @@ def run_watched(
     """Run shares in a process of its own, and find out what the kernel wrote to in vain."""
     numbers = numbers_of(job.functor)
     mapped = job.functor if numbers is None else None if type(numbers) is range else numbers
-    watch = Watch(job.kernel, mapped, {**captured.module_state(job.kernel), **extra_globals}, forker)
+    watch = Watch(job.kernel, mapped, {**captured.reached_globals(job.kernel), **extra_globals}, forker)
     try:
         report = run_job(job, ranges)
     finally:

@@ -249,7 +249,7 @@ def fill_class(cls: type, content: tuple[dict[str, Any], list[type]]) -> None:
         if not _is_made_anew(own[name], cls) and name not in ("__annotations_cache__", "__doc__"):
             type.__delattr__(cls, name)
     for name, value in attributes.items():
-        if own.get(name, cls) is not value and not (name in _CTYPES_FIRST and name in own):
+        if (name not in own or own[name] is not value) and not (name in _CTYPES_FIRST and name in own):
             set_attribute(cls, name, value)
     for sub in registered:
         abc.ABCMeta.register(cls, sub)  # type: ignore[arg-type]
@@ -342,6 +342,19 @@ def _reduce_cached_property(made: Any) -> Any:
     return functools.cached_property, (made.func,), state
 
 
+def _reduce_method(method: types.MethodType) -> Any:
+    """By name, as pickle does, but only if that leads back to it: the name of ``super().run`` does not."""
+    function, owner = method.__func__, method.__self__
+    name = getattr(function, "__name__", None)
+    try:
+        found = getattr(owner, name)  # type: ignore[arg-type]
+    except Exception:
+        found = None
+    if type(found) is types.MethodType and found.__func__ is function and found.__self__ is owner:
+        return getattr, (owner, name)
+    return types.MethodType, (function, owner)
+
+
 def _reduce_partialmethod(made: functools.partialmethod[Any]) -> Any:
     return _make_partialmethod, (made.func, made.args, made.keywords)
 
@@ -367,6 +380,7 @@ def _reduce_context(manager: Any) -> Any:
 
 
 REDUCERS: dict[type, Callable[[Any], Any]] = {
+    types.MethodType: _reduce_method,
     classmethod: _reduce_wrapping,
     staticmethod: _reduce_wrapping,
     property: _reduce_property,

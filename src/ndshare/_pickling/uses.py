@@ -176,12 +176,15 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _own(call)
 
 
-def kept_by_class(cls: type) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes of a class of the user's that may be data, or lead to some."""
+def kept_by_class(cls: type, *, special: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a class of the user's that may be data, or lead to some.
+
+    Those with two underscores at both ends only if they are asked for.
+    """
     module = sys.modules.get(cls.__module__)
     if cls.__module__ == "__main__" or (module is not None and is_of_user(module)):
         for name, value in class_attributes(cls):
-            if not (name.startswith("__") and name.endswith("__")):
+            if special or not (name.startswith("__") and name.endswith("__")):
                 yield name, value
 
 

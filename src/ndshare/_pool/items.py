@@ -465,6 +465,6 @@ class Unordered(Iterator[_T]):
             drawing, self._drawing = self._drawing, None
             drawing.end(finished)
 
-    def __del__(self) -> None:
-        if tasks := tuple(getattr(self, "_open", ())):
+    def __del__(self, is_ending=sys.is_finalizing) -> None:  # type: ignore[no-untyped-def]
+        if not is_ending() and (tasks := tuple(getattr(self, "_open", ()))):
             self._run.pool.hub.from_finalizer(functools.partial(_cancel, tasks))

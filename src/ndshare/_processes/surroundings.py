@@ -300,11 +300,14 @@ class Surroundings:
         for name in THREAD_VARIABLES:
             if asked or name not in wanted:
                 wanted[name] = str(threads)
+        zone = os.environ.get("TZ")
         for name in os.environ.keys() - wanted.keys():
             del os.environ[name]
         for name, value in wanted.items():
             if os.environ.get(name) != value:
                 os.environ[name] = value
+        if wanted.get("TZ") != zone:
+            time.tzset()
         set_inside_worker(threads)
         if threads != self._threads:
             from ndshare._system import blas_controller, limit_child  # takes its time, for threadpoolctl

@@ -191,7 +191,7 @@ def deliver(
             found = definitions.closure(needs, namespace, withheld | brought, left_out=left_out)
             if looked_at is not None:
                 looked_at[needs, brought] = found, left_out
-        stale = _stale(found, known)
+        stale = _stale(found, known) | _deleted(known, namespace, withheld | brought)
         if not stale:
             return None
         definitions.forget_rebound(namespace)
@@ -233,6 +233,19 @@ def _stale(
     found: dict[str, definitions.Definition], known: dict[str, object]
 ) -> dict[str, definitions.Definition]:
     return {name: d for name, d in found.items() if definitions.is_stale(known.get(name), d)}
+
+
+def _deleted(
+    known: dict[str, object], namespace: dict[str, Any], withheld: frozenset[str]
+) -> dict[str, definitions.Definition]:
+    """Return the names that were sent once, if only because they might be looked up, and are gone here."""
+    return {
+        name: definitions.GONE
+        for name, known_as in known.items()
+        if definitions.is_stale(known_as, definitions.GONE)
+        and name not in withheld
+        and definitions.value_of(name, namespace) is definitions.ABSENT
+    }
 
 
 class _Update:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 import types
@@ -23,13 +24,17 @@ from ndshare._pickling import (
     cells,
     function_of,
     is_by_value,
+    is_installed,
     is_of_user,
+    kept_by_class,
     names_used,
     record,
     variables,
 )
 
 _FUNCTIONS_MOST = 200  # that are looked through for arrays of their modules
+_NEVER_OF_USER = frozenset(("builtins", "numpy", "types"))
+_CACHED = type(functools.lru_cache(len))
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
 
 
@@ -45,27 +50,38 @@ def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
         Array or lock by name, by module.
     """
     found: dict[str, dict[str, Any]] = {}
-    for module, name, value in _of_modules(kernel):
-        if isinstance(value, (np.ndarray, Lock)):
+    for module, name, value in _reached(kernel):
+        if module is not None and isinstance(value, (np.ndarray, Lock)):
             found.setdefault(module, {})[name] = value
     return found
 
 
-def module_state(kernel: Callable[..., object]) -> dict[str, Any]:
-    """Return by full name what a kernel and its functions name of the user's imported modules."""
-    return {f"{module}.{name}": value for module, name, value in _of_modules(kernel)}
+def reached_globals(kernel: Callable[..., object]) -> dict[str, Any]:
+    """Return what the functions that a kernel may call name of the script, and of the user's modules.
+
+    The latter by full name; the kernel's own globals only if there are such functions.
+    """
+    return {
+        name if module is None else f"{module}.{name}": value
+        for module, name, value in _reached(kernel)
+        if module is not None or not isinstance(value, types.FunctionType)
+    }
 
 
-def _of_modules(kernel: Callable[..., object]) -> Iterator[tuple[str, str, Any]]:
-    """Yield module, name and value of what functions name of modules, their own and those they import."""
+def _reached(kernel: Callable[..., object]) -> Iterator[tuple[str | None, str, Any]]:
+    """Yield what functions name of modules, their own and those they import: module, name and value.
+
+    The module is None for globals of functions that take them along, as those of the script do.
+    """
     if _leads_nowhere(kernel):
         return
-    functions_left = [function_of(kernel)]
-    functions_left += [value for _, value in variables(kernel) if isinstance(value, types.FunctionType)]
+    functions_left = _functions_of(kernel)
+    for _, value in variables(kernel):
+        functions_left += _functions_of(value)
     seen: set[int] = set()
     while functions_left and len(seen) < _FUNCTIONS_MOST:
         function = functions_left.pop()
-        if id(function) in seen or not isinstance(function, types.FunctionType):
+        if id(function) in seen or is_installed(function.__code__.co_filename):
             continue
         seen.add(id(function))
         used: list[tuple[str | None, str, Any]] = []
@@ -81,11 +97,35 @@ def _of_modules(kernel: Callable[..., object]) -> Iterator[tuple[str, str, Any]]
                 used += [(value.__name__, attribute, within[attribute]) for attribute in named]
             else:
                 used.append((own, name, value))
+        for content in itertools.chain(*cells.cell_contents(function)):
+            functions_left += _functions_of(content)
         for module, name, value in used:
-            if isinstance(value, types.FunctionType):
-                functions_left.append(value)
-            elif module is not None:
+            functions_left += _functions_of(value)
+            if not isinstance(value, types.FunctionType):
                 yield module, name, value
+
+
+def _functions_of(value: Any) -> list[types.FunctionType]:
+    """Return what something may call of the user's functions: itself, what it wraps, those of its class."""
+    if isinstance(value, types.FunctionType):
+        return [value]
+    if isinstance(value, functools.partial):
+        return _functions_of(value.func)
+    if isinstance(value, types.MethodType):
+        return [*_functions_of(value.__func__), *_functions_of(value.__self__)]
+    wrapped = getattr(value, "__wrapped__", None) if isinstance(value, _CACHED) else None
+    if wrapped is not None:
+        return _functions_of(wrapped)
+    cls = value if isinstance(value, type) else type(value)
+    if cls.__module__ in _NEVER_OF_USER:
+        return []
+    found: list[types.FunctionType] = []
+    for base in cls.__mro__:
+        for _, member in kept_by_class(base, special=True):
+            member = getattr(member, "__func__", getattr(member, "fget", member))
+            if isinstance(member, types.FunctionType):
+                found.append(member)
+    return found
 
 
 def _leads_nowhere(kernel: Callable[..., object]) -> bool:
@@ -99,9 +139,10 @@ def _leads_nowhere(kernel: Callable[..., object]) -> bool:
         namespace = kernel.__globals__
         used += [namespace[name] for name in names if name in namespace]
     for value in used:
-        if isinstance(value, types.FunctionType):
-            return False
-        if isinstance(value, types.ModuleType) and is_of_user(value):
+        if isinstance(value, types.ModuleType):
+            if is_of_user(value):
+                return False
+        elif _functions_of(value):
             return False
     return True
 
