@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import threading
 
 import numpy as np
@@ -454,6 +455,10 @@ print("read")
 """
 
 
+@pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="without a GIL no array of NumPy's can be read while it is resized",
+)
 def test_array_can_be_read_while_another_thread_resizes_it(run_script):
     """NumPy gives up the old memory before it knows the new: nobody else may run in between."""
     assert run_script(_RESIZE, "2").stdout == "read\n"

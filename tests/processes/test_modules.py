@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+import threading
+import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from ndshare._processes import loaded
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -320,3 +326,27 @@ with Executor(1) as executor:
     assert executor.submit(early.rate).result() == 1
 """,
     )
+
+
+def test_other_threads_may_import_while_modules_are_looked_at() -> None:
+    """Without a GIL `sys.modules` changes in the middle of each look."""
+    until = time.monotonic() + 0.5
+
+    def come_and_go(name: str) -> None:
+        while time.monotonic() < until:
+            names = [f"ndshare_test_{name}_{number}" for number in range(30)]
+            sys.modules.update((name, types.ModuleType(name)) for name in names)
+            for name in names:
+                del sys.modules[name]
+
+    threads = [threading.Thread(target=come_and_go, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    try:
+        while time.monotonic() < until:
+            loaded.generation()
+    finally:
+        for thread in threads:
+            thread.join()
+    before = loaded.generation()
+    assert loaded.generation() == before

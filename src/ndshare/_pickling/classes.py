@@ -148,7 +148,7 @@ def reduce_class(cls: type, *, reply: bool) -> Any:
     if "__slots__" in attributes:
         made_with["__slots__"] = tuple(
             name
-            for name, value in attributes.items()
+            for name, value in list(attributes.items())
             if name in ("__dict__", "__weakref__") or _is_slot(value, cls)
         )
     if _is_of_ctypes(_native(type(cls))):
@@ -161,7 +161,7 @@ def reduce_class(cls: type, *, reply: bool) -> Any:
 
 def _content(cls: type, made_with: dict[str, Any]) -> tuple[Any, ...]:
     """Return the attributes of a class, and what is registered with it as an abstract one."""
-    attributes = dict(vars(cls))
+    attributes = vars(cls).copy()
     if attributes.get("__annotate_func__") is not None:
         attributes.pop("__annotations_cache__", None)  # it is made again where somebody asks for it
     for name in attributes.keys() & (_LEFT_OUT | (made_with.keys() - {"__slots__"})):
@@ -410,6 +410,6 @@ def is_enumeration(cls: type) -> bool:
 
 def class_attributes(cls: type) -> Iterator[tuple[str, Any]]:
     """Yield the attributes of a class that its program has given it, or may change."""
-    for name, value in vars(cls).items():
+    for name, value in list(vars(cls).items()):  # other threads may add to it
         if name not in _LEFT_OUT and not _is_made_anew(value, cls):
             yield name, value

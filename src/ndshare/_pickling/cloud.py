@@ -56,7 +56,7 @@ class _CloudSession(Session):
         if isinstance(obj, types.FunctionType):
             return self.on_dynamic(obj, self.pickler._dynamic_function_reduce(obj))
         if isinstance(obj, types.ModuleType):
-            facts = {name: value for name, value in vars(obj).items() if name != "__builtins__"}
+            facts = {name: value for name, value in list(vars(obj).items()) if name != "__builtins__"}
             return types.ModuleType, (obj.__name__,), facts, None, None, _fill_module
         return _impl.Pickler._dispatch_table[type(obj)](obj)
 

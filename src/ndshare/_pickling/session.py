@@ -156,7 +156,7 @@ class Session:
             self.table.__class__ = _WrapperTable
         if len(self.late) < LATE_COUNT:
             self.table.update(late_reducers(self.late))
-        self.table.update(forking.reducers(self.table.keys() | registered.keys()))
+        self.table.update(forking.reducers(self.table.keys() | registered.copy().keys()))
 
     # ---- globals that other globals contain
 

@@ -92,7 +92,7 @@ def is_by_value(function: types.FunctionType) -> bool:
 
 
 def _attributes(obj: object, name: str) -> Iterator[tuple[str, Any]]:
-    for attribute, value in getattr(obj, "__dict__", {}).items():
+    for attribute, value in list(getattr(obj, "__dict__", {}).items()):
         yield f"{name}.{attribute}", value
 
 
@@ -237,7 +237,7 @@ def _slots(kind: Any) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
     return tuple(
         (name, member)
         for base in kind.__mro__
-        for name, member in vars(base).items()
+        for name, member in list(vars(base).items())
         if isinstance(member, types.MemberDescriptorType) and "__slots__" in vars(base)
     )
 

@@ -313,7 +313,7 @@ class Delivery:
 
     def answer(self, worker: Worker, name: str) -> None:
         """Send what a worker asks for: a name of ``__main__``, or which file a module is."""
-        known = {other: value for other, value in worker.known_main.items() if other != name}
+        known = {other: value for other, value in list(worker.known_main.items()) if other != name}
         status, parcel = frames.OK, None
         try:
             if name.startswith(frames.IMPORT):

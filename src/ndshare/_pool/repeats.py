@@ -9,6 +9,7 @@ searched for somebody who keeps the array: a variable of a function that runs, o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import sys
@@ -79,7 +80,8 @@ class Repeats:
         )
         times = self._seen[key] = self._seen.pop(key, 0) + 1  # the latest last
         if len(self._seen) > _SEEN_MAX:
-            del self._seen[next(iter(self._seen))]
+            with contextlib.suppress(KeyError, RuntimeError):  # another thread was at it just then
+                del self._seen[next(iter(self._seen))]
         return times
 
 
@@ -96,7 +98,7 @@ def _is_kept(array: np.ndarray[Any, Any], args: tuple[Any, ...]) -> bool:
         if frame.f_globals.get("__package__") != __package__:
             for names in (frame.f_locals, frame.f_globals):
                 for value in list(names.values()):
-                    if value is array or (type(value) is dict and id(array) in map(id, value.values())):
+                    if value is array or (type(value) is dict and id(array) in map(id, list(value.values()))):
                         return True  # the collector does not see dicts of arrays
         frame = frame.f_back
     for holder in gc.get_referrers(array):

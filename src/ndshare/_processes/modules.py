@@ -109,7 +109,7 @@ def _compiled_before(module: types.ModuleType, spec: Any, file: str) -> tuple[in
         known = {one for one in marshal.loads(code).co_consts if isinstance(one, types.CodeType)}
     except (OSError, TypeError, AttributeError, ValueError, EOFError, struct.error):
         return None
-    own = [one for one in vars(module).values() if type(one) is types.FunctionType]
+    own = [one for one in list(vars(module).values()) if type(one) is types.FunctionType]
     if all(one.__code__ in known for one in own if one.__code__.co_filename == file):
         return changed * 10**9, importlib.util.MAGIC_NUMBER + code
     return None  # it is older than what was imported: no code was written
@@ -189,7 +189,8 @@ class Modules:
             self._notes[name] = note = self._note(name, module, spec)
             if note.file and self._elsewhere.pop(name, note[2:4]) != note[2:4]:
                 self._generation += 1
-        for name in self._notes.keys() - sys.modules.keys():
+        # Only what is under the lock is gone through: other threads import meanwhile.
+        for name in [name for name in self._notes if name not in sys.modules]:
             if self._notes.pop(name).file:
                 self._generation += 1
 

@@ -230,14 +230,14 @@ def _parts(one: Any) -> list[Any]:
             found += one.__dict__.values()
         return found
     if isinstance(one, type):
-        own = vars(one)
+        own = vars(one).copy()  # other threads may add to it
         found = [name for name in own if name not in _NOTED_BY_PYTHON]
         found += [own[name] for name in found]
         found += one.__bases__
         if isinstance(one, abc.ABCMeta):
             found.append(sys.intern(repr(abc.get_cache_token())))  # changes with each registration
         return found
-    own = vars(one)
+    own = vars(one).copy()
     return [*own, *own.values()]
 
 
@@ -249,7 +249,9 @@ def _inside(one: Any) -> list[Any] | None:
     if isinstance(one, type):
         return [value for name, value in class_attributes(one) if not _is_internal(name)]
     if isinstance(one, enum.Enum):
-        return [value for name, value in vars(one).items() if name == "_value_" or not _is_internal(name)]
+        return [
+            value for name, value in list(vars(one).items()) if name == "_value_" or not _is_internal(name)
+        ]
     return None
 
 
@@ -327,7 +329,7 @@ def _is_sentinel(value: object) -> bool:
         return False
     bases = cls.__mro__[:-1]
     return all(base.__flags__ & _HEAP_TYPE for base in bases) and not any(
-        type(member) is types.MemberDescriptorType for base in bases for member in vars(base).values()
+        type(member) is types.MemberDescriptorType for base in bases for member in list(vars(base).values())
     )
 
 
@@ -406,7 +408,7 @@ def closure(
     left_out = set() if left_out is None else left_out
     while True:
         if not open_names:  # what is needed for certain comes first
-            more = {name[1:] for name in users if name[0] == PERHAPS} & namespace.keys()
+            more = {name[1:] for name in users if name[0] == PERHAPS and name[1:] in namespace}
             if EVERYTHING in users:
                 more |= _all_names(namespace)
             more -= users.keys()

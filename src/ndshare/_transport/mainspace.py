@@ -207,7 +207,9 @@ def deliver(
             if not more:
                 return Draft(recording, delivers=dict(stale))
             stale.update(more)
-            found |= needed
+            found = found | needed  # a new one: other threads go through what was looked at
+            if looked_at is not None:
+                looked_at[needs, brought] = found, left_out
 
 
 def inherited(content: Iterable[object], withheld: frozenset[str]) -> dict[str, definitions.Definition]:

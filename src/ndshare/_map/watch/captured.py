@@ -93,7 +93,7 @@ def _reached(kernel: Callable[..., object]) -> Iterator[tuple[str | None, str, A
                 and sys.modules.get(value.__name__) is value
             ):
                 within = vars(value)
-                named = sorted(names_used(function.__code__).attributes & within.keys())
+                named = sorted(name for name in names_used(function.__code__).attributes if name in within)
                 used += [(value.__name__, attribute, within[attribute]) for attribute in named]
             else:
                 used.append((own, name, value))
