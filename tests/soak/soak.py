@@ -208,8 +208,12 @@ def _kill(rng: random.Random, stop: threading.Event, killed: list[int]) -> None:
 
 
 def picture() -> dict[str, float]:
-    """Return what is held now: of the caller, and PSS of it and of all below it."""
+    """Return what is held now: of the caller, and PSS of it and of all below it.
+
+    Without the memory that is kept warm for what comes: how much that is depends on what came last.
+    """
     gc.collect()
+    ndshare.trim()
     ctypes.CDLL(None).malloc_trim(0)
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
