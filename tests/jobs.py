@@ -207,12 +207,12 @@ def pickled_late(deed: Callable[..., Any], *args: Any) -> WhenPickled:
 
 
 class TwoArgumentsError(Exception):
-    """Pickles, and does not unpickle: its constructor wants more than `args` has."""
+    """Pickle alone does not load it again: its constructor wants more than `args` has."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
 
 
 def raise_two_arguments() -> NoReturn:
-    """Raise an exception that cannot be rebuilt."""
+    """Raise an exception with a constructor of its own."""
     raise TwoArgumentsError(1, 2)

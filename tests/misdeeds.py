@@ -31,10 +31,16 @@ class UnpicklableError(Exception):
 
 
 class TwoArgumentsError(Exception):
-    """Pickles, but does not unpickle: the classic mistake."""
+    """Its constructor takes other arguments than its base: the classic mistake."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
+
+
+class NeverAgainError(TwoArgumentsError):
+    """Pickles, but does not unpickle, and wants to be made by its constructor."""
+
+    __slots__ = ("kept",)
 
 
 class ExitWhenRebuilt:

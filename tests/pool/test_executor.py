@@ -496,9 +496,9 @@ def test_exception_of_a_task_keeps_no_arguments(executor: ProcessPoolExecutor) -
     assert gone() is None
 
 
-def test_exception_that_cannot_be_rebuilt_is_told_in_words(executor: ProcessPoolExecutor) -> None:
-    """An exception whose pickle fails still says what it was."""
-    with pytest.raises(ndshare.errors.RemoteError, match=r"TwoArgumentsError: 1 and 2") as caught:
+def test_exception_whose_constructor_takes_other_arguments_arrives(executor: ProcessPoolExecutor) -> None:
+    """The classic mistake: its pickle could not be loaded."""
+    with pytest.raises(jobs.TwoArgumentsError, match=r"1 and 2") as caught:
         executor.submit(jobs.raise_two_arguments).result(_HANG_S)
     assert "raise TwoArgumentsError(1, 2)" in str(caught.value.__cause__)
     assert executor.submit(jobs.add_one, 1).result(_HANG_S) == 2

@@ -75,8 +75,12 @@ _ERRORS: dict[str, tuple[Callable[[], Any], type[BaseException], str, str | None
         ndshare.RemoteError, "UnpicklableError.*with a lock.*could not be sent", "throw_made",
     ),
     "exception that does not unpickle": (
+        functools.partial(misdeeds.throw_made, misdeeds.NeverAgainError, 1, 2),
+        ndshare.RemoteError, "NeverAgainError: 1 and 2", "throw_made",
+    ),
+    "exception with a constructor of its own": (
         functools.partial(misdeeds.throw_made, misdeeds.TwoArgumentsError, 1, 2),
-        ndshare.RemoteError, "TwoArgumentsError: 1 and 2", "throw_made",
+        misdeeds.TwoArgumentsError, "1 and 2", "throw_made",
     ),
     "exception without text": (
         functools.partial(misdeeds.throw_made, misdeeds.NoTextError), misdeeds.NoTextError, "", "NoTextError"

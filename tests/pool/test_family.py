@@ -191,3 +191,26 @@ def test_adaptive_asks_it_for_its_size(executor: ndshare.ProcessPoolExecutor) ->
     learner = adaptive.Learner1D(abs, bounds=(-1, 1))
     adaptive.BlockingRunner(learner, npoints_goal=5, executor=executor)
     assert learner.npoints >= 5
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_processes_that_tasks_start_find_the_script_if_it_has_a_main_guard(
+    run_script: Callable[..., Any], guard: bool
+) -> None:
+    """As in the standard executor, by every start method; a script without one does not run again."""
+    source = f"""
+import multiprocessing, ndshare
+print("runs", flush=True)
+def square(x): return x * x
+def by(method, function):
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        return pool.map(function, [-3])
+if {"__name__ == '__main__'" if guard else "True"}:
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        for method in ("fork", "spawn", "forkserver"):
+            assert executor.submit(by, method, {"square" if guard else "abs"}).result(60) == [{9 if guard else 3}]
+    print("works")
+"""
+    done = run_script(source, timeout=90)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["runs"] * (3 if guard else 1) + ["works"]

@@ -318,3 +318,54 @@ print("fine")
 """
     )
     assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+def test_what_a_task_sends_itself_interrupts_it(tmp_path: Path) -> None:
+    """Time limits that programs set for their own functions: by whatever way, again and again; others' do not."""
+    source = """
+import _thread, os, signal, threading, time
+import ndshare
+ways = [
+    _thread.interrupt_main,
+    lambda: os.kill(os.getpid(), signal.SIGINT),
+    lambda: signal.raise_signal(signal.SIGINT),
+    lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT),
+]
+def limited(number):
+    late = 0
+    for _ in range(2):
+        threading.Timer(0.05, ways[number]).start()
+        try:
+            for _ in range(500):
+                time.sleep(0.1)
+        except KeyboardInterrupt:
+            late += 1
+    return late
+def uncaught():
+    _thread.interrupt_main()
+    time.sleep(30)
+def patient(seconds):
+    time.sleep(seconds)
+    return "done"
+out = ndshare.alloc(4)
+def kernel(worker_id, index, value):
+    out[index] = limited(index)
+with ndshare.ProcessPoolExecutor(1) as executor:
+    for number in range(4):
+        assert executor.submit(limited, number).result(60) == 2, number
+    assert isinstance(executor.submit(uncaught).exception(60), KeyboardInterrupt)
+    future = executor.submit(patient, 0.3)
+    while not future.running():
+        time.sleep(0.01)
+    for pid in executor._processes:
+        os.kill(pid, signal.SIGINT)
+    assert future.result(60) == "done"
+    assert executor.submit(limited, 0).result(60) == 2
+ndshare.ProcessContext(1).map(kernel, range(4))
+assert list(out) == [2, 2, 2, 2]
+print("works")
+"""
+    path = tmp_path / "limits.py"
+    path.write_text(source)
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=90, check=False)
+    assert (done.stdout, done.stderr) == ("works\n", "")

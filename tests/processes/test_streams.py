@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +114,25 @@ def _close() -> int:
     sys.stdout.close()
     os.close(2)
     return os.getpid()
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+def test_streams_that_the_program_has_closed_are_nowhere(
+    run_script: RunScript, tmp_path: Path, closed: tuple[int, ...]
+) -> None:
+    """Whatever has been given their numbers since is not written to."""
+    source = f"""
+import os, sys
+import ndshare
+told = os.open("told", os.O_CREAT | os.O_WRONLY)
+for number in {closed}:
+    os.close(number)
+array = ndshare.zeros(100_000)
+with ndshare.ProcessPoolExecutor(1) as executor:
+    executor.submit(print, "lost", flush=True).exception(30)
+    if executor.submit(abs, -1).result(30) == 1 and not array.any():
+        os.write(told, b"works")
+os._exit(0)
+"""
+    run_script(source, timeout=60)
+    assert (tmp_path / "told").read_text() == "works"

@@ -28,6 +28,7 @@ from ndshare._pickling import cells, local_functions
 from ndshare._pickling.cells import CODE_TYPES, expect_gifts, give, given
 from ndshare._pickling.classes import class_attributes
 from ndshare._pickling.codes import CodeMemory, names_used
+from ndshare._pickling.exceptions import reduce_exception
 from ndshare._pickling.functions import Named, NamedValue, delivered
 from ndshare._pickling.memmaps import find_memmap, is_foreign, is_of_ctypes
 from ndshare._pickling.namespace import (
@@ -110,6 +111,7 @@ __all__ = [
     "parameters",
     "record",
     "record_alone",
+    "reduce_exception",
     "reduce_subclass",
     "register_reducer",
     "register_wrapper",

@@ -18,6 +18,7 @@ import cloudpickle.cloudpickle as _impl
 import numpy as np
 
 from ndshare._pickling import cells, classes
+from ndshare._pickling.exceptions import reduce_exception
 from ndshare._pickling.functions import Named, annotations_of
 from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
 from ndshare._pickling.recording import Places, Recording
@@ -128,7 +129,7 @@ def record(
     # Read by __init__, and by nobody later: cloudpickle's class attribute hides the C pickler's member.
     pickler.dispatch_table = session.table
     pickler.__init__(session, 5, buffer_callback=session.notes.append)  # type: ignore[misc]
-    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass)
+    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass, reduce_exception)
     try:
         session.set_named(named)
         pickler.dump(obj)

@@ -34,6 +34,7 @@ import numpy as np
 
 from ndshare._memory import VALUE, block_of, encode_dtype, is_movable, marked
 from ndshare._pickling import forking, wrappers
+from ndshare._pickling.exceptions import reduce_exception
 from ndshare._pickling.functions import Named
 from ndshare._pickling.recording import SLOT, Placed, Places, Recording
 from ndshare._pickling.reducers import same
@@ -61,7 +62,7 @@ def _make_pickler() -> _Pickler:
     pickler = _Pickler(session, 5, buffer_callback=session.notes.append)
     pickler.session = session
     pickler.dispatch_table = session.table
-    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass)
+    pickler.reducer_override = selective(session.on_named, np.ndarray, session.on_subclass, reduce_exception)
     return pickler
 
 

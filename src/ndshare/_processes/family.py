@@ -17,6 +17,7 @@ Guarantees
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import contextvars
 import functools
@@ -37,6 +38,8 @@ _OWN_WORDS = {
     "authkey", "dir", "init_main_from_name", "init_main_from_path", "log_level", "log_to_stderr", "name",
     "orig_dir", "start_method", "sys_argv", "sys_path",
 }  # fmt: skip
+#: So many processes deep a script is imported: one that starts others outside of its guard comes to an end.
+_DEPTH_MAX = 4
 #: How long a worker waits for the caller's resource tracker, in milliseconds.
 _TRACKER_MS = 10_000
 
@@ -102,7 +105,7 @@ def be(description: dict[str, Any], parent: int, run: Callable[[], None]) -> int
 
 
 def leave_script_alone() -> None:
-    """Have processes that tasks start not import the program's script, which may have no main guard.
+    """Have processes that tasks start import the program's script only if it has a main guard.
 
     ``__main__.__file__`` is the script's here, too, and is all that `multiprocessing` goes by.
     """
@@ -113,9 +116,31 @@ def leave_script_alone() -> None:
     @functools.wraps(prepare)
     def without_script(name: str) -> dict[str, Any]:
         said = prepare(name)
+        path = said.get("init_main_from_path")
+        deep = len(process.current_process()._identity) > _DEPTH_MAX
+        if path is not None and not deep and has_main_guard(path):
+            return said
         return {key: value for key, value in said.items() if not key.startswith("init_main_from_")}
 
     spawn.get_preparation_data = without_script
+
+
+@functools.lru_cache(maxsize=8)
+def has_main_guard(path: str) -> bool:
+    """Tell whether a script can be imported: it has a main guard, and is no part of a package."""
+    try:
+        with open(path, "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError):
+        return False
+    guarded = False
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and statement.level:
+            return False
+        if isinstance(statement, ast.If):
+            names = [node.id for node in ast.walk(statement.test) if isinstance(node, ast.Name)]
+            guarded = guarded or "__name__" in names
+    return guarded
 
 
 # ---------------------------------------------------------------------- numbers

@@ -73,10 +73,9 @@ def is_open(number: int) -> bool:
     if getattr(sys, f"__{_NAMES[number - 1]}__") is None:  # closed when Python started
         return False
     try:
-        os.fstat(number)
+        return os.get_inheritable(number)  # what the program has opened since it closed the stream is not
     except OSError:
         return False
-    return True
 
 
 def _own_file(stream: Any, number: int) -> tuple[int, int] | None:

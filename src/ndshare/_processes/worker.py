@@ -9,7 +9,8 @@ Guarantees
 - Whatever a task raises, returns or fails to return reaches the caller as that task's outcome.
 - What a task returns is in shared memory already (NumPy allocates large blocks there) and is lent
   without a copy if nothing in this process can reach it any more.
-- SIGINT interrupts a running task once, if its caller has marked it; otherwise it is ignored.
+- SIGINT interrupts a running task once, if its caller has marked it, and whenever it is the task's own;
+  otherwise it is ignored.
 - A task that its caller has claimed for death is the last one here, and has no answer.
 - Directory, environment, ``sys.path``, warning filters and log levels are the caller's as of the task's
   dispatch; log records go to the caller's handlers.
@@ -85,6 +86,7 @@ class _Worker:
         self.spin_us = frames.SPIN_US
         self.waited_us = math.inf
         signal.signal(signal.SIGINT, self._interrupt)
+        _wire.watch_sender()
         os.register_at_fork(after_in_child=self._leave_to_parent)
         if (reseed := sys.modules.get("numpy.random")) is not None:
             reseed.seed()  # else all workers draw the numbers of the zygote's generator
@@ -174,7 +176,11 @@ class _Worker:
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         # Not every SIGINT is meant for this task: one from the terminal, or a late one, may find the next.
-        if self.interruptible and (self.cell < 0 or self._is_wanted_to_stop()):
+        # What a task sends to itself is its own affair, as a time limit of its own.
+        if _wire.sent_by_self():
+            if self.interruptible:
+                raise KeyboardInterrupt
+        elif self.interruptible and (self.cell < 0 or self._is_wanted_to_stop()):
             self.interruptible = False
             raise KeyboardInterrupt
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ndshare._arrays import share_array
 from ndshare._memory import is_movable
-from ndshare._pickling import SLOT, Session, reduce_subclass, same
+from ndshare._pickling import SLOT, Session, reduce_exception, reduce_subclass, same
 from ndshare._system import selective
 
 __all__ = ["share"]
@@ -122,7 +122,7 @@ def share(obj: T, mode: Literal["rw", "r"] = "rw") -> T:
     pickler = _SharingPickler(session, 5, buffer_callback=session.notes.append)
     pickler.dispatch_table = session.table
     pickler.reducer_override = selective(  # type: ignore[method-assign]
-        session.on_named, np.ndarray, session.on_subclass
+        session.on_named, np.ndarray, session.on_subclass, reduce_exception
     )
     session.look_for_late()
     try:

@@ -4,17 +4,20 @@
  * messages        whole messages with descriptors
  * queue_slots     the memory of a queue, the slots of a bounded one
  * queue_messages  into a queue and out of it
+ * sender          whose SIGINT it was
  * shield          no Ctrl-C between two lines that belong together
  * standing        how the system sees this process
  * waiting         without sleeping, and while another thread is at it
  * here            `selective`, a filter for picklers; `die_with_parent`, `processor`
  *
- * No state but atomics: the limit of descriptors, read now and then, and that of the shield, see there.
+ * No state but atomics: the limit of descriptors, read now and then, and those of the shield and the sender, see
+ * there.
  */
 #include "atomics.h"
 #include "messages.h"
 #include "queue_messages.h"
 #include "queue_slots.h"
+#include "sender.h"
 #include "shield.h"
 #include "standing.h"
 #include "waiting.h"
@@ -23,8 +26,8 @@
 #include <sys/prctl.h>
 
 /* Pickler.reducer_override is called for every object that is not a plain builtin: in Python it would
- * make the pickling of 100,000 small objects twice as slow. Only functions, classes and subclasses of
- * one more type (arrays) need a decision. */
+ * make the pickling of 100,000 small objects twice as slow. Only functions, classes, subclasses of
+ * one more type (arrays) and exceptions need a decision. */
 static PyObject *
 selective_call(PyObject *rules, PyObject *obj)
 {
@@ -35,25 +38,29 @@ selective_call(PyObject *rules, PyObject *obj)
     if (Py_TYPE(obj) != base && PyType_IsSubtype(Py_TYPE(obj), base)) {
         return PyObject_CallOneArg(PyTuple_GET_ITEM(rules, 2), obj);
     }
+    if (PyExceptionInstance_Check(obj)) {
+        return PyObject_CallOneArg(PyTuple_GET_ITEM(rules, 3), obj);
+    }
     Py_RETURN_NOTIMPLEMENTED;
 }
 
 static PyMethodDef selective_def = {
     "selective_filter", selective_call, METH_O,
-    PyDoc_STR("Call back for functions, classes and subclasses of a type; NotImplemented for anything else."),
+    PyDoc_STR("Call back for functions, classes, subclasses of a type, exceptions; NotImplemented for anything else."),
 };
 
 static PyObject *
 selective(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs != 3) {
-        return PyErr_Format(PyExc_TypeError, "selective takes 3 arguments, got %zd", nargs);
+    if (nargs != 4) {
+        return PyErr_Format(PyExc_TypeError, "selective takes 4 arguments, got %zd", nargs);
     }
-    if (!PyCallable_Check(args[0]) || !PyType_Check(args[1]) || !PyCallable_Check(args[2])) {
-        return PyErr_Format(PyExc_TypeError, "selective takes (callable, type, callable), got (%R, %R, %R)", args[0],
-                            args[1], args[2]);
+    if (!PyCallable_Check(args[0]) || !PyType_Check(args[1]) || !PyCallable_Check(args[2]) ||
+        !PyCallable_Check(args[3])) {
+        return PyErr_Format(PyExc_TypeError, "selective takes (callable, type, callable, callable), got (%R, %R, %R, %R)",
+                            args[0], args[1], args[2], args[3]);
     }
-    PyObject *rules = PyTuple_Pack(3, args[0], args[1], args[2]);
+    PyObject *rules = PyTuple_Pack(4, args[0], args[1], args[2], args[3]);
     if (rules == NULL) {
         return NULL;
     }
@@ -160,6 +167,10 @@ static PyMethodDef methods[] = {
      PyDoc_STR("window() -> int\n\nLet Ctrl-C through for a while; may raise what was held back.")},
     {"curtain", ndshare_shield_curtain, METH_O,
      PyDoc_STR("curtain(n)\n\nEnd of a window; n is what window() gave.")},
+    {"watch_sender", ndshare_sender_watch, METH_NOARGS,
+     PyDoc_STR("watch_sender()\n\nFrom now on note who sends SIGINT.")},
+    {"sent_by_self", ndshare_sender_was_self, METH_NOARGS,
+     PyDoc_STR("sent_by_self() -> bool\n\nWhether all SIGINT since the last call were of this process itself.")},
     {"here", ndshare_standing_here, METH_NOARGS,
      PyDoc_STR("here() -> bytes\n\nIdentity of the working directory and of what descriptors 1 and 2 point to.")},
     {"standing", ndshare_standing_all, METH_NOARGS,
@@ -167,9 +178,9 @@ static PyMethodDef methods[] = {
     {"processor", processor, METH_NOARGS,
      PyDoc_STR("processor() -> int\n\nNumber of the processor that the calling thread runs on; -1: not known.")},
     {"selective", NDSHARE_FAST(selective),
-     PyDoc_STR("selective(on_named, base, on_subclass)\n\n"
+     PyDoc_STR("selective(on_named, base, on_subclass, on_exception)\n\n"
                "A fast filter for Pickler.reducer_override: on_named gets functions and classes, on_subclass\n"
-               "instances of subclasses of base.")},
+               "instances of subclasses of base, on_exception exceptions.")},
     {NULL, NULL, 0, NULL},
 };
 
