@@ -22,7 +22,7 @@ def reduce_exception(error: BaseException) -> Any:
         not isinstance(cls.__init__, types.FunctionType)
         or cls.__reduce__ not in _PLAIN_REDUCES
         or cls.__reduce_ex__ is not object.__reduce_ex__
-        or cls.__setstate__ is not BaseException.__setstate__  # type: ignore[attr-defined]
+        or cls.__setstate__ is not BaseException.__setstate__
         or cls.__new__ is not _native(cls).__new__
         or any(vars(base).get("__slots__") for base in cls.__mro__)
     ):
