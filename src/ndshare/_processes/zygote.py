@@ -100,7 +100,6 @@ class _Zygote:
 
     def run(self, preload: tuple[str, ...]) -> None:
         self.per_worker = self._preload(preload)
-        gc.collect()
         gc.freeze()
         streams.Outlets().point((), ())  # workers are told where theirs go
         self._tell((frames.READY, os.getpid()))
