@@ -18,7 +18,6 @@ Guarantees
 from __future__ import annotations
 
 import ast
-import contextlib
 import contextvars
 import functools
 import os
@@ -27,7 +26,7 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import context, process, resource_tracker, spawn
 from typing import Any
 
@@ -183,14 +182,19 @@ def set_worker_id(number: int) -> None:
     _own_number = number
 
 
-@contextlib.contextmanager
-def numbered(number: int) -> Iterator[None]:
+class numbered:  # noqa: N801 - a context manager, without a generator for each share
     """Have what runs inside be at the worker of a map that has this number."""
-    before = _number.set(number)
-    try:
-        yield
-    finally:
-        _number.reset(before)
+
+    __slots__ = ("_before", "_given")
+
+    def __init__(self, number: int) -> None:
+        self._given = number
+
+    def __enter__(self) -> None:
+        self._before = _number.set(self._given)
+
+    def __exit__(self, *_: object) -> None:
+        _number.reset(self._before)
 
 
 # ---------------------------------------------------------------------- the caller's resource tracker

@@ -32,8 +32,8 @@ from ndshare._system import THREAD_NAME, _wire, fork_hazards
 from ndshare.errors import WorkerError, code_or_signal
 
 # Runs in a fresh interpreter. The caller's sys.path comes first, by the socket, so that ndshare itself is
-# found wherever the caller found it; the current directory must not be looked at before that. What is imported
-# stays: to look for garbage in it meanwhile would take a tenth of the time.
+# found wherever the caller found it; the current directory must not be looked at before that.
+# What is imported stays: to look for garbage in it meanwhile would take a tenth of the time.
 _BOOT = (
     "import gc,sys;"
     "gc.disable();"

@@ -118,8 +118,10 @@ def _compiled_before(module: types.ModuleType, spec: Any, file: str) -> tuple[in
 def _last(modules: dict[str, types.ModuleType]) -> str:
     """Return the name that came last; other threads may import just then."""
     while True:
-        with contextlib.suppress(RuntimeError):  # the dict has changed its size
+        try:  # not `contextlib.suppress`: this is done for each task
             return next(reversed(modules), "")
+        except RuntimeError:  # the dict has changed its size
+            pass
 
 
 class Modules:

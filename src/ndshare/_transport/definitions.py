@@ -333,8 +333,17 @@ def _is_sentinel(value: object) -> bool:
     )
 
 
+#: Classes of what most globals are, none of them the script's; all of these are known by looking at once.
+_USUAL = frozenset(
+    (*CODE_TYPES, types.ModuleType, type(None), bool, int, float, str, bytes, list, tuple, dict, set)
+)
+
+
 def sentinels(namespace: dict[str, Any]) -> Named:
     """Return the names of what is there to be told from others, and has no name in pickles."""
+    kinds = set(map(type, list(namespace.values()))) - _USUAL
+    if not any(kind is object or kind.__module__ in MAIN_NAMES for kind in kinds):
+        return Named()
     return Named(
         (id(value), name)
         for name, value in list(namespace.items())

@@ -35,6 +35,8 @@ from ndshare._pickling import (
 _FUNCTIONS_MOST = 200  # that are looked through for arrays of their modules
 _NEVER_OF_USER = frozenset(("builtins", "numpy", "types"))
 _CACHED = type(functools.lru_cache(len))
+#: What calls nothing of the user's, and is what kernels use most.
+_DATA = frozenset((np.ndarray, int, float, complex, bool, str, bytes, list, tuple, dict, set, type(None)))
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
 
 
@@ -107,6 +109,8 @@ def _reached(kernel: Callable[..., object]) -> Iterator[tuple[str | None, str, A
 
 def _functions_of(value: Any) -> list[types.FunctionType]:
     """Return what something may call of the user's functions: itself, what it wraps, those of its class."""
+    if type(value) in _DATA:
+        return []
     if isinstance(value, types.FunctionType):
         return [value]
     if isinstance(value, functools.partial):
@@ -132,13 +136,17 @@ def _leads_nowhere(kernel: Callable[..., object]) -> bool:
     """Tell, of most kernels at once, that they use data and no functions, and take it along."""
     if type(kernel) is not types.FunctionType or kernel.__defaults__ or kernel.__kwdefaults__:
         return False
-    used = list(itertools.chain(*cells.cell_contents(kernel)))
+    used: list[Any] = []
+    if kernel.__closure__:
+        used += itertools.chain(*cells.cell_contents(kernel))
     if names := names_used(kernel.__code__).attributes:
         if not is_by_value(kernel):
             return False
         namespace = kernel.__globals__
         used += [namespace[name] for name in names if name in namespace]
     for value in used:
+        if type(value) in _DATA:
+            continue
         if isinstance(value, types.ModuleType):
             if is_of_user(value):
                 return False

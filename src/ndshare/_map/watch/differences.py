@@ -16,6 +16,7 @@ import numpy as np
 
 from ndshare._memory import altered, detach, digest, inherited, rewritten, span
 
+_SMALL = 1 << 12  # bytes; so little is copied sooner than looked at
 _COPY_MAX = 1 << 20  # bytes; of larger arrays 128 bits are kept instead of a copy
 _DETACH_MIN = 1 << 20  # bytes; from here on mapping anew costs less than looking at everything
 
@@ -81,6 +82,9 @@ def watch_array(array: np.ndarray[Any, Any], forker: Forker | None = None) -> Qu
     if by_value and array.nbytes <= _COPY_MAX:
         model = array.copy()
         return lambda: not _equal(array, model)
+    if array.nbytes <= _SMALL:
+        kept = array.copy()
+        return lambda: not _equal(array, kept)
     dense = span(array.shape, array.strides, array.itemsize) == array.nbytes
     if dense and not array.dtype.hasobject:
         before = altered(array)

@@ -304,13 +304,9 @@ class Watch:
             if isinstance(mask, np.ndarray):
                 self._array(name, mask)
             array = np.ndarray.view(array, np.ndarray)
-        if (
-            not array.flags.writeable
-            or array.nbytes == 0
-            or is_shared(array)
-            or find_memmap(array) is not None
-            or is_foreign(array)
-        ):
+        if not array.flags.writeable or array.nbytes == 0 or is_shared(array):
+            return
+        if array.base is not None and (find_memmap(array) is not None or is_foreign(array)):
             return
         self._watch(name, array, watch_array(array, self._forker))
 
