@@ -136,3 +136,33 @@ os._exit(0)
 """
     run_script(source, timeout=60)
     assert (tmp_path / "told").read_text() == "works"
+
+
+@pytest.mark.parametrize("turns", ["object", "descriptor"])
+def test_streams_that_an_initializer_has_turned_stay_so(run_script: RunScript, turns: str) -> None:
+    """Wherever the caller's go to meanwhile; those of the next executor are the caller's."""
+    done = run_script(
+        f"""
+import contextlib, os, sys, ndshare
+def init():
+    if {turns!r} == "object":
+        sys.stdout = open("own", "w", buffering=1)
+    else:
+        os.dup2(os.open("own", os.O_CREAT | os.O_WRONLY), 1)
+def say(text): print(text)
+with ndshare.ProcessPoolExecutor(1, initializer=init) as executor:
+    executor.submit(say, "one").result()
+    with open("other", "w") as other, contextlib.redirect_stdout(other):
+        executor.submit(say, "two").result()
+    kept = os.dup(1)
+    os.dup2(os.open("another", os.O_CREAT | os.O_WRONLY), 1)
+    executor.submit(say, "three").result()
+    os.dup2(kept, 1)
+    executor.submit(say, "four").result()
+with ndshare.ProcessPoolExecutor(1) as executor:
+    executor.submit(say, "five").result()
+assert open("own").read().split() == ["one", "two", "three", "four"]
+assert open("other").read() == open("another").read() == ""
+"""
+    )
+    assert (done.stdout, done.stderr) == ("five\n", "")

@@ -51,6 +51,61 @@ def test_random_streams_differ_with_preloaded_modules_and_default_rng() -> None:
     assert len({number for _, _, number in drawn}) == 8
 
 
+# ---------------------------------------------------------------------- what initializers set
+
+
+def test_what_an_initializer_has_set_stays(run_script: RunScript) -> None:
+    """Whatever else changes at the caller; what itself changes there is followed, and the next executor is clean."""
+    source = """
+import gc, logging, os, sys, time, warnings, ndshare
+def init():
+    os.environ["MODE"] = "fast"
+    del os.environ["GONE"]
+    os.chdir("/")
+    sys.path.insert(0, "/first")
+    sys.path.append("/last")
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    sys.setrecursionlimit(4321)
+    gc.set_threshold(11, 2, 2)
+    os.nice(1)
+    sys.argv.append("own")
+    warnings.filterwarnings("ignore", message="mine")
+    logging.getLogger("loud").setLevel(5)
+def look():
+    return [os.environ.get("MODE"), "GONE" in os.environ, os.getcwd(), sys.path[0], sys.path[-1],
+            len(os.sched_getaffinity(0)), sys.getrecursionlimit(), gc.get_threshold(), os.nice(0), sys.argv[-1],
+            any("mine" in str(f[1]) for f in warnings.filters), logging.getLogger("loud").level]
+def changed(): return os.environ.get("OTHER"), "/new" in sys.path, warnings.filters[1][0], round(sys.getswitchinterval(), 3)
+os.environ["GONE"] = "1"
+before = look()
+with ndshare.ProcessPoolExecutor(1, initializer=init) as executor:
+    expected = executor.submit(look).result()
+    assert expected[:5] == ["fast", False, "/", "/first", "/last"] and expected[5] == 1
+    os.environ["OTHER"] = "1"
+    assert executor.submit(look).result() == expected
+    sys.path.append("/new")
+    assert executor.submit(look).result() == expected
+    warnings.simplefilter("once")
+    assert executor.submit(look).result() == expected
+    sys.setswitchinterval(0.025)
+    time.sleep(0.05)
+    logging.getLogger("quiet").setLevel(50)
+    assert executor.submit(look).result() == expected
+    assert executor.submit(changed).result() == ("1", True, "once", 0.025)
+    os.environ["MODE"] = "slow"
+    os.chdir("/usr")
+    assert executor.submit(look).result() == ["slow", False, "/usr", *expected[3:]]
+os.chdir(before[2])
+del os.environ["MODE"]
+with ndshare.ProcessPoolExecutor(1) as executor:
+    now = executor.submit(look).result()
+    assert [*now[:4], *now[5:]] == [*before[:4], *before[5:]], (now, before)
+print("works")
+"""
+    done = run_script(source, timeout=_HANG_S)
+    assert (done.stdout, done.stderr) == ("works\n", "")
+
+
 # ---------------------------------------------------------------------- time zone
 
 

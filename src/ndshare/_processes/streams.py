@@ -28,6 +28,7 @@ from typing import Any
 from ndshare._system import _wire
 
 _NAMES = ("stdout", "stderr")
+_NONE: frozenset[int | str] = frozenset()
 _HERE_STREAMS = 16  # in `_wire.here`, behind the directory
 
 #: Where to, in the order of the descriptors: 1 or 2, or a name in `sys` with encoding and errors.
@@ -113,36 +114,64 @@ class Outlets:
         self._fds: Sequence[int] = ()
         self._made: tuple[Any, ...] = ()
 
-    def point(self, entries: Sequence[Any], fds: Sequence[int]) -> None:
-        """Have the standard streams go to these descriptors, which are taken over; the others nowhere."""
+    def point(self, entries: Sequence[Any], fds: Sequence[int], *, keep: bool = False) -> None:
+        """Have the standard streams go to these descriptors, which are taken over; the others nowhere.
+
+        With `keep` those stay as they are that an initializer, or a task, has turned somewhere else.
+        """
         flush()
+        turned = self._turned() if keep and self._made else _NONE
         for fd in self._fds:
             os.close(fd)
         self._entries, self._fds = entries, fds
-        self._turn()
+        self._turn(turned)
 
     def restore(self) -> None:
         """Have them go there again, if a task has turned them somewhere else."""
         if _now() != self._made:
-            self._turn()
+            self._turn(_NONE)
 
-    def _turn(self) -> None:
+    def _turned(self) -> frozenset[int | str]:
+        """Return the descriptors and names of `sys` that somebody else has turned somewhere since."""
+        now, made = _now(), self._made
+        found: list[int | str] = []
+        for number, name in enumerate(_NAMES, 1):
+            if _of(now, number) != _of(made, number):
+                found += number, name
+            elif now[number - 1] is not made[number - 1]:
+                found.append(name)
+        return frozenset(found)
+
+    def _turn(self, turned: frozenset[int | str]) -> None:
         flush()
+        before = self._made
         given = dict(zip(map(_target, self._entries), self._fds, strict=True))
         for number, name in enumerate(_NAMES, 1):
-            _point_descriptor(number, given.get(number))
-            setattr(sys, name, _usual(name, number))
+            if number not in turned:
+                _point_descriptor(number, given.get(number))
+            if name not in turned:
+                setattr(sys, name, _usual(name, number))
         for entry in self._entries:
-            if not isinstance(entry, int):
+            if not isinstance(entry, int) and entry[0] not in turned:
                 name, encoding, errors = entry
                 file = io.BufferedWriter(io.FileIO(given[name], "w", closefd=False))
                 setattr(sys, name, io.TextIOWrapper(file, encoding, errors, line_buffering=True))
-        self._made = _now()
+        now = _now()
+        streams = [(before if name in turned else now)[number] for number, name in enumerate(_NAMES)]
+        files = [_of(before if number in turned else now, number) for number in (1, 2)]
+        self._made = (*streams, now[2], b"".join(files))
 
 
 def _now() -> tuple[Any, ...]:
     closed = getattr(sys.stdout, "closed", True), getattr(sys.stderr, "closed", True)
     return sys.stdout, sys.stderr, closed, _wire.here()[_HERE_STREAMS:]
+
+
+def _of(streams: tuple[Any, ...], number: int) -> bytes:
+    """Identity of the file of a descriptor, of what `_now` has returned."""
+    half = len(streams[3]) // 2
+    identity: bytes = streams[3][half * (number - 1) : half * number]
+    return identity
 
 
 def _target(entry: Any) -> Any:
@@ -154,6 +183,9 @@ def _point_descriptor(number: int, fd: int | None) -> None:
         os.dup2(fd, number)
         return
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    if nowhere == number:  # a task had closed it
+        os.set_inheritable(number, True)
+        return
     os.dup2(nowhere, number)
     os.close(nowhere)
 

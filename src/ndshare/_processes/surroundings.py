@@ -233,49 +233,74 @@ class Surroundings:
         self._seen: tuple[Any, ...] = ()
 
     def apply(self, state: dict[str, Any], *, fresh: bool) -> None:
-        """Bring them to what the caller has said; `fresh` if tasks are another executor's from now on."""
+        """Bring them to what the caller has said; `fresh` if tasks are another executor's from now on.
+
+        Of the same executor what has changed at the caller: what its initializer has set stays.
+        """
+        before = self._state
         if fresh:
+            before = None
             np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
             self._overlay = state["overlay"]
             family.set_worker_id(state["number"])
+        self._bring(state, before)
+
+    def _bring(self, state: dict[str, Any], before: dict[str, Any] | None) -> None:
+        """Bring them to a state, or by what has changed since another one."""
         self._state = state
-        self._inherit(state)
+        self._inherit(state, before)
         _learn_aliases(state["aliases"])
-        sys.path[:] = state["path"]
+        if before is None:
+            sys.path[:] = state["path"]
+        elif state["path"] != before["path"]:
+            sys.path[:] = _with_own(state["path"], before["path"], sys.path)
         importlib.invalidate_caches()
-        if state["cwd"] is not None:
+        if state["cwd"] is not None and (before is None or state["cwd"] != before["cwd"]):
             with contextlib.suppress(OSError):
                 os.chdir(state["cwd"])
-        self._set_environment(state["environ"] | self._overlay, state["threads"], state["threads_asked"])
-        warnings.filters[:] = state["filters"]  # type: ignore[index]
-        warnings._filters_mutated()  # type: ignore[attr-defined]
-        self._forwarder.apply(state["logging"])
+        self._set_environment(state, before)
+        if before is None or state["filters"] != before["filters"]:
+            own = [] if before is None else [f for f in warnings.filters if f not in before["filters"]]
+            warnings.filters[:] = own + state["filters"]  # type: ignore[index]
+            warnings._filters_mutated()  # type: ignore[attr-defined]
+        if before is None or state["logging"] != before["logging"]:
+            self._forwarder.apply(state["logging"])
         self._seen = self._look()
 
     def _look(self) -> tuple[Any, ...]:
         environ = os.environ._data  # type: ignore[attr-defined]
         return _wire.here(), list(sys.path), dict(environ), list(warnings.filters)
 
-    def _inherit(self, state: dict[str, Any]) -> None:
-        sys.argv[:] = state["argv"]
-        process.current_process().authkey = state["authkey"]
-        records.name_levels(state["levels"])
-        for (get, put), wanted in zip(_SETTINGS, state["settings"], strict=True):
-            if get() != wanted:
+    def _inherit(self, state: dict[str, Any], before: dict[str, Any] | None = None) -> None:
+        def is_new(name: str) -> bool:
+            return before is None or state[name] != before[name]
+
+        if is_new("argv"):
+            sys.argv[:] = state["argv"]
+        if is_new("authkey"):
+            process.current_process().authkey = state["authkey"]
+        if is_new("levels"):
+            records.name_levels(state["levels"])
+        said = (None,) * len(_SETTINGS) if before is None else before["settings"]
+        for (get, put), wanted, last in zip(_SETTINGS, state["settings"], said, strict=True):
+            if (before is None or wanted != last) and get() != wanted:
                 with contextlib.suppress(Exception):
                     put(wanted)
-        if state["umask"] is not None:
+        if is_new("umask") and state["umask"] is not None:
             os.umask(state["umask"])
-        with contextlib.suppress(OSError):  # the caller may go up and down
-            if os.getpriority(os.PRIO_PROCESS, 0) != state["nice"]:
-                os.setpriority(os.PRIO_PROCESS, 0, state["nice"])
-        self._origin.nice = os.getpriority(os.PRIO_PROCESS, 0)
-        with contextlib.suppress(OSError):
-            if os.sched_getaffinity(0) != state["processors"]:
-                os.sched_setaffinity(0, state["processors"])
-        with contextlib.suppress(locale.Error):
-            if locale.setlocale(locale.LC_ALL) != state["locale"]:
-                locale.setlocale(locale.LC_ALL, state["locale"])
+        if is_new("nice"):
+            with contextlib.suppress(OSError):  # the caller may go up and down
+                if os.getpriority(os.PRIO_PROCESS, 0) != state["nice"]:
+                    os.setpriority(os.PRIO_PROCESS, 0, state["nice"])
+            self._origin.nice = os.getpriority(os.PRIO_PROCESS, 0)
+        if is_new("processors"):
+            with contextlib.suppress(OSError):
+                if os.sched_getaffinity(0) != state["processors"]:
+                    os.sched_setaffinity(0, state["processors"])
+        if is_new("locale"):
+            with contextlib.suppress(locale.Error):
+                if locale.setlocale(locale.LC_ALL) != state["locale"]:
+                    locale.setlocale(locale.LC_ALL, state["locale"])
 
     def rest(self) -> bool:
         """Put back what tasks have changed in this process; return whether all of it could be."""
@@ -293,20 +318,26 @@ class Surroundings:
                 self._inherit(self._state)
                 self._forwarder.apply(self._state["logging"])
             else:
-                self.apply(self._state, fresh=False)
+                self._bring(self._state, None)
         return True
 
-    def _set_environment(self, wanted: dict[str, str], threads: int, asked: bool) -> None:
+    def _wanted_environment(self, state: dict[str, Any]) -> dict[str, str]:
+        wanted: dict[str, str] = state["environ"] | self._overlay
         for name in THREAD_VARIABLES:
-            if asked or name not in wanted:
-                wanted[name] = str(threads)
+            if state["threads_asked"] or name not in wanted:
+                wanted[name] = str(state["threads"])
+        return wanted
+
+    def _set_environment(self, state: dict[str, Any], before: dict[str, Any] | None) -> None:
+        wanted, threads = self._wanted_environment(state), state["threads"]
+        last = os.environ if before is None else self._wanted_environment(before)
         zone = os.environ.get("TZ")
-        for name in os.environ.keys() - wanted.keys():
-            del os.environ[name]
+        for name in last.keys() - wanted.keys():
+            os.environ.pop(name, None)
         for name, value in wanted.items():
-            if os.environ.get(name) != value:
+            if last.get(name) != value:
                 os.environ[name] = value
-        if wanted.get("TZ") != zone:
+        if os.environ.get("TZ") != zone:
             time.tzset()
         set_inside_worker(threads)
         if threads != self._threads:
@@ -314,6 +345,14 @@ class Surroundings:
 
             limit_child(blas_controller(), {"blas": threads, "openmp": threads})
             self._threads = threads
+
+
+def _with_own(wanted: list[str], before: list[str], now: list[str]) -> list[str]:
+    """Return a new ``sys.path`` with what has been added here: in front, or at the end."""
+    known = {*wanted, *before}
+    first = next((number for number, entry in enumerate(now) if entry in before), len(now))
+    front, rest = now[:first], now[first:]
+    return [*front, *wanted, *(entry for entry in rest if entry not in known)]
 
 
 class _Aliases:

@@ -418,7 +418,7 @@ class _Worker:
             raise SystemExit(0)  # what was sent meanwhile is taken back; another worker does it
 
     def _on_streams(self, _s: int, _c: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:
-        self.outlets.point(marshal.loads(body), fds)
+        self.outlets.point(marshal.loads(body), fds, keep=True)
 
     def _on_placed(self, _s: int, _c: int, _n: int, body: memoryview, _fds: tuple[int, ...]) -> None:
         """Run anywhere again: it was woken on the caller's processor (`Worker.bring_here`)."""
