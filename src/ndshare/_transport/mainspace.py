@@ -243,7 +243,7 @@ def _deleted(
     """Return the names that were sent once, if only because they might be looked up, and are gone here."""
     return {
         name: definitions.GONE
-        for name, known_as in known.items()
+        for name, known_as in list(known.items())  # another thread may empty it
         if definitions.is_stale(known_as, definitions.GONE)
         and name not in withheld
         and definitions.value_of(name, namespace) is definitions.ABSENT
