@@ -550,3 +550,36 @@ if len(sys.argv) == 1:
 """
     done = run_script(source, timeout=_TIMEOUT_S)
     assert (done.stdout, done.stderr) == ("works\n", "")
+
+
+def test_classes_stay_registered_with_abstract_classes_of_modules(run_script: RunScript) -> None:
+    """Of Python and of the user, by every way to them: `isinstance` says in a worker what it says here."""
+    source = """
+import abc, collections.abc, numbers, sys, ndshare
+open("shapes.py", "w").write("import abc\\nclass Shape(abc.ABC):\\n    @abc.abstractmethod\\n    def area(self): ...\\n")
+sys.path.insert(0, ".")
+import shapes
+@collections.abc.Sequence.register
+class Row: pass
+@shapes.Shape.register
+class Square: pass
+class Wide(Square): pass
+numbers.Number.register(Square)
+abstract = collections.abc.Sequence, shapes.Shape, numbers.Number, collections.abc.Mapping
+def kinds(made): return [isinstance(made, one) for one in abstract]
+with ndshare.ProcessPoolExecutor(1) as executor:
+    for cls in (Row, Square, Wide):
+        assert executor.submit(kinds, cls()).result() == kinds(cls()), cls
+    collections.abc.Mapping.register(Row)
+    assert executor.submit(kinds, Row()).result() == [True, False, False, True]
+    def local():
+        @collections.abc.Mapping.register
+        class Table: pass
+        return Table
+    Table = local()
+    assert executor.submit(lambda: kinds(Table())).result() == [False, False, False, True]
+    assert executor.submit(local).result().__name__ == "Table"
+print("works")
+"""
+    done = run_script(source, timeout=_TIMEOUT_S)
+    assert (done.stdout, done.stderr) == ("works\n", "")

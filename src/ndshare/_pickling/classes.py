@@ -17,6 +17,7 @@ Guarantees
 * A class that came from the caller goes back to it as its id alone: what a worker did to its copy stays
   there.
 * Members of an enumeration are made past its ``__new__`` and ``__init__``, once each.
+* With which abstract classes it is registered arrives, those of imported modules included.
 * A base with a method ``_ndshare_arrived_`` has it called for each class that arrives, once that is whole.
 
 Not guaranteed
@@ -42,6 +43,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ndshare._pickling import cells
+from ndshare._pickling.namespace import MAIN_NAMES
 from ndshare.errors import TransportError
 
 _HEAP_TYPE = 1 << 9
@@ -170,11 +172,53 @@ def _content(cls: type, made_with: dict[str, Any]) -> tuple[Any, ...]:
         del attributes[name]
     if _is_of_ctypes(_native(type(cls))):
         attributes = {name: attributes.pop(name) for name in _CTYPES_FIRST if name in attributes} | attributes
-    registered: list[type] = []
-    if isinstance(cls, abc.ABCMeta):
-        references = abc._get_dump(cls)[0]  # type: ignore[attr-defined]
-        registered = [sub for reference in references if (sub := reference()) is not None]
-    return attributes, registered
+    return attributes, _registered(cls) if isinstance(cls, abc.ABCMeta) else [], registered_with(cls)
+
+
+def _registered(cls: type) -> list[type]:
+    references = abc._get_dump(cls)[0]  # type: ignore[attr-defined]
+    return [sub for reference in references if (sub := reference()) is not None]
+
+
+class _Abstract:
+    """Which classes of the program are registered with abstract classes of modules."""
+
+    def __init__(self) -> None:
+        self._token: object = None
+        self._found: dict[int, tuple[weakref.ref[type], list[type]]] = {}
+
+    def of(self, cls: type) -> list[type]:
+        """Return those that a class is registered with."""
+        token = abc.get_cache_token()  # changes with each registration
+        if self._token != token:
+            self._found, self._token = self._look(), token
+        reference, those = self._found.get(id(cls), (None, []))
+        return those if reference is not None and reference() is cls else []
+
+    def _look(self) -> dict[int, tuple[weakref.ref[type], list[type]]]:
+        found: dict[int, tuple[weakref.ref[type], list[type]]] = {}
+        seen: set[int] = set()
+        ahead: list[type] = [object]
+        while ahead:
+            one = ahead.pop()
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
+            ahead += type.__subclasses__(one)
+            if isinstance(one, abc.ABCMeta) and _is_of_module(one):
+                for sub in _registered(one):
+                    if sub.__module__ in MAIN_NAMES:
+                        found.setdefault(id(sub), (weakref.ref(sub), []))[1].append(one)
+        return found
+
+
+def _is_of_module(cls: type) -> bool:
+    """Tell whether a class is found by its name in a module that is imported."""
+    module = None if cls.__module__ in MAIN_NAMES else sys.modules.get(cls.__module__)
+    return module is not None and getattr(module, cls.__name__, None) is cls
+
+
+registered_with = _Abstract().of
 
 
 def _is_slot(value: object, cls: type) -> bool:
@@ -240,9 +284,9 @@ def _ignore(_cls: type, /, **_keywords: object) -> None:
     pass
 
 
-def fill_class(cls: type, content: tuple[dict[str, Any], list[type]]) -> None:
+def fill_class(cls: type, content: tuple[dict[str, Any], list[type], list[type]]) -> None:
     """Give a class the attributes of `reduce_class`; those it no longer has go."""
-    attributes, registered = content
+    attributes, registered, abstract = content
     own = vars(cls)
     set_attribute: Any = setattr if _is_of_ctypes(_native(type(cls))) else type.__setattr__
     for name in own.keys() - attributes.keys() - _LEFT_OUT - {*_MADE_WITH, *_CTYPES_MADE_WITH, "__slots__"}:
@@ -253,6 +297,8 @@ def fill_class(cls: type, content: tuple[dict[str, Any], list[type]]) -> None:
             set_attribute(cls, name, value)
     for sub in registered:
         abc.ABCMeta.register(cls, sub)  # type: ignore[arg-type]
+    for one in abstract:
+        abc.ABCMeta.register(one, cls)  # type: ignore[arg-type]
     _fill_cells(cls, attributes)
     if any("_ndshare_arrived_" in vars(base) for base in cls.__mro__):
         cls._ndshare_arrived_()  # type: ignore[attr-defined]

@@ -54,6 +54,7 @@ from ndshare._pickling import (
     main_namespace,
     names_in_pickle,
     record,
+    registered_with,
 )
 from ndshare.errors import UnsendableGlobalError
 
@@ -234,6 +235,7 @@ def _parts(one: Any) -> list[Any]:
         found = [name for name in own if name not in _NOTED_BY_PYTHON]
         found += [own[name] for name in found]
         found += one.__bases__
+        found += registered_with(one)
         if isinstance(one, abc.ABCMeta):
             found.append(sys.intern(repr(abc.get_cache_token())))  # changes with each registration
         return found
