@@ -583,3 +583,32 @@ print("works")
 """
     done = run_script(source, timeout=_TIMEOUT_S)
     assert (done.stdout, done.stderr) == ("works\n", "")
+
+
+def test_functions_of_modules_know_what_to_do_with_classes_of_the_script(run_script: RunScript) -> None:
+    """Single dispatch, told by the script before and after a class was sent."""
+    source = """
+import functools, sys, ndshare
+open("shown.py", "w").write(\"\"\"import functools
+@functools.singledispatch
+def show(x): return "object"
+def many(*those): return [show(one) for one in those]
+\"\"\")
+sys.path.insert(0, ".")
+import shown
+class Row: pass
+class Wide(Row): pass
+def word(): return "row"
+@shown.show.register
+def _(x: Row): return word()
+with ndshare.ProcessPoolExecutor(1) as executor:
+    assert executor.submit(shown.many, Row(), Wide(), 1).result() == ["row", "row", "object"]
+    shown.show.register(Wide, lambda x: "wide " + word())
+    assert executor.submit(shown.many, Row(), Wide(), 1).result() == ["row", "wide row", "object"]
+    @shown.show.register
+    def _(x: Row): return "another " + word()
+    assert executor.submit(lambda: shown.many(Row(), Wide())).result() == ["another row", "wide row"]
+print("works")
+"""
+    done = run_script(source, timeout=_TIMEOUT_S)
+    assert (done.stdout, done.stderr) == ("works\n", "")

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from ndshare._pickling import cells, local_functions
 from ndshare._pickling.cells import CODE_TYPES, expect_gifts, give, given
-from ndshare._pickling.classes import class_attributes, registered_with
+from ndshare._pickling.classes import class_attributes, registered_with, told_of
 from ndshare._pickling.codes import CodeMemory, names_used
 from ndshare._pickling.exceptions import reduce_exception
 from ndshare._pickling.functions import Named, NamedValue, delivered
@@ -119,5 +119,6 @@ __all__ = [
     "registered_with",
     "same",
     "state_of",
+    "told_of",
     "variables",
 ]

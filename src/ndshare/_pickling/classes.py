@@ -17,7 +17,8 @@ Guarantees
 * A class that came from the caller goes back to it as its id alone: what a worker did to its copy stays
   there.
 * Members of an enumeration are made past its ``__new__`` and ``__init__``, once each.
-* With which abstract classes it is registered arrives, those of imported modules included.
+* With which abstract classes it is registered arrives, those of imported modules included; so does what
+  functions of `functools.singledispatch` there do with it.
 * A base with a method ``_ndshare_arrived_`` has it called for each class that arrives, once that is whole.
 
 Not guaranteed
@@ -172,7 +173,12 @@ def _content(cls: type, made_with: dict[str, Any]) -> tuple[Any, ...]:
         del attributes[name]
     if _is_of_ctypes(_native(type(cls))):
         attributes = {name: attributes.pop(name) for name in _CTYPES_FIRST if name in attributes} | attributes
-    return attributes, _registered(cls) if isinstance(cls, abc.ABCMeta) else [], registered_with(cls)
+    return (
+        attributes,
+        _registered(cls) if isinstance(cls, abc.ABCMeta) else [],
+        registered_with(cls),
+        _dispatching(cls),
+    )
 
 
 def _registered(cls: type) -> list[type]:
@@ -219,6 +225,47 @@ def _is_of_module(cls: type) -> bool:
 
 
 registered_with = _Abstract().of
+
+
+class _Dispatchers:
+    """The functions of modules that `functools.singledispatch` has made, as of a number of modules."""
+
+    def __init__(self) -> None:
+        self._modules = 0
+        self._found: list[tuple[Any, Callable[[type], Any]]] = []
+
+    def of(self, cls: type) -> list[tuple[Any, Any]]:
+        """Return those that have been told what to do with a class of the program, with what that is."""
+        if self._modules != len(sys.modules):
+            modules = list(sys.modules.items())
+            self._modules, self._found = (
+                len(modules),
+                [(one, one.registry.get) for one in self._look(modules)],
+            )
+        try:
+            return [(one, does) for one, get in self._found if (does := get(cls)) is not None]
+        except TypeError:  # its metaclass has no hash: nobody can have told them
+            return []
+
+    def _look(self, modules: list[tuple[str, Any]]) -> Iterator[Any]:
+        for name, module in modules:
+            if type(module) is types.ModuleType and name not in MAIN_NAMES:
+                for value in list(vars(module).values()):
+                    if (
+                        type(value) is types.FunctionType
+                        and value.__module__ == name
+                        and type(value.__dict__.get("registry")) is types.MappingProxyType
+                        and vars(module).get(value.__qualname__) is value
+                    ):
+                        yield value
+
+
+_dispatching = _Dispatchers().of
+
+
+def told_of(cls: type) -> list[Any]:
+    """Return what functions of modules do with a class, each after its function."""
+    return [part for pair in _dispatching(cls) for part in pair]
 
 
 def _is_slot(value: object, cls: type) -> bool:
@@ -284,9 +331,9 @@ def _ignore(_cls: type, /, **_keywords: object) -> None:
     pass
 
 
-def fill_class(cls: type, content: tuple[dict[str, Any], list[type], list[type]]) -> None:
+def fill_class(cls: type, content: tuple[dict[str, Any], list[type], list[type], list[Any]]) -> None:
     """Give a class the attributes of `reduce_class`; those it no longer has go."""
-    attributes, registered, abstract = content
+    attributes, registered, abstract, dispatching = content
     own = vars(cls)
     set_attribute: Any = setattr if _is_of_ctypes(_native(type(cls))) else type.__setattr__
     for name in own.keys() - attributes.keys() - _LEFT_OUT - {*_MADE_WITH, *_CTYPES_MADE_WITH, "__slots__"}:
@@ -299,6 +346,8 @@ def fill_class(cls: type, content: tuple[dict[str, Any], list[type], list[type]]
         abc.ABCMeta.register(cls, sub)  # type: ignore[arg-type]
     for one in abstract:
         abc.ABCMeta.register(one, cls)  # type: ignore[arg-type]
+    for function, implementation in dispatching:
+        function.register(cls, implementation)
     _fill_cells(cls, attributes)
     if any("_ndshare_arrived_" in vars(base) for base in cls.__mro__):
         cls._ndshare_arrived_()  # type: ignore[attr-defined]

@@ -55,6 +55,7 @@ from ndshare._pickling import (
     names_in_pickle,
     record,
     registered_with,
+    told_of,
 )
 from ndshare.errors import UnsendableGlobalError
 
@@ -236,6 +237,7 @@ def _parts(one: Any) -> list[Any]:
         found += [own[name] for name in found]
         found += one.__bases__
         found += registered_with(one)
+        found += told_of(one)
         if isinstance(one, abc.ABCMeta):
             found.append(sys.intern(repr(abc.get_cache_token())))  # changes with each registration
         return found
