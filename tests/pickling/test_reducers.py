@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import types
 from collections.abc import Iterator
@@ -428,3 +429,16 @@ def test_memmap_results_in_memory_go_by_value(peer: Peer, file: Path) -> None:
     assert peer.call(give_back, total).tolist() == [1, 2, 3, 4, 5]
     empty = mapped[5:5]
     assert peer.call(give_back, empty).shape == (0,)
+
+
+def test_files_that_are_open_for_writing_are_refused(tmp_path: Path) -> None:
+    """What a task wrote to a copy of one would be lost; those for reading go with their content, at their place."""
+    path = tmp_path / "text"
+    path.write_text("first\nsecond\n")
+    for mode in ("r+", "w+", "a+", "w", "a"):
+        with open(path, mode) as file, pytest.raises(pickle.PicklingError, match=r"file|opened for reading"):
+            record(file)
+    path.write_text("first\nsecond\n")
+    with open(path) as file:
+        file.readline()
+        assert to_oneself(file).read() == "second\n"

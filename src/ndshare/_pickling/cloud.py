@@ -8,7 +8,9 @@ and classes that of `ndshare._pickling.classes`.
 
 from __future__ import annotations
 
+import io
 import itertools
+import pickle
 import sys
 import types
 from collections.abc import Callable
@@ -35,6 +37,7 @@ class _CloudSession(Session):
         ours = dict(self.table)
         self.table.update(_impl.Pickler._dispatch_table)
         self.table.update(ours)
+        self.table[io.TextIOWrapper] = _reduce_file
         self.look_for_late()
 
     def on_named(self, obj: Any) -> Any:
@@ -75,6 +78,17 @@ class _CloudSession(Session):
         self.note_cells(function)
         state = attributes, {**slots, "__closure__": None}, cells.cell_contents(function, self.given)
         return make, (*facts[:-1], function.__closure__), state, None, None, fill_dynamic
+
+
+def _reduce_file(file: io.TextIOWrapper) -> Any:
+    """Pickle the content of a text file that is open for reading only: what is written to a copy is lost."""
+    mode = getattr(file, "mode", "")
+    if "+" in mode and file is not sys.stdout and file is not sys.stderr:
+        raise pickle.PicklingError(
+            f"cannot pickle the file {file.name!r}, which is open for writing (mode {mode!r}): what is "
+            "written to a copy of it is lost; open it by its name where it is used"
+        )
+    return _impl.Pickler._dispatch_table[io.TextIOWrapper](file)
 
 
 class _CloudPickler(_impl.Pickler):  # type: ignore[misc, unused-ignore]
