@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 
+import pytest
+
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 _TIMEOUT_S = 90
@@ -19,6 +21,7 @@ def _check(run_script: RunScript, program: str) -> None:
 
 def test_what_stands_for_nothing_is_told_from_others_in_every_function(run_script: RunScript) -> None:
     """As a default, an attribute of a class, in a closure or a container; whichever came first."""
+    pytest.importorskip("joblib")
     _check(
         run_script,
         """
