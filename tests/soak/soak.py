@@ -304,7 +304,7 @@ def _plot(found: dict[str, Any], path: str) -> None:
     for axis, name in zip(axes, names, strict=True):
         axis.plot(minutes, [one[name] for one in found["pictures"]], linewidth=1)
         axis.set_ylabel(name, fontsize=8)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.15 * max(1, *(one[name] for one in found["pictures"])))
         axis.set_title(f"{found['slopes'][name]:+.2f} per minute", fontsize=8, loc="right")
     axes[-1].set_xlabel("minutes")
     figure.suptitle(f"{found['deeds']} deeds, {found['kills']} kills, seed {found['seed']}", fontsize=10)
