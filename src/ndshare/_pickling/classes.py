@@ -227,30 +227,37 @@ def _is_of_module(cls: type) -> bool:
 registered_with = _Abstract().of
 
 
+#: A module that has neither, under whatever name, makes no such functions.
+_MAKERS = frozenset((id(functools), id(functools.singledispatch)))
+
+
 class _Dispatchers:
-    """The functions of modules that `functools.singledispatch` has made, as of a number of modules."""
+    """The functions of modules that `functools.singledispatch` has made; each module is looked at once."""
 
     def __init__(self) -> None:
-        self._modules = 0
+        self._modules: dict[str, int] = {}
         self._found: list[tuple[Any, Callable[[type], Any]]] = []
 
     def of(self, cls: type) -> list[tuple[Any, Any]]:
         """Return those that have been told what to do with a class of the program, with what that is."""
-        if self._modules != len(sys.modules):
-            modules = list(sys.modules.items())
-            self._modules, self._found = (
-                len(modules),
-                [(one, one.registry.get) for one in self._look(modules)],
-            )
+        if len(self._modules) != len(sys.modules):
+            modules = {name: id(module) for name, module in list(sys.modules.items())}
+            new = modules.items() - self._modules.items()
+            self._found += [(one, one.registry.get) for one in self._look([name for name, _ in new])]
+            self._modules = modules
         try:
             return [(one, does) for one, get in self._found if (does := get(cls)) is not None]
         except TypeError:  # its metaclass has no hash: nobody can have told them
             return []
 
-    def _look(self, modules: list[tuple[str, Any]]) -> Iterator[Any]:
-        for name, module in modules:
+    def _look(self, names: list[str]) -> Iterator[Any]:
+        for name in names:
+            module = sys.modules.get(name)
             if type(module) is types.ModuleType and name not in MAIN_NAMES:
-                for value in list(vars(module).values()):
+                values = list(vars(module).values())
+                if _MAKERS.isdisjoint(map(id, values)):
+                    continue
+                for value in values:
                     if (
                         type(value) is types.FunctionType
                         and value.__module__ == name
