@@ -1,6 +1,6 @@
 """Everything from many threads at once, in one process: what ThreadSanitizer and builds without a GIL run.
 
-    python -m tests.stress [--seconds 10] [--threads 6] [--seed N] [--only heap,dict,lock,queue,map,executor]
+    python -m tests.stress [--seconds 10] [--threads 6] [--seed N] [--only heap,dict,lock,queue,map,executor,modules]
 
 Every value is checked. Ends with a line that says how often each thing was done; any error ends it with a traceback.
 """
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable
 
 import numpy as np
@@ -25,6 +26,10 @@ from ndshare import _arrays
 from ndshare._memory import _heap, segments
 
 _SIZES = (0, 30, 3000, 20_000, 100_000, 300_000, 1_200_000)
+
+
+class Changing:
+    """A class of the program that is given attributes, and loses them, while tasks take it along."""
 
 
 class Stress:
@@ -162,10 +167,23 @@ class Stress:
         """Submit, sometimes large arrays, sometimes many at once."""
         value = rng.randrange(1000)
         a = np.full(rng.choice((1, 500, 50_000)), value)
-        if rng.random() < 0.8:
+        if rng.random() < 0.1:
+            found = self.executor.submit(lambda: (a[-1], Changing.__name__)).result()
+            assert found == (value, "Changing"), found
+        elif rng.random() < 0.8:
             assert self.executor.submit(np.add, a, 1).result()[-1] == value + 1
         else:
             assert list(self.executor.map(np.sum, [a] * 20)) == [value * len(a)] * 20
+
+    def import_modules(self, rng: random.Random) -> None:
+        """Have modules come and go as by imports, and names in the program and a class of it."""
+        names = [f"ndshare_stress_{rng.randrange(1 << 31)}" for _ in range(5)]
+        for name in names:
+            globals()[name] = sys.modules[name] = types.ModuleType(name)
+            setattr(Changing, name, name)
+        for name in names:
+            delattr(Changing, name)
+            del sys.modules[name], globals()[name]
 
     def run(self, seed: int, until: float, parts: list[str]) -> None:
         """One thread."""
@@ -177,6 +195,7 @@ class Stress:
             "queue": [("queue", self.through_queue)],
             "map": [("map", self.through_map)],
             "executor": [("executor", self.through_executor)],
+            "modules": [("modules", self.import_modules)],
         }
         chosen = [act for part in parts for act in acts[part]]
         did: collections.Counter[str] = collections.Counter()
@@ -214,7 +233,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--threads", type=int, default=6)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))
-    parser.add_argument("--only", default="heap,dict,lock,queue,map,executor")
+    parser.add_argument("--only", default="heap,dict,lock,queue,map,executor,modules")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     sys.setswitchinterval(1e-4)
