@@ -11,7 +11,9 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing import resource_sharer
+from typing import Any
 
 import numpy as np
 import pytest
@@ -376,3 +378,37 @@ def test_overwritten_memory_is_no_signal(stream):
                 pass
     with pytest.raises(PermissionError):
         os.ftruncate(fd, 0)
+
+
+def test_stream_and_queue_for_which_there_are_no_descriptors_say_so(run_script: Callable[..., Any]) -> None:
+    """At every number that is left, and there are more again afterwards: nothing is kept open."""
+    source = """
+import os, resource, ndshare
+def open_files(): return len(os.listdir("/proc/self/fd"))
+for make in (ndshare.Stream, ndshare.Queue, lambda: ndshare.Queue(3)):
+    make()
+    before = open_files()
+    for left in range(10):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + 20, 4096))
+        held = []
+        try:
+            while True:
+                held.append(os.open("/dev/null", 0))
+        except OSError:
+            pass
+        for _ in range(left):
+            os.close(held.pop())
+        try:
+            made = make()
+            made.put(1)
+            assert made.get(timeout=5) == 1
+        except OSError as error:
+            assert error.errno == 24, error
+        made = error = None
+        for fd in held:
+            os.close(fd)
+        assert open_files() == before, (make, left)
+print("works")
+"""
+    done = run_script(source, timeout=60)
+    assert (done.stdout, done.stderr) == ("works\n", "")

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -96,6 +97,11 @@ def _check(maxbytes: int, maxsize: int) -> int:
     return (3 * maxbytes ^ 5 * maxsize ^ _CHECK) & 0xFFFF_FFFF_FFFF_FFFF
 
 
+def is_shortage(error: Exception) -> bool:
+    """Tell whether this process has no room: for another file (`mmap` makes a copy), or for memory."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
 def open_memory(fd: int) -> tuple[mmap.mmap, int, int]:
     """Map the memory of a queue; also returns its maxsize and maxbytes.
 
@@ -108,7 +114,9 @@ def open_memory(fd: int) -> tuple[mmap.mmap, int, int]:
         sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
         memory = mmap.mmap(fd, 0)
         maxbytes, maxsize, check = struct.unpack_from("<QQQ", memory, MAX_BYTES)
-    except (OSError, ValueError, struct.error):
+    except (OSError, ValueError, struct.error) as error:
+        if is_shortage(error):
+            raise
         sealed = False
     if not sealed or len(memory) != _nbytes(maxbytes, maxsize) or check != _check(maxbytes, maxsize):
         raise TransportError(

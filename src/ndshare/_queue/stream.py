@@ -45,6 +45,7 @@ import numpy as np
 from ndshare._locks import locks_refused
 from ndshare._memory import trim
 from ndshare._pickling import Descriptor, register_reducer
+from ndshare._queue.memory import is_shortage
 from ndshare._system import _wire, is_byte_locked, lock_byte, reopen
 from ndshare._transport import INLINE_MAX, close_all, pack, unpack
 from ndshare.errors import SegmentError, ShutDown, TransportError, WriterDiedError
@@ -79,8 +80,8 @@ class _Opened:
     """The files of a stream in this process; a thread that still works with them keeps them open."""
 
     def __init__(self, files: tuple[int, ...]) -> None:
+        self.files = files  # closed with it, also if there is no more than this
         self.places, self.memory_fd, self.memory = files[:2], files[2], _memory_of(files[2])
-        self.files = files
 
     def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]  # names are gone at exit
         for fd in getattr(self, "files", ()):
@@ -300,11 +301,14 @@ class Stream:
 class _Hold:
     """The description by which a process is the writer."""
 
+    fd = -1
+
     def __init__(self, memory_fd: int) -> None:
         self.fd = reopen(memory_fd)
 
     def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]
-        close(self.fd)
+        if self.fd >= 0:
+            close(self.fd)
 
 
 def _memory_of(fd: int) -> mmap.mmap:
@@ -312,7 +316,9 @@ def _memory_of(fd: int) -> mmap.mmap:
         sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
         memory = mmap.mmap(fd, 0)
         right = sealed and len(memory) == _NBYTES and _wire.load_u64(memory, _CHECK) == _MAGIC
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if is_shortage(error):
+            raise
         right = False
     if not right:
         raise TransportError(
@@ -430,11 +436,7 @@ def _arrived(fds: Iterable[int]) -> Stream:
     for fd in files:
         os.set_inheritable(fd, False)
     made = Stream.__new__(Stream)
-    try:
-        made._begin(files)
-    except TransportError:
-        close_all(files)
-        raise
+    made._begin(files)
     return made
 
 
