@@ -327,3 +327,20 @@ with Executor(1) as executor:
     assert executor.submit(look, "value").result() == (True, 6)
 """,
     )
+
+
+def test_a_name_that_was_not_sent_is_told_from_one_that_nobody_has(run_script: RunScript) -> None:
+    """A large array whose name comes as an argument; the error says what to do."""
+    _check(
+        run_script,
+        """
+def look(text): return eval(text)
+with Executor(1) as executor:
+    assert executor.submit(look, "LIMIT").result() == 3
+    error = executor.submit(look, "table[1]").exception()
+    assert isinstance(error, NameError) and "the script has 'table'" in error.__notes__[0], error.__notes__
+    error = executor.submit(look, "nothing").exception()
+    assert isinstance(error, NameError) and not hasattr(error, "__notes__")
+    assert executor.submit(lambda: (table[1], look("table[1]"))).result() == (1.0, 1.0)
+""",
+    )

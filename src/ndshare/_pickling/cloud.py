@@ -85,8 +85,7 @@ def _reduce_file(file: io.TextIOWrapper) -> Any:
     mode = getattr(file, "mode", "")
     if "+" in mode and file is not sys.stdout and file is not sys.stderr:
         raise pickle.PicklingError(
-            f"cannot pickle the file {file.name!r}, which is open for writing (mode {mode!r}): what is "
-            "written to a copy of it is lost; open it by its name where it is used"
+            f"cannot pickle the file {file.name!r}, which is open for writing (mode {mode!r})"
         )
     return _impl.Pickler._dispatch_table[io.TextIOWrapper](file)
 

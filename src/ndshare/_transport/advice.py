@@ -12,6 +12,7 @@ _ADVICE = {
     "'coroutine'": "a coroutine stays in its process. Give a function without async, or await it there",
     "h5py objects": "send the names of the file and of the dataset, and open it in the function. A map "
     "(ndshare.map) opens files of h5py by itself",
+    "open for writing": "what is written to a copy of a file is lost. Open it by its name where it is used",
     "opened for reading": "send the name of the file, and open it in the function",
     "'_io.": "send the name of the file, and open it in the function",
     "cannot pickle": "send what it is made of, and make it in the function, or in an initializer of the "

@@ -6,11 +6,12 @@ Its traceback goes as text, and is the cause of the exception where that arrives
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import traceback
 from typing import Any
 
-from ndshare._pickling import register_reducer
+from ndshare._pickling import main_namespace, register_reducer
 from ndshare._transport import transport
 from ndshare.errors import RemoteError
 
@@ -98,12 +99,24 @@ def with_traceback(error: BaseException, text: str) -> BaseException:
     """
     if isinstance(error, ModuleNotFoundError) and error.name in sys.modules and _HERE not in str(error.msg):
         error.msg = f"{error.msg}; {_HERE}"
+    if isinstance(error, NameError):
+        _note_unsent(error)
     if text:
         # The class of the standard library, which some programs know; it takes long to import.
         from concurrent.futures.process import _RemoteTraceback
 
         error.__cause__ = _RemoteTraceback(f"{_OPENING}{text}{_CLOSING}")  # type: ignore[arg-type]  # text
     return error
+
+
+def _note_unsent(error: NameError) -> None:
+    """Say of a name that only the worker lacks why it does: nothing in the code of a task has told of it."""
+    found = re.search(r"name '(\w+)' is not defined", str(error))
+    if found and found[1] in main_namespace():
+        error.add_note(
+            f"ndshare: the script has {found[1]!r}, which was not sent: it is large, and the task has its "
+            "name from elsewhere than its own code. Name it in a function that it calls, or pass it"
+        )
 
 
 def traceback_of(error: BaseException) -> str:
