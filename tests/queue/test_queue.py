@@ -20,6 +20,7 @@ import pytest
 
 import ndshare
 from ndshare._memory import segments
+from ndshare._queue import backlog
 from tests import jobs
 from tests.queue import queue_tasks
 from tests.queue.queue_tasks import Plain
@@ -250,6 +251,39 @@ def test_threads_put_and_get(q):
         thread.join()
     for who in range(4):
         assert [number for w, number in got if w == who] == list(range(1500))
+
+
+def test_one_thread_at_a_time_sends_what_there_was_no_room_for(q, monkeypatch):
+    """Another one that wants to, while a thread for it is just being started, leaves it to that."""
+    feed, own_thread = backlog.Backlog._feed, backlog.own_thread
+    feeding, others = [], []
+
+    def noted(self):
+        feeding.append(threading.current_thread())
+        feed(self)
+
+    def late_thread(target, name):
+        thread = own_thread(target, name)
+        start = thread.start
+
+        def start_late():
+            others.append(threading.Thread(target=q._line.backlog.feed_here))
+            others[-1].start()
+            others[-1].join(0.1)
+            start()
+
+        thread.start = start_late
+        return thread
+
+    monkeypatch.setattr(backlog.Backlog, "_feed", noted)
+    monkeypatch.setattr(backlog, "own_thread", late_thread)
+    for number in range(3000):
+        q.put(number)
+    assert [q.get(timeout=20) for _ in range(3000)] == list(range(3000))
+    for other in others:
+        other.join()
+    assert others
+    assert len(feeding) == len(others)
 
 
 def test_message_with_more_arrays_than_descriptors_fit(q):

@@ -64,7 +64,7 @@ def test_argument_and_result_are_what_a_copy_is(name: str) -> None:
     assert writeable
     assert strides == wanted.strides
     assert dtype == x.dtype
-    assert dtype.metadata == x.dtype.metadata
+    assert (dtype.metadata or None) == x.dtype.metadata  # NumPy 2.0 makes an empty one for dates
     for arrived in (seen, result):
         assert arrived.dtype == x.dtype
         assert arrived.strides == wanted.strides

@@ -65,8 +65,8 @@ class Poller:
             self._waiting.append(ours)
             self._changed.notify()
             if not self._asks:
-                self._asks = True
                 own_thread(self._ask, "ndshare-polling").start()
+                self._asks = True  # not if no thread could be started
         return ours
 
     def _ask(self) -> None:

@@ -221,7 +221,8 @@ class _Abstract:
 def _is_of_module(cls: type) -> bool:
     """Tell whether a class is found by its name in a module that is imported."""
     module = None if cls.__module__ in MAIN_NAMES else sys.modules.get(cls.__module__)
-    return module is not None and getattr(module, cls.__name__, None) is cls
+    # Not by `getattr`: a module may warn of what is asked for, as `collections.abc` does.
+    return isinstance(module, types.ModuleType) and vars(module).get(cls.__name__) is cls
 
 
 registered_with = _Abstract().of

@@ -2,7 +2,7 @@
 
 Guarantees
 ----------
-* Order: nothing overtakes the backlog.
+* Order: nothing overtakes the backlog, which one thread at a time sends.
 * A message is in the socket, or in the backlog of a live process that holds BACKLOG_BYTE, with its slot.
 * A process that exits normally waits until its backlogs are empty, or nobody is left who could take them.
   Processes of `multiprocessing` end without what is registered with `atexit`: it is arranged in both ways.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import collections
-import contextlib
 import os
 import sys
 import threading
@@ -51,6 +50,7 @@ class Backlog:
         self.lock = threading.RLock()
         self._wire = wire
         self._feeder: threading.Thread | None = None
+        self._feeds_here = 0  # the thread that sends because none could be started for it
         self._keep_fd = -1  # holds BACKLOG_BYTE
         self._late = False  # shut down: what is left goes the other way
 
@@ -138,13 +138,17 @@ class Backlog:
         self.messages.append(message)
         message.is_accepted = True
 
-    def start_feeder(self) -> None:
-        """Have what is in the backlog sent. Lock held."""
-        if self.messages and self._feeder is None:
-            feeder = own_thread(self._feed, "ndshare-queue")
-            with contextlib.suppress(RuntimeError):  # the interpreter ends: `finish` comes, or has been here
-                feeder.start()
-                self._feeder = feeder
+    def start_feeder(self) -> bool:
+        """Have what is in the backlog sent; True if the caller has to, by `feed_here`. Lock held."""
+        if not self.messages or self._feeder is not None:
+            return False
+        feeder = own_thread(self._feed, "ndshare-queue")
+        try:
+            feeder.start()
+        except RuntimeError:  # the interpreter ends: `finish` comes, or has been here
+            return True
+        self._feeder = feeder
+        return False
 
     def add_stream(self, stream: bytes) -> bool:
         """Accept a pickle that is all of a message behind the backlog; False if there is none, or no slot."""
@@ -167,9 +171,18 @@ class Backlog:
     # ---- sending it
 
     def feed_here(self) -> None:
-        """Send it in this thread if none could be started for it."""
-        if self.messages and self._feeder is None:
+        """Send it in this thread, as none could be started for it, unless another one does so already."""
+        me = threading.get_ident()
+        try:
+            with self.lock:
+                if not self.messages or self._feeder is not None or self._feeds_here:
+                    return
+                self._feeds_here = me
             self._feed()
+        except BaseException:
+            if self._feeds_here == me:
+                self._feeds_here = 0
+            raise
 
     def _pump(self) -> bool:
         """Send pickles from the front while there is room; tell whether any. Lock held."""
@@ -264,6 +277,7 @@ class Backlog:
         os.close(self._keep_fd)
         self._keep_fd = -1
         self._feeder = None
+        self._feeds_here = 0
         _busy.discard(self)
         self._wire.ring()
 
@@ -292,6 +306,7 @@ class Backlog:
         self._wire.begin_in_child()
         self.messages = collections.deque()
         self._feeder = None
+        self._feeds_here = 0
         if self._keep_fd >= 0:
             os.close(self._keep_fd)
             self._keep_fd = -1

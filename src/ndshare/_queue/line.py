@@ -175,10 +175,11 @@ class Line:
                 if backlog.messages or message.draft is not None or not backlog.send(message):
                     backlog.add(message)
                 self.wire.count_put()
-                backlog.start_feeder()
+                feeds_here = backlog.start_feeder()
         finally:
             _wire.unshield()
-        backlog.feed_here()
+        if feeds_here:
+            backlog.feed_here()
 
     def push_stream(self, stream: bytes) -> bool:
         """Accept a pickle that is all of a message, without a detour; False if it has to go the long way."""

@@ -418,6 +418,8 @@ def _copy_of(
     """Copy an array of a buffer of so many bytes; nobody has looked at the numbers yet."""
     if dtype.hasobject:
         raise ValueError(f"its dtype {dtype} stands for objects of another process")
+    if shape is None:  # for NumPy 2.0 an array without dimensions
+        raise ValueError("it has no shape")
     if strides is not None and not 0 <= lowest <= size - span(shape, strides, dtype.itemsize):
         raise ValueError(f"an array of shape {shape} and strides {strides} does not lie in {size} bytes")
     return copied(view_of(buffer, lowest, dtype, shape, strides))
