@@ -12,6 +12,7 @@ started from here, and the kernel shows it in ``/proc/<pid>/environ``.
 from __future__ import annotations
 
 import contextlib
+import ctypes  # noqa: F401 - some builds of libffi open a file of their own at the first import
 import gc
 import os
 import signal
