@@ -83,8 +83,8 @@ class Curve:
 
 def _count(size: int) -> str:
     for power, name in ((3, "G"), (2, "M"), (1, "k")):
-        if size >= 1000**power and not size % (1000**power // 10):
-            return f"{size / 1000**power:g}{name}"
+        if size >= 1000**power:
+            return f"{size / 1000**power:.3g}{name}"
     return str(size)
 
 
@@ -96,7 +96,7 @@ def save_picture(path: str, curves: Sequence[Curve], machine: Mapping[str, objec
     rows = -(-len(curves) // _COLUMNS)
     figure = Figure(figsize=(9.6, 0.9 + 2.7 * rows), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, _COLUMNS, squeeze=False).flat
+    panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
     for axes, curve in zip(panels, curves, strict=False):
         for name in curve.seconds:
             costs = curve.cost(name)
@@ -110,10 +110,10 @@ def save_picture(path: str, curves: Sequence[Curve], machine: Mapping[str, objec
         axes.set_ylabel("seconds each", fontsize=9)
         axes.set_title(curve.title, fontsize=9, loc="left")
         axes.grid(visible=True, which="major", lw=0.4, color="0.85")
-        axes.tick_params(labelsize=8)
+        axes.tick_params(which="both", labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=7.5, frameon=False)
-    for axes in panels:
+    for axes in panels[len(curves) :]:
         axes.set_visible(False)
     figure.suptitle(
         f"{machine['cpu']}, {machine['usable cores']} cores, Linux {machine['kernel']}, "
