@@ -124,7 +124,7 @@ class _Ids:
 _ids = _Ids()
 
 
-def _native(cls: type) -> type:
+def native_base(cls: type) -> type:
     """Return the nearest base that is written in C."""
     return next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE or _is_of_ctypes(base))
 
@@ -135,7 +135,7 @@ def _is_of_ctypes(cls: type) -> bool:
 
 def can_copy(cls: type) -> bool:
     """Tell whether a class can be copied: how its metaclass makes an empty one is known."""
-    native = _native(type(cls))
+    native = native_base(type(cls))
     return native is type or _is_of_ctypes(native)
 
 
@@ -143,7 +143,7 @@ def reduce_class(cls: type, *, reply: bool) -> Any:
     """Return how to make a class; `reply` on the way from a worker to its caller."""
     if reply and _ids.is_from_caller(cls):
         return find_class, (_ids.id_of(cls), cls.__qualname__)
-    if _is_of_ctypes(_native(type(cls))) and (made := _reduce_derived(cls)) is not None:
+    if _is_of_ctypes(native_base(type(cls))) and (made := _reduce_derived(cls)) is not None:
         return made
     attributes = vars(cls)
     made_with: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
@@ -154,7 +154,7 @@ def reduce_class(cls: type, *, reply: bool) -> Any:
             for name, value in list(attributes.items())
             if name in ("__dict__", "__weakref__") or _is_slot(value, cls)
         )
-    if _is_of_ctypes(_native(type(cls))):
+    if _is_of_ctypes(native_base(type(cls))):
         made_with.update((name, attributes[name]) for name in _CTYPES_MADE_WITH if name in attributes)
     of_base = next((number for number, base in enumerate(cls.__bases__) if type(base) is type(cls)), None)
     meta = type(cls) if of_base is None else of_base  # those of ctypes have no name they are found by
@@ -171,7 +171,7 @@ def _content(cls: type, made_with: dict[str, Any]) -> tuple[Any, ...]:
         del attributes[name]
     for name in [name for name, value in attributes.items() if _is_made_anew(value, cls)]:
         del attributes[name]
-    if _is_of_ctypes(_native(type(cls))):
+    if _is_of_ctypes(native_base(type(cls))):
         attributes = {name: attributes.pop(name) for name in _CTYPES_FIRST if name in attributes} | attributes
     return (
         attributes,
@@ -300,7 +300,7 @@ def make_class(
 
 
 def _make(meta: Any, name: str, bases: tuple[type, ...], made_with: dict[str, Any]) -> type:
-    native: Any = _native(meta)
+    native: Any = native_base(meta)
     with _Quiet(bases):
         cls: type = native.__new__(meta, name, bases, made_with)
         if native is not type:
@@ -343,7 +343,7 @@ def fill_class(cls: type, content: tuple[dict[str, Any], list[type], list[type],
     """Give a class the attributes of `reduce_class`; those it no longer has go."""
     attributes, registered, abstract, dispatching = content
     own = vars(cls)
-    set_attribute: Any = setattr if _is_of_ctypes(_native(type(cls))) else type.__setattr__
+    set_attribute: Any = setattr if _is_of_ctypes(native_base(type(cls))) else type.__setattr__
     for name in own.keys() - attributes.keys() - _LEFT_OUT - {*_MADE_WITH, *_CTYPES_MADE_WITH, "__slots__"}:
         if not _is_made_anew(own[name], cls) and name not in ("__annotations_cache__", "__doc__"):
             type.__delattr__(cls, name)
@@ -401,7 +401,7 @@ def make_member(cls: Any, name: str | None, arguments: tuple[Any, ...]) -> Any:
     known = vars(cls).get("_member_map_", {}).get(name)
     if known is not None:
         return known
-    member = _native(cls).__new__(cls, *arguments)
+    member = native_base(cls).__new__(cls, *arguments)
     member._name_ = name
     return member
 

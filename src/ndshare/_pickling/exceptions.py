@@ -10,7 +10,8 @@ import contextlib
 import types
 from typing import Any
 
-_HEAP_TYPE = 1 << 9
+from ndshare._pickling.classes import native_base
+
 _KEPT_BY_C = ("errno", "strerror", "filename", "filename2", "code", "value")
 _PLAIN_REDUCES = (BaseException.__reduce__, OSError.__reduce__)
 
@@ -23,26 +24,22 @@ def reduce_exception(error: BaseException) -> Any:
         or cls.__reduce__ not in _PLAIN_REDUCES
         or cls.__reduce_ex__ is not object.__reduce_ex__
         or cls.__setstate__ is not BaseException.__setstate__
-        or cls.__new__ is not _native(cls).__new__
+        or cls.__new__ is not native_base(cls).__new__
         or any(vars(base).get("__slots__") for base in cls.__mro__)
     ):
         return NotImplemented
-    members = vars(_native(cls))
+    members = vars(native_base(cls))
     kept = {
         name: getattr(error, name) for name in _KEPT_BY_C if name in members
     }  # it may have set them later
     return make_exception, (cls, error.args, kept, vars(error) or None)
 
 
-def _native(cls: type) -> Any:
-    return next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
-
-
 def make_exception(
     cls: Any, args: tuple[Any, ...], kept: dict[str, Any], state: dict[str, Any] | None
 ) -> BaseException:
     """Return the exception of `reduce_exception`."""
-    native = _native(cls)
+    native: Any = native_base(cls)
     error: BaseException = native.__new__(cls, *args)
     with contextlib.suppress(Exception):  # what C keeps of the arguments, such as the position of an error
         native.__init__(error, *args)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ndshare.bench.goal import SUBJECT
+from ndshare.bench.plot import save_figure
 from ndshare.bench.report import quantity
 
 #: One costs so many times as much as it did one size before: worth an explanation.
@@ -115,10 +116,4 @@ def save_picture(path: str, curves: Sequence[Curve], machine: Mapping[str, objec
         axes.legend(fontsize=7.5, frameon=False)
     for axes in panels[len(curves) :]:
         axes.set_visible(False)
-    figure.suptitle(
-        f"{machine['cpu']}, {machine['usable cores']} cores, Linux {machine['kernel']}, "
-        f"Python {machine['python']}, NumPy {machine['numpy']}",
-        fontsize=8.5,
-        color="0.35",
-    )
-    figure.savefig(path)
+    save_figure(figure, path, machine)

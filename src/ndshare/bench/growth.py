@@ -271,7 +271,7 @@ def _workers(rounds: int, quick: bool) -> Curve:
 
 def _arrays(rounds: int, quick: bool) -> Curve:
     curve = Curve("bytes", "x + 1 in a worker: seconds for each byte of x", "bytes")
-    most = int(str(machine.facts()["free memory"]).split()[0].split(".")[0]) * 10**9 // _MEMORY_PART
+    most = machine.free_bytes() // _MEMORY_PART
     sizes = [size for size in (_BYTES[:2] if quick else _BYTES) if size <= most]
     with ndshare.ProcessPoolExecutor(2) as ours, _standard(2) as theirs:
         sent: dict[int, Any] = {}

@@ -18,7 +18,7 @@ def facts() -> dict[str, object]:
         "cores": os.cpu_count(),
         "usable cores": default_workers(),
         "memory": f"{_kibibytes('MemTotal') / 1e6 * 1.024:.1f} GB",
-        "free memory": f"{_kibibytes('MemAvailable') / 1e6 * 1.024:.1f} GB",
+        "free memory": f"{free_bytes() / 1e9:.1f} GB",
         "load before": os.getloadavg()[0],
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -26,6 +26,11 @@ def facts() -> dict[str, object]:
         "huge pages": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def free_bytes() -> int:
+    """Return how much memory programs can have without swapping."""
+    return int(_kibibytes("MemAvailable")) * 1024
 
 
 def _read(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ndshare.bench.goal import SUBJECT, Result
 
@@ -75,6 +76,11 @@ def save(path: str, results: Sequence[Result], machine: Mapping[str, object]) ->
         "time or memory against the reference of the case; black mark: goal for ndshare", fontsize=9
     )
     axes.spines[["top", "right", "left"]].set_visible(False)
+    save_figure(figure, path, machine)
+
+
+def save_figure(figure: Any, path: str, machine: Mapping[str, object]) -> None:
+    """Write a picture with a line that says where its figures were taken."""
     figure.suptitle(
         f"{machine['cpu']}, {machine['usable cores']} cores, Linux {machine['kernel']}, "
         f"Python {machine['python']}, NumPy {machine['numpy']}",

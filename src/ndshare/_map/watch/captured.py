@@ -145,8 +145,6 @@ def _leads_nowhere(kernel: Callable[..., object]) -> bool:
         namespace = kernel.__globals__
         used += [namespace[name] for name in names if name in namespace]
     for value in used:
-        if type(value) in _DATA:
-            continue
         if isinstance(value, types.ModuleType):
             if is_of_user(value):
                 return False

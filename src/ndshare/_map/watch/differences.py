@@ -79,12 +79,9 @@ def watch_array(array: np.ndarray[Any, Any], forker: Forker | None = None) -> Qu
         Tells whether any byte of it is another one now; those between the fields of a structure are nobody's.
     """
     by_value = array.dtype.names is not None or array.dtype.char == _TEXT
-    if by_value and array.nbytes <= _COPY_MAX:
+    if array.nbytes <= (_COPY_MAX if by_value else _SMALL):
         model = array.copy()
         return lambda: not _equal(array, model)
-    if array.nbytes <= _SMALL:
-        kept = array.copy()
-        return lambda: not _equal(array, kept)
     dense = span(array.shape, array.strides, array.itemsize) == array.nbytes
     if dense and not array.dtype.hasobject:
         before = altered(array)
