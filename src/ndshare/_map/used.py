@@ -44,12 +44,12 @@ def arrays_used(kernel: Callable[..., object]) -> Iterator[NDArray[Any]]:
     for _ in range(_DEPTH_MAX):
         below: list[Any] = []
         for value in level:
-            if isinstance(value, _LEAVES) or id(value) in seen:
+            if issubclass(type(value), _LEAVES) or id(value) in seen:
                 continue
             seen.add(id(value))
-            if isinstance(value, np.ndarray):
+            if issubclass(type(value), np.ndarray):
                 yield value
-            elif isinstance(value, types.FunctionType):
+            elif issubclass(type(value), types.FunctionType):
                 below += [used for _, used in variables(value)]
             else:
                 below += itertools.islice(gc.get_referents(value), _ELEMENTS_MAX)

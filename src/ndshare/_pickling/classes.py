@@ -317,7 +317,7 @@ class _Quiet:
 
     def __init__(self, bases: tuple[type, ...]) -> None:
         self._hooks: list[tuple[type, Any]] = []
-        for base in dict.fromkeys(base for derived in bases for base in derived.__mro__):
+        for base in {id(base): base for derived in bases for base in derived.__mro__}.values():
             hook = vars(base).get("__init_subclass__")
             if hook is not None and not base.__flags__ & _IMMUTABLE_TYPE:
                 self._hooks.append((base, hook))

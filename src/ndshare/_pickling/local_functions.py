@@ -22,8 +22,8 @@ from ndshare._pickling import cells, functions
 from ndshare._pickling.codes import IMPORTS_FROM, dumped, load_code, names_used
 from ndshare._pickling.namespace import MAIN_NAMES
 
-_DATA = frozenset((type(None), bool, int, float, complex, str, bytes))
-_STRINGS = frozenset((str,))
+_DATA = frozenset(map(id, (type(None), bool, int, float, complex, str, bytes)))  # a class may have no hash
+_STRINGS = frozenset((id(str),))
 
 Facts = tuple[Any, ...]
 """Code, name, module, package, qualified name, documentation, annotations and `cells.cell_contents`."""
@@ -130,16 +130,16 @@ def _has_data_only(function: types.FunctionType, contents: tuple[tuple[Any, ...]
     """Tell whether a function has nothing but code, data in its closure, and annotations that are strings."""
     if function.__defaults__ or function.__kwdefaults__ or function.__dict__:
         return False
-    if getattr(function, "__type_params__", None) or type(function.__doc__) not in _DATA:
+    if getattr(function, "__type_params__", None) or id(type(function.__doc__)) not in _DATA:
         return False
     notes = functions.annotations_of(function)
     if type(notes) is not dict:
         return False
-    if notes and not _STRINGS.issuperset(map(type, itertools.chain(notes, notes.values()))):
+    if notes and not _STRINGS.issuperset(map(id, map(type, itertools.chain(notes, notes.values())))):
         return False
     return all(map(_is_data, itertools.chain(*contents)))
 
 
 def _is_data(value: object) -> bool:
     """Tell whether a value cannot refer to anything, so not to the function in whose closure it is either."""
-    return type(value) in _DATA or (type(value) is np.ndarray and not value.dtype.hasobject)
+    return id(type(value)) in _DATA or (type(value) is np.ndarray and not value.dtype.hasobject)

@@ -45,7 +45,7 @@ def _spawned_namespace(namespace: dict[str, Any]) -> dict[str, Any]:
     if not _spawned or _spawned[0] is not namespace:
         found = namespace
         for value in list(namespace.values()):
-            attributes = list(vars(value).values()) if isinstance(value, type) else [value]
+            attributes = list(vars(value).values()) if issubclass(type(value), type) else [value]
             for one in attributes:
                 if type(one) is types.FunctionType and one.__globals__.get("__name__") == "__mp_main__":
                     found = one.__globals__

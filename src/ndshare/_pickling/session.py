@@ -173,7 +173,7 @@ class Session:
         for name in named.values():
             cls = type(namespace.get(name))
             if cls is object or (cls.__module__ in MAIN_NAMES and not isinstance(cls, enum.EnumType)):
-                with contextlib.suppress(TypeError):  # its metaclass may have no hash
+                with contextlib.suppress(Exception):  # its metaclass may have no hash
                     self._watch_for(cls)
 
     def _watch_for(self, cls: type) -> None:

@@ -36,7 +36,10 @@ _OWN = (
 _LENGTH_MAX = 1000  # elements of one container that are looked into
 _DEPTH_MAX = 6
 _OBJECTS_MAX = 5000
-_ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes, range, slice, types.ModuleType))
+# By id: a class of the script may have no hash, or an equality of its own.
+_ATOMS = frozenset(
+    map(id, (type(None), bool, int, float, complex, str, bytes, range, slice, types.ModuleType))
+)
 _WHOLE = (np.ndarray, mmap.mmap)  # the mapping that an np.memmap has is its own affair
 
 
@@ -50,7 +53,7 @@ def variables(kernel: Callable[..., object]) -> Iterator[tuple[str, Any]]:
 
 def _used(kernel: Callable[..., object], seen: set[int]) -> Iterator[tuple[str, Any]]:
     for name, value in _own(kernel):
-        if isinstance(value, types.FunctionType) and is_by_value(value) and id(value) not in seen:
+        if issubclass(type(value), types.FunctionType) and is_by_value(value) and id(value) not in seen:
             seen.add(id(value))
             yield from _used(value, seen)
         yield name, value
@@ -127,7 +130,7 @@ def held(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     for _ in range(_DEPTH_MAX + 1):
         ahead: list[tuple[str, Any]] = []
         for name, value in level:
-            if type(value) in _ATOMS or id(value) in seen:
+            if id(type(value)) in _ATOMS or id(value) in seen:
                 continue
             if len(seen) >= _OBJECTS_MAX:
                 return
@@ -158,7 +161,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value.__self__
     elif issubclass(kind, dict):
         for key, content in first(dict.items(value)):
-            yield f"{name}[{key!r}]" if type(key) in _ATOMS else name, content
+            yield f"{name}[{key!r}]" if id(type(key)) in _ATOMS else name, content
     elif issubclass(kind, (list, tuple, collections.deque)):
         for number, content in enumerate(first(iter(value))):
             yield f"{name}[{number}]", content
@@ -225,21 +228,19 @@ def attributes(value: Any) -> Iterator[tuple[str, Any]]:
         state = None
     if isinstance(state, dict):
         yield from first(state.items())
-    for name, member in _slots(kind):  # type: ignore[arg-type]
+    for name, member in _slots(kind):
         try:
             yield name, member.__get__(value)
         except (AttributeError, SystemError):  # not set; no such member of a C type
             continue
 
 
-@functools.lru_cache(maxsize=256)
-def _slots(kind: Any) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
-    return tuple(
-        (name, member)
-        for base in kind.__mro__
-        for name, member in list(vars(base).items())
-        if isinstance(member, types.MemberDescriptorType) and "__slots__" in vars(base)
-    )
+def _slots(kind: type) -> Iterator[tuple[str, types.MemberDescriptorType]]:
+    for base in kind.__mro__:
+        if "__slots__" in vars(base):
+            for name, member in list(vars(base).items()):
+                if isinstance(member, types.MemberDescriptorType):
+                    yield name, member
 
 
 def _pandas_arrays(value: Any) -> Iterator[tuple[str, Any]]:

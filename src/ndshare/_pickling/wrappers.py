@@ -86,8 +86,9 @@ def register_wrapper(cls: type, attribute: str) -> None:
 def attribute_of(cls: type) -> str | None:
     """Return the registered attribute of a class or its nearest base; None if there is none."""
     for base in cls.__mro__:
-        if base in registered:
-            return registered[base]
+        for cls_registered, attribute in registered.items():  # few, and a base may have no hash
+            if cls_registered is base:
+                return attribute
     return None
 
 

@@ -60,7 +60,7 @@ from ndshare._pickling import (
 from ndshare.errors import UnsendableGlobalError
 
 _KEPT_MAX = 16 * 1024  # bytes of a pickle that are kept to compare with; of longer ones 128 bits
-_SHORT_TYPES = frozenset((list, tuple))
+_SHORT_TYPES = frozenset(map(id, (list, tuple)))
 _SHORT_MAX = 64  # numbers and strings that are compared one by one
 _SCANNED_MAX = 64 * 1024  # bytes of pickle that are searched for names no callback sees
 
@@ -71,17 +71,18 @@ _FORGOTTEN = object()
 _HEAP_TYPE = 1 << 9
 # Functions and classes have names of their own; of small tuples Python keeps one for all.
 _OTHERWISE_NAMED = (types.FunctionType, type, tuple, frozenset)
+# Types are told from each other by id: one of the script may have no hash, or an equality of its own.
 _CONSTANT_TYPES = frozenset(
-    (
+    map(id, (
         type(None), bool, int, float, complex, str, bytes, range,
         types.BuiltinFunctionType, types.ModuleType, types.CodeType, np.ufunc, type(functools.lru_cache(len)),
-    )
+    ))
 )  # fmt: skip
-_WRAPPED: dict[type, Callable[[Any], Any]] = {
-    classmethod: operator.attrgetter("__func__"),
-    staticmethod: operator.attrgetter("__func__"),
-    functools.cached_property: operator.attrgetter("func"),
-    property: lambda made: (made.fget, made.fset, made.fdel),
+_WRAPPED: dict[int, Callable[[Any], Any]] = {
+    id(classmethod): operator.attrgetter("__func__"),
+    id(staticmethod): operator.attrgetter("__func__"),
+    id(functools.cached_property): operator.attrgetter("func"),
+    id(property): lambda made: (made.fget, made.fset, made.fdel),
 }
 # Python itself makes these when somebody asks for them, pickle among others.
 _NOTED_BY_PYTHON = frozenset(("__annotations__", "__annotations_cache__", "__slotnames__"))
@@ -149,7 +150,7 @@ def _facts_of_plain(value: Any) -> tuple[Any, Any] | None:
     if type(value) is not types.FunctionType or value.__closure__ or value.__kwdefaults__ or value.__dict__:
         return None
     defaults = value.__defaults__
-    if defaults and not _CONSTANT_TYPES.issuperset(map(type, defaults)):
+    if defaults and not _are_constant(defaults):
         return None
     return value.__code__, defaults
 
@@ -171,7 +172,7 @@ class _Watch:
             if id(one) in seen or (one is not value and not _travels_with(one, name)):
                 continue
             seen.add(id(one))
-            if (wrapped := _WRAPPED.get(type(one))) is not None:
+            if (wrapped := _WRAPPED.get(id(type(one)))) is not None:
                 found = wrapped(one)
                 ahead += found if type(found) is tuple else (found,)
                 continue
@@ -210,9 +211,9 @@ class _Watch:
 
 def _travels_with(one: Any, name: str) -> bool:
     """Tell whether something is part of a definition, and may change; all else has its own name."""
-    if type(one) in _CONSTANT_TYPES:
+    if id(type(one)) in _CONSTANT_TYPES:
         return False
-    if isinstance(one, (types.FunctionType, type)):
+    if issubclass(type(one), (types.FunctionType, type)):
         if one.__module__ not in MAIN_NAMES:
             return False
         return one.__qualname__.partition(".")[0] == name or find_in_main(one.__qualname__) is not one
@@ -231,14 +232,14 @@ def _parts(one: Any) -> list[Any]:
             found += one.__dict__
             found += one.__dict__.values()
         return found
-    if isinstance(one, type):
+    if issubclass(type(one), type):
         own = vars(one).copy()  # other threads may add to it
         found = [name for name in own if name not in _NOTED_BY_PYTHON]
         found += [own[name] for name in found]
         found += one.__bases__
         found += registered_with(one)
         found += told_of(one)
-        if isinstance(one, abc.ABCMeta):
+        if issubclass(type(one), abc.ABCMeta):
             found.append(sys.intern(repr(abc.get_cache_token())))  # changes with each registration
         return found
     own = vars(one).copy()
@@ -250,9 +251,9 @@ def _inside(one: Any) -> list[Any] | None:
     if type(one) is types.FunctionType:
         _, defaults, *rest = _parts(one)
         return [*(defaults or ()), *rest]
-    if isinstance(one, type):
+    if issubclass(type(one), type):
         return [value for name, value in class_attributes(one) if not _is_internal(name)]
-    if isinstance(one, enum.Enum):
+    if issubclass(type(one), enum.Enum):
         return [
             value for name, value in list(vars(one).items()) if name == "_value_" or not _is_internal(name)
         ]
@@ -274,11 +275,7 @@ def _can_be_sent(leaf: object) -> bool:
 
 def _content(value: Any) -> Any:
     """Return what tells the content of data from any other."""
-    if (
-        type(value) in _SHORT_TYPES
-        and len(value) <= _SHORT_MAX
-        and _CONSTANT_TYPES.issuperset(map(type, value))
-    ):
+    if id(type(value)) in _SHORT_TYPES and len(value) <= _SHORT_MAX and _are_constant(value):
         held = tuple(value)  # so that no other object has one of the ids
         return list(map(id, held)), held
     if type(value) is np.ndarray and is_movable(value.dtype):
@@ -311,7 +308,11 @@ def _short(data: Any) -> Any:
 
 def is_constant(value: object) -> bool:
     """Tell whether a value can never change."""
-    return type(value) in _CONSTANT_TYPES or isinstance(value, np.dtype)
+    return id(type(value)) in _CONSTANT_TYPES or issubclass(type(value), np.dtype)
+
+
+def _are_constant(values: Iterable[object]) -> bool:
+    return _CONSTANT_TYPES.issuperset(map(id, map(type, values)))
 
 
 def is_code(value: object) -> bool:
@@ -319,7 +320,7 @@ def is_code(value: object) -> bool:
     return (
         is_constant(value)
         or type(value) is types.FunctionType
-        or isinstance(value, type)
+        or issubclass(type(value), type)
         or _is_sentinel(value)
     )
 
@@ -345,8 +346,8 @@ _USUAL = frozenset(
 
 def sentinels(namespace: dict[str, Any]) -> Named:
     """Return the names of what is there to be told from others, and has no name in pickles."""
-    kinds = set(map(type, list(namespace.values()))) - _USUAL
-    if not any(kind is object or kind.__module__ in MAIN_NAMES for kind in kinds):
+    kinds = {id(kind): kind for kind in map(type, list(namespace.values()))}
+    if not any(kind is object or kind.__module__ in MAIN_NAMES for kind in kinds.values()):
         return Named()
     return Named(
         (id(value), name)
@@ -359,7 +360,7 @@ def names_by_id(namespace: dict[str, Any]) -> Named:
     """Return the names of what may be part of other globals; the first, where it has several."""
     found = Named()
     for name, value in list(namespace.items()):
-        if not (name.startswith("__") or is_constant(value) or isinstance(value, _OTHERWISE_NAMED)):
+        if not (name.startswith("__") or is_constant(value) or issubclass(type(value), _OTHERWISE_NAMED)):
             found.setdefault(id(value), name)
     return found
 
@@ -436,7 +437,7 @@ def closure(
         if name == EVERYTHING or name[0] == PERHAPS:
             continue
         value = value_of(name, namespace)
-        if name in left_out or (name in withheld and not isinstance(value, CODE_TYPES)):
+        if name in left_out or (name in withheld and not issubclass(type(value), CODE_TYPES)):
             continue
         if value is ABSENT:
             found[name] = GONE
@@ -506,6 +507,6 @@ def _needs(name: str, value: object, recording: Recording) -> Iterator[str]:
     stream = recording.parts[0]
     if len(stream) <= _SCANNED_MAX and b"__main__" in stream:
         hidden = names_in_pickle(stream)
-        if name in hidden and not isinstance(value, type):
+        if name in hidden and not issubclass(type(value), type):
             raise TypeError(f"{type(value).__qualname__} objects pickle as nothing but their name")
         yield from hidden - {name} - recording.needs

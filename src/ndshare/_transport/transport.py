@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INLINE_MAX", "Draft", "Parcel", "by_value_modules", "pack", "pack_plain", "unpack"]
 
-_PLAIN = frozenset({int, float, complex, bool, str, type(None)})
+_PLAIN = frozenset(map(id, (int, float, complex, bool, str, type(None))))  # a class may have no hash
 _PLAIN_MOST = 64  # items that are looked at one by one: beyond, that takes longer than a session of pickling
 
 
@@ -218,11 +218,13 @@ def pack_plain(obj: object) -> Parcel | None:
         None if `obj` is anything else than a number, a string, None, or a short list of these or of tuples of
         them.
     """
-    if type(obj) not in _PLAIN:
+    if id(type(obj)) not in _PLAIN:
         if type(obj) is not list or len(obj) > _PLAIN_MOST:
             return None
         for item in obj:
-            if type(item) not in _PLAIN and not (type(item) is tuple and _PLAIN.issuperset(map(type, item))):
+            if id(type(item)) not in _PLAIN and not (
+                type(item) is tuple and _PLAIN.issuperset(map(id, map(type, item)))
+            ):
                 return None
     stream = pickle.dumps(obj, 5)
     if len(stream) < INLINE_MAX:

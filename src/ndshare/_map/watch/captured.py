@@ -35,8 +35,10 @@ from ndshare._pickling import (
 _FUNCTIONS_MOST = 200  # that are looked through for arrays of their modules
 _NEVER_OF_USER = frozenset(("builtins", "numpy", "types"))
 _CACHED = type(functools.lru_cache(len))
-#: What calls nothing of the user's, and is what kernels use most.
-_DATA = frozenset((np.ndarray, int, float, complex, bool, str, bytes, list, tuple, dict, set, type(None)))
+#: Ids of the types that call nothing of the user's, and are what kernels use most.
+_DATA = frozenset(
+    map(id, (np.ndarray, int, float, complex, bool, str, bytes, list, tuple, dict, set, type(None)))
+)
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
 
 
@@ -53,7 +55,7 @@ def module_data(kernel: Callable[..., object]) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for module, name, value in _reached(kernel):
-        if module is not None and isinstance(value, (np.ndarray, Lock)):
+        if module is not None and issubclass(type(value), (np.ndarray, Lock)):
             found.setdefault(module, {})[name] = value
     return found
 
@@ -66,7 +68,7 @@ def reached_globals(kernel: Callable[..., object]) -> dict[str, Any]:
     return {
         name if module is None else f"{module}.{name}": value
         for module, name, value in _reached(kernel)
-        if module is not None or not isinstance(value, types.FunctionType)
+        if module is not None or not issubclass(type(value), types.FunctionType)
     }
 
 
@@ -90,7 +92,7 @@ def _reached(kernel: Callable[..., object]) -> Iterator[tuple[str | None, str, A
         own = None if is_by_value(function) else function.__module__
         for name, value in globals_of(function).items():
             if (
-                isinstance(value, types.ModuleType)
+                issubclass(type(value), types.ModuleType)
                 and is_of_user(value)
                 and sys.modules.get(value.__name__) is value
             ):
@@ -103,24 +105,24 @@ def _reached(kernel: Callable[..., object]) -> Iterator[tuple[str | None, str, A
             functions_left += _functions_of(content)
         for module, name, value in used:
             functions_left += _functions_of(value)
-            if not isinstance(value, types.FunctionType):
+            if not issubclass(type(value), types.FunctionType):
                 yield module, name, value
 
 
 def _functions_of(value: Any) -> list[types.FunctionType]:
     """Return what something may call of the user's functions: itself, what it wraps, those of its class."""
-    if type(value) in _DATA:
+    if id(type(value)) in _DATA:
         return []
-    if isinstance(value, types.FunctionType):
+    if issubclass(type(value), types.FunctionType):
         return [value]
-    if isinstance(value, functools.partial):
+    if issubclass(type(value), functools.partial):
         return _functions_of(value.func)
-    if isinstance(value, types.MethodType):
+    if issubclass(type(value), types.MethodType):
         return [*_functions_of(value.__func__), *_functions_of(value.__self__)]
-    wrapped = getattr(value, "__wrapped__", None) if isinstance(value, _CACHED) else None
+    wrapped = getattr(value, "__wrapped__", None) if issubclass(type(value), _CACHED) else None
     if wrapped is not None:
         return _functions_of(wrapped)
-    cls = value if isinstance(value, type) else type(value)
+    cls = value if issubclass(type(value), type) else type(value)
     if cls.__module__ in _NEVER_OF_USER:
         return []
     found: list[types.FunctionType] = []
@@ -145,7 +147,7 @@ def _leads_nowhere(kernel: Callable[..., object]) -> bool:
         namespace = kernel.__globals__
         used += [namespace[name] for name in names if name in namespace]
     for value in used:
-        if isinstance(value, types.ModuleType):
+        if issubclass(type(value), types.ModuleType):
             if is_of_user(value):
                 return False
         elif _functions_of(value):
@@ -205,7 +207,7 @@ def account(
     found: dict[str, Traffic] = {}
     seen: set[int] = set()
     for name, value in (*variables(kernel), ("the collection", functor)):
-        if isinstance(value, _CODE) or id(value) in seen:
+        if issubclass(type(value), _CODE) or id(value) in seen:
             continue
         seen.add(id(value))
         if (sent := sent_how(value)) is not None:

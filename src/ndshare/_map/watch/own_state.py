@@ -75,7 +75,7 @@ class _Look:
 
     def value(self, value: Any) -> bool:
         """Whether a variable's value is all there is to it."""
-        if isinstance(value, _PLAIN) or value is np or type(value) is range:
+        if issubclass(type(value), _PLAIN) or value is np or type(value) is range:
             return True
         if type(value) is np.ndarray:
             if id(value) not in self.seen and not is_shared(value):
@@ -84,6 +84,6 @@ class _Look:
             return not value.dtype.hasobject and not is_foreign(value)
         if type(value) is tuple:
             return all(map(self.value, value))
-        if isinstance(value, types.BuiltinFunctionType):
+        if issubclass(type(value), types.BuiltinFunctionType):
             return isinstance(value.__self__, types.ModuleType)
-        return isinstance(value, np.ufunc) or self.function(value)
+        return issubclass(type(value), np.ufunc) or self.function(value)

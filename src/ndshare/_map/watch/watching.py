@@ -75,11 +75,15 @@ _ITEMS_MAX = 64  # of the mapped collection: whoever maps the first of them sees
 _CHECKS_MOST = 2000  # from then on attributes of objects within others may be bound anew without a word
 _NAME_MAX = 60
 
+# By id: a class of the script may have no hash, or an equality of its own.
 _ATOMS = frozenset(
-    (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented))
+    map(
+        id,
+        (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented)),
+    )
 )
 _UNCHANGING = (types.ModuleType, types.CodeType, np.generic, np.dtype)
-_REBOUND = frozenset((int, float, complex, str, bytes, list, tuple, dict, set, np.ndarray))
+_REBOUND = frozenset(map(id, (int, float, complex, str, bytes, list, tuple, dict, set, np.ndarray)))
 
 
 class Watch:
@@ -205,7 +209,7 @@ class Watch:
         kind = type(value)  # and not isinstance: a proxy would run code to answer for another object
         if kind is np.ndarray and is_shared(value):  # what most kernels write to
             return
-        if kind in _ATOMS or issubclass(kind, _UNCHANGING) or id(value) in self._seen:
+        if id(kind) in _ATOMS or issubclass(kind, _UNCHANGING) or id(value) in self._seen:
             return
         if len(self._seen) >= _OBJECTS_MAX:
             return
@@ -271,16 +275,16 @@ class Watch:
                 self._visit(name, content, depth, quiet=private)
 
     def _container(self, name: str, value: Any, depth: int, quiet: bool) -> None:
-        if not quiet and not isinstance(value, tuple):
+        if not quiet and not issubclass(type(value), tuple):
             self._watch(name, value, watch_container(value))
-        if isinstance(value, dict):
+        if issubclass(type(value), dict):
             for key, content in first(dict.items(value)):
-                step = f"[{key!r}]" if type(key) in _ATOMS else "[...]"
+                step = f"[{key!r}]" if id(type(key)) in _ATOMS else "[...]"
                 self._visit(self._inside(name, step), content, depth + 1, quiet=quiet)
-        elif not isinstance(value, set):  # what is in a set is hashable: nobody writes to it
+        elif not issubclass(type(value), set):  # what is in a set is hashable: nobody writes to it
             most = _ITEMS_MAX if self._mapped else None
             for number, content in enumerate(first(elements(value), most)):
-                if type(content) not in _ATOMS:
+                if id(type(content)) not in _ATOMS:
                     self._visit(self._inside(name, f"[{number}]"), content, depth + 1, quiet=quiet)
 
     def _inside(self, name: str, step: str) -> str:
@@ -293,7 +297,7 @@ class Watch:
 
     def _binding(self, name: str, value: object, now: Callable[[], object]) -> None:
         """Watch a variable: ``total += 1`` binds it anew."""
-        if type(value) in _REBOUND and not (isinstance(value, np.ndarray) and is_scratch(value)):
+        if id(type(value)) in _REBOUND and not (issubclass(type(value), np.ndarray) and is_scratch(value)):
             self._watch(name, value, lambda: type(value) is type(new := now()) and not same(value, new))
 
     def _array(self, name: str, array: np.ndarray[Any, Any]) -> None:
@@ -331,7 +335,7 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _describe(value: object) -> str:
-    if isinstance(value, np.ndarray):
+    if issubclass(type(value), np.ndarray):
         return f"array of shape {value.shape} and dtype {value.dtype}"
     if is_random(value):
         return describe_random(value)

@@ -27,7 +27,7 @@
 
 /* Pickler.reducer_override is called for every object that is not a plain builtin: in Python it would
  * make the pickling of 100,000 small objects twice as slow. Only functions, classes, subclasses of
- * one more type (arrays) and exceptions need a decision. */
+ * one more type (arrays), exceptions and what the pickler itself could not take apart need a decision. */
 static PyObject *
 selective_call(PyObject *rules, PyObject *obj)
 {
@@ -40,6 +40,12 @@ selective_call(PyObject *rules, PyObject *obj)
     }
     if (PyExceptionInstance_Check(obj)) {
         return PyObject_CallOneArg(PyTuple_GET_ITEM(rules, 3), obj);
+    }
+    /* The pickler looks for the class in tables: one that has no hash, because of its metaclass, is taken apart here. */
+    PyTypeObject *meta = Py_TYPE(Py_TYPE(obj));
+    if (meta->tp_hash != PyType_Type.tp_hash && PyObject_Hash((PyObject *)Py_TYPE(obj)) == -1) {
+        PyErr_Clear();
+        return PyObject_CallMethod(obj, "__reduce_ex__", "i", 5);
     }
     Py_RETURN_NOTIMPLEMENTED;
 }

@@ -56,7 +56,7 @@ class Functor(ndshare.Functor):
         """
         if isinstance(value, cls):
             return value
-        kind = _OF_BUILTINS.get(type(value))
+        kind = _OF_BUILTINS.get(id(type(value)))
         if kind is not None and Functor._functor_types == _OWN:  # what most maps are over
             return kind(value)
         if not isinstance(value, type) and hasattr(value, "_pasha_functor_"):
@@ -101,8 +101,8 @@ class ExtraDataFunctor(ndshare.ExtraDataFunctor, Functor):
         return super().wrap(value)
 
 
-_OF_BUILTINS: dict[type, Any] = {
-    np.ndarray: NdarrayFunctor,
-    **dict.fromkeys((list, tuple, range), SequenceFunctor),
+_OF_BUILTINS: dict[int, Any] = {  # by id: a class may have no hash
+    id(np.ndarray): NdarrayFunctor,
+    **dict.fromkeys(map(id, (list, tuple, range)), SequenceFunctor),
 }
 _OWN = list(Functor._functor_types)  # nobody else has registered any
