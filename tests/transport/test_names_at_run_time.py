@@ -344,3 +344,28 @@ with Executor(1) as executor:
     assert executor.submit(lambda: (table[1], look("table[1]"))).result() == (1.0, 1.0)
 """,
     )
+
+
+def test_kernels_look_names_up_beside_what_cannot_be_sent(run_script: RunScript) -> None:
+    """Warm workers do: the context itself, locks and files among the globals are no reason to fork."""
+    _check(
+        run_script,
+        """
+import timeit
+small, grown = np.arange(5.0), [1, 2]
+file = open(__file__, "r+")
+context = ndshare.ProcessContext(2)
+out = ndshare.alloc(2)
+def named(worker, index, x):
+    out[index] = eval("LIMIT + small[1] + len(grown)") + globals()["step"](0)
+def timed(worker, index, x):
+    out[index] = timeit.timeit("step(1)", globals=globals(), number=3) >= 0
+for wanted in 9, 20:
+    report = context.map(named, range(2))
+    assert (report.start_method, report.reason, out.tolist()) == ("pool", "", [wanted, wanted]), report
+    LIMIT, small[1] = 6, 5
+    grown.append(3)
+report = context.map(timed, range(2))
+assert (report.start_method, out.tolist()) == ("pool", [1, 1])
+""",
+    )

@@ -54,17 +54,28 @@ class Origin:
         self._facts = _facts()
         self._standing = _wire.standing()
 
+    def look(self) -> list[Any]:
+        """Return what tasks may change within Python, as it is now."""
+        return [get() for get, _, _ in self._things]
+
     def restore(self) -> bool:
         """Put back what tasks have changed; return whether all of it could be."""
         try:
             for get, put, before in self._things:
                 if get() != before:
                     put(before)
+        except Exception:  # somebody's object
+            return False
+        return self.settle()
+
+    def settle(self) -> bool:
+        """Put back what the system knows of the process, end what goes on; return whether it could be."""
+        try:
             if _wire.standing() != self._standing:
                 self._restore_standing()
             _end_what_goes_on()
             return self._timers < 0 or not os.pread(self._timers, 1, 0)
-        except Exception:  # not allowed, most likely; or somebody's object
+        except Exception:  # not allowed, most likely
             return False
 
     def _restore_standing(self) -> None:

@@ -111,6 +111,10 @@ class Forwarder(logging.Handler):
             root.addHandler(self)
             self._installed = True
 
+    def levels(self) -> list[int]:
+        """Return the levels of the loggers that have one from the caller, as they are now."""
+        return [logging.getLogger(name).level for name in self._levels]
+
     def emit(self, record: logging.LogRecord) -> None:
         """Send a record, formatted so far that anybody can unpickle it."""
         try:

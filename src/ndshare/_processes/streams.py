@@ -126,14 +126,17 @@ class Outlets:
         self._entries, self._fds = entries, fds
         self._turn(turned)
 
-    def restore(self) -> None:
-        """Have them go there again, if a task has turned them somewhere else."""
-        if _now() != self._made:
-            self._turn(_NONE)
+    def restore(self) -> bytes:
+        """Have them go there again, if a task has turned them somewhere else; return `_wire.here` of then."""
+        here = _wire.here()
+        if _now(here) == self._made:
+            return here
+        self._turn(_NONE)
+        return _wire.here()
 
     def _turned(self) -> frozenset[int | str]:
         """Return the descriptors and names of `sys` that somebody else has turned somewhere since."""
-        now, made = _now(), self._made
+        now, made = _now(_wire.here()), self._made
         found: list[int | str] = []
         for number, name in enumerate(_NAMES, 1):
             if _of(now, number) != _of(made, number):
@@ -156,15 +159,15 @@ class Outlets:
                 name, encoding, errors = entry
                 file = io.BufferedWriter(io.FileIO(given[name], "w", closefd=False))
                 setattr(sys, name, io.TextIOWrapper(file, encoding, errors, line_buffering=True))
-        now = _now()
+        now = _now(_wire.here())
         streams = [(before if name in turned else now)[number] for number, name in enumerate(_NAMES)]
         files = [_of(before if number in turned else now, number) for number in (1, 2)]
         self._made = (*streams, now[2], b"".join(files))
 
 
-def _now() -> tuple[Any, ...]:
+def _now(here: bytes) -> tuple[Any, ...]:
     closed = getattr(sys.stdout, "closed", True), getattr(sys.stderr, "closed", True)
-    return sys.stdout, sys.stderr, closed, _wire.here()[_HERE_STREAMS:]
+    return sys.stdout, sys.stderr, closed, here[_HERE_STREAMS:]
 
 
 def _of(streams: tuple[Any, ...], number: int) -> bytes:

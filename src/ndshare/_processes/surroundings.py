@@ -265,11 +265,24 @@ class Surroundings:
             warnings._filters_mutated()  # type: ignore[attr-defined]
         if before is None or state["logging"] != before["logging"]:
             self._forwarder.apply(state["logging"])
-        self._seen = self._look()
+        self._seen = self._look(_wire.here())
 
-    def _look(self) -> tuple[Any, ...]:
-        environ = os.environ._data  # type: ignore[attr-defined]
-        return _wire.here(), list(sys.path), dict(environ), list(warnings.filters)
+    def _look(self, here: bytes) -> tuple[Any, ...]:
+        """Return all that tasks may change of it, as it is now; but the umask is not free to look at."""
+        return (
+            here,
+            list(sys.path),
+            dict(os.environ._data),  # type: ignore[attr-defined]
+            list(warnings.filters),
+            self._origin.look(),
+            list(sys.argv),
+            process.current_process().authkey,
+            dict(logging._levelToName),
+            [get() for get, _ in _SETTINGS],
+            os.sched_getaffinity(0),
+            locale.setlocale(locale.LC_ALL),
+            self._forwarder.levels(),
+        )
 
     def _inherit(self, state: dict[str, Any], before: dict[str, Any] | None = None) -> None:
         def is_new(name: str) -> bool:
@@ -308,17 +321,20 @@ class Surroundings:
         seed_anew()
         return self._origin.restore()
 
-    def renew(self) -> bool:
-        """Put back what tasks have changed, and the caller's settings with it, for its next tasks."""
+    def renew(self, here: bytes) -> bool:
+        """Put back what tasks have changed, and the caller's settings with it, for its next tasks.
+
+        `here` is what `_wire.here` tells now.
+        """
+        if self._state is not None and self._look(here) == self._seen:  # after most tasks
+            if (umask := self._state["umask"]) is not None:
+                os.umask(umask)
+            return self._origin.settle()
         self._forwarder.apply(None)
         if not self._origin.restore():
             return False
         if self._state is not None:
-            if self._look() == self._seen:
-                self._inherit(self._state)
-                self._forwarder.apply(self._state["logging"])
-            else:
-                self._bring(self._state, None)
+            self._bring(self._state, None)
         return True
 
     def _wanted_environment(self, state: dict[str, Any]) -> dict[str, str]:

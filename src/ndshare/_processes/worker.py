@@ -413,8 +413,7 @@ class _Worker:
         """Be as before the first task, in the middle of a pool."""
         self.is_over = False
         self.context = self.birth.copy()
-        self.outlets.restore()
-        if not self.surroundings.renew():
+        if not self.surroundings.renew(self.outlets.restore()):
             raise SystemExit(0)  # what was sent meanwhile is taken back; another worker does it
 
     def _on_streams(self, _s: int, _c: int, _n: int, body: memoryview, fds: tuple[int, ...]) -> None:

@@ -71,7 +71,8 @@ _FORGOTTEN = object()
 _HEAP_TYPE = 1 << 9
 # Functions and classes have names of their own; of small tuples Python keeps one for all.
 _OTHERWISE_NAMED = (types.FunctionType, type, tuple, frozenset)
-# Types are told from each other by id: one of the script may have no hash, or an equality of its own.
+# Types are told from each other by id: one of the script may have no hash, or an equality of its own. And of
+# values `type` is asked, not `isinstance`: a proxy may raise when it is asked for its class.
 _CONSTANT_TYPES = frozenset(
     map(id, (
         type(None), bool, int, float, complex, str, bytes, range,
@@ -346,8 +347,10 @@ _USUAL = frozenset(
 
 def sentinels(namespace: dict[str, Any]) -> Named:
     """Return the names of what is there to be told from others, and has no name in pickles."""
-    kinds = {id(kind): kind for kind in map(type, list(namespace.values()))}
-    if not any(kind is object or kind.__module__ in MAIN_NAMES for kind in kinds.values()):
+    kinds = list(map(type, list(namespace.values())))
+    with contextlib.suppress(Exception):  # one of them may have no hash
+        kinds = list(set(kinds) - _USUAL)
+    if not any(kind is object or kind.__module__ in MAIN_NAMES for kind in kinds):
         return Named()
     return Named(
         (id(value), name)
@@ -410,7 +413,8 @@ def closure(
     Of names that a task may only perhaps look up at run time those that cannot be sent are `left_out`.
 
     Functions and classes are not withheld: what is pickled by their name must find them. If there is a dict
-    for `data`, what is not a function, a class or the like is put there and not defined.
+    for `data`, what is not a function, a class or the like is put there and not defined; what may only
+    perhaps be looked up is not gone into then.
     """
     found: dict[str, Definition] = {}
     users = dict.fromkeys(needs, "the task")
@@ -422,6 +426,8 @@ def closure(
     left_out = set() if left_out is None else left_out
     while True:
         if not open_names:  # what is needed for certain comes first
+            if data is not None:
+                return found
             more = {name[1:] for name in users if name[0] == PERHAPS and name[1:] in namespace}
             if EVERYTHING in users:
                 more |= _all_names(namespace)

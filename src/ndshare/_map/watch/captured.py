@@ -90,15 +90,17 @@ def _reached(kernel: Callable[..., object]) -> Iterator[tuple[str | None, str, A
         seen.add(id(function))
         used: list[tuple[str | None, str, Any]] = []
         own = None if is_by_value(function) else function.__module__
-        for name, value in globals_of(function).items():
+        for name, value in globals_of(
+            function
+        ).items():  # `issubclass`: a proxy may raise if asked for its class
             if (
                 issubclass(type(value), types.ModuleType)
                 and is_of_user(value)
-                and sys.modules.get(value.__name__) is value
+                and sys.modules.get(within := value.__name__) is value
             ):
-                within = vars(value)
-                named = sorted(name for name in names_used(function.__code__).attributes if name in within)
-                used += [(value.__name__, attribute, within[attribute]) for attribute in named]
+                kept = vars(value)
+                named = sorted(name for name in names_used(function.__code__).attributes if name in kept)
+                used += [(within, attribute, kept[attribute]) for attribute in named]
             else:
                 used.append((own, name, value))
         for content in itertools.chain(*cells.cell_contents(function)):

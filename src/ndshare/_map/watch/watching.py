@@ -297,7 +297,7 @@ class Watch:
 
     def _binding(self, name: str, value: object, now: Callable[[], object]) -> None:
         """Watch a variable: ``total += 1`` binds it anew."""
-        if id(type(value)) in _REBOUND and not (issubclass(type(value), np.ndarray) and is_scratch(value)):
+        if id(type(value)) in _REBOUND and not (isinstance(value, np.ndarray) and is_scratch(value)):
             self._watch(name, value, lambda: type(value) is type(new := now()) and not same(value, new))
 
     def _array(self, name: str, array: np.ndarray[Any, Any]) -> None:
@@ -334,7 +334,7 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
-def _describe(value: object) -> str:
+def _describe(value: Any) -> str:
     if issubclass(type(value), np.ndarray):
         return f"array of shape {value.shape} and dtype {value.dtype}"
     if is_random(value):
