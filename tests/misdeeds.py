@@ -38,9 +38,11 @@ class TwoArgumentsError(Exception):
 
 
 class NeverAgainError(TwoArgumentsError):
-    """Pickles, but does not unpickle, and wants to be made by its constructor."""
+    """Pickles, but does not unpickle: its own way lacks what its constructor takes."""
 
-    __slots__ = ("kept",)
+    def __reduce__(self) -> Any:
+        """Give one argument of two."""
+        return type(self), self.args
 
 
 class ExitWhenRebuilt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from typing import Any
@@ -197,3 +198,15 @@ def byte_order(x: np.ndarray) -> tuple[str, np.ndarray]:
 def product(a: np.ndarray) -> np.ndarray:
     """Return the matrix product with itself."""
     return a @ a.T
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused(Exception):
+    """An exception of which nothing can be set."""
+
+    code: int
+
+
+def refuse(code: int) -> None:
+    """Raise one."""
+    raise Refused(code)

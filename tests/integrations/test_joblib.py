@@ -130,6 +130,13 @@ def test_error_of_a_task_is_raised_with_its_traceback() -> None:
             assert managed(delayed(tasks.square)(i) for i in range(3)) == [0, 1, 4]
 
 
+def test_error_that_refuses_to_be_changed_is_no_hang() -> None:
+    """Joblib changes what it raises: for a frozen dataclass there is a stand-in, from it."""
+    with pytest.raises(ndshare.RemoteError, match=r"Refused: 3.*joblib cannot keep it") as caught:
+        Parallel(2)(delayed(tasks.refuse)(number) for number in (3, 3))
+    assert repr(caught.value.__cause__) == "Refused(code=3)"
+
+
 def test_error_of_the_iterable_is_raised_as_it_is() -> None:
     """What the generator of the tasks raises ends the call, early or late."""
 

@@ -35,6 +35,7 @@ from ndshare._map import Death, ItemError, Job, Outcome, Ranges, Savepoint, Traf
 from ndshare._node import ShareTask, TaskResult
 from ndshare._system import _wire
 from ndshare._transport import by_value_modules, open_reply, with_traceback
+from ndshare.errors import add_note
 
 
 class _Results:
@@ -199,7 +200,7 @@ class Remote:
         try:
             futures = self._engine.submit_all(tasks, self._landing.put) if tasks else []
         except concurrent.futures.BrokenExecutor as error:
-            error.add_note(_lost_items(flights[0]))
+            add_note(error, _lost_items(flights[0]))
             raise
         for flight, future in zip(flights, futures, strict=True):
             flight.future = future
@@ -235,7 +236,7 @@ class Remote:
         try:
             flight.future = self._engine.submit(self._task(flight, contents), self._landing.put, address)
         except concurrent.futures.BrokenExecutor as error:
-            error.add_note(_lost_items(flight))
+            add_note(error, _lost_items(flight))
             raise
         self._flights[id(flight.future)] = flight
 
@@ -323,7 +324,7 @@ class Remote:
             if self._job.board.is_stopped():
                 self._release(flight)
                 return []
-            error.add_note(_lost_items(flight))
+            add_note(error, _lost_items(flight))
             raise error
         self._send(flight)
         return [Death(None, 0, None, time.monotonic())]

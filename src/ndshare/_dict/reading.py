@@ -11,7 +11,7 @@ import numpy as np
 from ndshare._dict._store import Store, intact
 from ndshare._dict.layout import Layout, Spec
 from ndshare._system import check_seconds
-from ndshare.errors import KeyTimeoutError
+from ndshare.errors import KeyTimeoutError, add_note
 
 Array = np.ndarray[Any, Any]
 
@@ -48,7 +48,7 @@ def fitted(key: Hashable, spec: Spec, value: Any) -> Array:
     try:
         np.copyto(target, value, casting="same_kind")
     except (TypeError, ValueError) as error:
-        error.add_note(f"key {key!r} holds {spec.dtype} of shape {spec.shape}; nothing was written")
+        add_note(error, f"key {key!r} holds {spec.dtype} of shape {spec.shape}; nothing was written")
         raise
     return target
 

@@ -25,7 +25,7 @@ from ndshare._map.workers.base import MapWorkers
 from ndshare._map.workers.local import Caller
 from ndshare._processes import errstate
 from ndshare._system import Bar, Board, Progress, warn_caller
-from ndshare.errors import SilentWriteWarning
+from ndshare.errors import SilentWriteWarning, add_note
 from ndshare.functors import Functor, IteratorFunctor, SequenceFunctor, count_items
 
 Kernel = Callable[..., object]
@@ -87,9 +87,9 @@ def run(context: Context, kernel: Kernel, functor: Functor, options: Options) ->
         warn_caller(SilentWriteWarning(name, what))
     if report.errors and options.on_error == "raise":
         index, error = report.errors[0]
-        error.add_note(f"ndshare.map: item {index} of {report.items}")
+        add_note(error, f"ndshare.map: item {index} of {report.items}")
         if isinstance(error, TypeError) and "positional argument" in str(error):
-            error.add_note("ndshare.map: a kernel is called as kernel(worker_id, index, value)")
+            add_note(error, "ndshare.map: a kernel is called as kernel(worker_id, index, value)")
         raise error
     return report
 

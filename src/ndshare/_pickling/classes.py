@@ -129,6 +129,15 @@ def native_base(cls: type) -> type:
     return next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE or _is_of_ctypes(base))
 
 
+def slots_of(cls: type) -> Iterator[tuple[str, types.MemberDescriptorType]]:
+    """Yield name and descriptor of the slots of a class and its bases."""
+    for base in cls.__mro__:
+        if "__slots__" in vars(base):
+            for name, member in list(vars(base).items()):
+                if isinstance(member, types.MemberDescriptorType):
+                    yield name, member
+
+
 def _is_of_ctypes(cls: type) -> bool:
     return cls.__module__ == "_ctypes"
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ndshare._pickling import cells
-from ndshare._pickling.classes import class_attributes
+from ndshare._pickling.classes import class_attributes, slots_of
 from ndshare._pickling.functions import needs_of
 from ndshare._pickling.namespace import main_namespace
 
@@ -228,19 +228,11 @@ def attributes(value: Any) -> Iterator[tuple[str, Any]]:
         state = None
     if isinstance(state, dict):
         yield from first(state.items())
-    for name, member in _slots(kind):
+    for name, member in slots_of(kind):
         try:
             yield name, member.__get__(value)
         except (AttributeError, SystemError):  # not set; no such member of a C type
             continue
-
-
-def _slots(kind: type) -> Iterator[tuple[str, types.MemberDescriptorType]]:
-    for base in kind.__mro__:
-        if "__slots__" in vars(base):
-            for name, member in list(vars(base).items()):
-                if isinstance(member, types.MemberDescriptorType):
-                    yield name, member
 
 
 def _pandas_arrays(value: Any) -> Iterator[tuple[str, Any]]:

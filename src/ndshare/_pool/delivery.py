@@ -35,7 +35,7 @@ from ndshare._transport import (
     pack_plain,
     with_traceback,
 )
-from ndshare.errors import InitializerError, UnsendableGlobalError
+from ndshare.errors import InitializerError, UnsendableGlobalError, forget_traceback
 
 Rest = collections.deque[Task]
 Failures = list[tuple[Task, BaseException]]
@@ -59,10 +59,10 @@ def _without_frames(error: _Error) -> _Error:
     """Keep the traceback as text: its frames hold the task, whose outcome the error will be, and the pool."""
     text = "".join(traceback.format_exception(error))
     last: BaseException = error
-    last.__traceback__ = None
+    forget_traceback(last)
     while (link := last.__cause__ or last.__context__) is not None:
         last = link
-        last.__traceback__ = None
+        forget_traceback(last)
     with_traceback(last, text)
     return error
 

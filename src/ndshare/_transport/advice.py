@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ndshare.errors import add_note
+
 # Parts of texts of errors, and what helps. The first that fits is taken.
 _ADVICE = {
     "_thread.": "a lock belongs to one process. Use ndshare.lock(), which works in all of them, or make the "
@@ -25,4 +27,4 @@ def note_advice(error: BaseException) -> None:
     text = str(error)
     advice = next((advice for part, advice in _ADVICE.items() if part in text), None)
     if advice is not None:
-        error.add_note(f"ndshare: {advice}")
+        add_note(error, f"ndshare: {advice}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from ndshare._pickling import main_namespace, register_reducer
 from ndshare._transport import transport
-from ndshare.errors import RemoteError
+from ndshare.errors import RemoteError, add_note, forget_origin, set_cause
 
 #: Around a traceback, as the standard library prints it.
 _OPENING, _CLOSING = '\n"""\n', '"""'
@@ -42,7 +42,7 @@ def pack_failure(error: BaseException) -> transport.Parcel:
     except BaseException as failure:
         text = f"{type(error).__qualname__} (its traceback could not be formatted: {failure!r})"
     traceback.clear_frames(error.__traceback__)
-    error.__traceback__ = error.__cause__ = error.__context__ = None
+    forget_origin(error)
     try:
         return _tried_out(error, text)
     except BaseException as reason:
@@ -79,7 +79,7 @@ def _portable_group(group: BaseExceptionGroup[Any]) -> BaseExceptionGroup[Any]:
         _tried_out(derived, "")
         again = derived
     for note in getattr(group, "__notes__", ()):
-        again.add_note(str(note))
+        add_note(again, str(note))
     return again
 
 
@@ -105,7 +105,7 @@ def with_traceback(error: BaseException, text: str) -> BaseException:
         # The class of the standard library, which some programs know; it takes long to import.
         from concurrent.futures.process import _RemoteTraceback
 
-        error.__cause__ = _RemoteTraceback(f"{_OPENING}{text}{_CLOSING}")  # type: ignore[arg-type]  # text
+        set_cause(error, _RemoteTraceback(f"{_OPENING}{text}{_CLOSING}"))  # type: ignore[arg-type]  # text
     return error
 
 
@@ -113,9 +113,10 @@ def _note_unsent(error: NameError) -> None:
     """Say of a name that only the worker lacks why it does: nothing in the code of a task has told of it."""
     found = re.search(r"name '(\w+)' is not defined", str(error))
     if found and found[1] in main_namespace():
-        error.add_note(
+        add_note(
+            error,
             f"ndshare: the script has {found[1]!r}, which was not sent: it is large, and the task has its "
-            "name from elsewhere than its own code. Name it in a function that it calls, or pass it"
+            "name from elsewhere than its own code. Name it in a function that it calls, or pass it",
         )
 
 

@@ -25,7 +25,7 @@ from ndshare._system import check_callable
 from ndshare._transport import share
 from ndshare._workspace.calls import Handle, Progress, Registered, check_progress, in_order
 from ndshare._workspace.staff import PoolStaff, Staff
-from ndshare.errors import CapacityError
+from ndshare.errors import CapacityError, add_note
 
 
 class Workspace:
@@ -281,9 +281,9 @@ class Workspace:
                 if error is not None and on_error == "raise":
                     failure = error
                     note = f"raised by call {handle.index} of {len(handles)} (counted from 0), {handle.name}"
-                    failure.add_note(note)
+                    add_note(failure, note)
                     if isinstance(failure, NameError):
-                        failure.add_note(f"names of the Workspace: {', '.join(self._values)}")
+                        add_note(failure, f"names of the Workspace: {', '.join(self._values)}")
                     break
                 results.append(handle.result() if error is None else error)
         except KeyboardInterrupt:
@@ -358,6 +358,6 @@ def _share_all(values: dict[str, Any]) -> dict[str, Any]:
             try:
                 share([value])
             except Exception as error:
-                error.add_note(f"while the value {name!r} of a Workspace was put in shared memory")
+                add_note(error, f"while the value {name!r} of a Workspace was put in shared memory")
                 raise
         raise

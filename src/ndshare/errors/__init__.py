@@ -58,6 +58,7 @@ from ndshare.errors.base import (
     WriterDiedError,
     readable_size,
 )
+from ndshare.errors.given import add_note, forget_origin, forget_traceback, set_cause
 
 if TYPE_CHECKING:
     from ndshare.errors.broken import ExitError, InitializerError, WorkerDiedError, code_or_signal
@@ -87,8 +88,12 @@ __all__ = [
     "WorkerError",
     "WorkerMemoryError",
     "WriterDiedError",
+    "add_note",
     "code_or_signal",
+    "forget_origin",
+    "forget_traceback",
     "readable_size",
+    "set_cause",
 ]
 
 # A name of this package is what users read in a traceback, and what pickles hold.

@@ -21,6 +21,7 @@ from joblib.parallel import ParallelBackendBase
 
 from ndshare._pool import ProcessPoolExecutor
 from ndshare._transport import Inputs
+from ndshare.errors import RemoteError
 
 #: Options of `ProcessPoolExecutor` that are of use here.
 _OPTIONS = frozenset({"initializer", "initargs", "max_tasks_per_child", "env", "preload", "retries"})
@@ -160,7 +161,15 @@ class NdshareBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """Return the results of a batch, or raise what it raised."""
-        return out.result()
+        try:
+            return out.result()
+        except BaseException as error:
+            try:
+                error.__traceback__ = None  # as joblib does next; where that fails, it waits without end
+            except Exception as refusal:
+                name = type(error).__qualname__
+                raise RemoteError(name, str(error), f"joblib cannot keep it: {refusal}") from error
+            raise
 
     def terminate(self) -> None:
         """End a `joblib.Parallel`: its workers go back to ndshare, warm, when they have finished."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ndshare._pool import EachRun, EachTask, QuietTask
 from ndshare._pool import Pool as Tasks
-from ndshare.errors import WorkerError
+from ndshare.errors import WorkerError, set_cause
 
 Callback = Callable[[Any], object]
 
@@ -116,7 +116,7 @@ def as_theirs(error: BaseException) -> BaseException:
     text = getattr(error.__cause__, "tb", None)
     if isinstance(text, str):
         cause = multiprocessing.pool.RemoteTraceback(text)  # type: ignore[attr-defined]  # not in typeshed
-        error.__cause__ = cause
+        set_cause(error, cause)
     return error
 
 
