@@ -115,3 +115,91 @@ print("right")
 """
     )
     assert (done.stdout, done.stderr) == ("right\n", "")
+
+
+_CALLABLES = """
+import functools, types
+import numpy as np, ndshare
+
+_OF_PICKLE = ("__getstate__", "__setstate__", "__getnewargs_ex__", "__getnewargs__", "__reduce_ex__", "__reduce__")
+
+class Any:
+    "It has every attribute, as the objects of some remote procedures have."
+    def __getattr__(self, name):
+        if name in _OF_PICKLE: raise AttributeError(name)
+        return self
+    def __call__(self, *args): return 42
+
+class Refusing:
+    def __getattr__(self, name): raise RuntimeError(name) if name[:2] == "__" else AttributeError(name)
+    def __getstate__(self): return None
+    def __call__(self, *args): return 42
+
+class Misnamed:
+    def __init__(self): self.__qualname__ = self.__module__ = 5
+    def __call__(self, *args): return 42
+
+class Circular:
+    def __init__(self): self.__wrapped__ = self.func = self.__func__ = self.__self__ = self
+    def __call__(self, *args): return 42
+
+def answer(*args): return 42
+
+class Text(str): pass
+
+named = types.FunctionType(answer.__code__, globals(), Text("named"))
+unprintable = types.FunctionType(answer.__code__, globals(), "\\ud800")
+called = [Any(), Refusing(), Misnamed(), Circular(), functools.partial(functools.partial(Circular())), named, unprintable,
+          functools.lru_cache(answer), np.vectorize(answer, otypes=[int])]
+"""
+
+
+def test_callables_without_a_proper_name(run_script: RunScript) -> None:
+    """Nothing but what pickle needs is asked of what is called; it has the name of its class in messages."""
+    done = run_script(
+        _CALLABLES
+        + """
+with ndshare.ProcessPoolExecutor(1, task_timeout=30) as executor:
+    for one in called:
+        assert executor.submit(one, 1).result() == 42
+        assert list(executor.map(one, [1, 2])) == [42, 42]
+contexts = ndshare.ProcessContext(2, start="pool"), ndshare.ProcessContext(2, start="fork"), ndshare.ThreadContext(2)
+for context in contexts:
+    for one in called[:-1]:
+        assert context.map(one, range(3)).items == 3, one
+print("right")
+"""
+    )
+    assert (done.stdout, done.stderr) == ("right\n", "")
+
+
+def test_functions_of_frompyfunc(run_script: RunScript) -> None:
+    """Their names lead nowhere: they are made again, of what they call."""
+    done = run_script(
+        """
+import numpy as np, ndshare
+
+factor = 2
+def double(x): return factor * x
+doubled = np.frompyfunc(double, 1, 1)
+largest = np.frompyfunc(lambda x, y: max(x, y), 2, 1, identity=-1)
+free = np.frompyfunc(min, 2, 1, identity=None)
+
+def task(x):
+    return doubled(x), largest.reduce([]), largest.reduce([x, 9]), np.add(x, 1), free.identity
+
+with ndshare.ProcessPoolExecutor(1) as executor:
+    assert executor.submit(task, 3).result() == (6, -1, 9, 4, None)
+    factor = 5
+    assert executor.submit(task, 3).result()[0] == 15
+    assert executor.submit(doubled, 3).result() == 15
+    assert executor.submit(lambda one: one(1, 2), largest).result() == 2
+    assert executor.submit(lambda: np.hypot).result() is np.hypot
+out = ndshare.alloc(3, int)
+def kernel(worker, index, x): out[index] = doubled(x)
+ndshare.ProcessContext(2, start="pool").map(kernel, range(3))
+assert out.tolist() == [0, 5, 10]
+print("right")
+"""
+    )
+    assert (done.stdout, done.stderr) == ("right\n", "")

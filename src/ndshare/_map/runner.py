@@ -28,6 +28,7 @@ from ndshare._map.watch.differences import Forker
 from ndshare._map.watch.watching import Watch
 from ndshare._pickling import CodeMemory
 from ndshare._processes import errstate, numbered
+from ndshare._system import code_of
 from ndshare._transport import mainspace
 from ndshare._transport import portable as portable_failure
 from ndshare.functors import Functor, numbers_of, values_of
@@ -59,18 +60,14 @@ class KernelMemory(Generic[_T]):
 
     def get(self, kernel: Callable[..., object]) -> _T:
         """Return what is known of a kernel."""
-        code = _code_of(kernel)
+        code = code_of(kernel)
         known = None if code is None else self._known.get(code)
         return self._default if known is None else known
 
     def put(self, kernel: Callable[..., object], value: _T) -> None:
         """Remember it."""
-        if (code := _code_of(kernel)) is not None:
+        if (code := code_of(kernel)) is not None:
             self._known.put(code, value)
-
-
-def _code_of(kernel: Any) -> Any:
-    return getattr(getattr(kernel, "__func__", kernel), "__code__", None)
 
 
 class _Inside(threading.local):

@@ -373,7 +373,11 @@ def fill_class(cls: type, content: tuple[dict[str, Any], list[type], list[type],
 def _fill_cells(cls: type, attributes: dict[str, Any]) -> None:
     """Let annotations find the names of their class."""
     for value in attributes.values():
-        function = value.fget if type(value) is property else getattr(value, "__func__", value)
+        function = value.fget if type(value) is property else value
+        if issubclass(type(value), (classmethod, staticmethod)):
+            function = value.__func__
+        if type(function) is not types.FunctionType:
+            continue
         for one in (function, getattr(function, "__annotate__", None)):
             if type(one) is types.FunctionType and cells.OF_CLASS in one.__code__.co_freevars:
                 number = one.__code__.co_freevars.index(cells.OF_CLASS)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import gc
 import sys
 import types
 import warnings
@@ -101,6 +102,20 @@ def _unsendable_view(view: memoryview) -> TypeError:
         f"a memoryview of format {view.format!r} cannot be sent to another process: it shows objects or "
         "addresses of this process; send what it is a view of, or a NumPy array of its content"
     )
+
+
+def reduce_ufunc(function: np.ufunc) -> Any:
+    """Take what `numpy.frompyfunc` has made apart, which cannot be found by its name as other ufuncs."""
+    held = gc.get_referents(function)  # what it calls, its identity if it was given one, its attributes
+    if not function.__name__.endswith(" (vectorized)") or not held or not callable(held[0]):
+        return copyreg.dispatch_table[np.ufunc](function)
+    identity = [one for one in held[1:] if type(one) is not dict]
+    return make_ufunc, (held[0], function.nin, function.nout, *identity)
+
+
+def make_ufunc(function: Callable[..., Any], inputs: int, outputs: int, *identity: Any) -> Any:
+    """Return the ufunc of `reduce_ufunc`."""
+    return np.frompyfunc(function, inputs, outputs, **dict(zip(("identity",), identity, strict=False)))
 
 
 def refuse_mapping(_mapping: object) -> Any:

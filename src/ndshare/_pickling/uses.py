@@ -198,11 +198,13 @@ def first(items: Iterable[Any], most: int | None = None) -> list[Any]:
 
 def function_of(kernel: Any) -> Any:
     """Return the Python function behind a kernel, or None."""
-    while isinstance(kernel, functools.partial):
+    while issubclass(type(kernel), functools.partial):
         kernel = kernel.func
-    if isinstance(kernel, types.FunctionType):
+    if issubclass(type(kernel), types.FunctionType):
         return kernel
-    return getattr(kernel, "__func__", None) or vars(type(kernel)).get("__call__")
+    if issubclass(type(kernel), types.MethodType):
+        return kernel.__func__
+    return vars(type(kernel)).get("__call__")
 
 
 def parameters(function: Any) -> tuple[str, ...]:

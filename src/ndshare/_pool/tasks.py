@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ndshare._processes import TaskOptions, Worker, frames
-from ndshare._system import _wire
+from ndshare._system import _wire, callable_name
 from ndshare._transport import Draft, Parcel, pack, unpack
 
 _T = TypeVar("_T")
@@ -415,12 +415,15 @@ class ItemsTask(QuietTask):
 
 
 def describe(function: Any) -> str:
-    """Readable name of something callable."""
-    while isinstance(function, functools.partial):
+    """Readable name of something callable, with that of its module."""
+    while issubclass(type(function), functools.partial):
         function = function.func
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    module = getattr(function, "__module__", None)
-    return f"{module}.{name}()" if module else f"{name}()"
+    try:
+        module = function.__module__
+    except Exception:  # it may answer attributes as it likes
+        module = type(function).__module__
+    name = callable_name(function)
+    return f"{module}.{name}()" if type(module) is str else f"{name}()"
 
 
 def _shielded(function: Callable[..., _T], *args: Any) -> _T:

@@ -47,7 +47,7 @@ from ndshare._processes import family, frames, inheritance, injection, records, 
 from ndshare._processes.asking import Asking
 from ndshare._processes.modules import Finder
 from ndshare._processes.surroundings import Surroundings
-from ndshare._system import _wire
+from ndshare._system import _wire, callable_name
 from ndshare._transport import (
     Draft,
     Parcel,
@@ -330,8 +330,7 @@ class _Worker:
 
     def _name(self, function: Any) -> None:
         """Put on the board what runs now, if it is not there already: who watches may be told half a name."""
-        while (name := getattr(function, "__qualname__", None)) is None:
-            function = getattr(function, "func", type(function))  # of a partial
+        name = callable_name(function)
         if name is not self.named:
             self.named = name
             at = self.row + frames.NAME_AT

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING
 from ndshare._system import _wire
 from ndshare._system._wire import load_u64, selective
 from ndshare._system.arguments import (
+    callable_name,
     check_callable,
     check_count,
     check_environment,
     check_runs,
     check_seconds,
+    code_of,
     module_names,
     tuple_of,
     variables,
@@ -86,11 +88,13 @@ __all__ = [
     "Timeline",
     "_wire",
     "blas_controller",
+    "callable_name",
     "check_callable",
     "check_count",
     "check_environment",
     "check_runs",
     "check_seconds",
+    "code_of",
     "cpu_quota",
     "cpu_sets",
     "default_workers",

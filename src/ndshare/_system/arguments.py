@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import types
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -41,18 +42,40 @@ def check_callable(name: str, value: object, advice: str = "") -> None:
 def check_runs(name: str, value: object, advice: str = "") -> None:
     """Refuse what cannot be called, and what does nothing when it is called and its result is dropped."""
     check_callable(name, value, advice)
-    function: Any = value
-    while isinstance(function, functools.partial):
-        function = function.func
-    if not hasattr(function, "__code__"):
-        function = getattr(function, "__func__", None) or type(function).__call__
-    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    function = _within_partials(value)
+    code = code_of(function) or code_of(type(function).__call__)
+    flags = 0 if code is None else code.co_flags
     for flag, kind, remedy in _IDLE:
         if flags & flag:
             raise TypeError(
                 f"{name} is {value!r}, {kind}: calling it makes an object that somebody would have to run, "
                 f"and nobody does; give a function that does the work itself, without {remedy}"
             )
+
+
+def callable_name(value: object) -> str:
+    """Return the qualified name of what is called; that of its class, where it has none that is a text."""
+    function = _within_partials(value)
+    try:
+        name = function.__qualname__
+    except Exception:  # it may answer attributes as it likes
+        name = None
+    return name if type(name) is str else type(function).__qualname__
+
+
+def code_of(function: Any) -> types.CodeType | None:
+    """Return the code of a function or method; None of all else that can be called."""
+    try:
+        code = getattr(function, "__func__", function).__code__
+    except Exception:  # it may answer attributes as it likes
+        return None
+    return code if type(code) is types.CodeType else None
+
+
+def _within_partials(function: Any) -> Any:
+    while issubclass(type(function), functools.partial):
+        function = function.func
+    return function
 
 
 #: Flags of code: `inspect` calls them CO_ASYNC_GENERATOR, CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_GENERATOR.

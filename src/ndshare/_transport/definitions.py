@@ -331,8 +331,11 @@ def _is_sentinel(value: object) -> bool:
     cls = type(value)
     if cls is object:
         return True
-    if cls.__module__ not in MAIN_NAMES or getattr(value, "__dict__", None):
+    if cls.__module__ not in MAIN_NAMES:
         return False
+    with contextlib.suppress(AttributeError):
+        if object.__getattribute__(value, "__dict__"):
+            return False
     bases = cls.__mro__[:-1]
     return all(base.__flags__ & _HEAP_TYPE for base in bases) and not any(
         type(member) is types.MemberDescriptorType for base in bases for member in list(vars(base).values())

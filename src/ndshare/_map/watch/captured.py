@@ -130,8 +130,11 @@ def _functions_of(value: Any) -> list[types.FunctionType]:
     found: list[types.FunctionType] = []
     for base in cls.__mro__:
         for _, member in kept_by_class(base, special=True):
-            member = getattr(member, "__func__", getattr(member, "fget", member))
-            if isinstance(member, types.FunctionType):
+            if issubclass(type(member), (classmethod, staticmethod)):
+                member = member.__func__
+            elif issubclass(type(member), property):
+                member = member.fget
+            if type(member) is types.FunctionType:
                 found.append(member)
     return found
 

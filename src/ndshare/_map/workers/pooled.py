@@ -20,7 +20,7 @@ from ndshare._map.workers.base import Lost, Outcome, Ranges
 from ndshare._memory import block_of
 from ndshare._pool import Pool, QuietTask, Task
 from ndshare._processes import frames
-from ndshare._system import _wire
+from ndshare._system import _wire, callable_name
 from ndshare._transport import Draft, Parcel, by_value_modules, mainspace, pack
 
 #: Which global data kernels used last time, so that they are pickled once.
@@ -132,7 +132,7 @@ class PoolWorkers(Task):
     def _tell_watchers(self) -> None:
         board, kernel = self.job.board, self.job.kernel
         if (place := _place_of(board.memory)) is not None:
-            name = getattr(kernel, "__qualname__", None) or type(kernel).__qualname__
+            name = callable_name(kernel)
             self._note = self.pool.crew.note_map(place, board.num_workers, board.items, name)
 
     def done(self) -> bool:
