@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from ndshare._pickling import cells, local_functions
 from ndshare._pickling.cells import CODE_TYPES, expect_gifts, give, given
-from ndshare._pickling.classes import class_attributes, registered_with, told_of
+from ndshare._pickling.classes import class_attributes
 from ndshare._pickling.codes import CodeMemory, names_used
 from ndshare._pickling.exceptions import reduce_exception
 from ndshare._pickling.functions import Named, NamedValue, delivered
@@ -45,6 +45,7 @@ from ndshare._pickling.pickler import ALONE_STREAM, record, record_alone
 from ndshare._pickling.randoms import advanced_by, arrived, describe_random, is_random, state_of
 from ndshare._pickling.recording import FILE, SLOT, CopyOnWrite, Descriptor, Placed, Recording
 from ndshare._pickling.reducers import late_reducers, reduce_subclass, register_reducer, registered, same
+from ndshare._pickling.registrations import registered_with, told_of
 from ndshare._pickling.session import Session, by_value_modules
 from ndshare._pickling.uses import (
     attributes,
