@@ -30,7 +30,10 @@ for title, code in json.loads(sys.argv[2]):
             exec(code)
         except BaseException as error:
             text = str(error) if not isinstance(error, KeyError) else str(error.args[0])
-            said += [f"{type(error).__name__}: {text}", *getattr(error, "__notes__", ())]
+            notes = [  # where in the arguments it was is a note of CPython's, from 3.14 on
+                note for note in getattr(error, "__notes__", ()) if not note.startswith("when serializing ")
+            ]
+            said += [f"{type(error).__name__}: {text}", *notes]
             error.__traceback__ = None
     said[:0] = [f"{warning.category.__name__}: {warning.message}" for warning in caught]
     print(json.dumps([title, "\\n".join(said)]), flush=True)

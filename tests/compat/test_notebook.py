@@ -33,7 +33,7 @@ try:
             sys.exit("cell failed:\\n" + cell)
 finally:
     client.stop_channels()
-    manager.shutdown_kernel(now=True)
+    manager.shutdown_kernel()  # not by a signal: semaphores of its own would stay
 """
 
 _BEGIN = """

@@ -122,7 +122,7 @@ try:
             sys.exit(f"{cell}\\n{told}")
 finally:
     client.stop_channels()
-    manager.shutdown_kernel(now=True)
+    manager.shutdown_kernel()  # not by a signal: semaphores of its own would stay
 """
 
 _BEGIN = """

@@ -62,7 +62,8 @@ def main(arguments: list[str]) -> int:
     result = unittest.TextTestRunner(stream, verbosity=2).run(cases(names))
     ndshare.shutdown()
     for test, text in result.failures + result.errors:
-        print(test.id().split(".")[-1], test.id(), text.strip().splitlines()[-1])
+        whole = getattr(test, "test_case", test)  # of a part of a test (`subTest`)
+        print(whole.id().split(".")[-1], test.id(), text.strip().splitlines()[-1])
     print(f"{result.testsRun} tests ran, {len(result.skipped)} were skipped")
     return len(result.failures) + len(result.errors)
 

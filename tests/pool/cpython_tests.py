@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import gc
 import importlib
 import io
 import multiprocessing
+import signal
 import sys
 import unittest
 import warnings
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import ndshare
@@ -31,6 +34,15 @@ MODULES = (
     "test_wait",
     "test_as_completed",
 )
+
+#: They put something in the place of a private function of the standard library which ndshare has no use for.
+PRIVATE = (
+    "test_python_finalization_error",
+    "test_failed_worker_replacement_breaks_pool",
+    "test_force_shutdown_during_max_tasks_worker_exit",
+)
+#: One waits for ever for what ndshare does not do.
+LIMIT_S = {"test_broken_process_pool_traceback": 5}
 
 # What they run in another interpreter begins like this.
 _PRELUDE = f"""
@@ -50,14 +62,44 @@ def cases(names: tuple[str, ...]) -> unittest.TestSuite:
         if hasattr(module, "assert_python_ok"):
             run = module.assert_python_ok
             module.assert_python_ok = lambda option, code, run=run: run(option, _PRELUDE + code)
-        for found in vars(module).values():
-            if isinstance(found, type) and issubclass(found, unittest.TestCase):
-                suite.addTests(
-                    test
-                    for test in unittest.defaultTestLoader.loadTestsFromTestCase(found)
-                    if "Process" in found.__name__ or "Resources" in found.__name__
-                )
+        for found in list(vars(module).values()):
+            if not (isinstance(found, type) and issubclass(found, unittest.TestCase)):
+                continue
+            if "Process" in found.__name__ or "Resources" in found.__name__:
+                found.run = functools.partialmethod(_run, found.run)  # type: ignore[method-assign,assignment]
+                tests = unittest.defaultTestLoader.loadTestsFromTestCase(found)
+                suite.addTests(test for test in tests if _name(test) not in PRIVATE)
     return suite
+
+
+def _name(test: unittest.TestCase) -> str:
+    """Return the name of the method; that of a part of a test (`subTest`) is the test's."""
+    return getattr(test, "test_case", test).id().split(".")[-1]
+
+
+def _run(
+    test: Any, theirs: Callable[..., unittest.TestResult | None], result: unittest.TestResult | None = None
+) -> unittest.TestResult | None:
+    """Run one; at its limit it fails, and its workers are killed: its clean-up waits for them."""
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        test.executor.kill_workers()
+        raise TimeoutError("it waits for something that does not come")
+
+    own = set(vars(test))
+    former = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(LIMIT_S.get(_name(test), 0))
+    try:
+        return theirs(test, result)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, former)
+        # The next one may count the semaphores that are left, while this one is kept if it failed.
+        for name in set(vars(test)) - own:
+            delattr(test, name)
+        if _name(test) == "test_initializer":
+            ndshare.shutdown()  # workers that are just ending have it
+        gc.collect()
 
 
 def _set_up(theirs: Callable[[], None]) -> None:
@@ -81,7 +123,7 @@ def main(names: tuple[str, ...]) -> int:
     )
     print()  # they print how long each has taken
     for test, text in result.failures + result.errors:
-        print(test.id().split(".")[-1], test.id(), text.strip().splitlines()[-1])
+        print(_name(test), test.id(), text.strip().splitlines()[-1])
     print(f"{result.testsRun} tests ran, {len(result.skipped)} were skipped")
     return len(result.failures) + len(result.errors)
 

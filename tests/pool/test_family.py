@@ -81,6 +81,24 @@ def test_processes_have_the_interface_of_multiprocessing(executor: ndshare.Proce
         process.kill()  # nobody is hit
 
 
+def test_processes_stay_the_same_objects_and_are_what_is_ended() -> None:
+    """What a program puts in the place of a method is called, as with the standard class of 3.14."""
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        future = executor.submit(time.sleep, _LATE_S)
+        while not future.running():
+            time.sleep(0.002)
+        (process,) = executor._processes.values()
+        assert process is next(iter(executor._processes.values()))
+        called = []
+        process.kill = lambda: called.append(process.pid)  # type: ignore[method-assign]
+        with pytest.raises(ValueError, match="'terminate' or 'kill', got 'stop'"):
+            executor._force_shutdown("stop")
+        executor.kill_workers()
+        process.join()
+        assert called == [process.pid]
+        assert isinstance(future.exception(), ndshare.WorkerDiedError)
+
+
 def test_processes_have_ended_when_their_executor_has() -> None:
     """Although they may be working for another one."""
     executor = ndshare.ProcessPoolExecutor(1)

@@ -55,6 +55,8 @@ _T = TypeVar("_T")
 _Items = TypeVar("_Items", bound=ItemsTask)
 _Each = TypeVar("_Each", bound=EachTask)
 
+_ENDINGS = {"terminate": signal.SIGTERM, "kill": signal.SIGKILL}
+
 
 class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
     """Run calls in a pool of worker processes; arrays do not go through pickle.
@@ -528,15 +530,21 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
 
     def terminate_workers(self) -> None:
         """End the workers by SIGTERM: futures that run fail, those that wait are cancelled."""
-        self._end_workers(signal.SIGTERM)
+        self._force_shutdown(operation="terminate")
 
     def kill_workers(self) -> None:
         """End the workers by SIGKILL: futures that run fail, those that wait are cancelled."""
-        self._end_workers(signal.SIGKILL)
+        self._force_shutdown(operation="kill")
 
-    def _end_workers(self, number: int) -> None:
+    def _force_shutdown(self, operation: str) -> None:
+        """Do what both do; programs that know the standard class of 3.14 find it here."""
+        if operation not in _ENDINGS:
+            raise ValueError(f"operation must be 'terminate' or 'kill', got {operation!r}")
         if self._pool.hub.pid == os.getpid():
-            self._pool.kill(number)
+            known = list(self._pool.handles.values())
+            self._pool.kill(_ENDINGS[operation])
+            for process in known:
+                getattr(process, operation)()  # somebody may have put something of their own there
         self._pool.shutdown(wait=False, cancel=True)
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:

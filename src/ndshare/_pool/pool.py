@@ -27,6 +27,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,7 @@ class Pool:
         if settings.memory_limit is not None:
             self.memory = MemoryWatch(crew, self.workers, self.limits, settings.memory_limit)
             self.roster.is_swollen = self.memory.is_swollen
+        self.handles: weakref.WeakValueDictionary[Worker, Any] = weakref.WeakValueDictionary()  # the user's
         self.queue: collections.deque[Task] = collections.deque()
         self.ranked = False  # some task had a priority
         self._unsorted = False  # and the queue may not be in that order

@@ -159,5 +159,13 @@ def processes(pool: Pool) -> dict[int, WorkerProcess]:
         with pool.hub.lock:
             workers = list(pool.workers) if pool.hub.pid == os.getpid() else []
             if all(worker.pid for worker in workers):
-                return {worker.pid: WorkerProcess(pool, worker) for worker in workers}
+                return {worker.pid: _handle(pool, worker) for worker in workers}
         time.sleep(_LOOK_S)
+
+
+def _handle(pool: Pool, worker: Worker) -> WorkerProcess:
+    """Return the handle of a worker: the same one for as long as somebody has it (under the hub's lock)."""
+    handle = pool.handles.get(worker)
+    if handle is None:
+        handle = pool.handles[worker] = WorkerProcess(pool, worker)
+    return handle
