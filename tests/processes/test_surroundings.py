@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -70,3 +72,46 @@ def test_first_tasks_of_several_threads_find_whole_workers(round_):
         for thread in threads:
             thread.join()
         assert len(pids) == 4
+
+
+def test_context_of_decimal_and_settings_of_libraries(run_script: Callable[..., Any]) -> None:
+    """In every face the numbers of the thread that sends the work; the initializer's where that has the usual."""
+    done = run_script(
+        """
+import asyncio, csv, decimal, socket, threading
+import numpy as np, ndshare
+def third(_=0): return str(decimal.Decimal(1) / 3), decimal.getcontext().rounding
+def few(): decimal.getcontext().prec = 11
+def settings(): return str(np.array([1 / 3])), socket.getdefaulttimeout(), csv.field_size_limit()
+with ndshare.ProcessPoolExecutor(1, initializer=few) as executor: assert len(executor.submit(third).result()[0]) == 13
+np.set_printoptions(precision=2); socket.setdefaulttimeout(4); csv.field_size_limit(10**6)
+decimal.getcontext().prec, decimal.getcontext().rounding = 50, decimal.ROUND_UP
+here = third()
+assert len(here[0]) == 52
+out = ndshare.alloc(3)
+with ndshare.ProcessPoolExecutor(2) as executor:
+    assert executor.submit(third).result() == here
+    assert [*executor.map(third, range(3)), *executor.imap_unordered(third, range(3))] == [here] * 6
+    with decimal.localcontext() as context:
+        context.prec = 5
+        assert len(executor.submit(third).result()[0]) == 7
+    assert {future.result() for future in [executor.submit(third) for _ in range(50)]} == {here}
+    found = []
+    thread = threading.Thread(target=lambda: found.append(executor.submit(third).result()))
+    thread.start(); thread.join()
+    assert len(found[0][0]) == 30, "a thread has a context of its own"
+    async def main(): return await asyncio.get_running_loop().run_in_executor(executor, third)
+    assert asyncio.run(main()) == here
+    assert executor.submit(settings).result() == settings() == ("[0.33]", 4.0, 10**6)
+with ndshare.Pool(1) as pool: assert pool.map(third, [1]) == [pool.apply(third)] == [here]
+def kernel(worker_id, index, value): out[index] = len(third()[0])
+for context in (ndshare.ProcessContext(2), ndshare.ThreadContext(2), ndshare.SerialContext()):
+    out[:] = 0
+    context.map(kernel, range(3))
+    assert (out == 52).all(), context
+decimal.setcontext(decimal.Context(prec=28))
+with ndshare.ProcessPoolExecutor(1) as executor: assert len(executor.submit(third).result()[0]) == 30
+print("fine")
+"""
+    )
+    assert (done.stdout, done.stderr) == ("fine\n", "")

@@ -1,8 +1,8 @@
-"""How floating-point errors and warnings are treated, taken along from the caller to where its work runs.
+"""How numbers and warnings are treated, taken along from the caller to where its work runs.
 
-``np.seterr`` and ``np.errstate`` hold for one thread. With forked workers, those of the standard library, a
-script that begins with ``np.seterr(all="raise")`` has that in its workers, too; so it is here, in every
-context.
+``np.seterr`` and ``np.errstate`` hold for one thread, and so does the context of `decimal`. With forked
+workers, those of the standard library, a script that begins with ``np.seterr(all="raise")`` or
+``decimal.getcontext().prec = 50`` has that in its workers, too; so it is here, in every context.
 
 Filters of warnings hold for a process, and reach workers with all else that does. Where the interpreter has
 them hold for a context (``-X context_aware_warnings``, the default without the GIL), those of the caller's
@@ -12,6 +12,7 @@ come with its work; in threads of its own process, what it records comes back, t
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,11 +22,21 @@ import numpy as np
 
 # As NumPy has them, and each worker.
 _USUAL = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
+try:
+    from numpy._core._ufunc_config import _get_extobj_dict as _settings  # type: ignore[attr-defined]
+except ImportError:
+    _settings = np.geterr
+_ALL_USUAL: dict[str, Any] = _settings()
+_ALL_USUAL.update(_USUAL)
+_DIGITS, _ROUNDING = 28, "ROUND_HALF_EVEN"  # as `decimal` has them
 
 _NOTHING_TO_DO = contextlib.nullcontext()
 
-ErrorState = tuple[Any, Any, "Filters | None"] | None
-"""Modes (`numpy.geterr`), what `numpy.geterrcall` returns, filters of warnings; None for what is usual."""
+ErrorState = tuple[Any, Any, "Filters | None", Any] | None
+"""Modes (`numpy.geterr`), what `numpy.geterrcall` returns, filters of warnings, context of `decimal`.
+
+None for what is usual.
+"""
 
 #: Whether filters of warnings belong to a context.
 _CONTEXT_AWARE = bool(getattr(sys.flags, "context_aware_warnings", False))
@@ -62,28 +73,40 @@ def _filters() -> Filters | None:
 def current() -> ErrorState:
     """Return what holds in this thread."""
     filters = _filters() if _CONTEXT_AWARE else None
+    numbers = None
+    if (decimal := sys.modules.get("decimal")) is not None:
+        here = decimal.getcontext()
+        if here.prec != _DIGITS or here.rounding != _ROUNDING or here.traps != decimal.DefaultContext.traps:
+            numbers = here.copy()
+    if numbers is None and filters is None and _settings() == _ALL_USUAL:  # half the time of the next
+        return None
     modes = np.geterr()
-    if modes == _USUAL and filters is None:
+    if numbers is None and filters is None and modes == _USUAL:
         return None
     uses_call = "call" in modes.values() or "log" in modes.values()
-    return dict(modes), np.geterrcall() if uses_call else None, filters
+    return dict(modes), np.geterrcall() if uses_call else None, filters, numbers
 
 
 def entered(state: ErrorState) -> contextlib.AbstractContextManager[object]:
     """Return a context manager inside of which it holds."""
     if state is None:
         return _NOTHING_TO_DO
-    modes, call, filters = state
+    modes, call, filters, numbers = state
     errors = np.errstate(call=call, **modes)
-    if filters is None:
+    if filters is None and numbers is None:
         return errors
-    return _both(filters, errors)
+    return _all(errors, filters, numbers)
 
 
 @contextlib.contextmanager
-def _both(filters: Filters, errors: np.errstate) -> Iterator[None]:
-    with filters.entered(), errors:
-        yield
+def _all(errors: np.errstate, filters: Filters | None, numbers: Any) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if filters is not None:
+            stack.enter_context(filters.entered())
+        if numbers is not None:
+            stack.enter_context(importlib.import_module("decimal").localcontext(numbers))
+        with errors:
+            yield
 
 
 def call(state: ErrorState, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

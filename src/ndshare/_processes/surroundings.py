@@ -22,6 +22,7 @@ import logging
 import os
 import pickle
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -184,7 +185,36 @@ def _set_faulthandler(wanted: bool) -> None:
         faulthandler.disable()
 
 
-# Settings of the interpreter, and how to set them.
+def _timeout() -> float | None:
+    found = sys.modules.get("socket")  # who has not loaded it has the usual
+    return None if found is None else found.getdefaulttimeout()
+
+
+def _field_size() -> int:
+    found = sys.modules.get("csv")
+    return 128 << 10 if found is None else found.field_size_limit()
+
+
+class _Printing:
+    """How NumPy prints arrays: in the main thread, as each thread may have its own."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Any] = {}
+
+    def get(self) -> dict[str, Any]:
+        if not self._last or threading.current_thread() is threading.main_thread():
+            functions = {"formatter": None, "override_repr": None}
+            self._last = {name: functions.get(name, value) for name, value in np.get_printoptions().items()}
+        return self._last
+
+    def put(self, wanted: dict[str, Any]) -> None:
+        np.set_printoptions(**wanted)
+
+
+_printing = _Printing()
+
+
+# Settings of the interpreter and of the process, and how to set them.
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (sys.getrecursionlimit, sys.setrecursionlimit),
     (sys.getswitchinterval, sys.setswitchinterval),
@@ -194,6 +224,9 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (lambda: sys.dont_write_bytecode, lambda wanted: setattr(sys, "dont_write_bytecode", wanted)),
     (lambda: sys.pycache_prefix, lambda wanted: setattr(sys, "pycache_prefix", wanted)),
     (lambda: tuple(sys.warnoptions), lambda wanted: setattr(sys, "warnoptions", list(wanted))),
+    (_timeout, lambda wanted: importlib.import_module("socket").setdefaulttimeout(wanted)),
+    (_field_size, lambda wanted: importlib.import_module("csv").field_size_limit(wanted)),
+    (_printing.get, _printing.put),
 )
 
 
