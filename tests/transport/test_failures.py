@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import linecache
 import threading
+import traceback
 from typing import Any
 
 import pytest
@@ -68,3 +70,20 @@ def test_group_that_can_travel_is_as_it_was() -> None:
     """Nothing is replaced."""
     error, _ = portable(ExceptionGroup("few", [ValueError(1), OSError(2, "x")]))
     assert repr(error) == "ExceptionGroup('few', [ValueError(1), FileNotFoundError(2, 'x')])"
+
+
+def test_traceback_has_the_code_of_cells_of_a_notebook() -> None:
+    """Only the caller has their lines; a worker that was forked has them as well, and they are there once."""
+    name, code = "<cell of a test>", "def fails():\n    number = 1\n    raise ValueError(number)\n"
+    linecache.cache[name] = len(code), None, code.splitlines(keepends=True), name
+    try:
+        namespace: dict[str, Any] = {}
+        exec(compile(code, name, "exec"), namespace)
+        for start in ("clean", "fork"):
+            with ndshare.ProcessPoolExecutor(1, start=start) as executor:
+                error = executor.submit(namespace["fails"]).exception()
+            assert error is not None
+            told = "".join(traceback.format_exception(error))
+            assert told.count("    raise ValueError(number)\nValueError: 1") == 1, told
+    finally:
+        del linecache.cache[name]

@@ -6,6 +6,7 @@ Its traceback goes as text, and is the cause of the exception where that arrives
 from __future__ import annotations
 
 import contextlib
+import linecache
 import re
 import sys
 import traceback
@@ -17,6 +18,7 @@ from ndshare.errors import RemoteError, add_note, forget_origin, set_cause
 
 #: Around a traceback, as the standard library prints it.
 _OPENING, _CLOSING = '\n"""\n', '"""'
+_PLACE = re.compile(r'  File "(.+)", line (\d+), in ')
 
 #: An importer of the program's own has made it, or it was put into `sys.modules` by hand.
 _HERE = (
@@ -105,8 +107,21 @@ def with_traceback(error: BaseException, text: str) -> BaseException:
         # The class of the standard library, which some programs know; it takes long to import.
         from concurrent.futures.process import _RemoteTraceback
 
-        set_cause(error, _RemoteTraceback(f"{_OPENING}{text}{_CLOSING}"))  # type: ignore[arg-type]  # text
+        told = _RemoteTraceback(f"{_OPENING}{_with_source(text)}{_CLOSING}")  # type: ignore[arg-type]  # text
+        set_cause(error, told)
     return error
+
+
+def _with_source(text: str) -> str:
+    """Return a traceback with the lines of code that only this process has, as of a notebook's cells."""
+    lines = text.split("\n")
+    for number in reversed(range(len(lines) - 1)):
+        place = _PLACE.match(lines[number])
+        if place is None or lines[number + 1].startswith("    "):
+            continue
+        if code := linecache.getline(place[1], int(place[2])).strip():
+            lines.insert(number + 1, f"    {code}")
+    return "\n".join(lines)
 
 
 def _note_unsent(error: NameError) -> None:
