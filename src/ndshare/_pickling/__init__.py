@@ -41,6 +41,7 @@ from ndshare._pickling.namespace import (
     main_namespace,
     names_in_pickle,
 )
+from ndshare._pickling.per_process import is_per_process
 from ndshare._pickling.pickler import ALONE_STREAM, record, record_alone
 from ndshare._pickling.randoms import advanced_by, arrived, describe_random, is_random, state_of
 from ndshare._pickling.recording import FILE, SLOT, CopyOnWrite, Descriptor, Placed, Recording
@@ -101,6 +102,7 @@ __all__ = [
     "is_of_ctypes",
     "is_of_library",
     "is_of_user",
+    "is_per_process",
     "is_random",
     "kept_by_class",
     "late_reducers",

@@ -19,26 +19,44 @@ from typing import Any, ClassVar
 import cloudpickle.cloudpickle as _impl
 import numpy as np
 
-from ndshare._pickling import cells, classes
+from ndshare._pickling import cells, classes, per_process
 from ndshare._pickling.exceptions import reduce_exception
 from ndshare._pickling.functions import Named, annotations_of
 from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
 from ndshare._pickling.recording import Places, Recording
-from ndshare._pickling.session import Session
+from ndshare._pickling.session import Session, WrapperTable
 from ndshare._system import selective
+
+
+class _TableAfresh(WrapperTable):
+    """A dispatch table that also knows what every process has for itself."""
+
+    def __missing__(self, cls: type) -> Any:
+        return per_process.reducer(cls) or super().__missing__(cls)
 
 
 class _CloudSession(Session):
     """A session that takes apart what `Session` gives up."""
 
-    def __init__(self, pickler: Any) -> None:
+    def __init__(self, pickler: Any, *, afresh: bool) -> None:
         super().__init__()
         self.pickler = pickler
+        self.afresh = afresh
         ours = dict(self.table)
         self.table.update(_impl.Pickler._dispatch_table)
         self.table.update(ours)
         self.table[io.TextIOWrapper] = _reduce_file
         self.look_for_late()
+        if afresh:
+            self.table.__class__ = _TableAfresh
+
+    def set_named(self, named: Named) -> None:
+        super().set_named(named)
+        if self.afresh and named:
+            namespace = main_namespace()
+            for name in named.values():
+                if per_process.is_per_process(value := namespace.get(name)):
+                    self._watch_for(type(value))
 
     def on_named(self, obj: Any) -> Any:
         reduced = super().on_named(obj)
@@ -50,6 +68,8 @@ class _CloudSession(Session):
                 return self.on_class(obj) if len(reduced) > 2 else reduced
             if isinstance(obj, types.FunctionType) and obj.__globals__ is main_namespace():
                 return self.on_unnamed(obj)  # its decorator gave it the name of something else
+            if isinstance(obj, types.FunctionType) and (home := self.home_of(obj)) is not None:
+                return self.on_wrapper(obj, home)
             if isinstance(obj, types.FunctionType):
                 return self.on_dynamic(obj, reduced)
         return reduced
@@ -131,10 +151,11 @@ def record(
     withheld: frozenset[str],
     inputs: Places | None,
     named: Named,
+    afresh: bool,
 ) -> Recording:
     """Pickle an object as `ndshare._pickling.pickler.record` does, with cloudpickle's help."""
     pickler = _CloudPickler.__new__(_CloudPickler)
-    session = _CloudSession(pickler)
+    session = _CloudSession(pickler, afresh=afresh)
     session.lend = lend
     session.defining = defining
     session.withheld = withheld

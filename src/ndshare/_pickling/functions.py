@@ -78,9 +78,12 @@ def _submodules(package: Any, attributes: frozenset[str]) -> tuple[str, ...]:
 
 
 def reduce_function(
-    function: types.FunctionType, given: Container[int] = (), part: Callable[[Any], Any] | None = None
+    function: types.FunctionType,
+    given: Container[int] = (),
+    part: Callable[[Any], Any] | None = None,
+    home: types.ModuleType | None = None,
 ) -> tuple[Any, ...]:
-    """Return how to make the function anew in the receiver's ``__main__``.
+    """Return how to make the function anew, on the globals of the receiver's ``__main__`` or of a module.
 
     The cells of its closure must be pickled *empty* (`make_cell`): their contents follow in the
     state, after the function has been memoized, so that a closure may contain itself. The cells
@@ -106,7 +109,9 @@ def reduce_function(
         getattr(function, "__type_params__", ()),
         contents,
     )
-    facts = (dumped(function.__code__), function.__name__, closure)
+    facts: tuple[Any, ...] = (dumped(function.__code__), function.__name__, closure)
+    if home is not None:
+        facts = *facts, home
     return make_function, facts, state, None, None, fill_function
 
 
@@ -126,9 +131,12 @@ def annotate(function: Any, annotations: Any) -> None:
         function.__annotate__ = annotations
 
 
-def make_function(code: bytes, name: str, closure: tuple[types.CellType, ...] | None) -> types.FunctionType:
+def make_function(
+    code: bytes, name: str, closure: tuple[types.CellType, ...] | None, home: types.ModuleType | None = None
+) -> types.FunctionType:
     """Return the function of `reduce_function`, still without its state."""
-    return types.FunctionType(load_code(code), main_namespace(), name, None, closure)
+    namespace = main_namespace() if home is None else vars(home)
+    return types.FunctionType(load_code(code), namespace, name, None, closure)
 
 
 def fill_function(function: Any, state: tuple[Any, ...]) -> None:
@@ -152,6 +160,8 @@ class Named(dict[int, str]):
     def __init__(self, names: Iterable[tuple[int, str]] = ()) -> None:
         super().__init__(names)
         self.used: set[str] = set()
+        #: Module and name, by id, of those that the script has from elsewhere, and the receiver as well.
+        self.origins: dict[int, tuple[str, str]] = {}
 
 
 class NamedValue:
@@ -164,6 +174,25 @@ class NamedValue:
 
     def __reduce__(self) -> Any:
         return named_value, (self.name,)
+
+
+def of_module(module: str, name: str, cls: Any) -> Any:
+    """Return the instance of a class that a module has under a name; if it has none it is given a new one."""
+    try:
+        home = importlib.import_module(module)
+    except Exception:  # here it goes without
+        return object.__new__(cls)
+    found = getattr(home, name, None)
+    if type(found) is not cls:
+        found = object.__new__(cls)
+        setattr(home, name, found)
+    return found
+
+
+def fill_plain(obj: Any, state: dict[str, Any]) -> None:
+    """Give an object the attributes of another one."""
+    vars(obj).clear()
+    vars(obj).update(state)
 
 
 delivered: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import builtins
 import itertools
+import sys
 import types
 from collections.abc import Container
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from ndshare._pickling import cells, functions
 from ndshare._pickling.codes import IMPORTS_FROM, dumped, load_code, names_used
 from ndshare._pickling.namespace import MAIN_NAMES
+from ndshare._pickling.uses import is_installed
 
 _DATA = frozenset(map(id, (type(None), bool, int, float, complex, str, bytes)))  # a class may have no hash
 _STRINGS = frozenset((id(str),))
@@ -49,6 +51,22 @@ def is_plain_local(function: types.FunctionType, withheld: frozenset[str] = froz
     if withheld and not withheld.isdisjoint(names.attributes):
         return False
     return names.attributes.isdisjoint(function.__globals__)
+
+
+def home_of(function: types.FunctionType) -> types.ModuleType | None:
+    """Return the module that a function without a name of its own has its globals in, and keeps its state.
+
+    That of libraries, whose decorators make such functions, and of decorators in the user's modules that give
+    what they make the name of what it wraps. Other closures of such modules bring the globals they name.
+    """
+    namespace = function.__globals__
+    name = namespace.get("__name__")
+    module = sys.modules.get(name) if type(name) is str and name not in MAIN_NAMES else None
+    if type(module) is not types.ModuleType or vars(module) is not namespace:
+        return None
+    if function.__module__ == name and not is_installed(getattr(module, "__file__", None) or ""):
+        return None
+    return module
 
 
 def reduce_local(function: types.FunctionType, given: Container[int] = ()) -> tuple[Any, ...]:

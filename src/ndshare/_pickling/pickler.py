@@ -74,6 +74,7 @@ def record(
     withheld: frozenset[str] = _NOTHING,
     inputs: Places | None = None,
     named: Named = NO_NAMES,
+    afresh: bool = False,
 ) -> Recording:
     """Pickle an object, noting its arrays instead of copying them.
 
@@ -96,6 +97,9 @@ def record(
     named : Named, optional
         Globals of ``__main__`` that the receiver has: where one is part of what is defined here, it goes by
         its name and is the same object there.
+    afresh : bool
+        What every process has for itself, such as a lock between threads, is made anew by the receiver: for
+        globals of the script. Else it is refused, as by pickle.
 
     Raises
     ------
@@ -121,6 +125,9 @@ def record(
         recording = session.finish()
     except (pickle.PicklingError, AttributeError, TypeError):
         pass
+    except ValueError:  # what ctypes says of its functions
+        if not afresh:
+            raise
     finally:
         pickler.clear_memo()
         arrays = IN_BAND_ROOM - session.room
@@ -134,7 +141,9 @@ def record(
         return recording
     from ndshare._pickling import cloud
 
-    return cloud.record(obj, lend=lend, defining=defining, withheld=withheld, inputs=inputs, named=named)
+    return cloud.record(
+        obj, lend=lend, defining=defining, withheld=withheld, inputs=inputs, named=named, afresh=afresh
+    )
 
 
 class _Alone:

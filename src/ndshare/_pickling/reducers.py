@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import functools
 import gc
 import sys
 import types
@@ -276,11 +277,74 @@ def make_forward_reference(cls: Any, name: str, facts: dict[str, Any]) -> Any:
     return cls(name, **facts)
 
 
+def reduce_library(library: Any) -> Any:
+    """Take a library that ctypes has loaded by its name, and what the program said of its functions.
+
+    Its addresses mean nothing in another process.
+    """
+    entries = [one for one in list(vars(library).values()) if type(one) is library._FuncPtr]
+    return make_library, (type(library), library._name, [_facts_of_entry(one) for one in entries])
+
+
+def _facts_of_entry(entry: Any) -> tuple[Any, ...]:
+    return entry.__name__, entry.restype, entry.argtypes, getattr(entry, "errcheck", None)
+
+
+def make_library(kind: Any, name: str | None, entries: list[tuple[Any, ...]]) -> Any:
+    """Return the library of `reduce_library`, loaded here."""
+    library = kind(name)
+    for facts in entries:
+        make_entry(getattr(library, facts[0]), *facts)
+    return library
+
+
+def reduce_entry(entry: Any) -> Any:
+    """Take a function of such a library apart; others of ctypes, which Python code is behind, as it does."""
+    library = (entry._objects or {}).get("0") if isinstance(entry._objects, dict) else None
+    if getattr(library, "_FuncPtr", None) is not type(entry):
+        return entry.__reduce_ex__(5)
+    return make_entry_of, (library, *_facts_of_entry(entry))
+
+
+def make_entry_of(library: Any, name: str, *facts: Any) -> Any:
+    """Return the function of `reduce_entry`."""
+    return make_entry(library[name], name, *facts)
+
+
+def make_entry(entry: Any, _name: str, restype: Any, argtypes: Any, errcheck: Any) -> Any:
+    """Say of a function of a library what it takes and gives."""
+    entry.restype = restype
+    if argtypes is not None:
+        entry.argtypes = argtypes
+    if errcheck is not None:
+        entry.errcheck = errcheck
+    return entry
+
+
+def _ctypes_types(ctypes: Any) -> dict[type, Reduce]:
+    return {ctypes.CDLL: reduce_library, ctypes.PyDLL: reduce_library}
+
+
+def reduce_errstate(state: Any) -> Any:
+    """Take an `numpy.errstate` apart, which a decorator may have; pickle gives it a mark of its own."""
+    names = "call", "all", "divide", "over", "under", "invalid"
+    said = {name: getattr(state, f"_{name}") for name in names}
+    if said["call"] is np.errstate()._call:  # type: ignore[attr-defined]
+        del said["call"]
+    return functools.partial(np.errstate, **said), ()
+
+
+def _struct_types(struct: Any) -> dict[type, Reduce]:
+    return {struct.Struct: lambda one: (struct.Struct, (one.format,))}
+
+
 _LATE: dict[str, Callable[[types.ModuleType], dict[type, Reduce]]] = {
     "numpy.random": random_types,
     "annotationlib": _annotation_types,
+    "ctypes": _ctypes_types,
     "pandas": _pandas_types,
     "random": lambda random: {random.Random: reduce_random},
+    "struct": _struct_types,
     "torch": _torch_types,
 }
 LATE_COUNT = len(_LATE)

@@ -44,6 +44,7 @@ from ndshare._pickling.reducers import (
     LATE_COUNT,
     Reduce,
     late_reducers,
+    reduce_errstate,
     reduce_memoryview,
     reduce_small,
     reduce_subclass,
@@ -80,7 +81,7 @@ class _Table(dict[type, Reduce]):
     __missing__ = registered.__getitem__
 
 
-class _WrapperTable(_Table):
+class WrapperTable(_Table):
     """The same where classes are registered as wrappers: by class, not by exact type, so in Python."""
 
     def __missing__(self, cls: type) -> Reduce:
@@ -121,6 +122,7 @@ class Session:
                 memoryview: reduce_memoryview,
                 mmap.mmap: refuse_mapping,
                 np.ufunc: reduce_ufunc,
+                np.errstate: reduce_errstate,
                 types.ModuleType: self.on_module,
                 **dict.fromkeys(NAME_ONLY, self.on_name_only),
                 _CACHED: self.on_cached,
@@ -155,7 +157,7 @@ class Session:
         forking.look()
         self.modules = len(sys.modules) + len(wrappers.registered) + len(forking.known)
         if wrappers.registered:
-            self.table.__class__ = _WrapperTable
+            self.table.__class__ = WrapperTable
         if len(self.late) < LATE_COUNT:
             self.table.update(late_reducers(self.late))
         self.table.update(forking.reducers(self.table.keys() | registered.copy().keys()))
@@ -172,9 +174,10 @@ class Session:
         self.named_types.clear()
         self.named = named
         namespace = main_namespace() if named else {}
-        for name in named.values():
+        for number, name in named.items():
             cls = type(namespace.get(name))
-            if cls is object or (cls.__module__ in MAIN_NAMES and not isinstance(cls, enum.EnumType)):
+            of_script = cls.__module__ in MAIN_NAMES and not isinstance(cls, enum.EnumType)
+            if number in named.origins or cls is object or of_script:
                 with contextlib.suppress(Exception):  # its metaclass may have no hash
                     self._watch_for(cls)
 
@@ -188,6 +191,10 @@ class Session:
 
     def on_instance(self, obj: Any) -> Any:
         """Pickle an instance of a type that a global is of: by the name of the global, if it is that."""
+        if (origin := self.named.origins.get(id(obj))) is not None:
+            state = vars(obj).copy() if type(obj) is not object else None
+            facts = *origin, type(obj)
+            return functions.of_module, facts, state or None, None, None, functions.fill_plain
         _, known = self.named_types[type(obj)]
         name = self.named.get(id(obj))
         if name is not None and name not in self.defining:
@@ -302,6 +309,8 @@ class Session:
             return self.on_unnamed(obj)
         if type(obj) is types.FunctionType and functions.is_dispatching(obj):
             return functions.reduce_dispatching(obj)
+        if type(obj) is types.FunctionType and (home := self.home_of(obj)) is not None:
+            return self.on_wrapper(obj, home)
         return self.on_class(obj) if isinstance(obj, type) else self.beyond(obj)
 
     def on_class(self, cls: type) -> Any:
@@ -322,6 +331,16 @@ class Session:
         self.needs.update(functions.needs_of(function))
         self.note_cells(function)
         return functions.reduce_function(function, self.given, self.part if self.named else None)
+
+    def home_of(self, function: types.FunctionType) -> types.ModuleType | None:
+        """Return the module whose globals a function has in the receiver as well."""
+        home = local_functions.home_of(function)
+        return None if home is None or (by_value_modules and _is_by_value(home.__name__)) else home
+
+    def on_wrapper(self, function: types.FunctionType, home: types.ModuleType) -> tuple[Any, ...]:
+        """Pickle a function on the globals of a module by its code."""
+        self.note_cells(function)
+        return functions.reduce_function(function, self.given, self.part if self.named else None, home)
 
     def note_cells(self, function: types.FunctionType) -> None:
         """Note the cells of a closure: they travel empty, and are filled by the function or the receiver."""

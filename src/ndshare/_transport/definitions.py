@@ -47,9 +47,11 @@ from ndshare._pickling import (
     Named,
     Placed,
     Recording,
+    by_value_modules,
     cells,
     class_attributes,
     find_in_main,
+    is_per_process,
     look_up,
     main_namespace,
     names_in_pickle,
@@ -57,6 +59,7 @@ from ndshare._pickling import (
     registered_with,
     told_of,
 )
+from ndshare._transport.imported import Origin, is_container, is_plain, origin
 from ndshare.errors import UnsendableGlobalError
 
 _KEPT_MAX = 16 * 1024  # bytes of a pickle that are kept to compare with; of longer ones 128 bits
@@ -92,19 +95,21 @@ _NOTED_BY_PYTHON = frozenset(("__annotations__", "__annotations_cache__", "__slo
 class Definition:
     """What a name meant when it was looked at last, and what it needs."""
 
-    __slots__ = ("_plain", "_reference", "_value", "_watch", "contains", "needs")
+    __slots__ = ("_plain", "_reference", "_value", "_watch", "contains", "needs", "origin")
 
     def __init__(self, name: str, value: object, named: Named) -> None:
         named.used.clear()
-        recording = record(value, defining=frozenset((name,)), named=named)
+        recording = record(value, defining=frozenset((name,)), named=named, afresh=True)
         self.needs = tuple(_needs(name, value, recording))
         #: Other globals: there, too, they are to be the same objects.
         self.contains = frozenset(named.used - {name})
         if (first := named.get(id(value), name)) != name:
             self.contains |= {first}
+        #: Where the script has it from.
+        self.origin = origin(value)
         self._plain = _facts_of_plain(value)
         self._watch: _Watch | None = None
-        if self._plain is None and not is_constant(value):
+        if self._plain is None and not (is_constant(value) or is_per_process(value)):
             self._watch = _Watch(name, value)
         self._value: object = None
         try:
@@ -137,8 +142,21 @@ class Definition:
 
 GONE: Definition = object.__new__(Definition)
 """Of a name that means nothing any more; only of interest to who was told that it did."""
-GONE.needs, GONE.contains = (), frozenset()
+GONE.needs, GONE.contains, GONE.origin = (), frozenset(), None
 GONE._value, GONE._reference, GONE._watch, GONE._plain = ABSENT, None, None, None
+
+
+def origin_of(name: str) -> Origin | None:
+    """Return module and name that the script has a global from, if there is a definition of it."""
+    definition = definitions.get(name)
+    found = None if definition is None else definition.origin
+    return None if found is None or found[0] in by_value_modules else found
+
+
+def origins(values: dict[str, object]) -> dict[int, Origin]:
+    """Return where the script has objects from, by id: what is in no container goes by that."""
+    found = {id(value): origin_of(name) for name, value in values.items() if not is_container(value)}
+    return {number: one for number, one in found.items() if one is not None}
 
 
 def is_stale(known: object, definition: Definition) -> bool:
@@ -268,7 +286,7 @@ def _is_internal(name: str) -> bool:
 def _can_be_sent(leaf: object) -> bool:
     """Tell whether something goes along: what cannot has been left out, as the cache of a single dispatch."""
     try:
-        record(leaf)
+        record(leaf, afresh=True)
     except Exception:
         return False
     return True
@@ -281,7 +299,7 @@ def _content(value: Any) -> Any:
         return list(map(id, held)), held
     if type(value) is np.ndarray and is_movable(value.dtype):
         return _content_of_array(value)
-    recording = record(value)
+    recording = record(value, afresh=True)
     found: list[Any] = [_short(part) for part in recording.parts]
     for note in recording.notes:
         if isinstance(note, Placed):
@@ -331,11 +349,11 @@ def _is_sentinel(value: object) -> bool:
     cls = type(value)
     if cls is object:
         return True
-    if cls.__module__ not in MAIN_NAMES:
-        return False
     with contextlib.suppress(AttributeError):
         if object.__getattribute__(value, "__dict__"):
             return False
+    if cls.__module__ not in MAIN_NAMES:
+        return is_plain(cls) and origin(value) is not None
     bases = cls.__mro__[:-1]
     return all(base.__flags__ & _HEAP_TYPE for base in bases) and not any(
         type(member) is types.MemberDescriptorType for base in bases for member in list(vars(base).values())

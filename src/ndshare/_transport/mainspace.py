@@ -47,7 +47,7 @@ from ndshare._pickling import (
     main_namespace,
     record,
 )
-from ndshare._transport import definitions
+from ndshare._transport import definitions, imported
 from ndshare._transport.transport import Draft
 from ndshare.errors import UnsendableGlobalError
 
@@ -199,8 +199,13 @@ def deliver(
         while True:
             update = {name: definitions.value_of(name, namespace) for name in _in_order(stale, namespace)}
             there = Named((number, name) for number, name in named.items() if name in found)
+            there.origins = definitions.origins(update)
             recording = record(
-                _Update(update, there), defining=frozenset(stale), withheld=withheld, named=there
+                _Update(update, there),
+                defining=frozenset(stale),
+                withheld=withheld,
+                named=there,
+                afresh=True,
             )
             needed = definitions.closure(recording.needs, namespace, withheld | brought, left_out=left_out)
             more = {n: d for n, d in _stale(needed, known).items() if n not in stale}
@@ -264,16 +269,19 @@ class _Update:
                 bindings.append(_Unbinding(name))
                 continue
             first = self._there.get(id(value), name)  # the receiver may have it under another name
-            bindings.append(_Binding(name, value if first in self._values else NamedValue(first)))
+            found = value if first in self._values else NamedValue(first)
+            origin = definitions.origin_of(name) if imported.is_container(value) else None
+            bindings.append(_Binding(name, found, origin))
         return dict, (bindings,)
 
 
 class _Binding(NamedTuple):
     name: str
     value: Any
+    origin: imported.Origin | None
 
     def __reduce__(self) -> Any:
-        return _bind, (self.name, self.value)
+        return _bind, (self.name, self.value, *(self.origin or ()))
 
 
 class _Unbinding(NamedTuple):
@@ -290,8 +298,10 @@ def _unbind(name: str) -> tuple[str, Any]:
     return name, None
 
 
-def _bind(name: str, value: Any) -> tuple[str, Any]:
+def _bind(name: str, value: Any, *origin: Any) -> tuple[str, Any]:
     """Bind a name while a message is unpickled."""
+    if origin:
+        imported.give_back(origin[0], origin[1], value)
     # A dotted key is a submodule: its import was the purpose.
     if "." not in name and not (name in (namespace := main_namespace()) and _binding.gently):
         namespace[name] = delivered[name] = value

@@ -89,7 +89,7 @@ def _reached(kernel: Callable[..., object]) -> Iterator[tuple[str | None, str, A
             continue
         seen.add(id(function))
         used: list[tuple[str | None, str, Any]] = []
-        own = None if is_by_value(function) else function.__module__
+        own = None if is_by_value(function) else function.__globals__.get("__name__", function.__module__)
         for name, value in globals_of(
             function
         ).items():  # `issubclass`: a proxy may raise if asked for its class
