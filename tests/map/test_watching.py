@@ -749,3 +749,90 @@ def test_watch_functions_of_numba_are_no_data():
     watch = Watch(kernel)
     kernel(0, 0, 1)
     assert watch.changes() == []
+
+
+_TABLE_WRITES = {
+    "a new column": lambda df: df.__setitem__("b", 1),
+    "a new column by rows": lambda df: df.loc.__setitem__((1, "b"), 1.5),
+    "an element": lambda df: df.loc.__setitem__((1, "a"), 1.5),
+    "a whole column": lambda df: df.__setitem__("a", 5.0),
+    "a text": lambda df: df.at.__setitem__((1, "s"), "z"),
+    "a date": lambda df: df.iloc.__setitem__((1, 4), df.iloc[3, 4]),
+    "a category": lambda df: df.loc.__setitem__((1, "c"), "b"),
+    "names of columns": lambda df: setattr(df, "columns", list("qisct")),
+    "the name of the index": lambda df: setattr(df.index, "name", "k"),
+    "the index": lambda df: setattr(df, "index", range(1, 7)),
+    "one column less": lambda df: df.pop("a"),
+    "one row more": lambda df: df.loc.__setitem__(99, df.loc[1]),
+}
+
+
+def _table(pandas):
+    return pandas.DataFrame(
+        {
+            "a": np.zeros(6),
+            "i": range(6),
+            "s": list("abcdef"),
+            "c": pandas.Categorical(list("aabbcc")),
+            "t": pandas.date_range("2020", periods=6),
+        }
+    )
+
+
+@pytest.mark.parametrize("write", _TABLE_WRITES.values(), ids=_TABLE_WRITES)
+@pytest.mark.parametrize("travels", [True, False])
+def test_watch_tables_written_are_named(write, travels):
+    """Labels and whole columns count as elements do."""
+    table = _table(pytest.importorskip("pandas"))
+
+    def kernel(worker_id, index, value):
+        write(table)
+
+    if travels:
+        kernel = sent(kernel)
+    watch = Watch(kernel)
+    kernel(0, 0, 1)
+    assert {name for name, _ in watch.changes()} == {"table"}
+
+
+def test_watch_tables_read_are_not_named():
+    """Their columns may come to lie together meanwhile."""
+    pandas = pytest.importorskip("pandas")
+    table = _table(pandas)
+    for name in "xyz":
+        table[name] = 1.0
+    series = pandas.Series(np.zeros(6), name="n")
+
+    def kernel(worker_id, index, value):
+        table.iloc[1], table.loc[1, "s"], table.values, table.describe(), table.T, str(table), series.sum()
+        table.groupby("c", observed=True)["a"].sum(), table.sort_values("i"), table[table.a > 1], table.copy()
+        (
+            table.merge(table, on="i"),
+            table.assign(z=1),
+            table.eval("a + i"),
+            table["t"].dt.year,
+            series.rolling(2).mean(),
+        )
+        table._consolidate_inplace()
+
+    assert run(kernel) == []
+    assert run(lambda worker_id, index, value: setattr(series, "name", "k")) == [("series", "Series")]
+
+
+@pytest.mark.parametrize("size", [6, 300_000])
+def test_watch_mask_that_is_made_by_the_kernel(size):
+    """A masked array has none at first."""
+    masked = np.ma.zeros(size)
+
+    def reads(worker_id, index, value):
+        (
+            masked.mean(),
+            masked[0],
+            np.ma.getmaskarray(masked),
+            masked.filled(3),
+            masked.shrink_mask(),
+            masked + 1,
+        )
+
+    assert run(reads) == []
+    assert [name for name, _ in run(lambda w, i, v: masked.__setitem__(1, np.ma.masked))] == ["masked"]

@@ -9,7 +9,8 @@ import array as arrays
 import collections
 import functools
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,70 @@ def watch_container(value: Any) -> Question:
     return functools.partial(
         _set_differs if isinstance(value, set) else _items_differ, value, elements(value)
     )
+
+
+def is_table(kind: type) -> bool:
+    """Tell whether a class is a table or column of pandas."""
+    frame = getattr(sys.modules.get("pandas.core.generic"), "NDFrame", None)
+    return frame is not None and issubclass(kind, frame)
+
+
+def watch_table(table: Any) -> Question:
+    """Note the labels of a table of pandas, and which arrays it is made of; their bytes are theirs.
+
+    Returns
+    -------
+    callable
+        Tells whether rows or columns came, went, were named anew or replaced by others of another content.
+    """
+    axes, names, blocks = table.axes, _names(table), _blocks(table)
+    texts = [getattr(values, "_pa_array", None) for values, _ in blocks]  # of Arrow; replaced as a whole
+
+    def differs() -> bool:
+        if not all(map(_same_labels, axes, table.axes)) or _names(table) != names:
+            return True
+        for (values, _), text in zip(blocks, texts, strict=True):
+            if text is not None and values._pa_array is not text and not values._pa_array.equals(text):
+                return True
+        now = _blocks(table)
+        if len(now) == len(blocks) and all(
+            new is old for (new, _), (old, _) in zip(now, blocks, strict=True)
+        ):
+            return False
+        series = sys.modules["pandas"].Series  # they may lie together in other ways than before
+        was, is_now = _columns(blocks), _columns(now)
+        return was.keys() != is_now.keys() or not all(
+            series(old).equals(series(is_now[number])) for number, old in was.items()
+        )
+
+    return differs
+
+
+def _blocks(table: Any) -> list[tuple[Any, list[int]]]:
+    return [(block.values, list(block.mgr_locs)) for block in table._mgr.blocks]
+
+
+def _columns(blocks: list[tuple[Any, list[int]]]) -> dict[int, Any]:
+    return {
+        number: values[place] if values.ndim == 2 else values
+        for values, numbers in blocks
+        for place, number in enumerate(numbers)
+    }
+
+
+def _names(table: Any) -> list[Any]:
+    return [getattr(table, "name", None), *(list(axis.names) for axis in table.axes)]
+
+
+def _same_labels(old: Any, new: Any) -> bool:
+    return old is new or (len(old) == len(new) and bool(old.equals(new)))
+
+
+def hidden_arrays(table: Any) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the arrays behind dates, texts and categories in a table of pandas, which are no attributes."""
+    for values, _ in _blocks(table):
+        if isinstance(array := getattr(values, "_ndarray", None), np.ndarray):
+            yield array
 
 
 def elements(value: Any) -> list[Any]:

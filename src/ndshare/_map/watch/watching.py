@@ -43,9 +43,12 @@ from ndshare._map.watch.differences import (
     Forker,
     Question,
     elements,
+    hidden_arrays,
+    is_table,
     same,
     watch_array,
     watch_container,
+    watch_table,
 )
 from ndshare._memory import is_scratch, is_shared
 from ndshare._pickling import (
@@ -246,6 +249,11 @@ class Watch:
             if (state := state_of(value)) is not None:
                 self._watch(name, value, lambda: state_of(value) != state)
         else:
+            if is_table(kind):
+                with contextlib.suppress(AttributeError):  # pandas keeps them otherwise than it did
+                    self._watch(name, value, watch_table(value))
+                    for content in hidden_arrays(value):
+                        self._array(name, content)
             quiet = quiet or (is_of_library(kind) and kind is not types.SimpleNamespace)
             for attribute, content in attributes(value):
                 private = attribute.startswith("_")
@@ -307,6 +315,9 @@ class Watch:
             mask = getattr(array, "_mask", None)  # np.ma is imported late, and takes its time
             if isinstance(mask, np.ndarray):
                 self._array(name, mask)
+            elif mask is not None:  # there is none yet
+                masked: Any = array
+                self._watch(name, array, lambda: bool(np.any(masked._mask)))
             array = np.ndarray.view(array, np.ndarray)
         if not array.flags.writeable or array.nbytes == 0 or is_shared(array):
             return
