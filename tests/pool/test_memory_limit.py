@@ -71,8 +71,13 @@ def test_shared_arrays_results_and_passing_use_are_no_alarm(caplog: pytest.LogCa
         time.sleep(0.1)
         return float(where.sum())
 
+    def make() -> float:
+        made = ndshare.zeros(200 * _MB // 8)
+        return fill(made, 3.0) + fill(ndshare.share(np.ones(100 * _MB // 8)), 4.0)
+
     with ndshare.ProcessPoolExecutor(1, memory_limit="150M") as executor:
         pid = executor.submit(os.getpid).result()
+        assert executor.submit(make).result() == 7.0
         assert executor.submit(fill, shared, 2.0).result() == 2.0
         assert executor.submit(read, shared).result() == 2.0 * shared.size
         ordinary = np.ones(200 * _MB // 8)  # its copy belongs to the caller

@@ -9,7 +9,7 @@ import os
 import struct
 from typing import NamedTuple
 
-_LINE = struct.Struct("<8Q")
+_LINE = struct.Struct("<9Q56x")
 
 
 class HeapFigures(NamedTuple):
@@ -27,6 +27,8 @@ class HeapFigures(NamedTuple):
         Of other processes, in use there; and those of it that are arguments and results.
     cached
         Of other processes, kept mapped for the next message.
+    shared
+        Of its own making, shared arrays with a segment to themselves.
     """
 
     own: int
@@ -35,6 +37,7 @@ class HeapFigures(NamedTuple):
     held: int
     held_by_value: int
     cached: int
+    shared: int
 
 
 def ledger(fd: int) -> dict[int, HeapFigures]:

@@ -6,8 +6,8 @@
     answer   ──► has the worker nothing left to do? ── /proc, ledger ──► swollen? replaced, and logged
 
 A worker's own memory is what is in it and nowhere else: anonymous pages, and segments that it has made and
-has arrays in (NumPy's large arrays lie there). Arrays of the caller, of other workers, results that were
-handed over and memory that is kept for reuse are none of it.
+has arrays in (NumPy's large arrays lie there). Shared arrays of more than 1 MiB that it has made, arrays of
+the caller and of other workers, results that were handed over and memory kept for reuse are none of it.
 
 Guarantees
 ----------

@@ -132,6 +132,7 @@ after_in_child(void)
         bool used = segment->counts.users > 0 || segment->counts.handles > 0 || segment->n_used > 0;
         ndshare_link_init(&segment->by_class);
         ndshare_link_init(&segment->by_age);
+        segment->shared = 0;
         if (used) {
             inherit(segment);
             continue;
@@ -141,7 +142,7 @@ after_in_child(void)
         ndshare_heap_doom(segment);
     }
     ndshare_heap_empty_lists();
-    ndshare_heap.own_bytes = ndshare_heap.idle_bytes = ndshare_heap.slot_idle_bytes = 0;
+    ndshare_heap.own_bytes = ndshare_heap.idle_bytes = ndshare_heap.slot_idle_bytes = ndshare_heap.shared_bytes = 0;
     ndshare_heap.away_bytes = ndshare_heap.cached_bytes = ndshare_heap.copied_bytes = 0;
     ndshare_heap.own_count = ndshare_heap.idle_count = 0;
     ndshare_heap.away_count = ndshare_heap.cached_count = ndshare_heap.copied_count = 0;

@@ -32,7 +32,8 @@ static void
 tell(_Atomic uint64_t *told)
 {
     const size_t figures[] = {ndshare_heap.idle_bytes + ndshare_heap.slot_idle_bytes, ndshare_heap.away_bytes,
-                              ndshare_heap.held_bytes, ndshare_heap.held_value_bytes, ndshare_heap.cached_bytes};
+                              ndshare_heap.held_bytes, ndshare_heap.held_value_bytes, ndshare_heap.cached_bytes,
+                              ndshare_heap.shared_bytes};
     for (size_t i = 0; i < sizeof figures / sizeof *figures; i++) {
         atomic_store_explicit(told + i, figures[i], memory_order_relaxed);
     }

@@ -66,6 +66,7 @@ typedef struct {
     pthread_cond_t calm;
     size_t busy;                     /* threads that make, map or unmap memory without the lock */
     size_t own_bytes, idle_bytes, slot_idle_bytes, away_bytes, held_bytes, held_value_bytes, cached_bytes, copied_bytes;
+    size_t shared_bytes;             /* of its own: shared arrays with a segment to themselves */
     size_t own_count, idle_count, away_count, held_count, cached_count, copied_count;
     size_t idle_limit;
     atomic_size_t threshold;         /* of the by-value handler, in bytes */

@@ -21,10 +21,10 @@ typedef struct {
     _Alignas(64) _Atomic uint64_t reserved;
     _Atomic uint64_t in_use;
     _Atomic uint64_t pid;
-    _Atomic uint64_t told[5];   /* bytes: idle, lent, held, held by value, kept mapped */
+    _Atomic uint64_t told[6];   /* bytes: idle, lent, held, held by value, kept mapped, shared of its own */
 } line;
 
-_Static_assert(sizeof(line) == 64, "a line of the cache, and the layout Python knows");
+_Static_assert(sizeof(line) == 128, "whole lines of the cache, and the layout Python knows");
 
 static line alone;              /* a process without a pool has a ledger of one line */
 static line *lines = &alone;
@@ -216,7 +216,7 @@ ndshare_ledger_clear(PyObject *Py_UNUSED(module), PyObject *slot)
 }
 
 /* Bytes of segments of its own that the process of a line has arrays in: those that are neither idle nor with
- * others. Beside ordinary memory it is what a worker's task takes. */
+ * others, nor made to be shared. Beside ordinary memory it is what a worker's task takes. */
 PyObject *
 ndshare_ledger_held(PyObject *Py_UNUSED(module), PyObject *slot)
 {
@@ -227,7 +227,8 @@ ndshare_ledger_held(PyObject *Py_UNUSED(module), PyObject *slot)
     uint64_t own = 0, out = 0;
     pthread_mutex_lock(&in_ledger);
     if (index >= 0 && (size_t)index < n_lines) {
-        out = atomic_load(&lines[index].told[0]) + atomic_load(&lines[index].told[1]);
+        out = atomic_load(&lines[index].told[0]) + atomic_load(&lines[index].told[1])
+              + atomic_load(&lines[index].told[5]);
         own = atomic_load(&lines[index].in_use);
     }
     pthread_mutex_unlock(&in_ledger);

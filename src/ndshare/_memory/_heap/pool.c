@@ -58,10 +58,28 @@ ndshare_pool_wake(ndshare_segment *segment)
     segment->state = NDSHARE_LIVE;
 }
 
+/* Lock held. What was made to be shared is told apart from what a program takes for itself. */
+static void
+count_shared(ndshare_segment *segment)
+{
+    if (segment->kind == NDSHARE_SHARED && segment->slots == NULL) {
+        segment->shared = segment->resident;
+        ndshare_heap.shared_bytes += segment->shared;
+    }
+}
+
+static void
+discount_shared(ndshare_segment *segment)
+{
+    ndshare_heap.shared_bytes -= segment->shared;
+    segment->shared = 0;
+}
+
 void
 ndshare_pool_forget(ndshare_segment *segment, bool punch)
 {
     leave_lists(segment);
+    discount_shared(segment);
     ndshare_heap.slot_idle_bytes -= segment->free_bytes;
     if (segment->slots != NULL) {
         ndshare_link_remove(&segment->by_class);
@@ -126,6 +144,7 @@ ndshare_pool_take_idle(size_t nbytes, int kind)
     if (segment != NULL) {
         ndshare_pool_wake(segment);
         segment->kind = (uint8_t)kind;
+        count_shared(segment);
         segment->fork_epoch = 0;
         segment->counts.handles = 1;
         ndshare_heap.recycled_count++;
@@ -187,6 +206,7 @@ void
 ndshare_pool_give_back(ndshare_segment *segment)
 {
     segment->staged = false;
+    discount_shared(segment);
     if (segment->detached || segment->kind == NDSHARE_SEALED
         || (segment->fork_epoch != 0 && ndshare_fork_still_seen(segment->fork_epoch))) {
         ndshare_pool_forget(segment, false);  /* others keep their mappings, and with them the pages */
@@ -232,6 +252,7 @@ ndshare_pool_enter(ndshare_segment *segment, ndshare_error *error)
     }
     ndshare_heap.own_count++;
     ndshare_heap.own_bytes += segment->resident;
+    count_shared(segment);
     ndshare_heap.fresh_count++;
     ndshare_ledger_publish(ndshare_heap.own_bytes);
     ndshare_heap_unlock();

@@ -67,6 +67,7 @@ typedef struct ndshare_segment {
     int size_class;
     uint64_t fork_epoch;     /* last fork at which it was alive; 0: none */
     size_t resident;         /* bytes of pages this process has brought into being */
+    size_t shared;           /* of these, counted in `shared_bytes` of the heap */
     ndshare_counts counts;   /* slabs: handles on the whole segment only */
     ndshare_link by_class;   /* idle[class], away[class]; slabs: slabs[class] */
     ndshare_link by_age;     /* idle_lru, away_lru, cache_lru */
