@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -285,6 +286,23 @@ def test_iterators_of_unknown_length(kind: str) -> None:
 
     with pytest.raises(OSError, match="end of tape"):
         context.map(lambda *_: None, broken())
+
+
+def test_few_batches_where_workers_take_long_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large process, or a busy machine: batches of an iterator do not become the smaller for it."""
+    from ndshare._map.workers.forked import Forked
+
+    counts, start = [], Forked.start
+
+    def slow_start(self: Forked, count: int, ranges: Any = ()) -> None:
+        time.sleep(0.3)
+        counts.append(count)
+        start(self, count, ranges)
+
+    monkeypatch.setattr(Forked, "start", slow_start)
+    report = ndshare.ProcessContext(2, start="fork").map(lambda *_: None, iter(range(300)))
+    assert report.items == 300
+    assert len(counts) <= 8
 
 
 def test_more_workers_than_processors() -> None:

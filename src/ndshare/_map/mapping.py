@@ -30,7 +30,7 @@ from ndshare.functors import Functor, IteratorFunctor, SequenceFunctor, count_it
 
 Kernel = Callable[..., object]
 
-#: Batches of an iterator grow until one takes about so long ...
+#: Batches of an iterator grow until the work in one takes about so long, or as long as all around it ...
 _BATCH_S = 0.2
 #: ... by this factor at most, and to so many items.
 _BATCH_GROWTH = 4
@@ -326,7 +326,9 @@ def _whole_blocks(size: int, block: int) -> int:
 
 
 def _next_size(size: int, report: MapReport) -> int:
-    fitting = int(size * _BATCH_S / max(report.elapsed, 1e-6))
+    work = max((worker.busy for worker in report.workers), default=0.0) or report.elapsed
+    around = report.elapsed - work  # starting workers takes long in a large process, or beside others
+    fitting = int(size * max(_BATCH_S, around) / max(work, 1e-6))
     return max(1, min(fitting, size * _BATCH_GROWTH, _BATCH_MOST))
 
 
