@@ -96,6 +96,7 @@ def test_kernels_use_what_can_only_be_inherited_beside_the_threads_of_a_notebook
     run_script: RunScript,
 ) -> None:
     """Queues, locks and values of multiprocessing; files of h5py, which are opened again; objects with files."""
+    pytest.importorskip("h5py")
     printed = _run(run_script, _BEGIN, _OBJECTS, _FILES)
     assert [line for line in printed.splitlines() if line.startswith(("fork", "pool"))] == [
         "fork",
