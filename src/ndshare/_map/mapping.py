@@ -18,7 +18,7 @@ from ndshare._map.driving import Drive, usual_ns
 from ndshare._map.job import Job, WorkerReport
 from ndshare._map.report import MapReport
 from ndshare._map.rows import known_rows
-from ndshare._map.savepoints import Rows, rows_to_keep
+from ndshare._map.savepoints import NO_ROWS, Rows, rows_to_keep
 from ndshare._map.used import which_used
 from ndshare._map.watch.captured import Traffic
 from ndshare._map.workers.base import MapWorkers
@@ -115,7 +115,7 @@ def _run_once(
     saved = options.checkpoint is not None
     if saved and nested:
         raise ValueError("map: inside a kernel there is no checkpoint; give it to the map around it")
-    rows = rows_to_keep(kernel, asked=saved) if saved or (context.can_kill and not nested) else Rows()
+    rows = rows_to_keep(kernel, asked=saved) if saved or (context.can_kill and not nested) else NO_ROWS
     told = kernel
     kernel, functor, items = _sized(kernel, functor, shares or context.num_workers)
     checkpoint: Checkpoint | None = None
@@ -142,8 +142,9 @@ def _run_once(
             checkpoint.leave(complete=False)
         raise
     finally:
-        for array in which_used(told, filed_arrays()):
-            flush(array)
+        if filed := filed_arrays():
+            for array in which_used(told, filed):
+                flush(array)
     if checkpoint is not None:
         checkpoint.leave(complete=not report.errors or options.on_error == "collect")
     return report

@@ -68,6 +68,9 @@ class Rows:
         return sum(flat.shape[1] for flat in self.workers)
 
 
+NO_ROWS = Rows()
+
+
 def rows_to_keep(kernel: Callable[..., object], *, asked: bool = False) -> Rows:
     """Return the rows that a kernel uses, if all are to be kept: a share runs again for all or none.
 
@@ -78,8 +81,11 @@ def rows_to_keep(kernel: Callable[..., object], *, asked: bool = False) -> Rows:
     asked : bool, optional
         Whether large ones are kept as well.
     """
+    known = known_rows.all()
+    if not known:
+        return NO_ROWS
     workers, blocks = [], []
-    for array in which_used(kernel, known_rows.all()):
+    for array in which_used(kernel, known):
         noted = known_rows.of(array)
         if noted is None or not array.nbytes:
             continue

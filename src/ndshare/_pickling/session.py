@@ -293,7 +293,11 @@ class Session:
             return self.on_main(obj)
         if by_value_modules and isinstance(module, str) and _is_by_value(module):
             return self.beyond(obj)
-        if type(obj) is types.FunctionType and local_functions.is_plain_local(obj, self.withheld):
+        if (
+            type(obj) is types.FunctionType
+            and "<" in obj.__qualname__  # of a function, or a lambda
+            and local_functions.is_plain_local(obj, self.withheld)
+        ):
             self.note_cells(obj)
             return local_functions.reduce_local(obj, self.given)
         return NotImplemented

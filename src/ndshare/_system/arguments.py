@@ -65,6 +65,8 @@ def callable_name(value: object) -> str:
 
 def code_of(function: Any) -> types.CodeType | None:
     """Return the code of a function or method; None of all else that can be called."""
+    if type(function) is types.FunctionType:
+        return function.__code__
     try:
         code = getattr(function, "__func__", function).__code__
     except Exception:  # it may answer attributes as it likes

@@ -368,9 +368,12 @@ _USUAL = frozenset(
 
 def sentinels(namespace: dict[str, Any]) -> Named:
     """Return the names of what is there to be told from others, and has no name in pickles."""
-    kinds = list(map(type, list(namespace.values())))
-    with contextlib.suppress(Exception):  # one of them may have no hash
-        kinds = list(set(kinds) - _USUAL)
+    values = list(namespace.values())
+    kinds: Iterable[type]
+    try:
+        kinds = set(map(type, values)) - _USUAL
+    except Exception:  # one of them has no hash
+        kinds = map(type, values)
     if not any(kind is object or kind.__module__ in MAIN_NAMES for kind in kinds):
         return Named()
     return Named(
