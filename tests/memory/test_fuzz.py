@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = [pytest.mark.once, pytest.mark.sanitized]
+pytestmark = [pytest.mark.once, pytest.mark.chaos, pytest.mark.sanitized]
 
 
 def test_heap_agrees_with_its_model(run_module, chaos_seed, chaos_rounds):
