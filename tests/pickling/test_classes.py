@@ -612,3 +612,94 @@ print("works")
 """
     done = run_script(source, timeout=_TIMEOUT_S)
     assert (done.stdout, done.stderr) == ("works\n", "")
+
+
+def test_classes_keep_instances_of_their_own_and_their_methods(run_script: RunScript) -> None:
+    """Constants such as ``Point.ORIGIN``, tables of bound methods: they need the class before it is all there."""
+    done = run_script(
+        """
+import collections, dataclasses, functools, typing
+import numpy as np, ndshare
+
+class A:
+    @classmethod
+    def make(cls, v=1):
+        made = cls()
+        made.v = v
+        return made
+    def go(self): return self.v
+A.registry, A.handlers, A.alias = {"make": A.make}, [A.make(3).go], A.make(4).go
+def bound(): return A.registry["make"](2).v, A.handlers[0](), A.alias(), A.registry["make"].__self__ is A
+@dataclasses.dataclass(frozen=True, slots=True)
+class Point: x: int
+Point.ORIGIN = Point(0)
+def slotted(): return Point.ORIGIN.x, Point.ORIGIN == Point(0)
+class Named(typing.NamedTuple):
+    x: int
+    y: int = 2
+Named.ZERO = Named(0)
+def named(): return Named.ZERO, Named.ZERO.y
+class Reducing:
+    def __init__(self, x): self.x = x
+    def __reduce__(self): return Reducing, (self.x,)
+Reducing.ONE = Reducing(1)
+class Stating:
+    def __init__(self, x): self.x = x
+    def __getstate__(self): return [self.x]
+    def __setstate__(self, state): self.x = state[0]
+Stating.ONE = Stating(1)
+def stated(): return Reducing.ONE.x, Stating.ONE.x
+class Number(float):
+    def __new__(cls, value, unit):
+        made = super().__new__(cls, value)
+        made.unit = unit
+        return made
+    def __getnewargs__(self): return float(self), self.unit
+Number.PI = Number(3.0, "rad")
+def number(): return Number.PI + 1, Number.PI.unit
+class Key:
+    def __hash__(self): return 5
+    def __eq__(self, other): return isinstance(other, Key)
+Key.index, Key.members = {Key(): 1}, {Key(), Key()}
+def key(): return Key.index[Key()], len(Key.members), Key() in Key.members
+class Single:
+    one, made = None, 0
+    def __new__(cls):
+        if cls.one is None:
+            cls.one = super().__new__(cls)
+            cls.made += 1
+        return cls.one
+Single().tag = "t"
+class Derived(Single): pass
+Derived.mine = object.__new__(Derived)
+def single(): return Single() is Single.one, Single.one.tag, Single.made, type(Derived.mine) is Derived
+single_too = Single()
+def by_name(): return single_too is Single.one
+@functools.total_ordering
+class Ordered:
+    def __init__(self, v): self.v = v
+    def __lt__(self, other): return self.v < other.v
+    def __eq__(self, other): return self.v == other.v
+Ordered.ALL, Ordered.KEY, Ordered.LESS = sorted([Ordered(2), Ordered(1)]), functools.partial(Ordered.__lt__, Ordered(1)), Ordered(1).__lt__
+def ordered(): return [one.v for one in Ordered.ALL], Ordered.KEY(Ordered(2)), Ordered.LESS(Ordered(3))
+@dataclasses.dataclass
+class Config:
+    a: int = 1
+    DEFAULT: typing.ClassVar["Config"] = None
+    def updated(self, **changes): return dataclasses.replace(self, **changes)
+Config.DEFAULT = Config(5)
+Config.make, Config.alias = staticmethod(Config.DEFAULT.updated), Config.DEFAULT.updated
+def config(): return Config.DEFAULT.a, Config.make(a=3).a, Config.alias(a=4).a
+
+for function in (bound, slotted, named, stated, number, key, single, by_name, ordered, config):
+    with ndshare.ProcessPoolExecutor(1) as executor:
+        assert executor.submit(function).result(60) == function(), function
+        assert executor.submit(function).result(60) == function(), function
+out = ndshare.alloc(2)
+ndshare.map(lambda worker_id, index, value: out.__setitem__(index, Number.PI + len(Key.members)), range(2))
+assert list(out) == [4, 4]
+print("fine")
+""",
+        timeout=_TIMEOUT_S,
+    )
+    assert (done.stdout, done.stderr) == ("fine\n", "")

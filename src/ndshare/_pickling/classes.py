@@ -8,7 +8,8 @@ in the caller's ``__dict__`` now, attribute by attribute, past all hooks.
 ::
 
     cls ──► make: metaclass, name, bases, slots, an id     the class is in the pickle's memo from here on
-        └─► fill: its attributes                           they may refer to it, as its methods do
+        └─► fill: its attributes, functions first          they may refer to it, as its methods do, and
+                                                           be instances of it
 
 Guarantees
 ----------
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import copyreg
 import dataclasses
 import enum
 import functools
@@ -182,12 +184,76 @@ def _content(cls: type, made_with: dict[str, Any]) -> tuple[Any, ...]:
         del attributes[name]
     if _is_of_ctypes(native_base(type(cls))):
         attributes = {name: attributes.pop(name) for name in _CTYPES_FIRST if name in attributes} | attributes
+    code, special = Part(cls), Part(cls)
+    data: dict[str, Any] = {}
+    for name, value in attributes.items():
+        part = code if _is_code(value) else special if _is_special(name, value) else None
+        (data if part is None else part.attributes)[name] = value
     return (
-        attributes,
+        code,
+        special,
+        data,
         registered_classes(cls) if isinstance(cls, abc.ABCMeta) else [],
         registered_with(cls),
         dispatching(cls),
     )
+
+
+class Part:
+    """Attributes that a class has before the rest arrives: instances of it, which it may keep, need them."""
+
+    __slots__ = ("attributes", "cls")
+
+    def __init__(self, cls: type) -> None:
+        self.cls = cls
+        self.attributes: dict[str, Any] = {}
+
+    def __reduce__(self) -> Any:
+        return set_attributes, (self.cls, self.attributes)
+
+
+def _is_code(value: Any) -> bool:
+    """Tell whether an attribute is made of nothing but functions."""
+    kind = type(value)
+    if kind is property:
+        return all(
+            one is None or type(one) is types.FunctionType for one in (value.fget, value.fset, value.fdel)
+        )
+    if kind is classmethod or kind is staticmethod:
+        value = value.__func__
+    return type(value) is types.FunctionType
+
+
+def _is_special(name: str, value: Any) -> bool:
+    """Tell whether Python itself looks for an attribute: by its name, or because it is a descriptor."""
+    if name in _CTYPES_FIRST or (name.startswith("__") and name.endswith("__")):
+        return True
+    kind = type(value)
+    if kind is types.MethodType or kind is types.BuiltinMethodType or kind is functools.partial:
+        return False  # they may be bound to an instance
+    return any("__get__" in vars(base) for base in kind.__mro__)
+
+
+def has_own_new(cls: type) -> bool:
+    """Tell whether a class, or one it is derived from, makes its instances by a function; no metaclass."""
+    return not issubclass(cls, type) and any(
+        type(getattr(vars(base).get("__new__"), "__func__", None)) is types.FunctionType
+        for base in cls.__mro__
+    )
+
+
+def reduce_instance(obj: Any) -> Any:
+    """Pickle an instance on its way with its class: ``__new__`` may look for what the class lacks as yet."""
+    reduced = obj.__reduce_ex__(5)
+    if type(reduced) is tuple and reduced[0] is copyreg.__newobj__ and len(reduced[1]) == 1:  # type: ignore[attr-defined]
+        return (make_instance, *reduced[1:])
+    return reduced
+
+
+def make_instance(cls: Any) -> Any:
+    """Return an empty instance of a class, past what that has to say."""
+    native: Any = native_base(cls)
+    return native.__new__(cls)
 
 
 def _is_slot(value: object, cls: type) -> bool:
@@ -253,21 +319,29 @@ def _ignore(_cls: type, /, **_keywords: object) -> None:
     pass
 
 
-def fill_class(cls: type, content: tuple[dict[str, Any], list[type], list[type], list[Any]]) -> None:
-    """Give a class the attributes of `reduce_class`; those it no longer has go."""
-    attributes, registered, abstract, dispatching = content
+def set_attributes(cls: type, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Give a class attributes that it does not have, past all hooks; returns them."""
     own = vars(cls)
     set_attribute: Any = setattr if _is_of_ctypes(native_base(type(cls))) else type.__setattr__
-    for name in own.keys() - attributes.keys() - _LEFT_OUT - {*_MADE_WITH, *_CTYPES_MADE_WITH, "__slots__"}:
-        if not _is_made_anew(own[name], cls) and name not in ("__annotations_cache__", "__doc__"):
-            type.__delattr__(cls, name)
     for name, value in attributes.items():
         if (name not in own or own[name] is not value) and not (name in _CTYPES_FIRST and name in own):
             set_attribute(cls, name, value)
+    return attributes
+
+
+def fill_class(cls: type, content: tuple[Any, ...]) -> None:
+    """Give a class the attributes of `reduce_class`; those it no longer has go."""
+    code, special, data, registered, abstract, dispatching = content
+    attributes = {**code, **special, **data}
+    own = vars(cls)
+    for name in own.keys() - attributes.keys() - _LEFT_OUT - {*_MADE_WITH, *_CTYPES_MADE_WITH, "__slots__"}:
+        if not _is_made_anew(own[name], cls) and name not in ("__annotations_cache__", "__doc__"):
+            type.__delattr__(cls, name)
+    set_attributes(cls, data)
     for sub in registered:
         abc.ABCMeta.register(cls, sub)  # type: ignore[arg-type]
     for one in abstract:
-        abc.ABCMeta.register(one, cls)  # type: ignore[arg-type]
+        abc.ABCMeta.register(one, cls)
     for function, implementation in dispatching:
         function.register(cls, implementation)
     _fill_cells(cls, attributes)

@@ -323,12 +323,28 @@ class Session:
             return self.beyond(cls)
         reduced = classes.reduce_class(cls, reply=self.lend)
         if self.named and len(reduced) > 2:
-            attributes = reduced[2][0]
-            attributes.update({name: self.part(value) for name, value in attributes.items()})
+            code, special, data, *_ = reduced[2]
+            for attributes in (code.attributes, special.attributes, data):
+                attributes.update({name: self.part(value) for name, value in attributes.items()})
         if len(reduced) > 2 and classes.is_enumeration(cls):
             self.table[cls] = classes.reduce_member  # its members are on their way with it
             self.enumerations.append(cls)
+        elif len(reduced) > 2 and classes.has_own_new(cls):
+            with contextlib.suppress(TypeError):  # its metaclass may have no hash
+                self.reduce_instances_of(cls)
         return reduced
+
+    def reduce_instances_of(self, cls: type) -> None:
+        """Pickle instances of a class that this message defines without its ``__new__``."""
+        if (before := self.named_types.get(cls)) is not None:
+            if before[1] is None:
+                self.named_types[cls] = before[0], classes.reduce_instance
+            return
+        try:
+            self.table[cls]  # copyreg knows better
+        except KeyError:
+            self.table[cls] = classes.reduce_instance
+            self.enumerations.append(cls)
 
     def on_unnamed(self, function: types.FunctionType) -> Any:
         """Pickle a function on the globals of ``__main__`` by its code."""
