@@ -144,7 +144,8 @@ class Model:
                 strides = None if self.dice.random() < 0.5 else [number(_NUMBERS) for _ in shape]
                 dtype = number(["u1", "f8", "S7", "V0", "O", ("f8", 3), "M8[s]", np.uint16])
                 a = block.array(dtype, shape, strides, number(_NUMBERS))
-                a.tobytes()
+                if a.itemsize:  # else it may have as many elements as there are numbers
+                    a.tobytes()
                 assert block.nbytes >= 0
             elif act == 3:
                 segments.should_copy_out(block)
