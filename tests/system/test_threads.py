@@ -174,6 +174,10 @@ from ndshare._system import blas_controller, limit_child
 libraries = blas_controller()
 used = [library for library in libraries.info() if library["internal_api"] == "openblas"]
 assert used
+(dynlib,) = [lib.dynlib for lib in libraries.lib_controllers if lib.internal_api == "openblas"]
+if not hasattr(dynlib, "blas_server_avail"):  # that of NumPy 2.5 does not show it
+    print("not told")
+    sys.exit()
 pid = os.fork()
 if pid == 0:
     limit_child(libraries, {"blas": 1, "openmp": 1})
@@ -184,4 +188,7 @@ if pid == 0:
     os._exit(0)
 print(os.waitpid(pid, 0)[1])
 """
-    assert run_script(_BEGIN + script).stdout == "0\n"
+    printed = run_script(_BEGIN + script).stdout
+    if printed == "not told\n":
+        pytest.skip("this OpenBLAS does not tell whether its threads are there")
+    assert printed == "0\n"

@@ -298,10 +298,10 @@ def test_a_call_counts_once_whatever_the_engine_does(engine: Any) -> None:
 
 
 _BROKEN = """
-import concurrent.futures, os, signal, time
+import concurrent.futures, multiprocessing, os, signal, time
 import numpy as np, ndshare
 
-with concurrent.futures.ProcessPoolExecutor(1) as engine:
+with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as engine:
     pid = engine.submit(os.getpid).result()
     with ndshare.Workspace({"D": np.zeros(3)}, engine=engine) as ws:
         nap = ws.register(time.sleep)
@@ -420,7 +420,7 @@ def test_what_makes_no_sense_with_an_engine_is_refused(engine: Any) -> None:
 
 
 _SCRIPT = """
-import os, time
+import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
 import numpy as np, ndshare
 
@@ -431,7 +431,8 @@ def helper():
     return scale * float(D.sum())
 
 def main():
-    with ProcessPoolExecutor(2) as engine, ndshare.Workspace({"D": np.arange(4.0)}, engine=engine) as ws:
+    engine = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork"))
+    with engine, ndshare.Workspace({"D": np.arange(4.0)}, engine=engine) as ws:
 
         @ws.register
         def use(x):
@@ -452,5 +453,5 @@ main()
 
 
 def test_names_in_a_script_and_nothing_left(run_script: Callable[..., Any]) -> None:
-    """Without main guard; the nodes' workers end with the engine."""
+    """Without main guard, as the engine forks; the nodes' workers end with it."""
     assert run_script(_SCRIPT).stdout == "[]\n"

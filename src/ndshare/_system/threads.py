@@ -312,15 +312,21 @@ def _owner(stack: int, name: str) -> str | None:
     # (x86-64). Beyond is memory of anybody.
     own = words == np.uint64(stack) + 8 * np.arange(len(words), dtype=np.uint64)
     ends_at = np.flatnonzero(own[:-2] & (words[2:] == words[:-2]))
+    tcb = stack + 8 * int(ends_at[0]) if len(ends_at) else 0
     words = words[: ends_at[0]] if len(ends_at) else words
     starts, ends, paths = _executable()
     at = np.searchsorted(starts, words, side="right") - 1
     inside = (at >= 0) & (words < ends[np.maximum(at, 0)])
     seen = list(dict.fromkeys(paths[number] for number in at[inside].tolist()))
-    if any(os.path.basename(path).startswith(_PYTHON) for path in seen):
-        return None  # it runs code of Python, which may call any library; or faulthandler's watchdog
+    # Code of Python, which may call any library; or faulthandler's watchdog. Unless the thread has a name and
+    # is none that Python knows: then that was left on its stack by one of Python that had the stack before.
+    is_pythons = not tcb or tcb in sys._current_frames() or name == _read(str(os.getpid()), "comm")
+    if is_pythons and any(os.path.basename(path).startswith(_PYTHON) for path in seen):
+        return None
     for path in seen:
         library = os.path.basename(path)
+        if library.startswith(_PYTHON):
+            continue
         if not library.startswith(_SYSTEM):
             package = _package(path)
             return f"{library} of {package}" if package else library
