@@ -5,6 +5,7 @@ Each run of it goes on where the one before was killed, all processes of it at o
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -24,7 +25,8 @@ def main(folder: Path, kind: str, rows_kind: str) -> None:
     """Run the map, or what is left of it."""
     engine = None
     if kind == "cluster":
-        engine = ProcessPoolExecutor(2)
+        # Forked: what else holds semaphores by name (forkserver) cannot take them back when all is killed.
+        engine = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork"))
         context: ndshare.MapContext = ndshare.ClusterContext(
             engine, workers_per_node=2 if rows_kind == "per_block" else 1
         )
