@@ -57,7 +57,10 @@ def _is_ctrl_c(error: BaseException) -> bool:
 
 def _without_frames(error: _Error) -> _Error:
     """Keep the traceback as text: its frames hold the task, whose outcome the error will be, and the pool."""
-    text = "".join(traceback.format_exception(error))
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:  # from 3.15 on that imports a module: with no descriptor left it cannot
+        text = f"{type(error).__name__}: {error}\n"
     last: BaseException = error
     forget_traceback(last)
     while (link := last.__cause__ or last.__context__) is not None:
