@@ -296,8 +296,8 @@ from ndshare._transport import mainspace
 
 sent = []
 deliver = mainspace.deliver
-def counting(needs, known, *others):
-    draft = deliver(needs, known, *others)
+def counting(*args, **options):
+    draft = deliver(*args, **options)
     if draft is not None:
         sent.append(sorted(draft.delivers))
     return draft

@@ -210,8 +210,8 @@ def test_only_what_has_changed_is_sent_again_and_only_what_is_used_is_looked_at(
 from ndshare._transport import definitions, mainspace
 sent, looked = [], []
 deliver, digest = mainspace.deliver, definitions.digest
-def counting(*args):
-    draft = deliver(*args)
+def counting(*args, **options):
+    draft = deliver(*args, **options)
     if draft is not None:
         sent.append(sorted(draft.delivers))
     return draft

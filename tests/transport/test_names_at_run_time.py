@@ -271,8 +271,8 @@ def test_what_a_worker_is_not_told_of_is_not_sent(run_script: RunScript) -> None
 from ndshare._transport import mainspace
 sent = set()
 deliver = mainspace.deliver
-def counting(*args):
-    draft = deliver(*args)
+def counting(*args, **options):
+    draft = deliver(*args, **options)
     if draft is not None:
         sent.update(draft.delivers)
     return draft

@@ -304,12 +304,12 @@ class Delivery:
         if not withheld and mainspace.knows(known, wanted, brought):  # most often
             return
         try:
-            draft = mainspace.deliver(wanted, known, withheld, brought, seen)
+            draft = mainspace.deliver(wanted, known, withheld, brought, seen, stand_in=True)
         except UnsendableGlobalError:
             if not worker.asked:
                 raise
             worker.asked = frozenset()  # it can ask again
-            draft = mainspace.deliver(needs, known, withheld, brought, seen)
+            draft = mainspace.deliver(needs, known, withheld, brought, seen, stand_in=True)
         if draft is not None:
             self._send_parcel(worker, frames.MAIN, 0, draft.settle())
             worker.known_main.update(draft.delivers or {})

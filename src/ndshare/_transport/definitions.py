@@ -60,6 +60,7 @@ from ndshare._pickling import (
     told_of,
 )
 from ndshare._transport.imported import Origin, is_container, is_plain, origin
+from ndshare._transport.stand_ins import StandIn
 from ndshare.errors import UnsendableGlobalError
 
 _KEPT_MAX = 16 * 1024  # bytes of a pickle that are kept to compare with; of longer ones 128 bits
@@ -95,7 +96,7 @@ _NOTED_BY_PYTHON = frozenset(("__annotations__", "__annotations_cache__", "__slo
 class Definition:
     """What a name meant when it was looked at last, and what it needs."""
 
-    __slots__ = ("_plain", "_reference", "_value", "_watch", "contains", "needs", "origin")
+    __slots__ = ("_plain", "_reference", "_value", "_watch", "contains", "needs", "origin", "stand_in")
 
     def __init__(self, name: str, value: object, named: Named) -> None:
         named.used.clear()
@@ -111,6 +112,20 @@ class Definition:
         self._watch: _Watch | None = None
         if self._plain is None and not (is_constant(value) or is_per_process(value)):
             self._watch = _Watch(name, value)
+        self.stand_in: StandIn | None = None
+        self._refer_to(value)
+
+    @classmethod
+    def of_stand_in(cls, value: object, failure: UnsendableGlobalError) -> Definition:
+        """Return that of a value that cannot be sent: receivers get what says so when it is used."""
+        made = cls.__new__(cls)
+        made.needs, made.contains, made.origin = (), frozenset(), None
+        made._plain, made._watch = None, None
+        made.stand_in = StandIn(failure)
+        made._refer_to(value)
+        return made
+
+    def _refer_to(self, value: object) -> None:
         self._value: object = None
         try:
             self._reference: weakref.ref[Any] | None = weakref.ref(value)
@@ -130,19 +145,22 @@ class Definition:
 
     def holds(self, value: object) -> bool:
         """Tell whether the name still means the same."""
-        if not self.is_of(value):
+        if not self.is_of(value) or self.stand_in is not None:  # of which it may have become possible
             return False
         if self._plain is not None:  # as most are: it takes a quarter of the time
             one: Any = value
             code, defaults = self._plain
             same = one.__code__ is code and one.__defaults__ is defaults
             return same and not one.__dict__ and one.__kwdefaults__ is None
-        return self._watch is None or self._watch.holds(value)
+        try:
+            return self._watch is None or self._watch.holds(value)
+        except Exception:  # it holds something now that cannot be sent
+            return False
 
 
 GONE: Definition = object.__new__(Definition)
 """Of a name that means nothing any more; only of interest to who was told that it did."""
-GONE.needs, GONE.contains, GONE.origin = (), frozenset(), None
+GONE.needs, GONE.contains, GONE.origin, GONE.stand_in = (), frozenset(), None, None
 GONE._value, GONE._reference, GONE._watch, GONE._plain = ABSENT, None, None, None
 
 
@@ -395,6 +413,9 @@ def names_by_id(namespace: dict[str, Any]) -> Named:
 # Definitions of this process's __main__; shared by all workers, so that each is found out once.
 definitions: dict[str, Definition] = {}
 _definitions_of: list[int] = []  # id of the namespace they are of
+_stand_ins: dict[str, Definition] = {}  # of those that somebody has asked for
+#: Of what may be over soon, or is handled otherwise: what only forked workers can have of `multiprocessing`.
+_NOT_OF_THE_VALUE = (RuntimeError, MemoryError, OSError)
 _unsendable: dict[str, weakref.ref[Any]] = {}  # names nobody has asked for, whose values cannot be sent
 lock = threading.RLock()
 
@@ -419,10 +440,11 @@ def current_namespace() -> dict[str, Any]:
 
 def forget_rebound(namespace: dict[str, Any]) -> None:
     """Let go of what names no longer mean."""
-    for name, definition in list(definitions.items()):
-        if not definition.is_of(value_of(name, namespace)):
-            definition.forget()
-            del definitions[name]
+    for known in definitions, _stand_ins:
+        for name, definition in list(known.items()):
+            if not definition.is_of(value_of(name, namespace)):
+                definition.forget()
+                del known[name]
 
 
 def closure(
@@ -431,10 +453,13 @@ def closure(
     withheld: frozenset[str],
     data: dict[str, object] | None = None,
     left_out: set[str] | None = None,
+    *,
+    stand_in: bool = False,
 ) -> dict[str, Definition]:
     """Return the definitions of some names and of all that these need.
 
-    Of names that a task may only perhaps look up at run time those that cannot be sent are `left_out`.
+    Of names that a task may only perhaps look up at run time those that cannot be sent are `left_out`. For
+    others that cannot be sent there is a `stand_in`, if so wanted.
 
     Functions and classes are not withheld: what is pickled by their name must find them. If there is a dict
     for `data`, what is not a function, a class or the like is put there and not defined; what may only
@@ -488,9 +513,12 @@ def closure(
                 with contextlib.suppress(TypeError):
                     _unsendable[name] = weakref.ref(value)
                 continue
-            raise UnsendableGlobalError(
+            failure = UnsendableGlobalError(
                 name, type(value).__qualname__, users[name], f"{type(error).__name__}: {error}"
-            ) from error
+            )
+            if not stand_in or isinstance(error, _NOT_OF_THE_VALUE):
+                raise failure from error
+            definition = _stands_in(name, value, failure)
         found[name] = definition
         for needed in definition.needs if data is not None else (*definition.needs, *definition.contains):
             if needed not in users:
@@ -498,6 +526,14 @@ def closure(
                 open_names.append(needed)
                 if name in aside:
                     aside.add(needed)
+
+
+def _stands_in(name: str, value: object, failure: UnsendableGlobalError) -> Definition:
+    """Return the definition of what stands for a value: the same one for as long as nothing changes."""
+    known = _stand_ins.get(name)
+    if known is None or not known.is_of(value) or known.stand_in.failure.args != failure.args:  # type: ignore[union-attr]
+        known = _stand_ins[name] = Definition.of_stand_in(value, failure)
+    return known
 
 
 def _is_hopeless(namespace: dict[str, Any], name: str) -> bool:

@@ -154,6 +154,8 @@ def deliver(
     withheld: frozenset[str] = frozenset(),
     brought: frozenset[str] = frozenset(),
     looked_at: LookedAt | None = None,
+    *,
+    stand_in: bool = False,
 ) -> Draft | None:
     """Pack what a worker lacks of the names a task needs.
 
@@ -171,6 +173,9 @@ def deliver(
         What was found of these names a moment ago: it is not looked for again. Of tasks that wait together it
         is enough to look once after the last one was submitted.
 
+    stand_in : bool
+        Whether something is to stand for a global that cannot be sent, and raise when it is used.
+
     Returns
     -------
     Draft or None
@@ -180,7 +185,7 @@ def deliver(
     Raises
     ------
     UnsendableGlobalError
-        If a global cannot be pickled; a TypeError that names it and who uses it.
+        If a global cannot be pickled and nothing is to stand for it; a TypeError that names it and its user.
     """
     found, left_out = (looked_at or {}).get((needs, brought), (None, set[str]()))
     if found is not None and not _stale(found, known):
@@ -188,7 +193,9 @@ def deliver(
     with definitions.lock:
         namespace = definitions.current_namespace()
         if found is None:
-            found = definitions.closure(needs, namespace, withheld | brought, left_out=left_out)
+            found = definitions.closure(
+                needs, namespace, withheld | brought, left_out=left_out, stand_in=stand_in
+            )
             if looked_at is not None:
                 looked_at[needs, brought] = found, left_out
         stale = _stale(found, known) | _deleted(known, namespace, withheld | brought)
@@ -197,17 +204,22 @@ def deliver(
         definitions.forget_rebound(namespace)
         named = definitions.names_by_id(namespace)
         while True:
-            update = {name: definitions.value_of(name, namespace) for name in _in_order(stale, namespace)}
+            update = {
+                name: stale[name].stand_in or definitions.value_of(name, namespace)
+                for name in _in_order(stale, namespace)
+            }
             there = Named((number, name) for number, name in named.items() if name in found)
             there.origins = definitions.origins(update)
             recording = record(
                 _Update(update, there),
-                defining=frozenset(stale),
+                defining=frozenset(name for name, one in stale.items() if one.stand_in is None),
                 withheld=withheld,
                 named=there,
                 afresh=True,
             )
-            needed = definitions.closure(recording.needs, namespace, withheld | brought, left_out=left_out)
+            needed = definitions.closure(
+                recording.needs, namespace, withheld | brought, left_out=left_out, stand_in=stand_in
+            )
             more = {n: d for n, d in _stale(needed, known).items() if n not in stale}
             if not more:
                 return Draft(recording, delivers=dict(stale))
@@ -328,7 +340,11 @@ def gently() -> Iterator[None]:
 def _in_order(stale: dict[str, definitions.Definition], namespace: dict[str, Any]) -> list[str]:
     """Return names with those before them that they need, and data last: rebuilding it may run code."""
     ordered: dict[str, None] = {}
-    code = [name for name in stale if definitions.is_code(definitions.value_of(name, namespace))]
+    code = [
+        name
+        for name, one in stale.items()
+        if one.stand_in is not None or definitions.is_code(definitions.value_of(name, namespace))
+    ]
     for among in (frozenset(code), frozenset(stale)):
         ahead = [(name, False) for name in reversed(stale) if name in among]
         begun: set[str] = set()

@@ -239,6 +239,8 @@ class UnsendableGlobalError(NdshareError, TypeError):
 
     Page: docs/executor.md.
 
+    It is raised where a task does something with the global: a task that only names it runs.
+
     Parameters
     ----------
     name : str
