@@ -25,6 +25,8 @@ from ndshare.bench.memory import tree
 from ndshare.compat import contextshare as shared
 from tests import seed_programs
 
+pytestmark = pytest.mark.once
+
 _ROOT = Path(__file__).parents[2]
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 

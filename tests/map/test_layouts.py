@@ -11,6 +11,8 @@ import pytest
 import ndshare
 import ndshare.compat.pasha as psh
 
+pytestmark = pytest.mark.once
+
 pd = pytest.importorskip("pandas")
 xr = pytest.importorskip("xarray")
 

@@ -20,6 +20,8 @@ from ndshare._map.used import which_used
 from ndshare.functors import Functor
 from tests.map import savepoint_faults
 
+pytestmark = pytest.mark.once
+
 ITEMS = 60
 
 
@@ -253,7 +255,6 @@ def test_rows_are_found_in_what_a_kernel_holds() -> None:
     assert which_used(lambda w, i, v: big, [other, rows]) == []
 
 
-@pytest.mark.once
 def test_nodes_take_back_what_their_workers_added(tmp_path: Path) -> None:
     """The same on a cluster: a worker of a node dies, and the node runs its share again."""
     with ProcessPoolExecutor(1) as engine:

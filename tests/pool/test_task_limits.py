@@ -19,6 +19,8 @@ from ndshare._processes import Worker, frames
 from tests import misdeeds
 from tests.pool import limit_tasks
 
+pytestmark = pytest.mark.once
+
 
 def _until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds

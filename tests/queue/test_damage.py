@@ -19,7 +19,7 @@ from ndshare._queue.memory import HEAD, NAMED, NAMES, PLAIN
 from ndshare._system import _wire
 from tests.dict.dict_tasks import ended, forked
 
-pytestmark = pytest.mark.sanitized
+pytestmark = [pytest.mark.once, pytest.mark.sanitized]
 
 
 @pytest.fixture
