@@ -59,6 +59,7 @@ from ndshare._pickling.uses import (
     is_of_user,
     kept_by_class,
     parameters,
+    place_of,
     variables,
 )
 from ndshare._pickling.wrappers import register_wrapper
@@ -112,6 +113,7 @@ __all__ = [
     "names_in_pickle",
     "names_used",
     "parameters",
+    "place_of",
     "record",
     "record_alone",
     "reduce_exception",

@@ -24,9 +24,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from ndshare._pickling.namespace import MAIN_NAMES
 from ndshare._pickling.reducers import reduce_entry
-from ndshare._pickling.uses import is_of_user
+from ndshare._pickling.uses import is_of_user, place_of
 
 _LOCK = type(threading.Lock())
 _RLOCK = type(threading.RLock())
@@ -70,12 +69,11 @@ def _is_of(cls: type, *names: str) -> bool:
 
 def _elsewhere(value: object, which: Callable[[types.ModuleType], bool] = is_of_user) -> Any:
     """Return how a value is found in a module that the script has it from; None if it is the script's own."""
-    for name, module in list(sys.modules.items()):
-        if type(module) is types.ModuleType and name not in MAIN_NAMES and which(module):
-            for attribute, one in list(vars(module).items()):
-                if one is value:
-                    return getattr, (module, attribute)
-    return None
+    modules = (
+        name for name, one in list(sys.modules.items()) if type(one) is types.ModuleType and which(one)
+    )
+    place = place_of(value, modules)
+    return None if place is None else (getattr, (sys.modules[place[0]], place[1]))
 
 
 def _reduce_lock(lock: Any) -> Any:

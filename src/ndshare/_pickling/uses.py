@@ -27,7 +27,8 @@ import numpy as np
 from ndshare._pickling import cells
 from ndshare._pickling.classes import class_attributes, slots_of
 from ndshare._pickling.functions import needs_of
-from ndshare._pickling.namespace import main_namespace
+from ndshare._pickling.namespace import MAIN_NAMES, main_namespace
+from ndshare._system import within_partials
 
 _PYTHON = os.path.dirname(os.__file__) + "/"
 _OWN = (
@@ -103,6 +104,18 @@ def is_of_user(module: types.ModuleType) -> bool:
     """Tell whether a module is a file of the user's, and not of an installed library."""
     path = getattr(module, "__file__", None)
     return path is not None and not is_installed(path)
+
+
+def place_of(value: object, modules: Iterable[str]) -> tuple[str, str] | None:
+    """Return the first of some modules, the script not counted, that has a value, and its name there."""
+    for name in modules:
+        module = sys.modules.get(name)
+        if name in MAIN_NAMES or type(module) is not types.ModuleType:
+            continue
+        for attribute, one in list(vars(module).items()):
+            if one is value:
+                return name, attribute
+    return None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -198,8 +211,7 @@ def first(items: Iterable[Any], most: int | None = None) -> list[Any]:
 
 def function_of(kernel: Any) -> Any:
     """Return the Python function behind a kernel, or None."""
-    while issubclass(type(kernel), functools.partial):
-        kernel = kernel.func
+    kernel = within_partials(kernel)
     if issubclass(type(kernel), types.FunctionType):
         return kernel
     if issubclass(type(kernel), types.MethodType):

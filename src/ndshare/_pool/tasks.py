@@ -10,14 +10,13 @@
 from __future__ import annotations
 
 import concurrent.futures
-import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ndshare._processes import TaskOptions, Worker, frames
-from ndshare._system import _wire, callable_name
+from ndshare._system import _wire, callable_name, within_partials
 from ndshare._transport import Draft, Parcel, pack, unpack
 
 _T = TypeVar("_T")
@@ -416,8 +415,7 @@ class ItemsTask(QuietTask):
 
 def describe(function: Any) -> str:
     """Readable name of something callable, with that of its module."""
-    while issubclass(type(function), functools.partial):
-        function = function.func
+    function = within_partials(function)
     try:
         module = function.__module__
     except Exception:  # it may answer attributes as it likes

@@ -35,6 +35,7 @@ from ndshare._system.arguments import (
     tuple_of,
     variables,
     warn_caller,
+    within_partials,
 )
 from ndshare._system.doors import later
 from ndshare._system.platform import (
@@ -124,6 +125,7 @@ __all__ = [
     "unshared_memory",
     "variables",
     "warn_caller",
+    "within_partials",
 ]
 
 # What workers, or programs that only make shared arrays, have no use for.

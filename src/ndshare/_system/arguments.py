@@ -42,7 +42,7 @@ def check_callable(name: str, value: object, advice: str = "") -> None:
 def check_runs(name: str, value: object, advice: str = "") -> None:
     """Refuse what cannot be called, and what does nothing when it is called and its result is dropped."""
     check_callable(name, value, advice)
-    function = _within_partials(value)
+    function = within_partials(value)
     code = code_of(function) or code_of(type(function).__call__)
     flags = 0 if code is None else code.co_flags
     for flag, kind, remedy in _IDLE:
@@ -55,7 +55,7 @@ def check_runs(name: str, value: object, advice: str = "") -> None:
 
 def callable_name(value: object) -> str:
     """Return the qualified name of what is called; that of its class, where it has none that is a text."""
-    function = _within_partials(value)
+    function = within_partials(value)
     try:
         name = function.__qualname__
     except Exception:  # it may answer attributes as it likes
@@ -74,7 +74,8 @@ def code_of(function: Any) -> types.CodeType | None:
     return code if type(code) is types.CodeType else None
 
 
-def _within_partials(function: Any) -> Any:
+def within_partials(function: Any) -> Any:
+    """Return what a `functools.partial` calls, and those within it; anything else as it is."""
     while issubclass(type(function), functools.partial):
         function = function.func
     return function

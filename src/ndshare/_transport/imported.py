@@ -26,7 +26,7 @@ import importlib
 import sys
 import types
 
-from ndshare._pickling import MAIN_NAMES, by_value_modules, is_of_user
+from ndshare._pickling import by_value_modules, is_of_user, place_of
 
 Origin = tuple[str, str]
 
@@ -69,14 +69,8 @@ def origin(value: object) -> Origin | None:
     kind = type(value)
     if not (is_container(value) or is_plain(kind)):
         return None
-    for name in dict.fromkeys((kind.__module__, *_modules_of_user())):
-        module = sys.modules.get(name)
-        if name in MAIN_NAMES or name in by_value_modules or type(module) is not types.ModuleType:
-            continue
-        for attribute, one in list(vars(module).items()):
-            if one is value:
-                return name, attribute
-    return None
+    modules = dict.fromkeys((kind.__module__, *_modules_of_user()))
+    return place_of(value, (name for name in modules if name not in by_value_modules))
 
 
 def is_container(value: object) -> bool:

@@ -90,17 +90,15 @@ def _reached(kernel: Callable[..., object]) -> Iterator[tuple[str | None, str, A
         seen.add(id(function))
         used: list[tuple[str | None, str, Any]] = []
         own = None if is_by_value(function) else function.__globals__.get("__name__", function.__module__)
-        for name, value in globals_of(
-            function
-        ).items():  # `issubclass`: a proxy may raise if asked for its class
-            if (
+        for name, value in globals_of(function).items():
+            if (  # by `issubclass`: a proxy may raise if it is asked for its class
                 issubclass(type(value), types.ModuleType)
                 and is_of_user(value)
-                and sys.modules.get(within := value.__name__) is value
+                and sys.modules.get(module_name := value.__name__) is value
             ):
-                kept = vars(value)
-                named = sorted(name for name in names_used(function.__code__).attributes if name in kept)
-                used += [(within, attribute, kept[attribute]) for attribute in named]
+                within = vars(value)
+                named = sorted(name for name in names_used(function.__code__).attributes if name in within)
+                used += [(module_name, attribute, within[attribute]) for attribute in named]
             else:
                 used.append((own, name, value))
         for content in itertools.chain(*cells.cell_contents(function)):
